@@ -1,0 +1,39 @@
+# The commands that everyone needs, each one word. Every one sets up `.venv` first where it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-full check bench docs clean
+
+setup: .venv/.ready
+
+# torch is left unpinned: the index then chooses a torch and a torchvision that fit
+.venv/.ready: pyproject.toml
+	@echo "Setting up .venv (torch and friends: several GB, some minutes the first time) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade --quiet pip
+	$(BIN)/python -m pip install --progress-bar on --editable '.[dev,demo,hf]'
+	@touch $@
+
+demo: setup
+	$(BIN)/utcompile demo
+
+test: setup
+	$(BIN)/python -m pytest -m 'not full' --cov --cov-report=term
+
+test-full: setup
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+docs: setup
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf .venv demo-output

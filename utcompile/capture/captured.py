@@ -1,0 +1,50 @@
+"""`CapturedModule`: a frozen model as a torch.fx graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utcompile.graph import UtcGraphModule
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """What capture found.
+
+    Attributes:
+        operations: number of graph nodes.
+        unreachable: parameters and buffers that the graph never reads.
+        barriers: writes into shared memory that stay in place; no tuner crosses them.
+        verified: what was compared with the model: `values at batch 2`, `shapes`.
+    """
+
+    operations: int
+    unreachable: tuple[str, ...]
+    barriers: tuple[str, ...]
+    verified: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.operations} operations, verified: {self.verified}"]
+        lines += [f"unreachable: {n}" for n in self.unreachable] + [f"barrier: {b}" for b in self.barriers]
+        return "\n".join(lines)
+
+
+class CapturedModule(UtcGraphModule):
+    """A frozen model as a graph; it shares the model's memory and none of its flags.
+
+    Attributes:
+        report: what capture found (`CaptureReport`).
+        batch_inputs: names of the inputs whose dimension 0 is the batch.
+    """
+
+    report: CaptureReport
+    kept_attributes = ("batch_inputs", "report")
+
+    def __str__(self) -> str:
+        parameters = sum(p.numel() for p in self.parameters())
+        head = f"CapturedModule of {type(self).__name__}: {parameters:,} parameters, {self.report}"
+        return f"{head}\n{self.code.strip()}"
+
+    def extra_repr(self) -> str:
+        """One line in `repr`."""
+        return f"operations={self.report.operations}"

@@ -1,0 +1,106 @@
+"""In-place operations become out-of-place ones wherever no other value lives in the same memory.
+
+What cannot be converted stays as it was recorded, in its place, and is a barrier that no tuner crosses:
+1. an alias of what is written is read later (a view, or the value before the write);
+2. it writes into a parameter or buffer, whose change must outlive the call;
+3. there is no out-of-place twin (`x[…] = y`, `copy_`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from utcompile.graph import is_state, value_of
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
+    """Convert what can be converted; returns the writes that remain."""
+    nodes = list(graph.nodes)
+    position = {n: i for i, n in enumerate(nodes)}
+    by_storage: dict[int, list[fx.Node]] = defaultdict(list)
+    calls: dict[str, list[fx.Node]] = defaultdict(list)
+    for node in nodes:
+        value = value_of(node)
+        if value is not None:
+            by_storage[value.storage].append(node)
+        if node.op == "call_module":
+            calls[str(node.target)].append(node)
+    writes = [n for n in nodes if n.meta.get("mutates")]
+    # a storage number names memory as recorded; once a write has become out of place, what follows lives elsewhere
+    aliased = {n: _is_aliased(n, by_storage, position) for n in writes}
+    left = []
+    for node in writes:
+        siblings = calls[str(node.target)] if node.op == "call_module" else []
+        if aliased[node] or any(aliased.get(s) for s in siblings) or not _convert(node, root):
+            left.append(node)
+        else:
+            del node.meta["mutates"]
+    return tuple(left)
+
+
+def _is_aliased(node: fx.Node, by_storage: dict[int, list[fx.Node]], position: dict[fx.Node, int]) -> bool:
+    at = position[node]
+    for written in node.meta["mutates"]:
+        value = value_of(written)
+        if value is None or is_state(written):
+            return True
+        for other in by_storage[value.storage]:
+            if position[other] < at and any(position[u] > at for u in other.users):
+                return True
+    return False
+
+
+def _convert(node: fx.Node, root: nn.Module) -> bool:
+    written = value_of(node.meta["mutates"][0])
+    yielded = value_of(node)
+    if yielded is None or written is None or yielded.dtype != written.dtype or yielded.shape != written.shape:
+        return False
+    if node.op == "call_module":
+        leaf = root.get_submodule(str(node.target))
+        if not getattr(leaf, "inplace", False):
+            return False
+        leaf.inplace = False  # type: ignore[assignment]
+        return True
+    if node.kwargs.get("inplace"):
+        node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        return True
+    if node.op == "call_method":
+        name = str(node.target)
+        plain = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
+        if name.startswith("__i") and hasattr(operator, name[3:-2]):
+            node.op, node.target = "call_function", getattr(operator, name[3:-2])
+            return True
+        if not name.endswith("_") or not hasattr(torch.Tensor, plain):
+            return False
+        node.target = plain
+        return True
+    if node.target in _OUT_OF_PLACE:
+        node.target = _OUT_OF_PLACE[node.target]
+        return True
+    name = getattr(node.target, "__name__", "")
+    twin = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None) if name.endswith("_") else None
+    if twin is not None:
+        node.target = twin
+        return True
+    return _without_positional_inplace(node)
+
+
+def _without_positional_inplace(node: fx.Node) -> bool:
+    """`F.relu(x, True)`: the last positional argument is the flag."""
+    if getattr(F, getattr(node.target, "__name__", ""), None) is node.target and node.args[-1:] == (True,):
+        node.args = (*node.args[:-1], False)
+        return True
+    return False

@@ -1,0 +1,21 @@
+"""From a PyTorch module to a proven ONNX file: export, parity, sessions, accuracy and latency in ONNX Runtime."""
+
+from utcompile.deploy.accuracy import accuracy_onnx
+from utcompile.deploy.export import ExportResult, export_onnx
+from utcompile.deploy.latency import Latency, latency
+from utcompile.deploy.parity import OutputParity, ParityReport, compare, verify_onnx
+from utcompile.deploy.runtime import onnxruntime_conflict, session
+
+__all__ = [
+    "ExportResult",
+    "Latency",
+    "OutputParity",
+    "ParityReport",
+    "accuracy_onnx",
+    "compare",
+    "export_onnx",
+    "latency",
+    "onnxruntime_conflict",
+    "session",
+    "verify_onnx",
+]

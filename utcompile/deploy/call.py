@@ -1,0 +1,221 @@
+"""One call of a model as named tensors: which inputs there are, which carry the batch, and random values for them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utcompile.deploy.structure import leaves, substitute, unique
+from utcompile.errors import UtcError, did_you_mean
+
+ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """An example call of a model, flattened.
+
+    Attributes:
+        args, kwargs: what `forward` is called with; tensors may sit in tuples, lists and mappings.
+        names: one name a tensor, the arguments' own (upper case too); nested ones as `pair_0`.
+        tensors: the example tensors, on the model's device.
+        batched: for each tensor whether its dimension 0 is the batch.
+        batch: the example's batch size.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    batched: tuple[bool, ...]
+    batch: int
+
+    @classmethod
+    def of(cls, model: nn.Module, example_inputs: ExampleInputs, batch_inputs: Sequence[str] | None = None) -> Call:
+        """Flatten `example_inputs` for `model`.
+
+        Args:
+            example_inputs: a tuple (positional), a mapping (keyword) or one tensor.
+            batch_inputs: the names of the inputs that carry the batch. None: `model.batch_inputs` where there is
+                one, else every tensor whose dimension 0 equals that of the first tensor of rank one or more.
+
+        Raises:
+            UtcError: there is no tensor, `forward` takes fewer arguments, or `batch_inputs` names no input.
+        """
+        args, kwargs = positional_and_keyword(example_inputs)
+        tree = {**_argument_names(model, args), **kwargs}
+        named = [(name, leaf) for name, leaf in leaves(tree) if isinstance(leaf, Tensor)]
+        if not any(leaf.ndim for _, leaf in named):
+            held = ", ".join(f"{name}: {type(leaf).__name__}" for name, leaf in leaves(tree))
+            raise UtcError(
+                "the example inputs hold no tensor with a batch dimension",
+                why=f"they hold {held or 'nothing'}",
+                fix="pass a tensor, a tuple of arguments, or a dict of keyword arguments",
+            )
+        names = unique([name for name, _ in named])
+        device = _device(model)
+        tensors = tuple(leaf.detach().to(device or leaf.device) for _, leaf in named)
+        if batch_inputs is None:
+            batch_inputs = getattr(model, "batch_inputs", None)
+        batched = _batched(names, tensors, batch_inputs)
+        batch = next(t.shape[0] for t, is_batched in zip(tensors, batched, strict=True) if is_batched)
+        if not batch:
+            raise UtcError("the example inputs hold no sample", why="their batch dimension is 0")
+        return cls(args, kwargs, tuple(names), tensors, batched, batch)
+
+    def at(self, batch: int) -> tuple[Tensor, ...]:
+        """The example itself at another batch size: its rows repeated or sliced."""
+        return tuple(_rows(t, batch) if b else t for t, b in zip(self.tensors, self.batched, strict=True))
+
+    def random(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random tensors of the example's shapes, dtypes and ranges at batch size `batch`; no global RNG is touched."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            _random_like(t, batch if is_batched else None, generator)
+            for t, is_batched in zip(self.tensors, self.batched, strict=True)
+        )
+
+    def run(self, model: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Call `model` with `tensors` in the example's places; its result flattened to named tensors.
+
+        Raises:
+            UtcError: the result holds something that is neither a tensor nor `None`.
+        """
+        source = iter(tensors)
+        args, kwargs = substitute(self.args, source), substitute(self.kwargs, source)
+        found = [(_output_name(name), leaf) for name, leaf in leaves(model(*args, **kwargs)) if leaf is not None]
+        for name, leaf in found:
+            if not isinstance(leaf, Tensor):
+                raise UtcError(
+                    f"the model returns a {type(leaf).__name__} at {name!r}, not a tensor",
+                    why="an ONNX graph returns tensors only",
+                    fix="export a wrapper whose forward returns tensors, or tuples, lists and mappings of tensors",
+                )
+        if not found:
+            raise UtcError("the model returns no tensor", why="an ONNX graph has at least one output")
+        names = [name for name, _ in found]
+        return dict(zip(unique(names, self.names), (leaf for _, leaf in found), strict=True))
+
+
+def positional_and_keyword(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`example_inputs` as the arguments of a call."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise UtcError(
+        f"example_inputs is a {type(example_inputs).__name__}",
+        fix="pass a tensor, a tuple of positional arguments, or a dict of keyword arguments",
+    )
+
+
+def resized(example_inputs: ExampleInputs, batch: int) -> tuple[Any, ...] | dict[str, Any]:
+    """`example_inputs` at another batch size, where no model is at hand to name its arguments.
+
+    >>> resized((torch.ones(1, 3), 0.5), 4)[0].shape
+    torch.Size([4, 3])
+    """
+    args, kwargs = positional_and_keyword(example_inputs)
+    tree: tuple[Any, ...] | dict[str, Any] = kwargs or args
+    found = [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    if not any(t.ndim for t in found):
+        raise UtcError("the example inputs hold no tensor with a batch dimension")
+    batched = _batched([], tuple(found), None)
+    return substitute(tree, iter([_rows(t, batch) if b else t for t, b in zip(found, batched, strict=True)]))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, without gradients and without TF32; every module's own mode is restored after."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            yield
+    finally:
+        # `train` first, for the models that drop a cache of biases in it, and then each module's own flag.
+        model.train(modes[model])
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _output_name(name: str) -> str:
+    """A lone tensor is `output`, the members of a tuple `output_0`, `output_1` …; a mapping keeps its keys."""
+    if not name:
+        return "output"
+    return f"output_{name}" if name[0].isdigit() else name
+
+
+def _argument_names(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    named: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            named.update({f"{parameter.name}_{i}": value for i, value in enumerate(args[len(named) :])})
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) and len(named) < len(args):
+            named[parameter.name] = args[len(named)]
+    if len(named) < len(args):
+        raise UtcError(
+            f"{len(args)} example inputs for a forward that takes {len(named)}",
+            where=f"{type(model).__name__}.forward",
+            fix=f"its arguments are: {', '.join(p.name for p in parameters) or 'none'}",
+        )
+    return named
+
+
+def _batched(names: list[str], tensors: tuple[Tensor, ...], wanted: Sequence[str] | None) -> tuple[bool, ...]:
+    if wanted is None:
+        batch = next(t.shape[0] for t in tensors if t.ndim)
+        return tuple(t.ndim > 0 and t.shape[0] == batch for t in tensors)
+    for name in wanted:
+        # A nested argument is named as a whole: `pair` stands for `pair_0` and `pair_1`.
+        if not any(n == name or n.startswith(f"{name}_") for n in names):
+            raise UtcError(f"batch_inputs names {name!r}, which is no input", fix=did_you_mean(name, names))
+    chosen = tuple(any(n == name or n.startswith(f"{name}_") for name in wanted) for n in names)
+    sizes = {n: t.shape[0] if t.ndim else None for n, t, c in zip(names, tensors, chosen, strict=True) if c}
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        raise UtcError(
+            "the inputs named in batch_inputs differ in their first dimension",
+            why=", ".join(f"{n}: {'a scalar' if size is None else size}" for n, size in sizes.items())
+            or "none is named",
+        )
+    return chosen
+
+
+def _rows(example: Tensor, batch: int) -> Tensor:
+    return example[torch.arange(batch, device=example.device) % example.shape[0]]
+
+
+def _random_like(example: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:
+    shape = tuple(example.shape) if batch is None else (batch, *example.shape[1:])
+    values = example.cpu()
+    if not values.numel():
+        return torch.zeros(shape, dtype=values.dtype).to(example.device)
+    if not values.is_floating_point():
+        # Two values at most: a mask. Its rows are drawn, not its elements, for a row that masks all is not a valid one.
+        if values.dtype is torch.bool or values.unique().numel() <= 2:
+            rows = values if batch is None else values[torch.randint(len(values), (batch,), generator=generator)]
+            return rows.to(example.device)
+        low, high = int(values.min()), int(values.max())
+        return torch.randint(low, high + 1, shape, generator=generator, dtype=values.dtype).to(example.device)
+    finite = values[values.isfinite()].double()
+    least, most = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+    if least == most:  # zeros or ones as a placeholder: constants would prove little
+        least, most = (min(0.0, least), max(0.0, most)) if least else (-1.0, 1.0)
+    drawn = torch.rand(shape, generator=generator, dtype=torch.float64) * (most - least) + least
+    return drawn.to(example.device, values.dtype)
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    for tensor in [*model.parameters(), *model.buffers()]:
+        return tensor.device
+    return None

@@ -1,0 +1,245 @@
+"""Does an ONNX file compute what its PyTorch model computes? Compared output by output, at several batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from utcompile.deploy.call import Call, ExampleInputs, evaluating
+from utcompile.deploy.runtime import run, session
+from utcompile.errors import UtcError, did_you_mean
+
+# float32: both sides round every sum differently; 1e-4 is some 800 units in the last place, seen only in deep
+# networks, and far below what a wrong operation or a lost weight causes (1e-2 and more). float16 has 11 bits.
+TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE_FLOAT32 = 1e-4
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output at one batch size.
+
+    Attributes:
+        output: its name in the ONNX file.
+        batch: the batch size; `source` tells whether the inputs were the example's or random.
+        max_error: the largest `|onnx - torch|`.
+        bound: the largest difference allowed.
+    """
+
+    output: str
+    batch: int
+    source: str
+    max_error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_error <= self.bound  # false for nan too
+
+    def __str__(self) -> str:
+        verdict = "equal" if self.passed else "DIFFERS"
+        return (
+            f"{self.output} at batch {self.batch} ({self.source}): {self.max_error:.2e} of {self.bound:.2e}, {verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All comparisons of one file with its model."""
+
+    path: Path
+    outputs: tuple[OutputParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(entry.passed for entry in self.outputs)
+
+    @property
+    def worst(self) -> OutputParity:
+        """The comparison nearest to, or furthest beyond, its bound."""
+        return max(
+            self.outputs, key=lambda e: (not e.passed, np.nan_to_num(e.max_error, nan=np.inf) / (e.bound or 1e-30))
+        )
+
+    @property
+    def max_error(self) -> float:
+        """The largest absolute difference of all."""
+        return max(entry.max_error for entry in self.outputs)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        return tuple(sorted({entry.batch for entry in self.outputs}))
+
+    def require(self) -> None:
+        """Raise a `UtcError` with the values where anything differs."""
+        if self.passed:
+            return
+        worst, failed = self.worst, [entry for entry in self.outputs if not entry.passed]
+        raise UtcError(
+            f"ONNX Runtime and PyTorch disagree on {worst.output!r} at batch size {worst.batch}: "
+            f"|difference| {worst.max_error:.3g}, allowed {worst.bound:.3g}",
+            where=str(self.path),
+            why=f"{len(failed)} of {len(self.outputs)} comparisons differ:\n    " + "\n    ".join(map(str, failed[:8])),
+            fix="see that the model is deterministic in eval mode; raise `tolerance` only where the reason is known",
+        )
+
+    def __str__(self) -> str:
+        verdict = "equal" if self.passed else "NOT EQUAL"
+        head = f"{self.path.name}: {verdict} in ONNX Runtime and PyTorch, largest difference {self.max_error:.2e}"
+        return "\n  ".join([head, *map(str, self.outputs)])
+
+
+def verify_onnx(
+    path: str | Path,
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    batch_sizes: Sequence[int] = (1, 3, 8),
+    tolerance: float | None = None,
+    *,
+    batch_inputs: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> ParityReport:
+    """Compare an ONNX file with its model on the example and on random inputs at several batch sizes.
+
+    Args:
+        path: the ONNX file.
+        model: the module it was exported from; run in eval mode on its own device, its modes are restored.
+        example_inputs: a tuple (positional), a mapping (keyword) or one tensor.
+        batch_sizes: at which random inputs of the example's shapes and ranges are compared.
+        tolerance: see `compare_once`. None: 1e-4, and 1e-2 for a float16 output.
+        batch_inputs: the inputs that carry the batch; see `export_onnx`.
+
+    Returns:
+        The report; it does not raise where values differ. Call its `require()` for that.
+
+    Raises:
+        UtcError: the file is missing or not ONNX; its inputs or outputs have other names, shapes or types.
+    """
+    sizes = check_batch_sizes(batch_sizes)
+    opened = session(path, threads)
+    call = Call.of(model, example_inputs, batch_inputs)
+    entries = []
+    with evaluating(model):
+        for source, batch, tensors in cases(call, sizes):
+            entries += compare_once(model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance)
+    return ParityReport(Path(path), tuple(entries))
+
+
+def cases(call: Call, batch_sizes: Sequence[int]) -> list[tuple[str, int, tuple[Tensor, ...]]]:
+    """What is compared: the example as it is, and random inputs at each batch size."""
+    return [
+        ("example", call.batch, call.tensors),
+        *(("random", batch, call.random(batch, seed)) for seed, batch in enumerate(batch_sizes)),
+    ]
+
+
+def compare(
+    model: nn.Module,
+    path: str | Path,
+    inputs: ExampleInputs,
+    tolerance: float | None = None,
+    *,
+    threads: int | None = None,
+) -> ParityReport:
+    """Compare an ONNX file with its model on the given inputs alone; arguments and errors as in `verify_onnx`."""
+    opened = session(path, threads)
+    call = Call.of(model, inputs)
+    with evaluating(model):
+        entries = compare_once(model, opened, call, call.tensors, batch=call.batch, source="given", tolerance=tolerance)
+    return ParityReport(Path(path), tuple(entries))
+
+
+def compare_once(
+    model: nn.Module,
+    opened: ort.InferenceSession,
+    call: Call,
+    tensors: Sequence[Tensor],
+    *,
+    batch: int,
+    source: str,
+    tolerance: float | None = None,
+    expected: dict[str, Tensor] | None = None,
+) -> list[OutputParity]:
+    """Run a model and a session on the same tensors and compare every output.
+
+    An output passes where `|onnx - torch| ≤ tolerance · max(1, max|torch|)`. The bound grows with the largest value of
+    the output and not with each element, because an element near zero is the difference of terms of that size: its
+    rounding error is theirs. It is at most a tenth of the output's largest value. Integers and booleans must be equal.
+    `nan` and infinities must stand in the same places.
+
+    Args:
+        expected: the model's outputs on `tensors` where they are known already.
+
+    Raises:
+        UtcError: the model fails, outputs differ in name or shape, or an output holds no finite value to compare.
+    """
+    if expected is None:
+        expected = reference(model, call, tensors, batch)
+    actual = run(opened, dict(zip(call.names, tensors, strict=True)))
+    if missing := [name for name in expected if name not in actual]:
+        raise UtcError(
+            f"the ONNX file has no output {missing[0]!r}",
+            why=f"the model returns {', '.join(expected)}; the file {', '.join(actual)}",
+            fix=did_you_mean(missing[0], actual),
+        )
+    return [
+        OutputParity(name, batch, source, *_difference(name, value, actual[name], tolerance))
+        for name, value in expected.items()
+    ]
+
+
+def reference(model: nn.Module, call: Call, tensors: Sequence[Tensor], batch: int) -> dict[str, Tensor]:
+    """What PyTorch computes, or a `UtcError` that says at which batch size it fails."""
+    try:
+        return call.run(model, tensors)
+    except UtcError:
+        raise
+    except Exception as error:  # whatever a user's forward raises
+        raise UtcError(
+            f"the model does not run at batch size {batch}",
+            why=f"{type(error).__name__}: {error}",
+            fix="give example inputs its forward accepts; name the inputs that carry the batch in `batch_inputs`",
+        ) from error
+
+
+def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes, or a `UtcError` where one is not a positive integer."""
+    sizes = tuple(batch_sizes)
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise UtcError(f"batch_sizes is {sizes}", fix="name at least one positive integer")
+    return sizes
+
+
+def _difference(name: str, value: Tensor, actual: np.ndarray, tolerance: float | None) -> tuple[float, float]:
+    if tuple(value.shape) != actual.shape:
+        raise UtcError(
+            f"output {name!r} is of shape {tuple(value.shape)} in PyTorch and {actual.shape} in ONNX Runtime"
+        )
+    if not value.numel():
+        return 0.0, 0.0
+    if not value.is_floating_point():
+        wrong = value.cpu().to(torch.float64).numpy() - actual.astype(np.float64)
+        return float(np.abs(wrong).max()), 0.0
+    if tolerance is None:
+        tolerance = TOLERANCE.get(value.dtype, TOLERANCE_FLOAT32)
+    ours, theirs = value.detach().cpu().to(torch.float64).numpy(), actual.astype(np.float64)
+    finite = np.isfinite(ours)
+    if not finite.any():
+        raise UtcError(
+            f"output {name!r} holds no finite value, so nothing can be proven",
+            why="PyTorch itself returns nan or infinity on these inputs",
+            fix="pass example inputs in the range the model expects; in float16, see whether it overflows",
+        )
+    scale = float(np.abs(ours[finite]).max())
+    # At most a tenth of the output itself (unless a larger share was asked for), or zeros would pass for an output
+    # below the tolerance; and at least the rounding of one term of size one.
+    bound = max(min(tolerance * max(1.0, scale), max(tolerance, 0.1) * scale), torch.finfo(value.dtype).eps)
+    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True) or not np.isfinite(theirs[finite]).all():
+        return float("nan"), bound
+    return float(np.abs(ours[finite] - theirs[finite]).max()), bound

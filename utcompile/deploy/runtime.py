@@ -1,0 +1,161 @@
+"""ONNX Runtime sessions: quiet, with clear errors, and a warning where two builds overwrite one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from utcompile.deploy.structure import leaves
+from utcompile.errors import UtcError, did_you_mean
+
+# All of these install a package named `onnxruntime`; the last one installed wins, file by file.
+BUILDS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+)
+
+
+def session(
+    path: str | Path,
+    threads: int | None = None,
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    spin: bool = True,
+) -> ort.InferenceSession:
+    """Open an ONNX file in ONNX Runtime.
+
+    Args:
+        path: the file.
+        threads: threads within an operation. None: one a physical core.
+        providers: execution providers in order of preference, e.g. `("CUDAExecutionProvider", "CPUExecutionProvider")`.
+        spin: whether idle worker threads spin. With several sessions in one process they steal one another's cores.
+
+    Raises:
+        UtcError: there is no such file, it is not ONNX, or the provider is not in this build.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UtcError("there is no such ONNX file", where=str(path))
+    available = ort.get_available_providers()
+    for provider in providers:
+        if provider not in available:
+            raise UtcError(
+                f"ONNX Runtime has no {provider!r}",
+                why=f"this build offers {', '.join(available)}",
+                fix=onnxruntime_conflict() or did_you_mean(provider, available),
+            )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    if threads is not None:
+        if threads < 1:
+            raise UtcError(f"threads is {threads}", fix="pass 1 or more, or None for one a core")
+        options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # its classes are private to the extension module
+        raise UtcError(
+            "ONNX Runtime cannot open the file",
+            where=str(path),
+            why=_first_line(error),
+            fix="check that it is a whole ONNX file and that no operation in it needs another provider or data type",
+        ) from error
+
+
+def run(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Run a session once on named tensors.
+
+    Raises:
+        UtcError: an input is missing, unknown, or of another shape or type than the file declares.
+    """
+    check_feeds(opened, feeds)
+    names = [output.name for output in opened.get_outputs()]
+    try:
+        results = opened.run(names, {name: as_numpy(tensor) for name, tensor in feeds.items()})
+    except Exception as error:
+        raise UtcError(
+            "ONNX Runtime cannot run the file",
+            why=_first_line(error),
+            fix="an input size that differs from the one it was exported with must be a named, dynamic axis",
+        ) from error
+    return dict(zip(names, (np.asarray(result) for result in results), strict=True))
+
+
+def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> None:
+    """Raise a `UtcError` where names or fixed sizes of `feeds` differ from the file's inputs."""
+    declared = {entry.name: entry.shape for entry in opened.get_inputs()}
+    optional = {entry.name for entry in opened.get_overridable_initializers()}
+    for name in feeds:
+        if name not in declared and name not in optional:
+            raise UtcError(f"the ONNX file has no input {name!r}", fix=did_you_mean(name, declared))
+    if missing := [name for name in declared if name not in feeds]:
+        raise UtcError(
+            f"the ONNX file asks for inputs that are not given: {', '.join(map(repr, missing))}",
+            why=f"given: {', '.join(map(repr, feeds)) or 'none'}",
+        )
+    for name, shape in declared.items():
+        given = tuple(feeds[name].shape)
+        fits = len(given) == len(shape) and all(
+            not isinstance(size, int) or size == have for size, have in zip(shape, given, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join(str(size) for size in shape)
+            raise UtcError(
+                f"the ONNX file's input {name!r} is of shape ({wanted}), not {given}",
+                fix="give the size it was exported with, or export it again at this size",
+            )
+
+
+def feeds_in_order(
+    opened: ort.InferenceSession, inputs: Tensor | Sequence[object] | Mapping[str, object]
+) -> dict[str, Tensor]:
+    """Example inputs as feeds: a mapping by name; a tensor or a tuple in the order of the file's inputs."""
+    found = [(name, leaf) for name, leaf in leaves(inputs) if isinstance(leaf, Tensor)]
+    if isinstance(inputs, Mapping):
+        return dict(found)
+    names = [entry.name for entry in opened.get_inputs()]
+    if len(names) != len(found):
+        raise UtcError(
+            f"{len(found)} tensors for an ONNX file with {len(names)} inputs", why=f"it has {', '.join(names)}"
+        )
+    return dict(zip(names, (leaf for _, leaf in found), strict=True))
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor of any device as a contiguous array."""
+    return tensor.detach().to("cpu", memory_format=torch.contiguous_format).numpy()
+
+
+def onnxruntime_conflict() -> str | None:
+    """A warning where more than one build of ONNX Runtime is installed, else None.
+
+    Each of them installs the same files, so the last one wins in silence: providers disappear, versions mix.
+    """
+    found = []
+    for name in BUILDS:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    if len(found) < 2:
+        return None
+    names = [entry.split()[0] for entry in found]
+    return (
+        f"{' and '.join(found)} are both installed and overwrite one another's files. "
+        f"Uninstall all of them (pip uninstall {' '.join(names)}), then install the one you need."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

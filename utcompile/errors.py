@@ -1,0 +1,54 @@
+"""The one base class of every error that a user can cause."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UtcError(Exception):
+    """What went wrong, where, why, and how to fix it.
+
+    Args:
+        what: one sentence that names the thing that is wrong.
+        where: a place: `rules.yaml:14:7`, a module path, a source line.
+        why: the reason, with the values that failed.
+        fix: what to do about it.
+
+    Example:
+        >>> print(UtcError("unknown tuner kind 'lore'", where="r.yaml:3:9", fix="did you mean 'lora'?"))
+        r.yaml:3:9: unknown tuner kind 'lore'
+          fix: did you mean 'lora'?
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, why: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.why, self.fix = what, where, why, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        lines += [f"  {label}: {text}" for label, text in (("why", self.why), ("fix", self.fix)) if text]
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.why, self.fix)
+
+
+def _rebuild(cls: type[UtcError], what: str, where: str | None, why: str | None, fix: str | None) -> UtcError:
+    return cls(what, where=where, why=why, fix=fix)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the nearest known one, or the list of them.
+
+    >>> did_you_mean("atention", ["attention", "ffn"])
+    "did you mean 'attention'?"
+    >>> did_you_mean("zzz", ["attention", "ffn"])
+    'known: attention, ffn'
+    """
+    names = sorted(set(known))
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+    return f"known: {shown}" if names else "there are none"

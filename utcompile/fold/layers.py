@@ -1,0 +1,173 @@
+"""Read and write the weights of linears and convolutions, whether modules or functions, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from utcompile.fold.execute import run_node
+from utcompile.graph import GraphView, Operation, is_state
+
+_CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+
+
+class Unfoldable(Exception):
+    """Why a site cannot be folded."""
+
+
+@dataclass
+class Work:
+    """The model being folded: a graph, and a root whose changed weights are float64 until `finish`.
+
+    Attributes:
+        changed: parameter name -> the dtype it is rounded to in the end.
+    """
+
+    graph: fx.Graph
+    root: nn.Module
+    changed: dict[str, torch.dtype] = field(default_factory=dict)
+
+    def view(self) -> GraphView:
+        """A fresh index of the graph as it is now."""
+        return GraphView(self.graph, self.root)
+
+    def state(self, name: str) -> torch.Tensor:
+        """A parameter or buffer in float64."""
+        return self._get(name).detach().double()
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that a parameter has in the end."""
+        return self.changed.get(name, self._get(name).dtype)
+
+    def _get(self, name: str) -> torch.Tensor:
+        path, _, attribute = name.rpartition(".")
+        found = getattr(self.root.get_submodule(path), attribute)
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Replace a parameter by a float64 value."""
+        path, _, attribute = name.rpartition(".")
+        owner = self.root.get_submodule(path)
+        self.changed.setdefault(name, self._get(name).dtype)
+        owner.register_parameter(attribute, nn.Parameter(value.double(), requires_grad=False))
+
+    def finish(self) -> None:
+        """Round what changed to the dtype it had."""
+        for name, dtype in self.changed.items():
+            path, _, attribute = name.rpartition(".")
+            owner = self.root.get_submodule(path)
+            owner.register_parameter(attribute, nn.Parameter(self._get(name).detach().to(dtype), requires_grad=False))
+
+    def remove_scale(self, node: fx.Node) -> None:
+        """Take a frozen affine map out; its readers read what it read."""
+        node.replace_all_uses_with(next(n for n in node.all_input_nodes if not is_state(n)))
+        self.graph.erase_node(node)
+
+    def evaluate(self, node: fx.Node) -> torch.Tensor:
+        """The value of a node computed from parameters alone, in float64."""
+        result = run_node(self.root, node, self.evaluate)
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def check_unshared(self, node: fx.Node, op: Operation) -> None:
+        """Refuse a weight that another operation reads too."""
+        readers = [n for n in self.graph.nodes if n is not node and n.op == "call_module" and n.target == node.target]
+        if node.op == "call_function":
+            state = [a for a in node.all_input_nodes if is_state(a)]
+            readers += [u for a in state for u in a.users if u is not node]
+        weight = self._get(op.parameters["weight"])
+        named = [n for n, p in self.root.named_parameters(remove_duplicate=False) if p is weight]
+        if readers or len(named) > 1:
+            other = readers[0].name if readers else named[1]
+            raise Unfoldable(f"the weight {op.parameters['weight']} is shared with {other}")
+
+
+@dataclass
+class Layer:
+    """A linear or convolution node, its weight `(out, in/groups, *kernel)` and bias `(out,)` in float64."""
+
+    work: Work
+    node: fx.Node
+    op: Operation
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight in float64."""
+        return self.work.state(self.op.parameters["weight"])
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """The bias in float64; zeros where there is none."""
+        name = self.op.parameters.get("bias")
+        return self.work.state(name) if name else self.weight.new_zeros(self.weight.shape[0])
+
+    def check(self) -> None:
+        """Refuse what cannot be rewritten."""
+        self.work.check_unshared(self.node, self.op)
+
+    def put(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Replace weight and bias, which may have other sizes; the layer keeps its name."""
+        name = self.op.parameters["weight"]
+        owner = name.rpartition(".")[0]
+        dtype = self.work.dtype_of(name)
+        if self.node.op == "call_module":
+            self._replace_module(weight.shape, owner)
+        elif not self.op.parameters.get("bias"):
+            self._add_bias(owner, bias)
+        names = {"weight": name, "bias": self.op.parameters.get("bias") or f"{owner}.bias".lstrip(".")}
+        self.work.put(names["weight"], weight)
+        self.work.put(names["bias"], bias)
+        self.work.changed.update(dict.fromkeys(names.values(), dtype))
+        self.op = Operation(self.op.name, self.op.inputs, self.op.attributes, names)
+
+    def _replace_module(self, shape: torch.Size, path: str) -> None:
+        old = self.work.root.get_submodule(path)
+        new: nn.Module
+        if self.op.name == "linear":
+            new = nn.Linear(shape[1], shape[0], device="meta")
+        else:
+            a = self.op.attributes
+            grouped = a["groups"] != 1
+            new = _CONVS[self.op.name](
+                shape[0] if grouped else shape[1],
+                shape[0],
+                tuple(shape[2:]),
+                a["stride"],
+                a["padding"],
+                a["dilation"],
+                shape[0] if grouped else 1,
+                padding_mode=a.get("padding_mode", "zeros"),
+                device="meta",
+            )
+        new.train(old.training)
+        parent, _, child = path.rpartition(".")
+        self.work.root.get_submodule(parent).add_module(child, new)
+        new.requires_grad_(False)
+
+    def _add_bias(self, owner: str, bias: torch.Tensor) -> None:
+        """A function without a bias gets one."""
+        name = f"{owner}.bias".lstrip(".")
+        self.work.root.get_submodule(owner).register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        with self.work.graph.inserting_before(self.node):
+            node = self.work.graph.get_attr(name)
+        node.meta.update(state=True, origin=self.node.meta["origin"])
+        args = list(self.node.args)
+        if len(args) > 2:
+            self.node.args = (*args[:2], node, *args[3:])
+        else:
+            self.node.kwargs = {**self.node.kwargs, "bias": node}
+
+
+def widen_groups(node: fx.Node, groups: int) -> None:
+    """Set the groups of a depthwise convolution that is a function; a module was rebuilt with them."""
+    if node.op == "call_function":
+        args, kwargs = list(node.args), dict(node.kwargs)
+        if len(args) > 6:
+            args[6] = groups
+        else:
+            kwargs["groups"] = groups
+        node.args, node.kwargs = tuple(args), kwargs

@@ -1,0 +1,37 @@
+"""One name for every spelling of an operation; shapes, channel axis, module scope, dependence."""
+
+from utcompile.graph.classes import CLASSES, is_layout, is_slice
+from utcompile.graph.layout import carried, permutation_of
+from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
+from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
+from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
+from utcompile.graph.value import Affine, Value, fit_affine
+from utcompile.graph.view import GraphView
+
+__all__ = [
+    "ACTIVATIONS",
+    "CLASSES",
+    "Affine",
+    "Frame",
+    "GraphView",
+    "Operation",
+    "Origin",
+    "UtcGraphModule",
+    "Value",
+    "carried",
+    "copy_graph",
+    "describe",
+    "fit_affine",
+    "is_layout",
+    "is_slice",
+    "is_state",
+    "keep_state",
+    "module_operation",
+    "operation",
+    "origin_of",
+    "permutation_of",
+    "place_of",
+    "state_name",
+    "tensor",
+    "value_of",
+]

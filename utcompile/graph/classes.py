@@ -1,0 +1,77 @@
+"""Classes of operations: the words of a pattern that stand for several canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import EllipsisType
+
+from torch import fx
+
+from utcompile.graph.meta import value_of
+from utcompile.graph.operations import ACTIVATIONS, Operation
+
+_NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
+_CONVS = frozenset(("conv1d", "conv2d", "conv3d"))
+_LAYOUT = frozenset("reshape permute transpose contiguous detach identity roll pad expand to".split())
+
+
+def is_slice(op: Operation) -> bool:
+    """Whether an indexing keeps every dimension: `x[:, :h]`, but not `x[:, 0]`."""
+    index = op.attributes.get("index", 0)
+    parts = index if isinstance(index, tuple) else (index,)
+    return op.name == "getitem" and all(isinstance(p, (slice, EllipsisType)) for p in parts)
+
+
+def is_layout(node: fx.Node, op: Operation) -> bool:
+    """Whether a node only moves one tensor's numbers about: reshape, permute, roll, crop, zero padding, identity."""
+    return len(op.inputs) == 1 and value_of(node) is not None and (op.name in _LAYOUT or is_slice(op))
+
+
+def is_dropout(node: fx.Node, op: Operation) -> bool:
+    """Dropout; an identity at inference."""
+    return op.name == "dropout"
+
+
+def kernel_of(op: Operation, weight_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The kernel's spatial sizes, from a convolution's weight `(out, in/groups, *kernel)`."""
+    return weight_shape[2:]
+
+
+def is_pool(node: fx.Node, op: Operation) -> bool:
+    """A pooling, or a mean over two or more dimensions (a global average)."""
+    dims = op.attributes.get("dim")
+    return op.name == "pool" or (op.name == "mean" and isinstance(dims, (tuple, list)) and len(dims) > 1)
+
+
+def _depthwise(node: fx.Node, op: Operation) -> bool:
+    if op.name not in _CONVS or not op.inputs:
+        return False
+    value = value_of(op.inputs[0])
+    groups = op.attributes["groups"]
+    return value is not None and groups > 1 and groups == value.shape[1]
+
+
+def _pointwise(node: fx.Node, op: Operation) -> bool:
+    if op.name == "linear":
+        return True
+    return op.name in _CONVS and op.attributes["groups"] == 1 and _unit_kernel(node, op)
+
+
+def _unit_kernel(node: fx.Node, op: Operation) -> bool:
+    shape = node.meta.get("weight_shape", ())
+    return len(shape) > 2 and all(k == 1 for k in shape[2:])
+
+
+CLASSES: dict[str, Callable[[fx.Node, Operation], bool]] = {
+    "conv": lambda node, op: op.name in _CONVS,
+    "depthwise_conv": _depthwise,
+    "conv_transpose": lambda node, op: op.name.startswith("conv_transpose"),
+    "pointwise": _pointwise,
+    "activation": lambda node, op: op.name in ACTIVATIONS,
+    "norm": lambda node, op: op.name in _NORMS,
+    "dropout": is_dropout,
+    "pool": is_pool,
+    "layout": is_layout,
+    "split": lambda node, op: op.name in ("split", "getitem"),
+    "resample": lambda node, op: op.name in ("interpolate", "pixel_shuffle", "pixel_unshuffle"),
+}

@@ -1,0 +1,131 @@
+"""The `GraphModule` that capture, rewrite and fold return: it keeps its nodes' meta through copies and pickling."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import fx, nn
+
+
+class UtcGraphModule(fx.GraphModule):
+    """A `torch.fx.GraphModule` whose copies and pickles keep the graph itself.
+
+    `GraphModule` pickles its generated code and traces it again, which loses the nodes' names and meta.
+
+    Attributes:
+        batch_inputs: names of the inputs whose dimension 0 is the batch.
+    """
+
+    batch_inputs: tuple[str, ...] = ()
+    kept_attributes: tuple[str, ...] = ("batch_inputs",)
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        super().__init__(root, graph, class_name)
+        if isinstance(root, nn.Module):
+            keep_state(root, self)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode flag; the backbone was recorded in eval and its layers stay there."""
+        nn.Module.train(self, False)
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        root = nn.Module()
+        root.__dict__.update(
+            {k: copy.deepcopy(self.__dict__[k], memo) for k in ("_parameters", "_buffers", "_modules", "training")}
+        )
+        root.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
+        return self._rebuild(root, copy_graph(self.graph), self.__dict__, memo)
+
+    def _rebuild(self, root: nn.Module, graph: fx.Graph, state: dict[str, Any], memo: dict[int, Any]) -> Self:
+        result: Self = type(self).__new__(type(self))
+        memo[id(self)] = result
+        fx.GraphModule.__init__(result, root, graph, type(self).__name__)
+        keep_state(root, result)
+        for name in self.kept_attributes:
+            if name in state:
+                result.__dict__[name] = copy.deepcopy(state[name], memo)
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        cls = next(c for c in type(self).__mro__ if c.__qualname__.split(".")[-1] != "GraphModuleImpl")
+        state = {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules", "training")}
+        state["_non_persistent_buffers_set"] = self._non_persistent_buffers_set
+        kept = {k: self.__dict__[k] for k in self.kept_attributes if k in self.__dict__}
+        return _unpickle, (cls, type(self).__name__, state, self.graph, kept)
+
+
+def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: fx.Graph, kept: dict[str, Any]) -> UtcGraphModule:
+    root = nn.Module()
+    root.__dict__.update(state)
+    result: UtcGraphModule = cls.__new__(cls)
+    fx.GraphModule.__init__(result, root, graph, name)
+    keep_state(root, result)
+    result.__dict__.update(kept)
+    return result
+
+
+def copy_graph(graph: fx.Graph, mapping: dict[fx.Node, fx.Node] | None = None) -> fx.Graph:
+    """A copy of a graph with its nodes' names, meta and order; nodes that meta refers to follow into the copy.
+
+    Args:
+        graph: the original.
+        mapping: filled with original node -> copy.
+    """
+    result = fx.Graph()
+    mapping = {} if mapping is None else mapping
+    output = result.graph_copy(graph, mapping)
+    for old, new in mapping.items():
+        new.meta = {k: _mapped(v, mapping) for k, v in old.meta.items()}
+    if output is not None:
+        old_output = graph.output_node()
+        result.output(output).meta = dict(old_output.meta)
+    return result
+
+
+def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
+    if isinstance(value, tuple) and any(isinstance(v, fx.Node) for v in value):
+        return tuple(mapping.get(v) if isinstance(v, fx.Node) else v for v in value)
+    return value
+
+
+def keep_state(root: nn.Module, module: nn.Module) -> None:
+    """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers."""
+    for path, owner in root.named_modules():
+        if path and _is_bare(module, path) and type(owner).__module__.startswith("torch.nn.") and not owner._modules:
+            module.set_submodule(path, owner)  # a layer of which the graph reads the weight alone
+        for name, parameter in owner._parameters.items():
+            _register(module, f"{path}.{name}" if path else name, parameter, None)
+        for name, buffer in owner._buffers.items():
+            _register(module, f"{path}.{name}" if path else name, buffer, name not in owner._non_persistent_buffers_set)
+
+
+def _is_bare(module: nn.Module, path: str) -> bool:
+    """Whether fx made a plain `Module` at a path, to hold the parameters that the graph reads there."""
+    try:
+        return type(module.get_submodule(path)) is nn.Module
+    except AttributeError:
+        return False
+
+
+def _register(module: nn.Module, name: str, value: torch.Tensor | None, persistent: bool | None) -> None:
+    path, _, attribute = name.rpartition(".")
+    owner = module
+    for part in path.split(".") if path else ():
+        child = owner._modules.get(part)
+        if child is None:
+            child = nn.Module()
+            child.training = owner.training
+            owner.add_module(part, child)
+        owner = child
+    if attribute in owner._parameters or attribute in owner._buffers:
+        if persistent is False:
+            owner._non_persistent_buffers_set.add(attribute)
+        return
+    if persistent is None:
+        owner.register_parameter(attribute, value if isinstance(value, nn.Parameter) else None)
+    else:
+        owner.register_buffer(attribute, value, persistent=persistent)

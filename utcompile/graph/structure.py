@@ -1,0 +1,67 @@
+"""A structural copy of a model: its own modules and flags, the original's memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from utcompile.errors import UtcError
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """Copy a model's modules, attributes and hooks, but share the storage of every tensor.
+
+    Parameters become new `nn.Parameter`s over the same storage that require no gradient, so that flags set on the copy
+    never reach the user's model. The copy is in eval mode, and toggling its mode has cleared the caches that some
+    models keep on their modules (LeViT's `attention_bias_cache`).
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in _tensors(module.__dict__, 3):
+            memo[id(value)] = _alias(value)
+    try:
+        result: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UtcError(
+            f"{type(model).__name__} cannot be copied",
+            why=f"copy.deepcopy failed: {error}",
+            fix="remove the attribute it names from the model, or give its class a __deepcopy__",
+        ) from error
+    return result.train().eval()
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=False)
+    return tensor.detach()
+
+
+def _tensors(value: object, depth: int) -> list[torch.Tensor]:
+    """The tensors in a module's attributes, in dicts, lists and tuples too."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if depth and isinstance(value, (dict, list, tuple)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [t for v in inner for t in _tensors(v, depth - 1)]
+    return []
+
+
+def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by name (tied ones under each name)."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def attribute_tensors(model: nn.Module) -> dict[int, tuple[str, torch.Tensor]]:
+    """Tensors kept as plain attributes, neither parameters nor buffers: id -> (name, tensor)."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            if isinstance(value, torch.Tensor):
+                found[id(value)] = (f"{path}.{name}" if path else name, value)
+    return found

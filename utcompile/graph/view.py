@@ -1,0 +1,116 @@
+"""`GraphView`: everything that is asked of a captured graph, read once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+
+import networkx as nx
+from torch import fx, nn
+
+from utcompile.graph.classes import CLASSES
+from utcompile.graph.composites import composites
+from utcompile.graph.layout import channel_axes
+from utcompile.graph.meta import tensor, value_of
+from utcompile.graph.operations import Operation, operation
+
+
+class GraphView:
+    """A read-only index over a graph: canonical operations, order, channel axes, dependence.
+
+    Args:
+        graph: a graph whose nodes carry `value` and `origin`, as capture makes it.
+        module: what its targets name.
+    """
+
+    def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
+        self.module = module
+        self.nodes = list(graph.nodes)
+        self.position = {n: i for i, n in enumerate(self.nodes)}
+        self.operations: dict[fx.Node, Operation] = {}
+        for node in self.nodes:
+            op = self.operations[node] = operation(node, module)
+            if "weight" in op.parameters:
+                node.meta["weight_shape"] = self._shape(op.parameters["weight"])
+        self.operations |= composites(self.nodes, self.operations)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        path, _, attribute = name.rpartition(".")
+        found = getattr(self.module.get_submodule(path), attribute, None)
+        return tuple(found.shape) if found is not None else ()
+
+    @cached_property
+    def channel_axis(self) -> dict[fx.Node, int | None]:
+        """The channel axis of every tensor, None where it is unknown."""
+        return channel_axes(self.nodes, self.operations)
+
+    @cached_property
+    def classes(self) -> dict[fx.Node, frozenset[str]]:
+        """The operation classes of every node, its canonical name among them."""
+        return {
+            n: frozenset([op.name, *(c for c, holds in CLASSES.items() if holds(n, op))])
+            for n, op in self.operations.items()
+        }
+
+    @cached_property
+    def by_class(self) -> dict[str, list[fx.Node]]:
+        """Nodes by class or canonical name, in graph order."""
+        found: dict[str, list[fx.Node]] = defaultdict(list)
+        for node, names in self.classes.items():
+            for name in names:
+                found[name].append(node)
+        return found
+
+    @cached_property
+    def digraph(self) -> nx.DiGraph:
+        """The data flow as a networkx graph over nodes."""
+        graph = nx.DiGraph()
+        graph.add_nodes_from(self.nodes)
+        graph.add_edges_from((n, u) for n in self.nodes for u in n.users)
+        return graph
+
+    def channels(self, node: fx.Node) -> int | None:
+        """The number of channels of a tensor, where its axis is known and its size fixed."""
+        axis = self.channel_axis.get(node)
+        size = tensor(node).shape[axis] if axis is not None else None
+        return size if isinstance(size, int) else None
+
+    def without_layout(self, node: fx.Node) -> fx.Node:
+        """The value that a chain of layout operations moves about."""
+        *_, last = self.layout_chain(node)
+        return last
+
+    def layout_chain(self, node: fx.Node) -> Iterator[fx.Node]:
+        """A node, then what it is a layout of, and so on up to a node that is no layout operation."""
+        yield node
+        while "layout" in self.classes[node]:
+            node = self.operations[node].inputs[0]
+            yield node
+
+    def depends(self, node: fx.Node, on: fx.Node) -> bool:
+        """Whether a node is computed from another (or is that node)."""
+        if self.position[node] < self.position[on]:
+            return False
+        seen, stack = {node}, [node]
+        floor = self.position[on]
+        while stack:
+            current = stack.pop()
+            if current is on:
+                return True
+            for source in current.all_input_nodes:
+                if source not in seen and self.position[source] >= floor:
+                    seen.add(source)
+                    stack.append(source)
+        return False
+
+    @cached_property
+    def mutations(self) -> dict[int, list[fx.Node]]:
+        """Storage number to the nodes that write into it: the barriers that capture could not remove."""
+        found: dict[int, list[fx.Node]] = defaultdict(list)
+        for node in self.nodes:
+            for written in node.meta.get("mutates", ()):
+                value = value_of(written)
+                if value is not None:
+                    found[value.storage].append(node)
+        return found

@@ -1,0 +1,307 @@
+"""The matcher: a pattern, anchored at its last line, against the values of a captured graph.
+
+Lines are solved from the anchor upwards with backtracking. Every solution is one set of bindings: a name stands for one
+value, where two layouts of the same numbers count as the same value. A solution's constraints all hold at once; an
+alternative that fails takes its bindings with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import permutations
+
+from torch import fx
+
+from utcompile.errors import UtcError
+from utcompile.graph import GraphView, describe, is_state, tensor, value_of
+from utcompile.match.tails import Tails
+from utcompile.rules import Call, Expression, Head, Name, Path, Pattern, Spelling, Step
+
+Bindings = dict[str, fx.Node]
+Holds = Callable[[Bindings], bool]
+
+CAP = 2_000_000  # attempts for one rule; ViT-B/16 under every shipped rule needs fewer than 20,000
+_COMMUTATIVE = frozenset(("add", "mul"))
+
+
+class Trace:
+    """The furthest that a pattern came at one place; `explain` and the message of an unmet `expect` render it."""
+
+    def __init__(self) -> None:
+        self.steps_left = 10**9
+        self.line = ""
+        self.node: fx.Node | None = None
+        self.reason = ""
+
+    def note(self, steps_left: int, step: Step, node: fx.Node, reason: str) -> None:
+        """Keep the deepest failure; of equally deep ones, the first."""
+        if steps_left < self.steps_left:
+            self.steps_left, self.line, self.node, self.reason = steps_left, step.text, node, reason
+
+    def constraint(self, line: str, node: fx.Node, reason: str) -> None:
+        """The whole pattern matched, and a constraint of the rule failed: nothing comes nearer."""
+        if self.steps_left >= 0:
+            self.steps_left, self.line, self.node, self.reason = -1, line, node, reason
+
+
+class Engine:
+    """Finds patterns in one graph.
+
+    Args:
+        view: the graph.
+        library: the named patterns that may stand for an operation.
+    """
+
+    def __init__(self, view: GraphView, library: Mapping[str, Pattern]) -> None:
+        self.view, self.library = view, library
+        self.tails = Tails(view)
+        self.trace: Trace | None = None
+        self._attempts = 0
+        self._solved: dict[tuple[str, fx.Node], tuple[Bindings, ...]] = {}
+        self._current: tuple[int, Step] | None = None
+
+    def start(self) -> None:
+        """Begin a new rule: its count of attempts starts at nought."""
+        self._attempts = 0
+
+    # --- anchors ------------------------------------------------------------------------------------------------
+
+    def anchors(self, pattern: Pattern) -> list[fx.Node]:
+        """The nodes where a pattern's last line can stand, in graph order."""
+        found = {n for s in pattern.spellings for n in self._ends(s.steps[-1].value)}
+        return sorted(found, key=self.view.position.__getitem__)
+
+    def _ends(self, expression: Expression) -> set[fx.Node]:
+        if not isinstance(expression, Call):
+            return {n for n in self.view.nodes if value_of(n) is not None and not is_state(n)}
+        found: set[fx.Node] = set()
+        for head in expression.heads:
+            if head.is_skip:
+                found |= self._ends(expression.arguments[0])
+            elif head.name in self.library:
+                found.update(self.anchors(self.library[head.name]))
+            elif head.name in ("branch_tail", "output_tail"):
+                found.update(self.tails.branches if head.name == "branch_tail" else self.tails.outputs)
+            else:
+                found.update(self.view.by_class[head.name])
+        return found
+
+    def is_a(self, head: Head, node: fx.Node) -> bool:
+        """Whether a node is an operation of one name or class, with the attributes that the pattern wants."""
+        found = self.view.operations[node].attributes
+        return head.name in self.view.classes[node] and all(_equal(found.get(k), v) for k, v in head.attributes.items())
+
+    # --- solving ------------------------------------------------------------------------------------------------
+
+    def solve(self, pattern: Pattern, anchor: fx.Node) -> Iterator[Bindings]:
+        """Every way to read a pattern at an anchor, the preferred alternatives first."""
+        for spelling in pattern.spellings:
+            last = spelling.steps[-1]
+            yield from self._steps(spelling, len(spelling.steps) - 1, {last.targets[0]: anchor})
+
+    def _steps(self, spelling: Spelling, index: int, env: Bindings) -> Iterator[Bindings]:
+        if index < 0:
+            yield env
+            return
+        step = spelling.steps[index]
+        previous, self._current = self._current, (index, step)
+        solutions = self._split(step, env) if len(step.targets) > 1 else self._assign(step, env)
+        for bound in solutions:
+            yield from self._steps(spelling, index - 1, bound)
+            self._current = (index, step)
+        self._current = previous
+
+    def _assign(self, step: Step, env: Bindings) -> Iterator[Bindings]:
+        target = step.targets[0]
+        for bound, node in self._expression(step.value, env[target], env):
+            yield {**bound, target: node}
+
+    def _expression(self, expression: Expression, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        """Ways in which `node` is the value of an expression, with the node that ends it."""
+        self._attempts += 1
+        if self._attempts > CAP:
+            raise UtcError(
+                f"a pattern needs more than {CAP:,} attempts",
+                why="its paths or alternatives overlap too much",
+                fix="lower `max` of a path, or bind more names",
+            )
+        if isinstance(expression, Name):
+            bound = self._name(expression.name, node, env)
+            if bound is not None:
+                yield bound, node
+        elif isinstance(expression, Path):
+            yield from self._path(expression, node, env)
+        else:
+            for head in expression.heads:
+                yield from self._call(head, expression, node, env)
+
+    def _name(self, name: str, node: fx.Node, env: Bindings) -> Bindings | None:
+        known = env.get(name)
+        if known is None:
+            return {**env, name: node}
+        if known is node or self.view.without_layout(known) is self.view.without_layout(node):
+            return env
+        self._miss(node, f"'{name}' is {known.name} already, and {node.name} is another value")
+        return None
+
+    def _call(self, head: Head, call: Call, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        if head.is_skip:
+            if not any(self._present(h, node) for h in call.heads[:-1]):  # a present norm is always taken
+                yield from self._expression(call.arguments[0], node, env)
+        elif head.name in self.library:
+            yield from self._named(head, call, node, env)
+        elif head.name in ("branch_tail", "output_tail"):
+            walk = self.tails.branch(node) if head.name == "branch_tail" else self.tails.output(node)
+            if not walk:
+                self._miss(
+                    node,
+                    "it is no branch of a residual addition"
+                    if head.name == "branch_tail"
+                    else "it is no output of the model",
+                )
+            for source in walk:
+                for bound, _ in self._expression(call.arguments[0], source, env):
+                    yield bound, node
+        else:
+            yield from self._operation(head, call, node, env)
+
+    def _present(self, head: Head, node: fx.Node) -> bool:
+        """Whether an alternative before `skip` stands here."""
+        if head.name in self.library:
+            return any(self._solutions(head.name, n) for n in self.view.layout_chain(node))
+        return any(self.is_a(head, n) for n in self.view.layout_chain(node))
+
+    def _operation(self, head: Head, call: Call, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        candidates = [n for n in self.view.layout_chain(node) if head.name in self.view.classes[n]]
+        if not candidates:
+            inner = self.view.without_layout(node)
+            self._miss(inner, f"the pattern wants {call.text}, and this is {self.view.operations[inner].name}")
+        for candidate in candidates:
+            op = self.view.operations[candidate]
+            wrong = next((a for a, v in head.attributes.items() if not _equal(op.attributes.get(a), v)), None)
+            if wrong is not None:
+                self._miss(
+                    candidate,
+                    f"the pattern wants {wrong}={head.attributes[wrong]!r}, and it is {op.attributes.get(wrong)!r}",
+                )
+                continue
+            if len(call.arguments) > len(op.inputs):
+                self._miss(
+                    candidate, f"the pattern wants {len(call.arguments)} operands, and it reads {len(op.inputs)}"
+                )
+                continue
+            orders = permutations(op.inputs, len(call.arguments)) if op.name in _COMMUTATIVE else (op.inputs,)
+            for operands in orders:
+                for bound in self._operands(call.arguments, operands, env):
+                    yield bound, candidate
+
+    def _operands(
+        self, arguments: tuple[Expression, ...], operands: tuple[fx.Node, ...], env: Bindings
+    ) -> Iterator[Bindings]:
+        if not arguments:
+            yield env
+            return
+        for bound, _ in self._expression(arguments[0], operands[0], env):
+            yield from self._operands(arguments[1:], operands[1:], bound)
+
+    def _named(self, head: Head, call: Call, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        """A named pattern as an operation: its `y` is the value, its `x` the operand."""
+        for candidate in self.view.layout_chain(node):
+            for inner in self._solutions(head.name, candidate):
+                if not call.arguments:
+                    yield env, candidate
+                    continue
+                for bound, _ in self._expression(call.arguments[0], inner["x"], env):
+                    yield bound, candidate
+
+    def _solutions(self, name: str, anchor: fx.Node) -> tuple[Bindings, ...]:
+        if (name, anchor) not in self._solved:
+            previous, self.trace = self.trace, None
+            found: dict[fx.Node, Bindings] = {}
+            for env in self.solve(self.library[name], anchor):
+                found.setdefault(env["x"], env)
+            self.trace = previous
+            self._solved[name, anchor] = tuple(found.values())
+        return self._solved[name, anchor]
+
+    def _path(self, path: Path, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        """Breadth first from the end, so that the shortest witness comes first."""
+        names = {h.name for h in path.through}
+        frontier, seen = [node], {node}
+        for length in range(path.max + 1):
+            if length >= path.min:
+                for end in frontier:
+                    for bound, _ in self._expression(path.source, end, env):
+                        yield bound, node
+            following: list[fx.Node] = []
+            for end in frontier:
+                for current in self.view.layout_chain(end):
+                    if not names & self.view.classes[current]:
+                        continue
+                    for source in self.view.operations[current].inputs:
+                        if source not in seen:
+                            seen.add(source)
+                            following.append(source)
+            frontier = following
+
+    def _split(self, step: Step, env: Bindings) -> Iterator[Bindings]:
+        """`q, k, v = split(t)`: distinct parts of one value, by unbind, chunk, split, or indexing."""
+        call = step.value
+        assert isinstance(call, Call)
+        bound = [(i, env[t]) for i, t in enumerate(step.targets) if t in env]
+        parts = [(i, _part(self.view, node)) for i, node in bound]
+        sources = {part[0] for _, part in parts if part}
+        if not all(part for _, part in parts) or len(sources) != 1:
+            self._miss(bound[0][1], f"the pattern wants the parts of one value in {step.text!r}")
+            return
+        ranks = [part[1] for _, part in parts if part]
+        if ranks != sorted(set(ranks)):
+            self._miss(bound[0][1], f"the parts come in another order than {', '.join(step.targets)}")
+            return
+        for env_bound, _ in self._expression(call.arguments[0], sources.pop(), env):
+            yield env_bound
+
+    def _miss(self, node: fx.Node, reason: str) -> None:
+        if self.trace is not None and self._current is not None:
+            self.trace.note(self._current[0], self._current[1], node, reason)
+
+
+def _part(view: GraphView, node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The value that a node is a part of, and the part's rank in it."""
+    for current in view.layout_chain(node):
+        op = view.operations[current]
+        if op.name != "getitem" or "index" not in op.attributes:
+            continue
+        source, index = current.args[0], op.attributes["index"]
+        if not isinstance(source, fx.Node):
+            return None
+        split = view.operations[source]
+        if split.name == "split":
+            return (split.inputs[0], int(index)) if split.inputs else None
+        return source, _start(index)
+    return None
+
+
+def _start(index: object) -> int:
+    """Where an index begins: its first integer, or the start of its first slice that has one."""
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, int) and not isinstance(part, bool):
+            return part
+        if isinstance(part, slice) and isinstance(part.start, int):
+            return part.start
+    return 0
+
+
+def _equal(found: object, wanted: object) -> bool:
+    """Attributes compare as numbers; `stride=2` holds for `(2, 2)`."""
+    if isinstance(found, (tuple, list)) and not isinstance(wanted, (tuple, list)):
+        return all(f == wanted for f in found)
+    if isinstance(found, (tuple, list)) and isinstance(wanted, (tuple, list)):
+        return tuple(found) == tuple(wanted)
+    return found == wanted
+
+
+def shown(node: fx.Node) -> str:
+    """A node with its shape, for messages."""
+    value = value_of(node)
+    return f"{describe(node)}{f' {tensor(node)}' if value else ''}"

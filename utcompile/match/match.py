@@ -1,0 +1,283 @@
+"""`match`: rules × graph -> `Plan`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.graph import Frame, GraphView, UtcGraphModule, place_of, value_of
+from utcompile.match.conditions import enclosing, failing, frames_of, within
+from utcompile.match.engine import Bindings, Engine, Trace, shown
+from utcompile.match.explain import Miss, nearest
+from utcompile.match.plan import Plan
+from utcompile.match.sites import Site, make_site, merge_shared
+from utcompile.rules import (
+    Expect,
+    MatchModule,
+    MatchOperation,
+    MatchParameter,
+    MatchPattern,
+    Pattern,
+    Rule,
+    RuleSet,
+    Scope,
+    Select,
+    Train,
+    glob_match,
+    library_patterns,
+)
+
+
+def match(
+    captured: UtcGraphModule,
+    rules: RuleSet | str | Path,
+    vars: Mapping[str, Any] | None = None,
+    rewriter: Callable[[Plan], Any] | None = None,
+) -> Plan:
+    """Find every place that a rule set speaks of.
+
+    Args:
+        captured: a `CapturedModule`.
+        rules: a `RuleSet`, a path, a shipped name, or YAML text.
+        vars: values for the rule file's `vars:`.
+        rewriter: what `plan.apply()` calls.
+
+    Raises:
+        UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
+    """
+    ruleset = RuleSet.load(rules, vars=vars)
+    view = GraphView(captured.graph, captured)
+    library = {**library_patterns(), **ruleset.patterns}
+    engine = Engine(view, library)
+    covered = {name: _covered(engine, name, library) for rule in ruleset.rules for name in rule.exclude}
+    sites: list[Site] = []
+    for rule in ruleset.rules:
+        left_out = frozenset(n for name in rule.exclude for n in covered[name])
+        found = [m for m in _matches(rule, engine) if not left_out & {view.without_layout(m[rule.insert.target])}]
+        chosen = select(found, rule.select)
+        _check_expect(rule, rule.expect, len(chosen), len(found), lambda: _misses(ruleset, engine))
+        sites += _sites(rule, chosen, view)
+    trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine, library)))
+    _check_sites(sites)
+    return Plan(
+        tuple(merge_shared(sites, view)), trained, ruleset, captured, view, lambda: _misses(ruleset, engine), rewriter
+    )
+
+
+def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:
+    """`first`, `last` or `indices`, then `every`."""
+    chosen = list(found)
+    if how.first is not None:
+        chosen = chosen[: how.first]
+    elif how.last is not None:
+        chosen = chosen[-how.last :]
+    elif how.indices is not None:
+        chosen = [found[i] for i in sorted({i % len(found) for i in how.indices if -len(found) <= i < len(found)})]
+    return chosen[:: how.every] if how.every else chosen
+
+
+def _matches(rule: Rule, engine: Engine) -> list[Bindings]:
+    """One match an anchor, in graph order."""
+    engine.start()
+    try:
+        found = (next(iter(_holding(rule, engine, candidates)), None) for candidates in _candidates(rule, engine))
+        return [env for env in found if env is not None]
+    except UtcError as error:
+        raise UtcError(
+            f"rule '{rule.name}': {error.what}", where=error.where or str(rule.mark), why=error.why, fix=error.fix
+        ) from error
+
+
+def _candidates(rule: Rule, engine: Engine) -> Iterator[Iterator[Bindings]]:
+    """For each anchor, the ways to read the rule's match there."""
+    view, wanted = engine.view, rule.match
+    if isinstance(wanted, MatchPattern):
+        for anchor in engine.anchors(wanted.pattern):
+            yield engine.solve(wanted.pattern, anchor)
+    elif isinstance(wanted, MatchOperation):
+        # an operation is a pattern of one line
+        for node in sorted({n for h in wanted.heads for n in view.by_class[h.name]}, key=view.position.__getitem__):
+            if view.operations[node].inputs and any(engine.is_a(h, node) for h in wanted.heads):
+                yield iter([{"x": view.operations[node].inputs[0], "h": node}])
+    elif isinstance(wanted, MatchModule):
+        yield from (iter([env]) for env in _module_calls(wanted, view))
+    elif isinstance(wanted, MatchParameter):
+        for node in view.nodes:
+            if node.op == "get_attr" and glob_match(wanted.parameter, str(node.target)):
+                yield iter([{"h": node}])
+
+
+def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
+    scope = Scope(wanted.module, wanted.cls)
+    for node in view.nodes:
+        if value_of(node) is None:
+            continue
+        if node.op == "call_module" and within(scope, frames_of(node)[-1:]) and view.operations[node].inputs:
+            yield {"x": view.operations[node].inputs[0], "y": node}
+        for frame, read in zip(node.meta.get("ends", ()), node.meta.get("ends_from", ()), strict=True):
+            if within(scope, [frame]) and read is not node:
+                yield {"x": read, "y": node}
+
+
+def _holding(rule: Rule, engine: Engine, candidates: Iterator[Bindings]) -> Iterator[Bindings]:
+    """The candidates for which every constraint of the rule holds."""
+    for env in candidates:
+        failed = failing(rule.where, env, engine.view)
+        if failed is not None:
+            _trace(engine, rule, env, failed[0].text, f"{failed[1]} in `where`")
+            continue
+        frames = scope_of(rule, env, engine.view)
+        outside = [s for s in rule.inside if not within(s, frames)] or [s for s in rule.not_inside if within(s, frames)]
+        if outside:
+            kind = "inside" if outside[0] in rule.inside else "not_inside"
+            where = " > ".join(f.path for f in frames) or "the root module"
+            _trace(engine, rule, env, f"{kind}: {outside[0].module or outside[0].cls}", f"the match is inside {where}")
+            continue
+        yield env
+
+
+def _trace(engine: Engine, rule: Rule, env: Bindings, line: str, reason: str) -> None:
+    if engine.trace is not None:
+        engine.trace.constraint(line, env[rule.insert.target], reason)
+
+
+def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
+    """The module calls that enclose a match: what its pattern's lines assign, its free inputs aside."""
+    wanted = rule.match
+    if isinstance(wanted, MatchModule):
+        node = env["y"]
+        ended = [f for f in node.meta.get("ends", ()) if within(Scope(wanted.module, wanted.cls), [f])]
+        frames = frames_of(node)
+        return (*frames, *(f for f in ended if f not in frames))
+    if not isinstance(wanted, MatchPattern):
+        return frames_of(env["h"])
+    assigned = {t for s in wanted.pattern.spellings for step in s.steps for t in step.targets}
+    nodes = [n for name, n in env.items() if name in assigned and not _stands_for_input(name, n, env, assigned)]
+    return enclosing(nodes or [env[rule.insert.target]])
+
+
+def _stands_for_input(name: str, node: fx.Node, env: Bindings, assigned: set[str]) -> bool:
+    """`n = (norm | skip)(x)` with skip binds n to x itself, which another module made."""
+    return any(node is other for key, other in env.items() if key not in assigned)
+
+
+def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView) -> list[Site]:
+    count: Counter[str] = Counter()
+    result = []
+    for env in chosen:
+        frames = scope_of(rule, env, view)
+        path = frames[-1].path if frames else ""
+        result.append(make_site(rule, path, count[path], env, view))
+        count[path] += 1
+    return result
+
+
+def _check_sites(sites: Sequence[Site]) -> None:
+    """A weight may carry one tuner of one rule."""
+    owners: dict[str, Site] = {}
+    for site in sites:
+        op = site.build_from.operation
+        if op is None:
+            continue
+        first = owners.setdefault(op.parameters["weight"], site)
+        if first.rule != site.rule:
+            raise UtcError(
+                f"rules '{first.rule}' and '{site.rule}' both tune the weight {op.parameters['weight']}",
+                fix="narrow one of them with `where:`, `inside:` or `except:`",
+            )
+
+
+def _check_expect(rule: Rule, expect: Expect, count: int, before: int, misses: Callable[[], list[Miss]]) -> None:
+    if count == 0 and expect.optional:
+        return
+    wrong = None
+    if expect.exactly is not None and count != expect.exactly:
+        wrong = f"exactly {expect.exactly}"
+    elif expect.exactly is None and count < expect.at_least:
+        wrong = f"at least {expect.at_least}"
+    elif expect.at_most is not None and count > expect.at_most:
+        wrong = f"at most {expect.at_most}"
+    if wrong is None:
+        return
+    near = nearest(misses(), rule.name, 2)
+    selected = f" ({before} before select)" if before != count else ""
+    raise UtcError(
+        f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}",
+        where=str(rule.mark),
+        why="nearest miss: " + "; next: ".join(map(str, near))
+        if near
+        else "no operation in the model ends such a pattern",
+        fix="run `utcompile explain` with this rule, or set `expect: {optional: true}`"
+        if count == 0
+        else "adjust `where:`, `select:` or `expect:`",
+    )
+
+
+def _misses(ruleset: RuleSet, engine: Engine) -> list[Miss]:
+    """Match again, this time keeping what failed; costs nothing until it is asked for."""
+    found: list[Miss] = []
+    for rule in ruleset.rules:
+        engine.start()
+        for candidates in _candidates(rule, engine):
+            engine.trace = trace = Trace()
+            matched = next(iter(_holding(rule, engine, candidates)), None)
+            engine.trace = None
+            if matched is None and trace.node is not None:
+                found.append(
+                    Miss(rule.name, place_of(trace.node), trace.steps_left, trace.line, shown(trace.node), trace.reason)
+                )
+    return found
+
+
+def _covered(engine: Engine, name: str, library: Mapping[str, Pattern]) -> frozenset[fx.Node]:
+    """Every node that a match of a named pattern binds."""
+    engine.start()
+    pattern = library[name]
+    return frozenset(
+        engine.view.without_layout(n)
+        for anchor in engine.anchors(pattern)
+        for env in list(engine.solve(pattern, anchor))[:1]
+        for n in _assigned(pattern, env)
+    )
+
+
+def _assigned(pattern: Pattern, env: Bindings) -> list[fx.Node]:
+    names = {t for s in pattern.spellings for step in s.steps for t in step.targets}
+    return [n for name, n in env.items() if name in names]
+
+
+def _trained(train: Train, engine: Engine, library: Mapping[str, Pattern]) -> list[str]:
+    """The names of the parameters that a line of `train:` selects."""
+    view = engine.view
+    names = dict(view.module.named_parameters(remove_duplicate=False))
+    if train.kind == "pattern":
+        if train.glob not in library:
+            raise UtcError(
+                f"unknown pattern {train.glob!r}", where=str(train.mark), fix=did_you_mean(train.glob, library)
+            )
+        nodes = _covered(engine, train.glob, library)
+        read = [p for n in sorted(nodes, key=view.position.__getitem__) for p in view.operations[n].parameters.values()]
+        found = [n for n in read if n in names]
+    else:
+        of_module = train.kind == "module"
+        found = [n for n in names if glob_match(train.glob, n.rpartition(".")[0] if of_module else n)]
+        if of_module and not found:  # the glob may name a container
+            found = [n for n in names if any(glob_match(train.glob, p) for p in _prefixes(n))]
+    if not found:
+        raise UtcError(
+            f"train: '{train.kind}:{train.glob}' selects no parameter",
+            where=str(train.mark),
+            why="no output of the model ends in such a pattern" if train.kind == "pattern" else None,
+            fix="see `utcompile inspect` for the names, or remove the line",
+        )
+    return found
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]

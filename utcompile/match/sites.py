@@ -1,0 +1,192 @@
+"""From a match to a site: what is read, what is changed, and why that is legal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from utcompile.errors import UtcError
+from utcompile.graph import GraphView, describe, tensor, value_of
+from utcompile.match.engine import Bindings
+from utcompile.rules import Rule
+from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, tuner_class
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a rule inserts a tuner.
+
+    Attributes:
+        id: rule name, module path and ordinal, `mha/blocks.0/0`: it survives an upgrade of torch.
+        rule: the rule's name.
+        path: the module whose call encloses the match.
+        form: `parallel`, `sequential` or `weight`.
+        tuner: the tuner's kind.
+        parameters: how many parameters the tuner trains.
+        reads: the shape it reads, and `writes`: the shape it changes, with B for the batch.
+    """
+
+    id: str
+    rule: str
+    path: str
+    form: str
+    tuner: str
+    parameters: int
+    reads: str
+    writes: str
+    config: TunerConfig = field(repr=False)
+    build_from: TunerSite = field(repr=False, compare=False)
+    source: fx.Node = field(repr=False, compare=False)
+    targets: tuple[fx.Node, ...] = field(repr=False, compare=False)
+    reader: fx.Node | None = field(default=None, repr=False, compare=False)
+    bindings: Bindings = field(default_factory=dict, repr=False, compare=False)
+
+    def build(self) -> Tuner:
+        """Make the tuner, on the current default device."""
+        return tuner_class(self.tuner).build(self.config, self.build_from)
+
+
+def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphView) -> Site:
+    """Check that a rule's insertion is legal at a match and describe it.
+
+    Raises:
+        UtcError: where (rule file and graph node), why, and how to exclude the place.
+    """
+    insertion = rule.insert
+    try:
+        if insertion.form == "weight":
+            source, target, reader = _weight(rule, env, view)
+        else:
+            target = env[insertion.target]
+            source = env[insertion.source] if insertion.source else target
+            reader = _reader(rule, env, view)
+        form: Any = insertion.form
+        captures = {k: view.operations[view.without_layout(n)] for k, n in env.items()}
+        op = view.operations[target] if form == "weight" else None
+        site = TunerSite(
+            form,
+            _port(insertion.source or insertion.target, source, view),
+            _port(insertion.target, target, view),
+            op,
+            tuple(target.meta.get("weight_shape", ())) if form == "weight" else (),
+            captures,
+        )
+        _check_legal(rule, source, target, view)
+        config = insertion.tuner.config
+        cls = tuner_class(config.kind)
+        if form not in cls.forms:
+            raise UtcError(f"a {config.kind} tuner cannot be inserted as '{form}'", fix=f"use: {', '.join(cls.forms)}")
+        with torch.device("meta"):
+            tuner = cls.build(config, site)
+        if form != "weight":
+            _check_shape(tuner, source, target)
+    except UtcError as error:
+        at = describe(env[insertion.target])
+        raise UtcError(
+            f"rule '{rule.name}' at {at}: {error.what}",
+            where=error.where or str(insertion.mark),
+            why=error.why,
+            fix=error.fix,
+        ) from error
+    return Site(
+        f"{rule.name}/{path}/{ordinal}",
+        rule.name,
+        path,
+        insertion.form,
+        config.kind,
+        sum(p.numel() for p in tuner.parameters()),
+        str(tensor(source)),
+        str(tensor(target)),
+        config,
+        site,
+        source,
+        (target,),
+        reader,
+        env,
+    )
+
+
+def _port(name: str, node: fx.Node, view: GraphView) -> Port:
+    value = value_of(node)
+    if value is None:
+        raise UtcError(f"'{name}' is no single tensor", fix="name a capture that is one")
+    return Port(value, view.channel_axis[node], name)
+
+
+def _weight(rule: Rule, env: Bindings, view: GraphView) -> tuple[fx.Node, fx.Node, None]:
+    target = view.without_layout(env[rule.insert.target])
+    op = view.operations[target]
+    if "weight" not in op.parameters or not op.inputs:
+        raise UtcError(
+            f"'{rule.insert.target}' is the result of {op.name}, which has no weight",
+            fix="name the capture of a linear or convolution",
+        )
+    return op.inputs[0], target, None
+
+
+def _reader(rule: Rule, env: Bindings, view: GraphView) -> fx.Node | None:
+    if rule.insert.reader is None:
+        return None
+    node = view.without_layout(env[rule.insert.reader])
+    if env[rule.insert.target] not in node.all_input_nodes:
+        raise UtcError(
+            f"'{rule.insert.reader}' does not read '{rule.insert.target}' itself",
+            fix="name the operation that reads it, or leave out `for:`",
+        )
+    return node
+
+
+def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) -> None:
+    if rule.insert.form == "parallel" and view.depends(source, target):
+        raise UtcError(
+            f"'{rule.insert.source}' is computed from '{rule.insert.target}'",
+            why="a parallel tuner must not read what it changes",
+            fix="swap the two, or use `sequential:`",
+        )
+    for node in (source, target):
+        for write in view.mutations.get(tensor(node).storage, ()):
+            if view.position[write] > view.position[node]:
+                raise UtcError(
+                    f"the memory of {node.name} is overwritten in place later",
+                    why=f"by {describe(write)}",
+                    fix="choose another capture, or exclude the place in `where:`",
+                )
+
+
+def _check_shape(tuner: Tuner, source: fx.Node, target: fx.Node) -> None:
+    """Run the tuner on the meta device at two batch sizes."""
+    for batch in (2, 3):
+        given, wanted = tensor(source), tensor(target).sizes(batch)
+        with torch.no_grad():
+            found = tuple(tuner(torch.empty(given.sizes(batch), device="meta", dtype=torch.get_default_dtype())).shape)
+        if found != wanted:
+            raise UtcError(
+                f"the tuner yields {list(found)} where {list(wanted)} is wanted, at batch {batch}",
+                fix="choose captures of matching shapes",
+            )
+
+
+def merge_shared(sites: Sequence[Site], view: GraphView) -> list[Site]:
+    """The calls of one module share its weight tuner: their sites become one."""
+    found: dict[tuple[str, str], Site] = {}
+    result: list[Site] = []
+    for site in sites:
+        if site.form != "weight":
+            result.append(site)
+            continue
+        assert site.build_from.operation is not None
+        key = (site.rule, site.build_from.operation.parameters["weight"])
+        first = found.get(key)
+        if first is None:
+            found[key] = site
+            result.append(site)
+            continue
+        joined = Site(
+            **{**{f: getattr(first, f) for f in first.__dataclass_fields__}, "targets": (*first.targets, *site.targets)}
+        )
+        result[result.index(first)] = found[key] = joined
+    return result

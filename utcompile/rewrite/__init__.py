@@ -1,0 +1,19 @@
+"""`Plan` × graph -> `TunedModule`; its checkpoints."""
+
+from utcompile.rewrite.apply import apply_plan
+from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tuners, read_manifest, save_tuners
+from utcompile.rewrite.tuned import TunedModule, TunedSite, disable_tuners, site_nodes
+
+__all__ = [
+    "MANIFEST",
+    "TENSORS",
+    "TunedModule",
+    "TunedSite",
+    "apply_plan",
+    "disable_tuners",
+    "fingerprint",
+    "load_tuners",
+    "read_manifest",
+    "save_tuners",
+    "site_nodes",
+]

@@ -1,0 +1,111 @@
+"""Text to Python's syntax tree, never evaluated: what patterns and `where:` lines have in common."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import warnings
+from typing import Any, Literal
+
+from utcompile.errors import UtcError
+from utcompile.rules.passage import Passage, short
+from utcompile.rules.syntax import Mark
+
+MAX_CHARACTERS = 8_000
+MAX_NESTING = 30
+MAX_WORD = 64
+
+
+def check_length(passage: Passage) -> None:
+    """Raise where a text is longer than any pattern or comparison needs to be."""
+    if len(passage.text) > MAX_CHARACTERS:
+        raise UtcError(f"a text of more than {MAX_CHARACTERS:,} characters", where=str(passage.start))
+
+
+class Text:
+    """One piece of Python-like text: its syntax tree, and the place in the rule file of each node of it.
+
+    Example:
+        >>> text = Text(Passage.plain("x.rank == 4", Mark("r.yaml", 7, 9)), "eval", what="comparison")
+        >>> str(text.mark(text.tree.body.comparators[0]))
+        'r.yaml:7:19'
+    """
+
+    def __init__(self, passage: Passage, mode: Literal["exec", "eval"], *, what: str, fix: str | None = None) -> None:
+        self.passage = passage
+        self.lines = passage.text.split("\n")
+        self.starts = [0]
+        for line in self.lines[:-1]:
+            self.starts.append(self.starts[-1] + len(line) + 1)
+        check_length(passage)
+        if long := re.search(rf"\w{{{MAX_WORD + 1},}}", passage.text):  # every message about a word is then short
+            raise UtcError(f"a word of more than {MAX_WORD} characters", where=str(passage.mark(long.start())))
+        self.tree: Any = self._parse(mode, what, fix)
+
+    def _parse(self, mode: str, what: str, fix: str | None) -> ast.AST:
+        problem = f"this is not a {what}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # a doubtful escape or number is a mistake here on every version
+                return ast.parse(self.passage.text, mode=mode)
+        except SyntaxError as error:
+            line = min(max((error.lineno or 1) - 1, 0), len(self.lines) - 1)
+            offset = self.starts[line] + min(max((error.offset or 1) - 1, 0), len(self.lines[line]))
+            raise UtcError(problem, where=str(self.passage.mark(offset)), why=error.msg, fix=fix) from None
+        except (RecursionError, MemoryError):  # this is how Python's own parser says "too deep"
+            raise UtcError(problem, where=str(self.passage.start), why="it is nested too deeply", fix=fix) from None
+        except ValueError as error:
+            raise UtcError(problem, where=str(self.passage.start), why=str(error), fix=fix) from None
+
+    def offset(self, line: int, column: int) -> int:
+        """The offset in the text of a place that `ast` gives: lines from 1, columns in bytes of UTF-8."""
+        row = min(line - 1, len(self.lines) - 1)
+        text = self.lines[row]
+        characters = column if text.isascii() else len(text.encode()[:column].decode("utf-8", "ignore"))
+        return self.starts[row] + characters
+
+    def mark(self, node: ast.AST) -> Mark:
+        """Where a node begins."""
+        return self.passage.mark(self.offset(node.lineno, node.col_offset))  # type: ignore[attr-defined]
+
+    def of(self, node: ast.AST) -> str:
+        """A node as it is written, on one line."""
+        start = self.offset(node.lineno, node.col_offset)  # type: ignore[attr-defined]
+        stop = self.offset(node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+        return " ".join(self.passage.text[start:stop].split())
+
+    def shown(self, node: ast.AST) -> str:
+        """A node as it is written, cut for a message."""
+        return short(self.of(node), 60)
+
+    def error(self, node: ast.AST, what: str, *, why: str | None = None, fix: str | None = None) -> UtcError:
+        """An error at a node."""
+        return UtcError(what, where=str(self.mark(node)), why=why, fix=fix)
+
+    def check_nesting(self, node: ast.AST, depth: int) -> None:
+        """Raise where an expression is deeper than a person would write it."""
+        if depth > MAX_NESTING:
+            raise self.error(node, f"nested deeper than {MAX_NESTING} levels", fix="give the inner parts names")
+
+    def literal(self, node: ast.expr, depth: int = 0) -> Any:
+        """A number, text, boolean, None, or a tuple of them (a list becomes a tuple).
+
+        Raises:
+            UtcError: at any other expression.
+        """
+        self.check_nesting(node, depth)
+        match node:
+            case ast.Constant(value=bool() | int() | str() | None):
+                return node.value
+            case ast.Constant(value=float(value)) if math.isfinite(value):
+                return value
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as value)) if (
+                not isinstance(value, bool) and math.isfinite(value)
+            ):
+                return -value if isinstance(node.op, ast.USub) else value
+            case ast.Tuple(elts=items) | ast.List(elts=items):
+                return tuple(self.literal(item, depth + 1) for item in items)
+        fix = f"put a word in quotes: '{node.id}'" if isinstance(node, ast.Name) else None
+        why = "a literal is a number, a text in quotes, True, False, None, or a tuple of them"
+        raise self.error(node, f"{self.shown(node)!r} is not a literal", why=why, fix=fix)

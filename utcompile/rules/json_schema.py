@@ -1,0 +1,79 @@
+"""The JSON Schema of rule files, for editors: from the models, and from the configs of the registered tuners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utcompile.rules.schema import RuleFile
+from utcompile.tuners import config_for, tuner_kinds
+
+_VARIABLE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "the value of a variable"}
+_LITERAL = ("version", "name", "cite", "description", "vars")  # where no variable may stand
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a rule file.
+
+    Example:
+        >>> sorted(json_schema()["$defs"]["Tuner"]["discriminator"]["mapping"])[:2]
+        ['adapter', 'lora']
+    """
+    schema = RuleFile.model_json_schema(by_alias=True)
+    definitions: dict[str, Any] = schema["$defs"]
+    references = {}
+    for kind in tuner_kinds():
+        name = f"tuner_{kind}"
+        definitions[name] = _config(kind, definitions)
+        references[kind] = f"#/$defs/{name}"
+    definitions["Variable"] = _VARIABLE
+    for definition in [*definitions.values()]:
+        _allow_variables(definition)
+    _allow_variables(schema)
+    definitions["Tuner"] = {
+        "oneOf": [{"$ref": reference} for reference in references.values()],
+        "discriminator": {"propertyName": "kind", "mapping": references},
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_finished(schema)}
+
+
+def _config(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    config = config_for(kind).model_json_schema(ref_template="#/$defs/{model}")
+    definitions.update(config.pop("$defs", {}))
+    config["properties"]["kind"] = {"const": kind}
+    config["required"] = sorted({"kind", *config.get("required", ())})
+    return config
+
+
+def _allow_variables(definition: dict[str, Any]) -> None:
+    """Let `$name` stand where a variable's value may stand and a text may not."""
+    whole_file = "version" in definition.get("properties", {})
+    for name, field in definition.get("properties", {}).items():
+        field.pop("title", None)  # pydantic's "At Least" for at_least says nothing
+        about = {key: field.pop(key) for key in ("default", "description") if key in field}
+        options = field.get("anyOf") or field.get("oneOf") or [field]
+        constant = name == "kind" or (whole_file and name in _LITERAL)
+        if not constant and any(map(_is_plain, options)) and not any(map(_is_free_text, options)):
+            options.append({"$ref": "#/$defs/Variable"})
+        definition["properties"][name] = {**(options[0] if len(options) == 1 else {"anyOf": options}), **about}
+
+
+def _is_free_text(schema: dict[str, Any]) -> bool:
+    return schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()
+
+
+def _is_plain(schema: dict[str, Any]) -> bool:
+    """A scalar, or a list of scalars: what a variable can be."""
+    inner = schema.get("items", schema)
+    return "enum" in inner or inner.get("type") in ("string", "integer", "number", "boolean")
+
+
+def _finished(value: Any) -> Any:
+    """Point at the tuners' schema where the models, which know no kinds, say `$comment: tuner`; allow no odd names."""
+    if isinstance(value, list):
+        return [_finished(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("$comment") == "tuner":
+        return {"$ref": "#/$defs/Tuner"}
+    closed = {"additionalProperties": False} if "patternProperties" in value else {}
+    return {**closed, **{key: _finished(item) for key, item in value.items()}}

@@ -1,0 +1,176 @@
+"""A rule file once read: plain frozen data that the matcher, the rewriter and the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from utcompile.rules.globs import glob_match
+from utcompile.rules.syntax import Comparison, Head, Mark, Pattern
+from utcompile.tuners import TunerConfig
+
+__all__ = [
+    "Expect",
+    "Insertion",
+    "Match",
+    "MatchModule",
+    "MatchOperation",
+    "MatchParameter",
+    "MatchPattern",
+    "Rule",
+    "RuleTest",
+    "Scope",
+    "Select",
+    "Train",
+    "TunerSpec",
+    "glob_match",
+]
+
+Form = Literal["parallel", "sequential", "weight"]
+
+
+@dataclass(frozen=True)
+class MatchPattern:
+    """`match: attention`, or pattern text in place."""
+
+    pattern: Pattern
+
+    @property
+    def captures(self) -> frozenset[str]:
+        """The names that every spelling of the pattern binds."""
+        return self.pattern.names
+
+
+@dataclass(frozen=True)
+class MatchModule:
+    """`match: {module: "blocks.*", class: Mlp}`: one site a call, from its first tensor input to its first output."""
+
+    module: str | None = None
+    cls: str | None = None
+
+    @property
+    def captures(self) -> frozenset[str]:
+        """`x`, the first tensor input, and `y`, the first tensor output."""
+        return frozenset("xy")
+
+
+@dataclass(frozen=True)
+class MatchOperation:
+    """`match: {op: "conv2d(groups=1) | linear"}`: any one operation of these."""
+
+    heads: tuple[Head, ...]
+
+    @property
+    def captures(self) -> frozenset[str]:
+        """`x`, the operation's input, and `h`, its value."""
+        return frozenset("xh")
+
+
+@dataclass(frozen=True)
+class MatchParameter:
+    """`match: {parameter: "**.pos_embed"}`: a parameter that no module owns."""
+
+    parameter: str
+
+    @property
+    def captures(self) -> frozenset[str]:
+        """`h`, the parameter."""
+        return frozenset("h")
+
+
+Match = MatchPattern | MatchModule | MatchOperation | MatchParameter
+
+
+@dataclass(frozen=True)
+class Scope:
+    """`{module: "stages.2.**", class: Block}`: globs of one enclosing call, which must match both."""
+
+    module: str | None = None
+    cls: str | None = None
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which matches are taken, in graph order: at most one of `first`, `last` and `indices`; then every n-th."""
+
+    first: int | None = None
+    last: int | None = None
+    every: int | None = None
+    indices: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Expect:
+    """How many sites a rule must have after `select`; `optional` allows none."""
+
+    at_least: int = 1
+    exactly: int | None = None
+    at_most: int | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class TunerSpec:
+    """The tuner of an insertion: its name under `tuners:`, None where it is written in place, and its config."""
+
+    name: str | None
+    config: TunerConfig
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """`{parallel: x -> y, tuner: u}`, `{sequential: v, for: op, tuner: u}` or `{weight: h, tuner: u}`.
+
+    Attributes:
+        form: `parallel`, `sequential` or `weight`.
+        source: what a parallel tuner reads.
+        target: what the tuner changes.
+        reader: the capture whose operation alone reads the changed value; None for all readers.
+        tuner: the tuner.
+        all_uses: whether a tied weight is tuned in all its uses.
+        mark: where the insertion stands.
+    """
+
+    form: Form
+    source: str | None
+    target: str
+    reader: str | None
+    tuner: TunerSpec
+    all_uses: bool
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: what it looks for, where, which of these it takes, and what it inserts."""
+
+    name: str
+    mark: Mark
+    match: Match
+    where: tuple[Comparison, ...]
+    inside: tuple[Scope, ...]  # all of them enclose the match
+    not_inside: tuple[Scope, ...]  # none of them does
+    exclude: tuple[str, ...]  # `except:`, named patterns; a target that a match of theirs covers is left out
+    select: Select
+    insert: Insertion
+    expect: Expect
+
+
+@dataclass(frozen=True)
+class Train:
+    """`pattern:head`, `module:head.*` or `parameter:**.bias`: what is trained beside the tuners."""
+
+    kind: Literal["pattern", "module", "parameter"]
+    glob: str  # for `pattern`, its name
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class RuleTest:
+    """A model, and how many sites each rule must find in it."""
+
+    model: str
+    sites: Mapping[str, int]
+    vars: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,214 @@
+"""The typed shape of a rule file: pydantic models, from which its JSON Schema comes too."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from utcompile.rules.globs import glob_problem
+from utcompile.rules.passage import short
+
+# A rule's name becomes part of the identity of its sites, and with it of checkpoint keys and file names.
+LABEL = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$"
+IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # of what is named in patterns and by $
+
+
+def problem(key: str | None, what: str, fix: str | None = None) -> PydanticCustomError:
+    """An error of a validator here; `key` names the entry to point at."""
+    # The text goes through the context: a brace in it is then no placeholder.
+    return PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "key": key})
+
+
+def _glob(text: str) -> str:
+    if why := glob_problem(text):
+        raise problem(None, f"'{short(text)}' is not a glob: {why}", GLOB_FIX)
+    return text
+
+
+def _shape(value: Any) -> str | None:
+    """Tells a union's members apart, so that an error is about the one that was meant."""
+    shapes: dict[type, str] = {str: "<text>", dict: "<mapping>"}
+    return shapes.get(type(value))
+
+
+class _OrOneAlone:
+    """Marks a list in the JSON Schema as one that may also be a single item."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+
+def _in_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+T = TypeVar("T")
+M = TypeVar("M")
+TextOr = Annotated[
+    Annotated[T, Tag("<text>")] | Annotated[M, Tag("<mapping>")],
+    Discriminator(_shape, custom_error_type="rule_union", custom_error_message="must be a text or a mapping"),
+]
+Many = Annotated[list[T], BeforeValidator(_in_list), _OrOneAlone()]
+Glob = Annotated[str, AfterValidator(_glob)]
+Label = Annotated[str, Field(pattern=LABEL)]
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+TunerMapping = Annotated[dict[str, Any], WithJsonSchema({"$comment": "tuner"})]
+UNION_TAGS = ("<text>", "<mapping>")
+GLOB_FIX = "write a dotted path: * is one segment, ** any number"
+FORMS = ("parallel", "sequential", "weight")
+
+
+class Entry(BaseModel):
+    """What all mappings of a rule file have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ScopeEntry(Entry):
+    """One enclosing call; both globs must match it where both are given."""
+
+    module: Glob | None = Field(None, description="glob of module paths: * is one segment, ** any number")
+    cls: Glob | None = Field(None, alias="class", description="glob of class names")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> ScopeEntry:
+        if self.module is None and self.cls is None:
+            raise problem(
+                None, "a scope names a module, a class, or both", "write {module: blocks.*} or {class: Block}"
+            )
+        return self
+
+
+class MatchEntry(Entry):
+    """What a rule looks for where it is no pattern: calls of a module, single operations, or a parameter."""
+
+    module: Glob | None = Field(None, description="glob of module paths; one site a call")
+    cls: Glob | None = Field(None, alias="class", description="glob of class names; one site a call")
+    op: str | None = Field(None, description="operations, such as conv2d(groups=1) | linear; captures x and h")
+    parameter: Glob | None = Field(None, description="glob of parameters that no module owns; captures h")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> MatchEntry:
+        given = [key for key in ("op", "parameter") if getattr(self, key) is not None]
+        given += ["module or class"] * (self.module is not None or self.cls is not None)
+        fix = "write {op: …}, {parameter: …}, or {module: …, class: …}"
+        if not given:
+            raise problem(None, "an empty match", fix)
+        if len(given) > 1:
+            raise problem(None, f"a match by {' and '.join(sorted(given))} at once", fix)
+        return self
+
+
+class SelectEntry(Entry):
+    """Which matches are taken, in graph order."""
+
+    first: Positive | None = Field(None, description="the first n")
+    last: Positive | None = Field(None, description="the last n")
+    every: Positive | None = Field(None, description="every n-th of these, from the first")
+    indices: list[int] | None = Field(None, min_length=1, description="by number, from 0; -1 is the last")
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> SelectEntry:
+        given = [key for key in ("first", "last", "indices") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise problem(given[1], f"select has {' and '.join(given)} at once", "keep one of them")
+        if self.indices is not None and len(set(self.indices)) < len(self.indices):
+            raise problem("indices", "select names an index twice")
+        return self
+
+
+class ExpectEntry(Entry):
+    """How many sites a rule must have, counted after select."""
+
+    at_least: Count | None = Field(None, description="1 where nothing is said")
+    exactly: Count | None = Field(None, description="this many")
+    at_most: Positive | None = Field(None, description="no more than this many")
+    optional: bool = Field(False, description="true: it may have no site at all")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExpectEntry:
+        for other in ("at_least", "at_most"):
+            if self.exactly is not None and getattr(self, other) is not None:
+                raise problem(other, f"expect has exactly and {other} at once", "keep one of them")
+        if self.at_most is not None and (self.at_least or 1) > self.at_most:
+            raise problem("at_most", f"no number is at least {self.at_least} and at most {self.at_most}")
+        return self
+
+
+class InsertEntry(Entry):
+    """One tuner in one of the forms: parallel, sequential or weight."""
+
+    parallel: str | None = Field(None, description="x -> y: the tuner reads x, and its result is added to y")
+    sequential: str | None = Field(None, description="v: the tuner's result takes the place of v")
+    weight: str | None = Field(None, description="h: the tuner changes the weight of the operation that makes h")
+    for_: str | None = Field(None, alias="for", description="with sequential: only this operation reads the new value")
+    tuner: TextOr[Label, TunerMapping] = Field(description="the name of a tuner of this file, or one in place")
+    all_uses: bool = Field(False, description="with weight: tune a tied weight in all its uses")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> InsertEntry:
+        given = [form for form in FORMS if getattr(self, form) is not None]
+        if len(given) != 1:
+            what = f"insert has {' and '.join(given)} at once" if given else "insert has no form"
+            raise problem(given[1] if given else None, what, f"give one of: {', '.join(FORMS)}")
+        if self.for_ is not None and given != ["sequential"]:
+            raise problem("for", f"'for' does not go with {given[0]}", "it goes with sequential")
+        if self.all_uses and given != ["weight"]:
+            raise problem("all_uses", f"'all_uses' does not go with {given[0]}", "it goes with weight")
+        return self
+
+
+class RuleEntry(Entry):
+    """One rule."""
+
+    name: Label = Field(description="unique in the file; part of the identity of its sites")
+    match: TextOr[str, MatchEntry] = Field(description="a named pattern, pattern text, or a mapping")
+    where: list[str] = Field([], description="comparisons that must all hold, such as h.channels >= 4 * x.channels")
+    inside: Many[ScopeEntry] = Field([], description="calls that must enclose the match: all of them")
+    not_inside: Many[ScopeEntry] = Field([], description="calls that must not enclose the match: none of them")
+    except_: Many[str] = Field([], alias="except", description="named patterns; places that they cover are left out")
+    select: SelectEntry | None = Field(None, description="which matches are taken, in graph order")
+    insert: InsertEntry = Field(description="the tuner, and where it goes")
+    expect: ExpectEntry | None = Field(None, description="how many sites there must be, counted after select")
+
+
+class TestEntry(Entry):
+    """One model, and what must be found in it."""
+
+    __test__ = False  # no test class for pytest to collect
+
+    model: str = Field(description="such as timm:resnet18")
+    sites: dict[str, Count] = Field(description="number of sites by rule name")
+    vars: dict[str, Any] = Field({}, description="variables, instead of the file's values")
+
+
+class RuleFile(Entry):
+    """A rule file of utcompile: where tuners go in a frozen model."""
+
+    version: Literal[1] = Field(description="version of the rule language")
+    name: Label = Field(description="a short name")
+    cite: str | None = Field(None, description="paper and table or equation")
+    description: str | None = Field(None, description="what it is for, in a sentence or two")
+    vars: dict[Identifier, Any] = Field({}, description="values for $name; the caller may give others")
+    patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
+    tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")
+    rules: list[RuleEntry] = Field(min_length=1, description="applied in this order")
+    train: list[str] = Field([], description="what is trained beside: pattern:head, module:head.*, parameter:**.bias")
+    tests: list[TestEntry] = Field([], description="models, and the sites each rule must find")

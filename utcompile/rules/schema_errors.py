@@ -1,0 +1,171 @@
+"""Pydantic's errors as one `UtcError` that names the key, its place in the file, and the nearest known word."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.rules.passage import short
+from utcompile.rules.schema import IDENTIFIER, LABEL, UNION_TAGS
+from utcompile.rules.yaml12 import Node
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_Location = tuple[str | int, ...]
+
+_WANTED: Mapping[str, str] = MappingProxyType(
+    {
+        "string_type": "a text",
+        "int_type": "a whole number",
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "float_parsing": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "bool_parsing": "true or false",
+        "list_type": "a list",
+        "tuple_type": "a list",
+        "dict_type": "a mapping",
+        "model_type": "a mapping",
+        "model_attributes_type": "a mapping",
+        "greater_than": "greater than {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than": "less than {lt}",
+        "less_than_equal": "at most {le}",
+        "literal_error": "{expected}",
+        "enum": "{expected}",
+        "too_short": "a list of {min_length} or more",
+        "too_long": "a list of {max_length} or fewer",
+    }
+)
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        LABEL: "a name of at most 64 letters, digits, - and _",
+        IDENTIFIER: "a name of at most 64 letters, digits and _",
+    }
+)
+
+
+def validate(model: type[_Model], node: Node) -> _Model:
+    """Check a part of a rule file against a model.
+
+    Raises:
+        UtcError: the first thing that is wrong, at its place in the file; an unknown key comes before a missing one,
+            for one is often the other, misspelt.
+    """
+    try:
+        # Through JSON, for there pydantic can be strict (`"10"` and `on` are no number and no boolean) and still make
+        # a tuple of a list.
+        return model.model_validate_json(json.dumps(node.data), strict=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+        raise _convert((unknown or problems)[0], model, node) from None
+    except UtcError as error:  # a tuner's config may raise its own
+        where = error.where or str(node.mark)
+        raise UtcError(error.what, where=where, why=error.why, fix=error.fix) from None
+
+
+def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """The keys of a mapping, as a rule file writes them."""
+    return tuple(field.alias or name for name, field in model.model_fields.items())
+
+
+def shown(value: Any) -> str:
+    """A value in a message: what it is and how it reads, cut short."""
+    match value:
+        case None:
+            return "nothing (null)"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return f"the text '{short(value)}'"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case dict():
+            return "a mapping"
+    return f"the number {short(value)}"
+
+
+def _convert(problem: Any, model: type[BaseModel], root: Node) -> UtcError:
+    kind, context = problem["type"], problem.get("ctx", {})
+    *parents, last = problem["loc"] or ("",)
+    # Pydantic puts the tag of a union's member into the location; an unknown key is the file's own, whatever it reads.
+    own = kind == "extra_forbidden" or last not in UNION_TAGS
+    location: _Location = tuple(part for part in parents if part not in UNION_TAGS) + ((last,) if own else ())
+    match kind:
+        case "extra_forbidden":
+            return _unknown_key(location, model, root)
+        case "missing":
+            return _missing_key(location, root)
+        case "rule":
+            node = root.nearest(*location)
+            where = str(node.keys.get(context["key"], node.mark))
+            return UtcError(context["what"], where=where, fix=context["fix"])
+    if location[-1] == "[key]":  # a key of a free mapping that is no proper name
+        *parents, name, _ = location
+        where = str(root.nearest(*parents).keys.get(str(name), root.mark))
+        return _wrong_value(problem, f"the key '{name}'", name, where)
+    key = next((part for part in reversed(location) if isinstance(part, str)), "this")
+    subject = f"an item of '{key}'" if isinstance(location[-1], int) else f"'{key}'"
+    return _wrong_value(problem, subject, problem["input"], str(root.nearest(*location).mark))
+
+
+def _unknown_key(location: _Location, model: type[BaseModel], root: Node) -> UtcError:
+    *parents, name = location
+    owner = root.nearest(*parents)
+    where = str(owner.keys.get(str(name), owner.mark))
+    fix = did_you_mean(str(name), keys_of(_model_at(model, tuple(parents))))
+    return UtcError(f"unknown key '{name}'", where=where, fix=fix)
+
+
+def _missing_key(location: _Location, root: Node) -> UtcError:
+    *parents, name = location
+    owner = f"'{parents[-1]}'" if parents else "the rule file"
+    if parents and isinstance(parents[-1], int):
+        owner = f"an item of '{parents[-2]}'"
+    where = str(root.nearest(*parents).mark)
+    return UtcError(f"{owner} lacks the key '{name}'", where=where, fix=f"add {name}: …")
+
+
+def _wrong_value(problem: Any, subject: str, value: Any, where: str) -> UtcError:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":  # a validator's own words
+        what, _, hint = str(context["error"]).partition("; ")
+        return UtcError(what, where=where, why=f"{subject} is {shown(value)}", fix=hint or None)
+    if kind == "rule_union":
+        return UtcError(f"{subject} {problem['msg']}", where=where, why=f"it is {shown(value)}")
+    wanted = _NAMES.get(context.get("pattern", "")) or _WANTED.get(kind)
+    what = f"{subject} must be {wanted.format(**context)}" if wanted else f"{subject}: {problem['msg']}"
+    words = _words(context) if kind in ("literal_error", "enum") else []
+    fix = did_you_mean(value, words) if words and isinstance(value, str) else None
+    return UtcError(what, where=where, why=f"it is {shown(value)}", fix=fix)
+
+
+def _words(context: Mapping[str, Any]) -> list[str]:
+    """The words of pydantic's "'none', 'scalar' or 'channel'"; none of a number's."""
+    return re.findall(r"'([^']+)'", context["expected"])
+
+
+def _model_at(model: type[BaseModel], location: _Location) -> type[BaseModel]:
+    """The model of the mapping at a location; every field here holds at most one kind of mapping."""
+    current = model
+    for part in location:
+        for name, field in current.model_fields.items():
+            if part == (field.alias or name):
+                current = _model_in(field.annotation) or current
+                break
+    return current
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _model_in(part))), None)

@@ -1,0 +1,106 @@
+"""`$name`: the variables of a rule file, put in their places before anything else is read.
+
+As a whole scalar `$name` becomes the variable's value and keeps its type. Within the text of a pattern or of a
+comparison it becomes a literal: `conv2d(x, groups=$g)` with `g: 4` is `conv2d(x, groups=4)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.rules.expression import check_length
+from utcompile.rules.passage import Passage, short
+from utcompile.rules.yaml12 import Node
+
+_WHOLE = re.compile(r"\$([A-Za-z_]\w*)")
+# Comments and quoted words are read as one piece each, so that a `$` inside them is told from a variable.
+_PART = re.compile(r"""(?P<comment>\#[^\n]*)|(?P<quoted>"[^"\n]*"|'[^'\n]*')|\$(?P<name>[A-Za-z_]\w*)""")
+_PROSE = frozenset({"name", "cite", "description", "vars"})
+
+
+def check_value(value: Any, name: str, where: str | None) -> Any:
+    """A variable's value: a number, a text, a boolean, null, or a list of these; tuples become lists."""
+    scalars = value if isinstance(value, list | tuple) else [value]
+    for scalar in scalars:
+        odd = isinstance(scalar, float) and not math.isfinite(scalar)
+        if odd or not (scalar is None or isinstance(scalar, str | int | float)):
+            why = f"a variable is a number, text, boolean, null, or a list of these, and this is {scalar!r:.60}"
+            raise UtcError(f"the variable '{name}' has no plain value", where=where, why=why)
+        if isinstance(scalar, str) and "$" in scalar:
+            raise UtcError(f"the variable '{name}' refers to another", where=where, fix="write its value out")
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+class Variables:
+    """The variables of one file with their values, and which of them have been used."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = dict(values)
+        self.used: set[str] = set()
+
+    def value(self, name: str, where: str) -> Any:
+        """The value of `$name`."""
+        if name not in self.values:
+            fix = did_you_mean(name, self.values) if self.values else f"declare it: vars: {{{short(name)}: …}}"
+            raise UtcError(f"unknown variable '${short(name)}'", where=where, fix=fix)
+        self.used.add(name)
+        return self.values[name]
+
+    def fill(self, root: Node) -> Node:
+        """The file with its variables replaced, but for those within patterns and comparisons."""
+        return self._fill(root, ())
+
+    def _fill(self, node: Node, path: tuple[str | int, ...]) -> Node:
+        content: Any = node.content
+        if isinstance(content, dict):
+            filled = {k: v if not path and k in _PROSE else self._fill(v, (*path, k)) for k, v in content.items()}
+            return Node(filled, node.mark, node.keys)
+        if isinstance(content, tuple):
+            return Node(tuple(self._fill(item, (*path, index)) for index, item in enumerate(content)), node.mark)
+        if not isinstance(content, str) or "$" not in content:
+            return node
+        if whole := _WHOLE.fullmatch(content.strip()):
+            return _node(self.value(whole[1], str(node.mark)), node)
+        if not _is_expression(path) and (part := re.search(_WHOLE, content)):
+            mark = node.passage.mark(part.start())
+            raise UtcError(
+                f"'{short(part.group())}' within a text", where=str(mark), fix="a variable stands alone here"
+            )
+        return node
+
+    def expand(self, passage: Passage) -> Passage:
+        """The text of a pattern or comparison with each `$name` replaced by a literal.
+
+        Example:
+            >>> from utcompile.rules.syntax import Mark
+            >>> Variables({"g": 4}).expand(Passage.plain("h = conv2d(x, groups=$g)", Mark("r.yaml", 1, 1))).text
+            'h = conv2d(x, groups=4)'
+        """
+        check_length(passage)
+        for found in reversed(list(_PART.finditer(passage.text))):  # from the end, so that earlier offsets stay
+            where = str(passage.mark(found.start()))
+            if found["quoted"] and _WHOLE.search(found["quoted"]):
+                raise UtcError("a variable within quotes", where=where, fix="write it without quotes: $name")
+            if name := found["name"]:
+                value = self.value(name, where)
+                literal = repr(tuple(value) if isinstance(value, list) else value)
+                passage = passage.replaced(*found.span(), literal)
+            check_length(passage)
+        return passage
+
+
+def _is_expression(path: tuple[str | int, ...]) -> bool:
+    match path:
+        case ("patterns", *_) | ("rules", _, "where", *_) | ("rules", _, "match") | ("rules", _, "match", "op"):
+            return True
+    return False
+
+
+def _node(value: Any, place: Node) -> Node:
+    if isinstance(value, list):
+        return Node(tuple(Node(item, place.mark) for item in value), place.mark)
+    return Node(value, place.mark)

@@ -1,0 +1,194 @@
+"""Images and labels from the arrays of an `.npz` file."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.train.data import Data, Preprocessing
+from utcompile.train.split import stratified
+
+HELD_OUT = ("val", "test")
+MODES = ("bicubic", "bilinear", "nearest")
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Arrays as a dataset; resized and normalised when they are read, a batch at a time.
+
+    Args:
+        x: uint8, or floats in [0, 1], `(N, C, H, W)` with 1 or 3 channels.
+        y: integers `(N,)`.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, how: Preprocessing) -> None:
+        self.x, self.y, self.how = x, y, how
+        self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1) for values in (how.mean, how.std))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """What a `DataLoader` calls with the indices of a batch."""
+        chosen = self.x[np.asarray(indices)]
+        images = torch.from_numpy(chosen).float()
+        if chosen.dtype == np.uint8:
+            images = images / 255
+        channels, *size = self.how.input_size
+        if images.shape[-2:] != tuple(size):
+            if self.how.interpolation == "nearest":
+                images = F.interpolate(images, size, mode="nearest")
+            else:
+                images = F.interpolate(images, size, mode=self.how.interpolation, antialias=True, align_corners=False)
+                images = images.clamp(0, 1)  # bicubic overshoots
+        images = (images.expand(-1, channels, -1, -1) - self.mean) / self.std
+        return list(zip(images, self.y[np.asarray(indices)].tolist(), strict=True))
+
+
+def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
+    """Read an `.npz` file; see `load_data` for what it holds.
+
+    Raises:
+        UtcError: not an `.npz`, missing keys, pickled objects, wrong ranks, lengths, channels, ranges or labels.
+    """
+    if how.interpolation not in MODES:
+        raise UtcError(
+            f"arrays cannot be resized with interpolation {how.interpolation!r}",
+            fix=did_you_mean(how.interpolation, MODES),
+        )
+    arrays = _read(path)
+    if "x_train" in arrays or "y_train" in arrays:
+        held = next((name for name in HELD_OUT if f"x_{name}" in arrays or f"y_{name}" in arrays), None)
+        if held is None:
+            _need(path, arrays, "x_val", "y_val")
+        x, y = _checked(path, arrays, "x_train", "y_train", how)
+        x_held, y_held = _checked(path, arrays, f"x_{held}", f"y_{held}", how)
+        if y_held.max() > y.max():
+            raise UtcError(
+                f"y_{held} has the label {y_held.max()}, which no training sample has",
+                where=str(path),
+                why=f"y_train runs from 0 to {y.max()}",
+            )
+    else:
+        x, y = _checked(path, arrays, "x", "y", how)
+        train, validation = stratified(y, seed)
+        x, y, x_held, y_held = x[train], y[train], x[validation], y[validation]
+    present, classes = np.unique(y), int(y.max()) + 1
+    if len(present) != classes:
+        missing = sorted(set(range(classes)) - set(present.tolist())) if classes < 10_000 else []
+        raise UtcError(
+            f"the labels leave gaps: {len(present)} distinct values up to {classes - 1}",
+            where=str(path),
+            why=f"without training samples: {', '.join(map(str, missing[:10]))}" if missing else None,
+            fix="number the classes from 0 on: y = np.unique(y, return_inverse=True)[1]",
+        )
+    names = tuple(str(label) for label in range(classes))
+    return Data(Images(x, y, how), Images(x_held, y_held, how), classes, names)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    name = ""
+    try:
+        # Opened here, for numpy leaves the file open when it is no archive.
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise UtcError("the file is not an .npz archive", where=str(path), fix="write it with np.savez")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                for name in file.files:
+                    arrays[name] = file[name]
+    except ValueError as error:  # numpy's word for an object array, and for a damaged header
+        objects = "allow_pickle" in str(error)
+        raise UtcError(
+            f"the array {name!r} holds Python objects" if objects else f"the array {name!r} cannot be read",
+            where=str(path),
+            why="reading it would run code from the file" if objects else str(error).splitlines()[0],
+            fix="save plain numbers: np.savez(path, x=x.astype(np.uint8), y=y.astype(np.int64))",
+        ) from error
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UtcError("the file is damaged", where=str(path), why=str(error), fix="write it again") from error
+    return arrays
+
+
+def _need(path: Path, arrays: dict[str, np.ndarray], *keys: str) -> None:
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise UtcError(
+            f"the .npz file lacks {' and '.join(map(repr, missing))}",
+            where=str(path),
+            why=f"it holds {', '.join(sorted(arrays)) or 'nothing'}",
+            fix="save x and y, or x_train, y_train with x_val, y_val (or x_test, y_test)",
+        )
+
+
+def _checked(
+    path: Path, arrays: dict[str, np.ndarray], x_name: str, y_name: str, how: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
+    _need(path, arrays, x_name, y_name)
+    y = _labels(path, y_name, arrays[y_name])
+    x = _images(path, x_name, arrays[x_name], how.input_size[0])
+    if len(x) != len(y):
+        raise UtcError(f"{x_name} holds {len(x)} images and {y_name} {len(y)} labels", where=str(path))
+    if not len(x):
+        raise UtcError(f"{x_name} is empty", where=str(path))
+    return x, y
+
+
+def _images(path: Path, name: str, x: np.ndarray, channels: int) -> np.ndarray:
+    shape = f"{name} is of shape {x.shape}"
+    if x.ndim not in (3, 4):
+        raise UtcError(shape, where=str(path), fix="give (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    if x.ndim == 3:
+        x = x[:, None]
+    else:
+        first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+        if first == last:
+            raise UtcError(
+                shape,
+                where=str(path),
+                why="both the second and the last axis could be the channels"
+                if first
+                else "no axis is 1 or 3 channels",
+                fix="give (N, H, W, C) or (N, C, H, W) with 1 or 3 channels",
+            )
+        if last:
+            x = np.moveaxis(x, 3, 1)
+    if 0 in x.shape[2:]:
+        raise UtcError(shape, where=str(path), why="its images have no pixel")
+    if x.shape[1] > channels:
+        raise UtcError(shape, where=str(path), why="its images have 3 channels, the model takes 1")
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind != "f":
+        raise UtcError(f"{name} is {x.dtype}", where=str(path), fix="give uint8 in 0 to 255, or floats in [0, 1]")
+    if x.size and not (x.min() >= 0 and x.max() <= 1):  # false for nan too
+        raise UtcError(
+            f"{name} runs from {x.min():g} to {x.max():g}",
+            where=str(path),
+            fix="give floats in [0, 1], not normalised, or uint8: x.astype(np.uint8)",
+        )
+    return x.astype(np.float32, copy=False)
+
+
+def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise UtcError(f"{name} is of shape {y.shape}", where=str(path), fix="give one integer a sample: (N,)")
+    if y.dtype.kind not in "iu":
+        raise UtcError(f"{name} is {y.dtype}", where=str(path), fix=f"give integers from 0 on: {name}.astype(np.int64)")
+    if y.size and y.min() < 0:
+        raise UtcError(f"{name} has the negative label {y.min()}", where=str(path), fix="number the classes from 0 on")
+    return y.astype(np.int64)

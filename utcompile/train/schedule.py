@@ -1,0 +1,78 @@
+"""Learning rates by step: timm's cosine and torch's one-cycle, behind one face."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch.optim.lr_scheduler import OneCycleLR
+
+from utcompile.errors import UtcError, did_you_mean
+
+SCHEDULES = ("cosine", "onecycle")
+
+
+class Schedule(Protocol):
+    """Sets the learning rate of an optimizer for each of its steps."""
+
+    def after(self, step: int) -> None:
+        """Set the rate for what follows the first `step` steps."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def create_schedule(name: str, optimizer: torch.optim.Optimizer, *, lr: float, steps: int, warmup: float) -> Schedule:
+    """A schedule over `steps` steps, of which the share `warmup` rises to `lr`; the last steps fall to nearly zero.
+
+    Raises:
+        UtcError: no such schedule, or `warmup` outside [0, 1).
+    """
+    if name not in SCHEDULES:
+        raise UtcError(f"unknown schedule {name!r}", fix=did_you_mean(name, SCHEDULES))
+    if not 0 <= warmup < 1:
+        raise UtcError(f"warmup is {warmup}", fix="give the share of all steps, from 0 to below 1")
+    if name == "onecycle":
+        return _OneCycle(optimizer, lr, steps, warmup)
+    return _Cosine(optimizer, lr, steps, warmup)
+
+
+class _Cosine:
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float) -> None:
+        rising = round(warmup * steps)
+        self.scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=max(1, steps - rising),
+            warmup_t=rising,
+            warmup_lr_init=lr / (rising + 1),  # not zero: the first step should count
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+
+    def after(self, step: int) -> None:
+        self.scheduler.step_update(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state)
+
+
+class _OneCycle:
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float) -> None:
+        total = steps + 1  # one more than there are, for `after` is called after the last one too
+        # A rise of fewer than two steps divides by zero in torch.
+        rise = max(warmup, min(1.0, 2 / total))
+        self.scheduler = OneCycleLR(optimizer, lr, total_steps=total, pct_start=rise, cycle_momentum=False)
+
+    def after(self, step: int) -> None:
+        self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state)

@@ -1,0 +1,63 @@
+"""Activations by name, and `same as a`: the one that a captured operation has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.graph import ACTIVATIONS, Operation
+
+_MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "hardswish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "selu": nn.SELU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+    "hardtanh": nn.Hardtanh,
+    "identity": nn.Identity,
+}
+ACTIVATION_NAMES = tuple(sorted(_MAKERS))
+_SAME_AS = re.compile(r"same as ([A-Za-z_]\w*)")
+
+
+def check_activation(text: str) -> str:
+    """Validate a config's `activation`: a known name or `same as <capture>`."""
+    if not _SAME_AS.fullmatch(text) and text not in _MAKERS:
+        raise ValueError(f"unknown activation {text!r}; {did_you_mean(text, _MAKERS)}")
+    return text
+
+
+def make_activation(text: str, captures: Mapping[str, Operation]) -> nn.Module:
+    """Build the activation a config names, taking the attributes of a captured one for `same as a`."""
+    name, attributes = activation_of(text, captures)
+    if name not in _MAKERS:
+        raise UtcError(f"the activation {name!r} has no module here", fix=f"use one of: {', '.join(ACTIVATION_NAMES)}")
+    return _MAKERS[name](**attributes)
+
+
+def activation_of(text: str, captures: Mapping[str, Operation]) -> tuple[str, dict[str, Any]]:
+    """The canonical name and attributes of the activation a config names."""
+    same = _SAME_AS.fullmatch(text)
+    if not same:
+        return text, {}
+    op = captures.get(same[1])
+    if op is None:
+        raise UtcError(f"'{text}': the match offers no '{same[1]}'", fix=did_you_mean(same[1], captures))
+    if op.name not in ACTIVATIONS:
+        raise UtcError(
+            f"'{text}': '{same[1]}' is the result of {op.name}, no activation",
+            fix="name the capture of the activation itself",
+        )
+    return op.name, {k: v for k, v in op.attributes.items() if k not in ("inplace",)}

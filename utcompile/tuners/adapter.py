@@ -1,0 +1,168 @@
+"""Adapters: `s · Up(act(Down(x)))`, beside an operation or after it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import Affine
+from utcompile.tuners.activations import check_activation, make_activation
+from utcompile.tuners.base import Port, Tuner, TunerConfig, TunerSite, register_tuner
+
+Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Scale = Literal["none", "scalar", "channel", "input"]
+
+
+class AdapterConfig(TunerConfig):
+    """`{kind: adapter, dim: 10, activation: gelu, scale: channel}`."""
+
+    kind: Literal["adapter"] = "adapter"
+    dim: int = Field(10, ge=1, description="width of the bottleneck")
+    activation: Annotated[str, AfterValidator(check_activation)] = Field(
+        "gelu", description="a name, or `same as <capture>`"
+    )
+    scale: Scale = Field("none", description="a learned factor: none, scalar, channel (one a channel), input (a gate)")
+    bias: bool = Field(True, description="whether Down and Up have biases")
+    init: Literal["zero", "xavier"] = Field("zero", description="of Up: zero makes the tuner the identity at the start")
+
+
+@register_tuner("adapter")
+class Adapter(Tuner):
+    """The bottleneck adapter, as U-Tuner, Houlsby's or AdaptFormer's, on tokens or feature maps.
+
+    `parallel: x -> y` adds `T(x) = s·Up(act(Down(x)))` to y (U-Tuning, arXiv:2303.00690, Eq. 4);
+    `sequential: v` replaces v by `v + T(v)` (arXiv:1902.00751). Where the channels are the last axis, Down and Up are
+    linears; where they are axis 1, 1×1 convolutions. If y has fewer positions than x, Down strides; if y's channels
+    stand elsewhere (NCHW beside NHWC), the result is moved there.
+
+    The scale s: `none`; `scalar`, `()`; `channel`, `(C,)`; `input`, the mean over positions of sigmoid(Linear(C, 1)).
+    Shapes: `(B, …, C_x)` or `(B, C_x, …)` to the shape of y. Init: Down Kaiming-uniform with zero bias, Up zero, so it
+    is the identity at the start; `init: xavier` draws Up too. Parameters: `C_x·d + d + d·C_y + C_y` and the scale's.
+
+    Folds: widened beside an ffn or an inverted residual whose input and activation it shares; else kept.
+    """
+
+    config_class = AdapterConfig
+    forms = ("parallel", "sequential")
+
+    def __init__(
+        self,
+        config: AdapterConfig,
+        source: Port,
+        target: Port,
+        activation: nn.Module,
+        stride: tuple[int, ...],
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        spatial = source.value.rank - 2
+        self.residual = residual
+        self.linear = source.channels_last
+        self.source_axis, self.target_axis = source.channel_axis, target.channel_axis
+        if self.linear:
+            self.down: Projection = nn.Linear(source.channels, config.dim, bias=config.bias)
+            self.up: Projection = nn.Linear(config.dim, target.channels, bias=config.bias)
+        else:
+            conv: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
+            self.down = conv(source.channels, config.dim, 1, stride=stride, bias=config.bias)
+            self.up = conv(config.dim, target.channels, 1, bias=config.bias)
+        self.activation = activation
+        self.scale_kind: Scale = config.scale
+        self.scale: nn.Parameter | None = None
+        self.gate: nn.Linear | None = None
+        if config.scale == "scalar":
+            self.scale = nn.Parameter(torch.ones(()))
+        elif config.scale == "channel":
+            self.scale = nn.Parameter(torch.ones(target.channels))
+        elif config.scale == "input":
+            self.gate = nn.Linear(source.channels, 1)
+        self._initialise(config.init)
+        self.identity_at_start = config.init == "zero"
+
+    def _initialise(self, init: str) -> None:
+        if init == "zero":
+            nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+            nn.init.zeros_(self.up.weight)
+        else:
+            nn.init.xavier_uniform_(self.down.weight)
+            nn.init.xavier_uniform_(self.up.weight)
+        for layer in (self.down, self.up):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def build(cls, config: AdapterConfig, site: TunerSite) -> Adapter:
+        """Choose the linear or convolutional form, the stride and the activation from the site."""
+        source, target = site.source, site.target
+        _ = source.channels, target.channels  # both must be known
+        if not source.channels_last and (source.channel_axis != 1 or source.value.rank not in (3, 4, 5)):
+            raise UtcError(
+                f"an adapter cannot read '{source.name}' {source.value}",
+                why=f"its channels are axis {source.channel_axis}, neither the last nor axis 1 of 3 to 5 dimensions",
+            )
+        stride = _stride(source, target)
+        activation = make_activation(config.activation, site.captures)
+        return cls(config, source, target, activation, stride, residual=site.form == "sequential")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(B, …, C_x)` or `(B, C_x, …)` -> the shape of the target."""
+        y = self.up(self.activation(self.down(x)))
+        axis = -1 if self.linear else 1
+        if self.scale is not None:
+            y = y * (
+                self.scale if self.linear or not self.scale.dim() else self.scale.reshape(-1, *[1] * (y.dim() - 2))
+            )
+        if self.gate is not None:
+            tokens = x if self.linear else x.movedim(1, -1)
+            gate = torch.sigmoid(self.gate(tokens)).flatten(1).mean(1)
+            y = y * gate.reshape(-1, *[1] * (y.dim() - 1))
+        if self.target_axis != self.source_axis:
+            y = y.movedim(axis, self.target_axis)
+        return x + y if self.residual else y
+
+    def bottleneck(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """D `(d, C_x)`, its bias, U `(C_y, d)` with the scale in it, its bias, in float64.
+
+        None where the scale depends on the input.
+        """
+        if self.gate is not None:
+            return None
+        down, up = (layer.weight.detach().double().flatten(1) for layer in (self.down, self.up))
+        zeros = (down.new_zeros(down.shape[0]), up.new_zeros(up.shape[0]))
+        biases = [
+            z if layer.bias is None else layer.bias.detach().double()
+            for layer, z in zip((self.down, self.up), zeros, strict=True)
+        ]
+        if self.scale is not None:
+            scale = self.scale.detach().double().reshape(-1)
+            up, biases[1] = up * scale.reshape(-1, 1), biases[1] * scale
+        return down, biases[0], up, biases[1]
+
+
+def _stride(source: Port, target: Port) -> tuple[int, ...]:
+    """The stride with which a 1×1 convolution gets from source's positions to target's: `ceil(n / s)` a dimension."""
+
+    def positions(port: Port) -> list[int | Affine]:
+        return [s for i, s in enumerate(port.value.shape) if i != port.channel_axis]
+
+    before, after = positions(source), positions(target)
+    clear = len(before) == len(after) and before[:1] == after[:1]
+    strides = []
+    for n, m in zip(before[1:], after[1:], strict=False):
+        if n == m:
+            strides.append(1)
+        elif isinstance(n, int) and isinstance(m, int) and m < n and -(-n // -(-n // m)) == m:
+            strides.append(-(-n // m))
+        else:
+            clear = False
+    if not clear or (source.channels_last and any(s != 1 for s in strides)):
+        raise UtcError(
+            f"an adapter cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
+            why="only the channels may change, and on feature maps the resolution by a whole stride",
+            fix="choose captures of equal positions, or exclude the site in `where:`",
+        )
+    return tuple(strides) or (1,)

@@ -1,0 +1,146 @@
+"""What every tuner is: a config that a rule file fills in, and a small module that is built from a site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.graph import Operation, Value
+
+Form = Literal["parallel", "sequential", "weight"]
+
+
+class TunerConfig(BaseModel):
+    """The fields that a rule file may set; subclasses add theirs and a literal `kind`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Port:
+    """A value that a tuner reads or writes: its shapes and where its channels are."""
+
+    value: Value
+    channel_axis: int | None
+    name: str  # the capture's name in the rule, for messages
+
+    @property
+    def channels(self) -> int:
+        """The number of channels; an error where the axis is unknown or its size varies."""
+        size = self.value.shape[self.channel_axis] if self.channel_axis is not None else None
+        if not isinstance(size, int):
+            raise UtcError(
+                f"the channel axis of '{self.name}' {self.value} is unknown",
+                why="no operation that makes or reads it says which axis holds the channels",
+                fix="place the tuner at a value that a linear, convolution or norm makes or reads",
+            )
+        return size
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels are the last axis."""
+        return self.channel_axis == self.value.rank - 1
+
+
+@dataclass(frozen=True)
+class TunerSite:
+    """What a tuner is built from: nothing in a rule ever states a hidden size.
+
+    Attributes:
+        form: how the tuner is inserted.
+        source: the value it reads (`x`, `v`, or the input of the tuned operation).
+        target: the value it changes (`y`, `v`, or the tuned operation's result).
+        operation: the tuned operation, for weight tuners.
+        weight_shape: the shape of the tuned weight, for weight tuners.
+        captures: operations of the match by name, for `same as a`.
+    """
+
+    form: Form
+    source: Port
+    target: Port
+    operation: Operation | None = None
+    weight_shape: tuple[int, ...] = ()
+    captures: Mapping[str, Operation] = field(default_factory=dict)
+
+
+class Tuner(nn.Module):
+    """A small trainable module beside a frozen operation.
+
+    A subclass states `kind`, `config_class`, `forms` and builds itself in `build(config, site)`. Its `forward` takes
+    the source value and returns what is added (`parallel`), what replaces it (`sequential`), or, for `weight` tuners,
+    takes the weight and returns the new weight.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[TunerConfig]]
+    forms: ClassVar[tuple[Form, ...]]
+    identity_at_start: bool = True
+
+    @classmethod
+    def build(cls, config: Any, site: TunerSite) -> Tuner:
+        """Make the tuner for one site; a `UtcError` says why it does not fit."""
+        raise NotImplementedError
+
+
+_REGISTRY: dict[str, type[Tuner]] = {}
+
+
+def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
+    """Class decorator: makes a `Tuner` known to rule files under `kind: name`.
+
+    Raises:
+        UtcError: the name is taken, or the class lacks `config_class` or `forms`.
+    """
+
+    def register(cls: type[Tuner]) -> type[Tuner]:
+        known = _REGISTRY.get(name)
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise UtcError(
+                f"a tuner kind {name!r} is registered already",
+                why=f"by {known.__module__}.{known.__qualname__}",
+                fix="choose another name",
+            )
+        missing = [a for a in ("config_class", "forms") if not hasattr(cls, a)]
+        if missing:
+            raise UtcError(
+                f"tuner {cls.__qualname__} lacks {' and '.join(missing)}", fix="set them as class attributes"
+            )
+        cls.kind = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def _load_plugins() -> None:
+    for entry in entry_points(group="utcompile.tuners"):
+        if entry.name not in _REGISTRY:
+            entry.load()
+
+
+def tuner_kinds() -> tuple[str, ...]:
+    """The registered kinds, plugins included."""
+    _load_plugins()
+    return tuple(sorted(_REGISTRY))
+
+
+def tuner_class(kind: str) -> type[Tuner]:
+    """The tuner registered under a kind."""
+    if kind not in _REGISTRY:
+        _load_plugins()
+    if kind not in _REGISTRY:
+        raise UtcError(f"unknown tuner kind {kind!r}", fix=did_you_mean(kind, tuner_kinds()))
+    return _REGISTRY[kind]
+
+
+def config_for(kind: str) -> type[TunerConfig]:
+    """The config class of a kind."""
+    return tuner_class(kind).config_class
