@@ -7,6 +7,7 @@ tuned = plan.apply()
 
 from utcompile.api import compile, match
 from utcompile.capture import CapturedModule, capture
+from utcompile.deploy import ExportResult, export_onnx
 from utcompile.errors import UtcError
 from utcompile.fold import FoldReport, fold
 from utcompile.match import Plan
@@ -16,6 +17,7 @@ from utcompile.tuners import register_tuner
 
 __all__ = [
     "CapturedModule",
+    "ExportResult",
     "FoldReport",
     "Plan",
     "RuleSet",
@@ -24,6 +26,7 @@ __all__ = [
     "capture",
     "compile",
     "disable_tuners",
+    "export_onnx",
     "fold",
     "load_tuners",
     "match",

@@ -172,7 +172,7 @@ def _keep_constant(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, attribute = name.rpartition(".")
     owner = root.get_submodule(path)
     owner.__dict__.pop(attribute, None)
-    owner.register_buffer(attribute, tensor, persistent=False)
+    owner.register_buffer(attribute, tensor.detach(), persistent=False)
 
 
 def _unreachable(root: nn.Module, graph: fx.Graph) -> tuple[str, ...]:

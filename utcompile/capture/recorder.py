@@ -116,7 +116,7 @@ class Recorder(TorchFunctionMode):
                     fix="make the value with torch functions, or keep it as a buffer of the module",
                 )
             name = self._attributes.get(id(tensor), (f"_constant_{len(self.constants)}",))[0]
-            self.constants[name] = tensor.detach()
+            self.constants[name] = tensor
         node = self._note(self.graph.get_attr(name))
         self.bind(tensor, node)
         return node

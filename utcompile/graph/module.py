@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
+from utcompile.graph.frozen import FrozenGraph
+
 
 class UtcGraphModule(fx.GraphModule):
     """A `torch.fx.GraphModule` whose copies and pickles keep the graph itself.
@@ -47,7 +49,8 @@ class UtcGraphModule(fx.GraphModule):
         keep_state(root, result)
         for name in self.kept_attributes:
             if name in state:
-                result.__dict__[name] = copy.deepcopy(state[name], memo)
+                kept = state[name]
+                result.__dict__[name] = copy_graph(kept) if isinstance(kept, fx.Graph) else copy.deepcopy(kept, memo)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,16 +58,17 @@ class UtcGraphModule(fx.GraphModule):
         state = {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules", "training")}
         state["_non_persistent_buffers_set"] = self._non_persistent_buffers_set
         kept = {k: self.__dict__[k] for k in self.kept_attributes if k in self.__dict__}
-        return _unpickle, (cls, type(self).__name__, state, self.graph, kept)
+        frozen = {k: FrozenGraph(v) if isinstance(v, fx.Graph) else v for k, v in kept.items()}
+        return _unpickle, (cls, type(self).__name__, state, FrozenGraph(self.graph), frozen)
 
 
-def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: fx.Graph, kept: dict[str, Any]) -> UtcGraphModule:
+def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: FrozenGraph, kept: dict[str, Any]) -> UtcGraphModule:
     root = nn.Module()
     root.__dict__.update(state)
     result: UtcGraphModule = cls.__new__(cls)
-    fx.GraphModule.__init__(result, root, graph, name)
+    fx.GraphModule.__init__(result, root, graph.thaw(), name)
     keep_state(root, result)
-    result.__dict__.update(kept)
+    result.__dict__.update({k: v.thaw() if isinstance(v, FrozenGraph) else v for k, v in kept.items()})
     return result
 
 

@@ -63,6 +63,7 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         else:
             target = env[insertion.target]
             source = env[insertion.source] if insertion.source else target
+            source, target = _aligned(source, target, view)
             reader = _reader(rule, env, view)
         form: Any = insertion.form
         captures = {k: view.operations[view.without_layout(n)] for k, n in env.items()}
@@ -108,6 +109,26 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         reader,
         env,
     )
+
+
+def _aligned(source: fx.Node, target: fx.Node, view: GraphView) -> tuple[fx.Node, fx.Node]:
+    """The same two values in layouts of one shape, where there are such.
+
+    Swin adds attention to a stream `(B, H, W, C)` and the ffn to `(B, N, C)`: a block's end is read by one reshape alone,
+    so changing what that yields changes the block's end.
+    """
+    if value_of(source) is None or value_of(target) is None:
+        return source, target
+    wanted = tensor(source).shape
+    end = target
+    while tensor(end).shape != wanted and len(end.users) == 1 and "layout" in view.classes[next(iter(end.users))]:
+        end = next(iter(end.users))
+    if tensor(end).shape == wanted:
+        return source, end
+    for node in view.layout_chain(source):
+        if tensor(node).shape == tensor(target).shape:
+            return node, target
+    return source, target
 
 
 def _port(name: str, node: fx.Node, view: GraphView) -> Port:

@@ -1,0 +1,311 @@
+"""A capture computes what the model computes, at any batch, and leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import utcompile as utc
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    """Everything about a model that a capture might disturb."""
+    return {
+        "state": {k: v.clone() for k, v in model.state_dict().items()},
+        "versions": [t._version for t in [*model.parameters(), *model.buffers()]],
+        "flags": [p.requires_grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "hooks": [len(m._forward_hooks) for m in model.modules()],
+        "attributes": [sorted(m.__dict__) for m in model.modules()],
+        "inplace": [getattr(m, "inplace", None) for m in model.modules()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def assert_same(a: object, b: object) -> None:
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor) and torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("kind", zoo.MODELS)
+def test_equal_bit_for_bit_at_every_batch(kind: str) -> None:
+    model, x = zoo.make(kind)
+    captured = utc.capture(model, x)
+    for batch in (1, 2, 7):
+        y = torch.randn(batch, *x.shape[1:])
+        with torch.no_grad():
+            assert torch.equal(captured(y), model(y))
+
+
+@pytest.mark.parametrize("kind", zoo.MODELS)
+def test_the_model_stays_as_it_was(kind: str) -> None:
+    model, x = zoo.make(kind)
+    model.train()
+    before = snapshot(model)
+    captured = utc.capture(model, x, verify="full")
+    assert_same(before, snapshot(model))
+    captured.requires_grad_(True).half()
+    assert_same(before, snapshot(model))
+
+
+def test_weights_are_shared_and_names_kept() -> None:
+    model, x = zoo.make("vit")
+    captured = utc.capture(model, x)
+    assert captured.state_dict().keys() == model.state_dict().keys()
+    mine, theirs = dict(captured.named_parameters()), dict(model.named_parameters())
+    assert {n: p.data_ptr() for n, p in mine.items()} == {n: p.data_ptr() for n, p in theirs.items()}
+    assert not any(p.requires_grad for p in mine.values())
+
+
+def test_frozen_batch_norm_and_dropout_stay_put_in_train_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    x = torch.randn(2, 3, 8, 8)
+    captured = utc.capture(model, x).train()
+    first = captured(x)
+    assert captured.training and torch.equal(first, captured(x))
+    assert captured.get_buffer("1.num_batches_tracked") == 0
+
+
+def test_nodes_carry_scope_source_and_shape() -> None:
+    model, x = zoo.make("vit")
+    captured = utc.capture(model, x)
+    node = next(n for n in captured.graph.nodes if n.name == "blocks_1_attn_reshape")
+    assert [f.path for f in node.meta["origin"].scope] == ["", "blocks", "blocks.1", "blocks.1.attn"]
+    assert node.meta["origin"].source.startswith("attention.py:")
+    assert str(node.meta["value"]).startswith("[B, ")
+
+
+@pytest.mark.parametrize("kind", ["vit", "efficientnet"])
+def test_deepcopy_and_pickle_keep_graph_and_meta(kind: str) -> None:
+    model, x = zoo.make(kind)
+    captured = utc.capture(model, x)
+    for other in (copy.deepcopy(captured), pickle.loads(pickle.dumps(captured))):
+        assert isinstance(other, utc.CapturedModule)
+        assert [n.name for n in other.graph.nodes] == [n.name for n in captured.graph.nodes]
+        assert [n.meta.get("value") for n in other.graph.nodes] == [n.meta.get("value") for n in captured.graph.nodes]
+        assert other.report == captured.report and other.batch_inputs == captured.batch_inputs
+        assert other.state_dict().keys() == captured.state_dict().keys()
+        with torch.no_grad():
+            assert torch.equal(other(x), captured(x))
+    assert next(copy.deepcopy(captured).parameters()).data_ptr() != next(captured.parameters()).data_ptr()
+
+
+def test_torch_compile_full_graph() -> None:
+    model, x = zoo.make("vit")
+    captured = utc.capture(model, x)
+    compiled = torch.compile(captured, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+
+
+class Nested(nn.Module):
+    """Nested inputs and outputs, a tied weight, a shared layer, a tensor made in forward, an attribute tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.shared = nn.Linear(6, 6)
+        self.offset = torch.arange(6.0)
+
+    def forward(self, batch: dict[str, torch.Tensor], flags: tuple[torch.Tensor, bool] | None = None) -> object:
+        h = self.embed(batch["ids"]) + self.offset + torch.arange(6)
+        h = self.shared(self.shared(h))
+        if flags is not None and flags[1]:
+            h = h * flags[0]
+        return {"logits": self.head(h), "pair": (h.mean(1), [h])}
+
+
+def test_nested_inputs_and_outputs_shared_and_tied() -> None:
+    model = Nested().eval()
+    ids, mask = torch.randint(0, 11, (2, 5)), torch.ones(2, 1, 6)
+    captured = utc.capture(model, {"batch": {"ids": ids}, "flags": (mask, True)}, verify="full")
+    found = captured({"ids": ids}, (mask, True))
+    assert torch.equal(found["logits"], model({"ids": ids}, (mask, True))["logits"])
+    assert len(list(captured.parameters())) == len(list(model.parameters()))
+    assert sum(n.op == "call_module" and n.target == "shared" for n in captured.graph.nodes) == 2
+
+
+class SameTensor(nn.Module):
+    """Operations that return their own input, between a value and its later reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.norm = nn.Dropout(0.1), nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.norm(self.drop(x).to(torch.float32).contiguous())
+        return x + inner
+
+
+def test_an_operation_that_returns_its_input_gets_a_value_of_its_own() -> None:
+    captured = utc.capture(SameTensor().eval(), torch.randn(2, 4))
+    add = next(n for n in captured.graph.nodes if n.name == "add")
+    assert add.args[0].op == "placeholder"
+
+
+class InPlace(nn.Module):
+    """Writes whose memory nobody else reads, and one whose memory somebody does."""
+
+    def __init__(self, aliased: bool) -> None:
+        super().__init__()
+        self.act, self.fc, self.aliased = nn.ReLU(inplace=True), nn.Linear(4, 4), aliased
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.fc(x)
+        view = h[:, :2]
+        h = self.act(h)
+        h += 1
+        h.mul_(2)
+        if self.aliased:
+            view.add_(5)
+        return h
+
+
+@pytest.mark.parametrize("aliased", [False, True])
+def test_writes_become_functional_or_barriers(aliased: bool) -> None:
+    model, x = InPlace(aliased).eval(), torch.randn(2, 4)
+    captured = utc.capture(model, x, verify="full")
+    assert bool(captured.report.barriers) == aliased
+    assert model.act.inplace and captured.get_submodule("act").inplace == aliased
+    assert any("add_" in str(n.target) for n in captured.graph.nodes) == aliased
+
+
+def test_a_plan_never_crosses_a_barrier() -> None:
+    captured = utc.capture(InPlace(True).eval(), torch.randn(2, 4))
+    rules = "version: 1\nname: t\nrules:\n  - name: r\n    match: {op: relu}\n    insert: {sequential: h, tuner: {kind: adapter}}\n"
+    with pytest.raises(utc.UtcError, match="overwritten in place later"):
+        utc.match(captured, rules)
+
+
+class Cached(nn.Module):
+    """Keeps a tensor on itself after an eager run in eval, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Cached:
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "b" not in self.cache:
+            self.cache["b"] = self.bias * 2
+        return x + self.cache["b"]
+
+
+def test_a_cache_from_an_eager_run_is_cleared_on_the_copy_alone() -> None:
+    model = Cached().eval()
+    model(torch.randn(2, 4))
+    kept = model.cache["b"]
+    captured = utc.capture(model, torch.randn(2, 4))
+    assert captured.report.unreachable == () and model.cache["b"] is kept
+
+
+class BatchSizes(nn.Module):
+    """The batch in a reshape, in a product, and in a sum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = x.shape
+        y = x.reshape(b * n, c)
+        return torch.cat([y, y.new_zeros(2 * b + 1, c)]).reshape(b * n + 2 * b + 1, c)
+
+
+def test_integers_that_follow_the_batch_become_expressions_of_it() -> None:
+    model = BatchSizes()
+    captured = utc.capture(model, torch.randn(1, 3, 4))
+    for batch in (1, 2, 9):
+        x = torch.randn(batch, 3, 4)
+        assert torch.equal(captured(x), model(x))
+
+
+class Squared(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(x.shape[0] ** 2)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / x.shape[0] ** 0.5
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+class Varying(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) if x.shape[0] > 2 else torch.tanh(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Squared(), r"no a·B \+ c"),
+        (Scaled(), r"batch 2: 1\.41"),
+        (Branching(), "depends on the values of tensors"),
+        (Varying(), "different operations at different batch sizes"),
+    ],
+)
+def test_what_no_graph_can_hold_is_named(model: nn.Module, message: str) -> None:
+    with pytest.raises(utc.UtcError, match=message) as caught:
+        utc.capture(model, torch.randn(2, 4))
+    assert "test_capture.py:" in str(caught.value)
+
+
+def test_static_capture_where_the_batch_cannot_vary() -> None:
+    captured = utc.capture(Squared(), torch.randn(3, 4), dynamic=())
+    assert captured(torch.randn(3, 4)).shape == (9,) and captured.batch_inputs == ()
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ((), "do not fit the model's forward"),
+        ((torch.randn(2, 5),), r"forward failed on inputs input: \[2, 5\]"),
+        ({"x": 3}, "do not fit the model's forward"),
+        (3, "must be a tuple, a dict or a tensor, not int"),
+        ((3,), "hold no tensor"),
+    ],
+)
+def test_examples_that_do_not_fit(example: object, message: str) -> None:
+    with pytest.raises(utc.UtcError, match=message):
+        utc.capture(nn.Linear(4, 2), example)  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_or_is_captured_already() -> None:
+    captured = utc.capture(nn.Linear(4, 2), torch.randn(2, 4))
+    with pytest.raises(utc.UtcError, match="already"):
+        utc.capture(captured, torch.randn(2, 4))
+    with pytest.raises(utc.UtcError, match="takes an nn.Module, not str"):
+        utc.capture("resnet18", torch.randn(2, 4))  # type: ignore[arg-type]
+    with pytest.raises(utc.UtcError, match="dynamic names 'y'"):
+        utc.capture(nn.Linear(4, 2), torch.randn(2, 4), dynamic=["y"])
+
+
+def test_verification_catches_a_model_that_is_not_deterministic() -> None:
+    calls = []
+
+    class Drifting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(0)
+            return x + float(len(calls) > 3)  # the three recordings see 0, the proof sees 1
+
+    with pytest.raises(utc.UtcError, match="differs from the model's by 1"):
+        utc.capture(Drifting(), torch.randn(2, 4))

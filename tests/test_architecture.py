@@ -1,0 +1,74 @@
+"""The house that the design draws: who may import whom, and which names are public."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import utcompile as utc
+
+PACKAGE = Path(utc.__file__).parent
+ROOMS = {
+    "graph": set(),
+    "capture": {"graph"},
+    "tuners": {"graph"},
+    "rules": {"tuners"},
+    "match": {"rules", "graph", "tuners"},
+    "rewrite": {"match", "tuners", "graph", "rules"},
+    "fold": {"rewrite", "tuners", "graph"},
+    "deploy": {"rewrite", "fold", "graph"},
+    "train": {"rewrite"},
+}
+EVERYWHERE = {"errors"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms (or top-level modules) of utcompile that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "utcompile":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("utcompile.")}
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
+    files = list((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        strangers = imports_of(path) - ROOMS[room] - {room} - EVERYWHERE
+        assert not strangers, f"{path.relative_to(PACKAGE)} imports {strangers}"
+
+
+def test_the_table_has_no_circle() -> None:
+    left = dict(ROOMS)
+    while left:
+        free = [room for room, needs in left.items() if not needs & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for room in free:
+            del left[room]
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    assert rooms == ROOMS.keys() | {"cli"}
+
+
+def test_public_names() -> None:
+    assert sorted(utc.__all__) == sorted(
+        """CapturedModule ExportResult FoldReport Plan RuleSet TunedModule UtcError capture compile disable_tuners
+        export_onnx fold load_tuners match register_tuner save_tuners""".split()
+    )
+    assert all(hasattr(utc, name) for name in utc.__all__)
+
+
+def test_every_error_class_is_a_utc_error() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any(ast.unparse(b) in ("Exception", "ValueError") for b in node.bases):
+                assert node.name in {"UtcError", "Unfoldable", "_Disproved"}, f"{node.name} in {path}"

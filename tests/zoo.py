@@ -1,0 +1,52 @@
+"""Small real models of six kinds, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import timm
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from torch import nn
+
+CLASSES = 7
+
+
+def _timm(name: str, **kwargs: object) -> nn.Module:
+    return timm.create_model(name, num_classes=CLASSES, **kwargs)
+
+
+def _mixer() -> nn.Module:
+    return MlpMixer(num_classes=CLASSES, img_size=64, patch_size=16, num_blocks=2, embed_dim=48)
+
+
+_SWIN = {"img_size": 56, "embed_dim": 24, "depths": (2, 1, 1, 1), "num_heads": (2, 2, 4, 4)}
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet": (partial(_timm, "test_resnet"), 64),
+    "convnext": (partial(_timm, "test_convnext"), 64),
+    "efficientnet": (partial(_timm, "efficientnet_lite0"), 64),
+    "mixer": (_mixer, 64),
+    "vit": (partial(_timm, "test_vit", img_size=64), 64),
+    "swin": (partial(_timm, "swin_tiny_patch4_window7_224", **_SWIN), 56),
+}
+
+
+def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
+    """A model of a kind in eval, with weights that make every output matter, and an image batch for it."""
+    build, size = MODELS[kind]
+    torch.manual_seed(0)
+    model = build().eval()
+    for parameter in model.parameters():  # zero-initialised heads and LayerScales of 1e-6 would hide every difference
+        if parameter.abs().max() < 1e-3:
+            nn.init.normal_(parameter, std=0.1)
+    return model, torch.randn(2, 3, size, size)
+
+
+def shake(tuned: nn.Module, std: float = 0.02) -> None:
+    """Move every trainable parameter off its start, as training would."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))

@@ -1,0 +1,4 @@
+"""demo stub for now."""
+EXAMPLES = ""
+def demo() -> None:
+    """x"""

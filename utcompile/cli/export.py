@@ -1,0 +1,68 @@
+"""`utcompile export`: fold, export to ONNX, prove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from utcompile.cli import output
+from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, examples
+
+EXAMPLES = examples(
+    "utcompile export run/ -o model.onnx",
+    "utcompile export run/ -o model.onnx --opset 20 --batch-sizes 1,16",
+    "utcompile export run/ -o model.onnx --no-fold --json",
+)
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX file to write.")],
+    fold: Annotated[bool, typer.Option(help="Fold the tuners first.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
+    opset: Annotated[int | None, typer.Option(min=1, help="Of ONNX operators; the exporter's own by default.")] = None,
+    batch_sizes: BatchSizes = (1, 3, 8),
+    tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
+    model: OptionalModel = None,
+    weights: Weights = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Fold a run and export it to ONNX; the file appears once ONNX Runtime and PyTorch agree."""
+    import utcompile as utc
+    from utcompile.cli.runs import open_run
+    from utcompile.deploy import export_onnx
+    from utcompile.deploy.export import _check_target
+
+    _check_target(out)
+    opened = open_run(run, model, weights, trust)
+    module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
+    if report is not None:
+        output.progress(str(report))
+    output.progress("exporting and comparing with ONNX Runtime")
+    result = export_onnx(
+        module,
+        out,
+        (opened.example,),
+        batch_sizes=batch_sizes,
+        tolerance=tolerance,
+        opset=opset,
+        metadata={"utcompile.rules": opened.tuned.ruleset.name, "utcompile.base": opened.manifest["base"]},
+    )
+    if not json:
+        output.say(str(result))
+        return
+    output.emit(
+        {
+            "path": str(result.path),
+            "max_error": result.max_error,
+            "opset": result.opset,
+            "bytes": result.bytes,
+            "inputs": result.input_names,
+            "outputs": result.output_names,
+            "batch_sizes": result.batch_sizes,
+            "fold": report.to_dict() if report else None,
+        }
+    )

@@ -1,0 +1,104 @@
+"""`utcompile fold`: the tuners of a run become part of its weights, with the report."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from utcompile.cli import output
+from utcompile.cli.folders import check_free, whole_folder
+from utcompile.cli.options import Json, OptionalModel, RunFolder, Trust, Weights, examples
+
+if TYPE_CHECKING:
+    import torch
+
+    from utcompile.cli.runs import Run
+    from utcompile.fold import FoldReport
+    from utcompile.graph import UtcGraphModule
+
+EXAMPLES = examples(
+    "utcompile fold run/ -o folded/",
+    "utcompile fold run/ -o folded/ --strict --json",
+    "utcompile fold run/ -o folded/ -m net.py:make --overwrite",
+)
+
+
+def fold(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
+    model: OptionalModel = None,
+    weights: Weights = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Fold a run's tuners into its weights; write a model that loads without utcompile.
+
+    FOLDER/model.pt2 is for torch.export.load, FOLDER/report.json says what became of each tuner, and, if all were
+    absorbed, FOLDER/model.safetensors is a state dict of the original architecture.
+    """
+    from utcompile.cli.runs import open_run
+
+    check_free(out, overwrite=overwrite)
+    opened = open_run(run, model, weights, trust)
+    output.progress(f"folding {len(opened.tuned.sites)} tuners")
+    report, files = fold_run(opened, out, strict=strict)
+    if json:
+        output.emit({**report.to_dict(), "files": [str(out / name) for name in files]})
+        return
+    output.say(str(report))
+    output.say(f"{report.parameters[0]:,} parameters before, {report.parameters[1]:,} after")
+    output.say(f"written: {', '.join(str(out / name) for name in files)}")
+
+
+def fold_run(opened: Run, out: Path, *, strict: bool) -> tuple[FoldReport, list[str]]:
+    """Fold, and write the folder; returns the report and the names of the files."""
+    import utcompile as utc
+
+    folded, report = utc.fold(opened.tuned, strict=strict)
+    with whole_folder(out) as draft:
+        save_program(folded, opened.example, draft / "model.pt2")
+        text = json_module.dumps({"run": opened.manifest["model"], **report.to_dict()}, indent=2, default=str)
+        (draft / "report.json").write_text(text + "\n", encoding="utf-8")
+        if report.sites and all(s.status == "absorbed" for s in report.sites):
+            save_original(opened, folded, draft / "model.safetensors")
+        files = sorted(file.name for file in draft.iterdir())
+    return report, files
+
+
+def save_program(folded: UtcGraphModule, example: torch.Tensor, path: Path) -> None:
+    """Write the folded module as a program of `torch.export`, with a dynamic batch."""
+    import torch
+
+    batch = torch.export.Dim("batch")
+    inputs = [n.target for n in folded.graph.nodes if n.op == "placeholder"]
+    shapes: dict[str, Any] = {str(name): {0: batch} if name in folded.batch_inputs else None for name in inputs[:1]}
+    with torch.no_grad():
+        program = torch.export.export(folded, (example,), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+
+
+def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
+    """Write the folded weights under the original architecture's names, if that model then computes the same."""
+    import torch
+    from safetensors.torch import save_file
+
+    from utcompile.errors import UtcError
+
+    model, state = opened.choice.build(), folded.state_dict()
+    names = model.state_dict().keys()
+    missing = sorted(names - state.keys())
+    if missing:
+        raise UtcError("the folded model lacks tensors of the original", why=", ".join(missing[:3]))
+    # `state_dict` names a tied tensor twice; safetensors wants each name to own its memory
+    tensors = {name: state[name].detach().clone().contiguous() for name in names}
+    model.load_state_dict(tensors)
+    with torch.no_grad():
+        expected, found = folded(opened.example), model(opened.example)
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
+        raise UtcError("the original model with the folded weights does not compute what the folded one computes")
+    save_file(tensors, path)

@@ -1,0 +1,101 @@
+"""`-m`: which model is meant, and how it is built again, bit for bit, when a run is folded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utcompile.cli import output
+from utcompile.cli.sources import Preset, Source, source_of
+from utcompile.cli.weights import load_weights, read_weights
+from utcompile.errors import UtcError
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Everything that decides a model and its weights; a run's manifest keeps it.
+
+    Attributes:
+        spec: `timm:resnet50`, `file.py:factory` …
+        num_classes: of a new head; None keeps the model's own.
+        weights: a file to load; None where there is none.
+        pretrained: whether the library's pretrained weights are fetched.
+        seed: of whatever is random: all weights, or the new head.
+        input_size: (C, H, W); None for the model's own.
+    """
+
+    spec: str
+    num_classes: int | None = None
+    weights: str | None = None
+    pretrained: bool = False
+    seed: int = 0
+    input_size: tuple[int, ...] | None = None
+
+    @property
+    def source(self) -> Source:
+        """What the spec names.
+
+        Raises:
+            UtcError: nothing of that kind, or of that name.
+        """
+        return source_of(self.spec)
+
+    def preset(self) -> Preset:
+        """Size and normalisation of the images, without building the model."""
+        own = self.source.preset()
+        if self.input_size is None:
+            return own
+        size = self.input_size if len(self.input_size) == 3 else (own.input_size[0], *self.input_size * 2)
+        return replace(own, input_size=size)
+
+    def build(self) -> nn.Module:
+        """The model, in eval mode; the same for the same choice. The caller's random state stays as it was.
+
+        Raises:
+            UtcError: it cannot be built so, its weights cannot be fetched, or `weights` does not fit.
+        """
+        size = self.preset().input_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = self.source.build(self.num_classes, self.pretrained and self.weights is None, size)
+        if self.weights is not None:
+            tensors = read_weights(Path(self.weights))
+            if kept := load_weights(model, tensors, self.weights, self.num_classes):
+                output.progress(f"the new head keeps random values: {', '.join(kept)}")
+        return model.eval()
+
+    def example(self, batch: int = 2) -> Tensor:
+        """Random images `(B, C, H, W)`, the same for the same seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(batch, *self.preset().input_size, generator=generator)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a manifest; paths are absolute, so that the run may be folded from anywhere."""
+        weights = str(Path(self.weights).resolve()) if self.weights else None
+        size = list(self.preset().input_size)
+        return {**asdict(self), "spec": self.source.spec, "weights": weights, "input_size": size}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str) -> ModelChoice:
+        """Read a manifest's entry, which anybody may have written.
+
+        Raises:
+            UtcError: it is no such entry.
+        """
+        kinds: dict[str, Any] = {
+            "spec": str,
+            "num_classes": (int, type(None)),
+            "weights": (str, type(None)),
+            "pretrained": bool,
+            "seed": int,
+            "input_size": list,
+        }
+        good = isinstance(data, Mapping) and all(isinstance(data.get(k, ...), kind) for k, kind in kinds.items())
+        if not good or len(data["input_size"]) != 3 or not all(isinstance(s, int) and s > 0 for s in data["input_size"]):
+            raise UtcError("the manifest does not say how the model is built", where=where, fix="name the model with -m")
+        return cls(**{k: data[k] for k in kinds if k != "input_size"}, input_size=tuple(data["input_size"]))

@@ -1,0 +1,83 @@
+"""The options that several verbs share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def examples(*lines: str) -> str:
+    """The examples of a verb, for the end of its help."""
+    return "\n\n".join(("Examples:", *(f"$ {line}" for line in lines)))
+
+
+def input_size(text: str) -> tuple[int, ...]:
+    """`160` or `3,160,160`; a lone height stands for a square of the model's own channels."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) not in (1, 3) or any(size < 1 for size in sizes):
+        raise typer.BadParameter(f"{text!r} is no size; give H or C,H,W, e.g. 160 or 3,160,160")
+    return sizes
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """`1,3,8`."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or any(size < 1 for size in sizes):
+        raise typer.BadParameter(f"{text!r} is no list of batch sizes; give e.g. 1,3,8")
+    return sizes
+
+
+def variables(given: list[str] | None) -> dict[str, Any]:
+    """`key=value` texts; values are YAML 1.2, so `4` is a number and `[q, v]` a list."""
+    from utcompile.rules.yaml12 import load
+
+    found: dict[str, Any] = {}
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise typer.BadParameter(f"{text!r} is not key=value", param_hint="--var")
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="--var")
+        found[key] = load(value, f"--var {key}").data
+    return found
+
+
+SPECS = "timm:NAME, torchvision:NAME, package.module:factory, file.py:factory or demo:efficientnet_lite0"
+
+Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=f"The model: {SPECS}.")]
+OptionalModel = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help=f"The model, instead of the run's: {SPECS}.")
+]
+Rules = Annotated[
+    str, typer.Option("--rules", "-r", metavar="RULES", help="A rule file, or the name of shipped rules (u_tuning/dual).")
+]
+Var = Annotated[
+    list[str] | None, typer.Option("--var", metavar="KEY=VALUE", help="A value for a variable of the rules; repeatable.")
+]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", metavar="N", min=1, help="Replace the head by one of N classes.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Load this state dict: .safetensors, or .pth without pickled code."),
+]
+InputSize = Annotated[
+    tuple[int, ...] | None,
+    typer.Option("--input-size", metavar="SIZE", parser=input_size, help="H or C,H,W; the model's own by default."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, the data's split and training.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that the run's manifest names.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `utcompile train -o` wrote.")]
+BatchSizes = Annotated[
+    tuple[int, ...],
+    typer.Option("--batch-sizes", metavar="N,N,…", parser=batch_sizes, help="At which ONNX Runtime is compared."),
+]

@@ -1,0 +1,61 @@
+"""Where the command line writes: results to stdout, progress and errors to stderr, JSON alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+_WIDTH = 140  # of what is no terminal: a table in a log is not cut at 80 columns
+
+
+def stdout() -> Console:
+    """The console for results; made anew, because tests replace `sys.stdout`."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """The console for progress and errors."""
+    return _console(stderr=True)
+
+
+def emit(data: Any) -> None:
+    """Write one JSON document to stdout."""
+    sys.stdout.write(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def say(text: str, style: str = "") -> None:
+    """A result for a person, on stdout, as it is."""
+    stdout().print(Text(text, style), soft_wrap=True)
+
+
+def progress(text: str) -> None:
+    """What is going on, on stderr."""
+    stderr().print(Text(text, "dim"), soft_wrap=True)
+
+
+def fail(error: BaseException) -> None:
+    """An error's text on stderr."""
+    stderr().print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if terminal or "COLUMNS" in os.environ else _WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

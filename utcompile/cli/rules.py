@@ -1,0 +1,144 @@
+"""`utcompile rules`: the shipped rules, their texts, and whether they find what they say."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from utcompile.cli import output
+from utcompile.cli.options import Json, examples
+from utcompile.errors import UtcError, did_you_mean
+
+if TYPE_CHECKING:
+    from utcompile.capture import CapturedModule
+    from utcompile.rules import RuleSet, RuleTest
+
+app = typer.Typer(
+    help="The shipped rules: list, show and test them.",
+    no_args_is_help=True,
+    epilog=examples("utcompile rules list", "utcompile rules show u_tuning/dual", "utcompile rules test my_rules.yaml"),
+)
+
+
+@app.command("list", epilog=examples("utcompile rules list", "utcompile rules list --json"))
+def list_rules(json: Json = False) -> None:
+    """List the shipped rules."""
+    from rich.table import Table
+
+    from utcompile.rules import RuleSet, shipped_rules
+
+    loaded = {name: RuleSet.load(path) for name, path in shipped_rules().items()}
+    if json:
+        keys = ("cite", "description", "vars")
+        output.emit([{"name": name, **{k: getattr(rules, k) for k in keys}} for name, rules in loaded.items()])
+        return
+    table = Table("name", "variables", "what it does", "cite", box=None, pad_edge=False)
+    for name, rules in loaded.items():
+        sentence = (rules.description or "").partition(". ")[0].strip().removesuffix(".")
+        values = ", ".join(f"{k}={v}" for k, v in rules.vars.items())
+        table.add_row(name, values, sentence, (rules.cite or "").partition(",")[0])
+    output.stdout().print(table)
+
+
+@app.command("show", epilog=examples("utcompile rules show lora/all_conv", "utcompile rules show mine.yaml > copy.yaml"))
+def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped rules, or a rule file.")]) -> None:
+    """Show a rule file's text."""
+    from rich.syntax import Syntax
+
+    from utcompile.rules import RuleSet
+
+    text, console = RuleSet.load(name).text, output.stdout()
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        typer.echo(text, nl=False)
+
+
+@app.command("test", epilog=examples("utcompile rules test", "utcompile rules test u_tuning/dual", "utcompile rules test rules/"))
+def test(
+    path: Annotated[
+        str | None, typer.Argument(metavar="[PATH]", help="A rule file, a folder of them, or shipped rules; all of these by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run the `tests:` of rule files: the sites each rule finds in models of random weights."""
+    files = _files(path)
+    models: dict[str, CapturedModule] = {}
+    results = [
+        result
+        for name, rules in files.items()
+        for entry in rules.tests
+        for result in _run(name, rules, entry, models, say=not json)
+    ]
+    failed = [r for r in results if not r["passed"]]
+    if json:
+        output.emit({"passed": not failed, "results": results})
+    else:
+        untested = [name for name, rules in files.items() if not rules.tests]
+        output.say(f"{len(results) - len(failed)} of {len(results)} as expected, in {len(files)} rule files")
+        if untested:
+            output.say(f"without tests: {', '.join(untested)}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("schema", epilog=examples("utcompile rules schema -o rules.schema.json"))
+def schema(out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = None) -> None:
+    """Write the JSON Schema of rule files, with which an editor completes and checks them."""
+    from utcompile.rules import json_schema
+
+    text = json_module.dumps(json_schema(), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UtcError("the schema cannot be written", where=str(out), why=error.strerror) from None
+
+
+def _files(path: str | None) -> dict[str, RuleSet]:
+    from utcompile.rules import RuleSet, shipped_rules
+
+    shipped = shipped_rules()
+    if path is None:
+        return {name: RuleSet.load(file) for name, file in shipped.items()}
+    if Path(path).is_dir():
+        found = sorted(Path(path).rglob("*.yaml"))
+        if not found:
+            raise UtcError("the folder holds no rule file", where=path, fix="rule files end in .yaml")
+        return {str(file): RuleSet.load(file) for file in found}
+    if path not in shipped and not Path(path).is_file():
+        raise UtcError(f"no rules {path!r}", fix=did_you_mean(path, shipped))
+    return {path: RuleSet.load(path)}
+
+
+def _run(
+    name: str, rules: RuleSet, entry: RuleTest, models: dict[str, CapturedModule], *, say: bool
+) -> list[dict[str, Any]]:
+    import utcompile as utc
+    from utcompile.cli.models import ModelChoice
+
+    if entry.model not in models:
+        models.clear()  # one model in memory at a time; files that share one stand side by side
+        choice = ModelChoice(entry.model)
+        models[entry.model] = utc.capture(choice.build(), (choice.example(),), verify="shapes")
+    failure = None
+    found: Counter[str] = Counter()
+    try:
+        found.update(s.rule for s in utc.match(models[entry.model], rules, entry.vars or None).sites)
+    except UtcError as error:
+        failure = str(error)
+    results = []
+    for rule, expected in entry.sites.items():
+        count = None if failure else found[rule]
+        result = {"rules": name, "model": entry.model, "rule": rule, "expected": expected, "found": count}
+        results.append({**result, "passed": count == expected, "error": failure})
+        if say:
+            verdict = "ok" if count == expected else "DIFFERS"
+            output.say(f"{verdict:8}{name}  {entry.model}  {rule}: expected {expected}, found {failure or count}")
+    return results

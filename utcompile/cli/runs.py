@@ -1,0 +1,84 @@
+"""A run's folder back to its tuned model: the base is built again, the rules compiled, the tuners loaded strictly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utcompile.cli import output
+from utcompile.cli.models import ModelChoice
+from utcompile.errors import UtcError
+from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Attributes:
+        tuned: the model with its trained tuners, in eval mode.
+        example: images `(2, C, H, W)`.
+        choice: how the base was built.
+        manifest: all that the run's manifest says.
+    """
+
+    tuned: TunedModule
+    example: Tensor
+    choice: ModelChoice
+    manifest: dict[str, Any]
+
+
+def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: bool) -> ModelChoice:
+    """How a run's base is built, as its manifest or `-m` says.
+
+    Raises:
+        UtcError: the manifest does not say, or it names code and nobody has said that it may run.
+    """
+    where = str(folder / MANIFEST)
+    recorded = manifest.get("model")
+    if recorded is None and model is not None:
+        return ModelChoice(model)
+    choice = ModelChoice.from_dict(recorded, where)
+    if model is not None:
+        return replace(choice, spec=model)
+    if choice.source.runs_code and not trust:
+        raise UtcError(
+            "building this run's model would run code",
+            where=where,
+            why=f"the manifest names {choice.spec}",
+            fix=f"name it yourself with -m {choice.spec}, or say --trust if you know where the run comes from",
+        )
+    return choice
+
+
+def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:
+    """Rebuild a run's tuned model.
+
+    Args:
+        model: instead of the manifest's.
+        weights: the base's weights, instead of the manifest's file.
+        trust: run the code that the manifest names.
+
+    Raises:
+        UtcError: no run, another base, or code that is not trusted.
+    """
+    import utcompile as utc
+
+    manifest = read_manifest(folder)
+    rules = manifest["rules"]
+    if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):
+        raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST))
+    choice = choice_of(folder, manifest, model, trust)
+    if weights is not None:
+        choice = replace(choice, weights=str(weights))
+    output.progress(f"building {choice.spec}")
+    example = choice.example()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(choice.seed)
+        tuned = utc.compile(choice.build(), rules["text"] + "\n", (example,), vars=rules.get("vars"))
+    utc.load_tuners(tuned, folder)
+    return Run(tuned.eval(), example, choice, manifest)

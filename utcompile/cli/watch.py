@@ -1,0 +1,69 @@
+"""What a run writes while it trains, told as it comes; and a run that failed at once leaves no folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+from utcompile.cli import output
+
+HISTORY = "history.jsonl"
+
+
+@contextmanager
+def epoch_lines(run: Path, epochs: int) -> Iterator[None]:
+    """Say each new line of a run's history on stderr."""
+    path, ended = run / HISTORY, Event()
+    seen = len(_lines(path))
+
+    def follow() -> None:
+        shown = seen
+        while True:
+            last_look = ended.wait(0.2)
+            lines = _lines(path)
+            for line in lines[shown:]:
+                output.progress(_told(line, epochs))
+            shown = max(shown, len(lines))
+            if last_look:
+                return
+
+    thread = Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def nothing_half_written(run: Path) -> Iterator[None]:
+    """Where training fails before there is a checkpoint, the folder it made is taken away."""
+    existed = run.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed and not (run / "last").exists():
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _told(line: str, epochs: int) -> str:
+    entry = json.loads(line)
+    return (
+        f"epoch {entry['epoch']}/{epochs}: loss {entry['train_loss']:.4f}, "
+        f"validation loss {entry['validation_loss']:.4f}, accuracy {entry['validation_accuracy']:.2%}, "
+        f"{entry['seconds']:.1f} s"
+    )

@@ -1,0 +1,61 @@
+"""Graphs as plain data, for pickling: `fx.Graph` pickles by recursion over its nodes, which long graphs exceed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """The place of a node in its graph."""
+
+    index: int
+
+
+class FrozenGraph:
+    """A graph as a list of rows, one a node; `thaw` builds it again, names and meta included."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        place = {n: _Ref(i) for i, n in enumerate(graph.nodes)}
+
+        def freeze(value: Any) -> Any:
+            return fx.node.map_arg(value, lambda n: place.get(n))
+
+        def freeze_meta(value: Any) -> Any:
+            if isinstance(value, tuple) and any(isinstance(v, fx.Node) for v in value):
+                return tuple(place.get(v) if isinstance(v, fx.Node) else v for v in value)
+            return value
+
+        self.rows = [
+            (n.op, n.name, n.target, freeze(n.args), freeze(n.kwargs), {k: freeze_meta(v) for k, v in n.meta.items()})
+            for n in graph.nodes
+        ]
+
+    def thaw(self) -> fx.Graph:
+        """The graph again."""
+        graph = fx.Graph()
+        nodes: list[fx.Node] = []
+
+        def thaw(value: Any) -> Any:
+            if isinstance(value, _Ref):
+                return nodes[value.index]
+            if isinstance(value, slice):
+                return slice(thaw(value.start), thaw(value.stop), thaw(value.step))
+            if isinstance(value, dict):
+                return {k: thaw(v) for k, v in value.items()}
+            if isinstance(value, (tuple, list)):
+                parts = [thaw(v) for v in value]
+                return parts if isinstance(value, list) else tuple(parts)
+            return value
+
+        for op, name, target, args, kwargs, _ in self.rows:
+            nodes.append(graph.create_node(op, target, thaw(args), thaw(kwargs), name=name))
+        for node, row in zip(nodes, self.rows, strict=True):
+            node.meta = {
+                k: thaw(v) if isinstance(v, tuple) and any(isinstance(i, _Ref) for i in v) else v
+                for k, v in row[5].items()
+            }
+        return graph
