@@ -70,5 +70,7 @@ def test_public_names() -> None:
 def test_every_error_class_is_a_utc_error() -> None:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef) and any(ast.unparse(b) in ("Exception", "ValueError") for b in node.bases):
+            if isinstance(node, ast.ClassDef) and any(
+                ast.unparse(b) in ("Exception", "ValueError") for b in node.bases
+            ):
                 assert node.name in {"UtcError", "Unfoldable", "_Disproved"}, f"{node.name} in {path}"

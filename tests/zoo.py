@@ -23,8 +23,8 @@ def _mixer() -> nn.Module:
 
 _SWIN = {"img_size": 56, "embed_dim": 24, "depths": (2, 1, 1, 1), "num_heads": (2, 2, 4, 4)}
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "resnet": (partial(_timm, "test_resnet"), 64),
-    "convnext": (partial(_timm, "test_convnext"), 64),
+    "resnet": (partial(_timm, "test_resnet"), 32),
+    "convnext": (partial(_timm, "test_convnext"), 32),
     "efficientnet": (partial(_timm, "efficientnet_lite0"), 64),
     "mixer": (_mixer, 64),
     "vit": (partial(_timm, "test_vit", img_size=64), 64),

@@ -1,4 +1,4 @@
-"""The embedded model and data of `utcompile demo`: EfficientNet-Lite0 with its ImageNet weights, and 5,000 MNIST digits.
+"""The embedded model and data of `utcompile demo`: EfficientNet-Lite0 with ImageNet weights, 5,000 MNIST digits.
 
 Both come from installed packages, so the demo needs no network.
 """

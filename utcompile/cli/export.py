@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.folders import check_file
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, examples
 
 EXAMPLES = examples(
@@ -34,9 +35,8 @@ def export(
     import utcompile as utc
     from utcompile.cli.runs import open_run
     from utcompile.deploy import export_onnx
-    from utcompile.deploy.export import _check_target
 
-    _check_target(out)
+    check_file(out)
     opened = open_run(run, model, weights, trust)
     module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
     if report is not None:

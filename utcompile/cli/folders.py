@@ -19,6 +19,14 @@ def check_free(out: Path, *, overwrite: bool, flag: str = "--overwrite") -> None
         raise UtcError("the folder is not empty", where=str(out), fix=f"give another folder, or {flag} to replace it")
 
 
+def check_file(out: Path) -> None:
+    """Raise where a file cannot be written: called before any work is done."""
+    if not out.absolute().parent.is_dir():
+        raise UtcError("the folder to write to does not exist", where=str(out.parent), fix="create it first")
+    if out.is_dir():
+        raise UtcError("the path to write to is a folder", where=str(out), fix=f"name a file: {out / 'model.onnx'}")
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, which replaces it when nothing has failed."""

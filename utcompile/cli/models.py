@@ -96,6 +96,12 @@ class ModelChoice:
             "input_size": list,
         }
         good = isinstance(data, Mapping) and all(isinstance(data.get(k, ...), kind) for k, kind in kinds.items())
-        if not good or len(data["input_size"]) != 3 or not all(isinstance(s, int) and s > 0 for s in data["input_size"]):
-            raise UtcError("the manifest does not say how the model is built", where=where, fix="name the model with -m")
+        if (
+            not good
+            or len(data["input_size"]) != 3
+            or not all(isinstance(s, int) and s > 0 for s in data["input_size"])
+        ):
+            raise UtcError(
+                "the manifest does not say how the model is built", where=where, fix="name the model with -m"
+            )
         return cls(**{k: data[k] for k in kinds if k != "input_size"}, input_size=tuple(data["input_size"]))

@@ -7,10 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+SPECS = "timm:NAME, torchvision:NAME, package.module:factory, file.py:factory or demo:efficientnet_lite0"
+
 
 def examples(*lines: str) -> str:
-    """The examples of a verb, for the end of its help."""
-    return "\n\n".join(("Examples:", *(f"$ {line}" for line in lines)))
+    """The examples of a verb, and what a MODEL is where it takes one, for the end of its help."""
+    told = [f"MODEL is {SPECS}. A factory is a function that returns an nn.Module."] if "-m " in "".join(lines) else []
+    return "\n\n".join(("Examples:", *(f"$ {line}" for line in lines), *told))
 
 
 def input_size(text: str) -> tuple[int, ...]:
@@ -50,17 +53,17 @@ def variables(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
-SPECS = "timm:NAME, torchvision:NAME, package.module:factory, file.py:factory or demo:efficientnet_lite0"
-
-Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help=f"The model: {SPECS}.")]
+Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.")]
 OptionalModel = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="MODEL", help=f"The model, instead of the run's: {SPECS}.")
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model, instead of the run's; see below.")
 ]
 Rules = Annotated[
-    str, typer.Option("--rules", "-r", metavar="RULES", help="A rule file, or the name of shipped rules (u_tuning/dual).")
+    str,
+    typer.Option("--rules", "-r", metavar="RULES", help="A rule file, or the name of shipped rules."),
 ]
 Var = Annotated[
-    list[str] | None, typer.Option("--var", metavar="KEY=VALUE", help="A value for a variable of the rules; repeatable.")
+    list[str] | None,
+    typer.Option("--var", metavar="KEY=VALUE", help="A value for a variable of the rules."),
 ]
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", metavar="N", min=1, help="Replace the head by one of N classes.")

@@ -24,9 +24,14 @@ def stderr() -> Console:
     return _console(stderr=True)
 
 
+def as_json(data: Any) -> str:
+    """A JSON document; nan and infinity, which JSON has not, become null."""
+    return json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
+
+
 def emit(data: Any) -> None:
     """Write one JSON document to stdout."""
-    sys.stdout.write(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(as_json(data))
 
 
 def say(text: str, style: str = "") -> None:
@@ -51,7 +56,6 @@ def _console(*, stderr: bool) -> Console:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no nan and no infinity: they become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

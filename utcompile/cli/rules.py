@@ -44,7 +44,9 @@ def list_rules(json: Json = False) -> None:
     output.stdout().print(table)
 
 
-@app.command("show", epilog=examples("utcompile rules show lora/all_conv", "utcompile rules show mine.yaml > copy.yaml"))
+@app.command(
+    "show", epilog=examples("utcompile rules show lora/all_conv", "utcompile rules show u_tuning/dual > mine.yaml")
+)
 def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped rules, or a rule file.")]) -> None:
     """Show a rule file's text."""
     from rich.syntax import Syntax
@@ -58,10 +60,15 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped rules
         typer.echo(text, nl=False)
 
 
-@app.command("test", epilog=examples("utcompile rules test", "utcompile rules test u_tuning/dual", "utcompile rules test rules/"))
+@app.command(
+    "test", epilog=examples("utcompile rules test", "utcompile rules test u_tuning/dual", "utcompile rules test rules/")
+)
 def test(
     path: Annotated[
-        str | None, typer.Argument(metavar="[PATH]", help="A rule file, a folder of them, or shipped rules; all of these by default.")
+        str | None,
+        typer.Argument(
+            metavar="[PATH]", help="A rule file, a folder of them, or shipped rules; by default all shipped."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -87,7 +94,9 @@ def test(
 
 
 @app.command("schema", epilog=examples("utcompile rules schema -o rules.schema.json"))
-def schema(out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = None) -> None:
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = None,
+) -> None:
     """Write the JSON Schema of rule files, with which an editor completes and checks them."""
     from utcompile.rules import json_schema
 

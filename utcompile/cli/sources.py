@@ -124,7 +124,7 @@ class _Torchvision:
         if name not in known:
             raise UtcError(f"torchvision has no classification model {name!r}", fix=did_you_mean(name, known))
         self.name, self.spec = name, f"torchvision:{name}"
-        self.weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+        self.weights = models.get_model_weights(name).DEFAULT
 
     def preset(self) -> Preset:
         transform = self.weights.transforms()
@@ -196,7 +196,7 @@ class _Factory:
         if not callable(factory):
             known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
             raise UtcError(f"there is no function {self.name!r}", where=self.module, fix=did_you_mean(self.name, known))
-        return factory  # type: ignore[no-any-return]
+        return factory
 
 
 class _Demo:

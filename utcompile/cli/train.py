@@ -11,7 +11,6 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.options import (
-    SPECS,
     InputSize,
     Json,
     NumClasses,
@@ -39,7 +38,7 @@ EXAMPLES = examples(
 
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The folder to write.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help=f"The model: {SPECS}.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.")] = None,
     rules: Annotated[
         str | None, typer.Option("--rules", "-r", metavar="RULES", help="A rule file, or the name of shipped rules.")
     ] = None,
@@ -59,7 +58,9 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="A share from 0 to below 1.")] = 0.0,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read the data.")] = 0,
-    augment: Annotated[bool, typer.Option("--augment", help="Random crops, flips and colours (image folders).")] = False,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Random crops, flips and colours (image folders).")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in RUN, with its own settings; give nothing else.")
     ] = False,

@@ -116,7 +116,7 @@ def _count(entry: Entry, sizes: dict[str, int]) -> None:
 
 
 def _collapsed(entry: Entry) -> Entry:
-    """Modules without a visible operation go; one with a single operation becomes its line; neighbours alike become one."""
+    """Modules with no visible operation go, those with a single one become its line, neighbours alike become one."""
     children: list[Entry] = []
     for child in map(_collapsed, entry.children):
         is_module = bool(child.name) and child.path != entry.path

@@ -124,7 +124,7 @@ def _source(nodes: dict[str, list[fx.Node]], index: int) -> fx.Node:
     reader = nodes["operation"][index] if "operation" in nodes else nodes["tuner"][index]
     source = reader.args[0]
     assert isinstance(source, fx.Node)
-    return source
+    return source.all_input_nodes[0] if source.meta.get("role") == "padding" else source
 
 
 def _sweep_state(graph: fx.Graph) -> None:

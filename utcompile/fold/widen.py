@@ -52,6 +52,8 @@ def widen(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> fx.No
         _absorb_scales(work, layer, chain.scales.get(layer.node, []))
     _widen_layers(chain, *bottleneck)
     _widen_values(chain, bottleneck[0].shape[0])
+    end = total.args[0]  # another node now, where a scale at the end has gone
+    assert isinstance(end, fx.Node)
     total.replace_all_uses_with(end)
     work.graph.erase_node(total)
     work.graph.erase_node(call)

@@ -24,7 +24,11 @@ def is_slice(op: Operation) -> bool:
 
 def is_layout(node: fx.Node, op: Operation) -> bool:
     """Whether a node only moves one tensor's numbers about: reshape, permute, roll, crop, zero padding, identity."""
-    return len(op.inputs) == 1 and value_of(node) is not None and (op.name in _LAYOUT or is_slice(op))
+    if len(op.inputs) != 1 or value_of(node) is None:
+        return False
+    if op.name == "pad":  # a reflected border repeats numbers
+        return op.attributes.get("mode", "constant") == "constant"
+    return op.name in _LAYOUT or is_slice(op)
 
 
 def is_dropout(node: fx.Node, op: Operation) -> bool:

@@ -16,7 +16,7 @@ class Miss:
     Attributes:
         rule: the rule's name.
         path: the module path of the node it failed at.
-        left: how many pattern lines were still to be read.
+        left: how many pattern lines were still to be read; -1 for a constraint, -2 for a match that was left out.
         line: the pattern line, `h = pointwise(n)`.
         node: the node, with its source line.
         reason: what the pattern wanted, and what is there.
@@ -30,7 +30,8 @@ class Miss:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path or '(root)'}: `{self.line}` fails at {self.node}: {self.reason}"
+        how = "leaves out" if self.left == -2 else "fails at"
+        return f"{self.path or '(root)'}: `{self.line}` {how} {self.node}: {self.reason}"
 
 
 def nearest(misses: Sequence[Miss], rule: str, count: int, path: str | None = None) -> list[Miss]:

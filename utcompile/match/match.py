@@ -52,17 +52,14 @@ def match(
     """
     ruleset = RuleSet.load(rules, vars=vars)
     view = GraphView(captured.graph, captured)
-    library = {**library_patterns(), **ruleset.patterns}
-    engine = Engine(view, library)
-    covered = {name: _covered(engine, name, library) for rule in ruleset.rules for name in rule.exclude}
+    engine = Engine(view, {**library_patterns(), **ruleset.patterns})
     sites: list[Site] = []
     for rule in ruleset.rules:
-        left_out = frozenset(n for name in rule.exclude for n in covered[name])
-        found = [m for m in _matches(rule, engine) if not left_out & {view.without_layout(m[rule.insert.target])}]
-        chosen = select(found, rule.select)
-        _check_expect(rule, rule.expect, len(chosen), len(found), lambda: _misses(ruleset, engine))
-        sites += _sites(rule, chosen, view)
-    trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine, library)))
+        found = _matches(rule, engine)
+        taken = select(_without_excluded(rule, found, engine), rule.select)
+        _check_expect(rule, rule.expect, len(taken), len(found), lambda: _misses(ruleset, engine))
+        sites += _sites(rule, taken, view)
+    trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine)))
     _check_sites(sites)
     return Plan(
         tuple(merge_shared(sites, view)), trained, ruleset, captured, view, lambda: _misses(ruleset, engine), rewriter
@@ -91,6 +88,12 @@ def _matches(rule: Rule, engine: Engine) -> list[Bindings]:
         raise UtcError(
             f"rule '{rule.name}': {error.what}", where=error.where or str(rule.mark), why=error.why, fix=error.fix
         ) from error
+
+
+def _without_excluded(rule: Rule, found: Sequence[Bindings], engine: Engine) -> list[Bindings]:
+    """The matches whose target no named pattern of `except:` covers."""
+    covered = frozenset(n for name in rule.exclude for n in _covered(engine, engine.library[name]))
+    return [env for env in found if engine.view.without_layout(env[rule.insert.target]) not in covered]
 
 
 def _candidates(rule: Rule, engine: Engine) -> Iterator[Iterator[Bindings]]:
@@ -170,8 +173,7 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView) -> list[Site
     count: Counter[str] = Counter()
     result = []
     for env in chosen:
-        frames = scope_of(rule, env, view)
-        path = frames[-1].path if frames else ""
+        path = _path(rule, env, view)
         result.append(make_site(rule, path, count[path], env, view))
         count[path] += 1
     return result
@@ -220,30 +222,46 @@ def _check_expect(rule: Rule, expect: Expect, count: int, before: int, misses: C
 
 def _misses(ruleset: RuleSet, engine: Engine) -> list[Miss]:
     """Match again, this time keeping what failed; costs nothing until it is asked for."""
-    found: list[Miss] = []
+    misses: list[Miss] = []
     for rule in ruleset.rules:
         engine.start()
+        found: list[Bindings] = []
         for candidates in _candidates(rule, engine):
             engine.trace = trace = Trace()
             matched = next(iter(_holding(rule, engine, candidates)), None)
             engine.trace = None
-            if matched is None and trace.node is not None:
-                found.append(
-                    Miss(rule.name, place_of(trace.node), trace.steps_left, trace.line, shown(trace.node), trace.reason)
-                )
-    return found
+            if matched is not None:
+                found.append(matched)
+            elif trace.node is not None:
+                misses.append(_miss(rule, trace.steps_left, trace.line, trace.node, trace.reason))
+        allowed = _without_excluded(rule, found, engine)
+        taken = select(allowed, rule.select)
+        for env in found:
+            if not any(env is t for t in taken):
+                word = "select" if any(env is a for a in allowed) else "except"
+                reason = f"the rule matches here, and `{word}` leaves it out"
+                misses.append(_miss(rule, -2, word, env[rule.insert.target], reason, _path(rule, env, engine.view)))
+    return misses
 
 
-def _covered(engine: Engine, name: str, library: Mapping[str, Pattern]) -> frozenset[fx.Node]:
-    """Every node that a match of a named pattern binds."""
+def _miss(rule: Rule, left: int, line: str, node: fx.Node, reason: str, path: str | None = None) -> Miss:
+    return Miss(rule.name, place_of(node) if path is None else path, left, line, shown(node), reason)
+
+
+def _path(rule: Rule, env: Bindings, view: GraphView) -> str:
+    frames = scope_of(rule, env, view)
+    return frames[-1].path if frames else ""
+
+
+def _covered(engine: Engine, pattern: Pattern) -> frozenset[fx.Node]:
+    """Every node that the lines of a pattern's matches make."""
     engine.start()
-    pattern = library[name]
-    return frozenset(
-        engine.view.without_layout(n)
-        for anchor in engine.anchors(pattern)
-        for env in list(engine.solve(pattern, anchor))[:1]
-        for n in _assigned(pattern, env)
-    )
+    found: set[fx.Node] = set()
+    for anchor in engine.anchors(pattern):
+        env = next(engine.solve(pattern, anchor), None)
+        if env is not None:
+            found.update(engine.view.without_layout(n) for n in _assigned(pattern, env))
+    return frozenset(found)
 
 
 def _assigned(pattern: Pattern, env: Bindings) -> list[fx.Node]:
@@ -251,16 +269,15 @@ def _assigned(pattern: Pattern, env: Bindings) -> list[fx.Node]:
     return [n for name, n in env.items() if name in names]
 
 
-def _trained(train: Train, engine: Engine, library: Mapping[str, Pattern]) -> list[str]:
+def _trained(train: Train, engine: Engine) -> list[str]:
     """The names of the parameters that a line of `train:` selects."""
     view = engine.view
     names = dict(view.module.named_parameters(remove_duplicate=False))
     if train.kind == "pattern":
-        if train.glob not in library:
-            raise UtcError(
-                f"unknown pattern {train.glob!r}", where=str(train.mark), fix=did_you_mean(train.glob, library)
-            )
-        nodes = _covered(engine, train.glob, library)
+        if train.glob not in engine.library:
+            fix = did_you_mean(train.glob, engine.library)
+            raise UtcError(f"unknown pattern {train.glob!r}", where=str(train.mark), fix=fix)
+        nodes = _covered(engine, engine.library[train.glob])
         read = [p for n in sorted(nodes, key=view.position.__getitem__) for p in view.operations[n].parameters.values()]
         found = [n for n in read if n in names]
     else:

@@ -114,8 +114,8 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
 def _aligned(source: fx.Node, target: fx.Node, view: GraphView) -> tuple[fx.Node, fx.Node]:
     """The same two values in layouts of one shape, where there are such.
 
-    Swin adds attention to a stream `(B, H, W, C)` and the ffn to `(B, N, C)`: a block's end is read by one reshape alone,
-    so changing what that yields changes the block's end.
+    Swin adds attention to a stream `(B, H, W, C)` and the ffn to `(B, N, C)`: a block's end is read by one reshape
+    alone, so changing what that yields changes the block's end.
     """
     if value_of(source) is None or value_of(target) is None:
         return source, target

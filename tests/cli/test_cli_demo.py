@@ -1,0 +1,96 @@
+"""The demo on a few digits, and the examples."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_toys import names, passed
+
+from utcompile.cli.demo_data import efficientnet_lite0, write_digits
+from utcompile.cli.demo_steps import run_demo
+from utcompile.cli.demo_table import table
+from utcompile.cli.output import stdout
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return out, run_demo(out, train=200, validation=50, test=100, epochs=1, rounds=5)
+
+
+def test_the_demo_writes_its_folder_whole(small):
+    out, report = small
+    assert names(out.parent) == ["out"]
+    assert names(out) == ["base.onnx", "demo.json", "digits.npz", "folded.onnx", "run", "tuned.onnx"]
+    assert json.loads((out / "demo.json").read_text())["rules"] == report["rules"]
+    assert all(Path(file).exists() for file in report["files"].values())
+    assert report["fold"] == {"absorbed": 32, "widened": 9}
+
+
+def test_the_demo_figures_hold_together(small):
+    _, report = small
+    base, tuned, folded = (report["models"][name] for name in ("base", "tuned", "folded"))
+    assert base["trainable_parameters"] == 12_810
+    assert tuned["trainable_parameters"] == 170_794
+    assert base["accuracy_torch"] > 0.4  # ten classes, 250 digits
+    for entry in (base, tuned, folded):
+        assert abs(entry["accuracy_onnx"] - entry["accuracy_torch"]) <= 0.01
+        assert entry["onnx_difference"] < 1e-3
+    assert abs(folded["accuracy_onnx"] - tuned["accuracy_onnx"]) <= 0.01
+    assert tuned["checkpoint_bytes"] < folded["onnx_bytes"] / 10
+
+
+def test_the_demo_table(small, capsys):
+    _, report = small
+    stdout().print(table(report))
+    text = capsys.readouterr().out
+    for part in ("linear probe", "170,794", "test accuracy, ONNX Runtime", "latency", "9 widened"):
+        assert part in text
+
+
+def test_the_demo_run_is_an_ordinary_run(small, tmp_path):
+    out, _ = small
+    text = passed("fold", out / "run", "-o", tmp_path / "folded", "--strict").stdout
+    assert "9 widened" in text
+    passed("verify", out / "folded.onnx", out / "run", "--batch-sizes", "1")
+    assert json.loads((out / "run" / "manifest.json").read_text())["data"] == str(out / "digits.npz")
+
+
+def test_the_split_is_stratified_and_fixed(tmp_path):
+    for name, train in (("a", 100), ("b", 100), ("c", 200)):
+        write_digits(tmp_path / f"{name}.npz", train, 50, 100, seed=0)
+    a, b, c = (dict(np.load(tmp_path / f"{name}.npz")) for name in "abc")
+    assert all(np.array_equal(a[key], b[key]) for key in a)
+    assert np.array_equal(a["x_test"], c["x_test"])
+    assert np.bincount(a["y_train"]).tolist() == [10] * 10
+    assert np.bincount(a["y_test"]).tolist() == [10] * 10
+    seen = {part: {image.tobytes() for image in a[f"x_{part}"]} for part in ("train", "val", "test")}
+    assert not seen["train"] & seen["test"]
+    assert not seen["val"] & seen["test"]
+    assert not seen["train"] & seen["val"]
+
+
+def test_the_embedded_weights_are_trained_ones():
+    model = efficientnet_lite0().eval()
+    assert model.bn1.running_var.std() > 0.01  # a fresh one is all ones
+    assert model.classifier.out_features == 1000
+    torch.manual_seed(0)
+    assert efficientnet_lite0(10).classifier.weight.shape == (10, 1280)
+
+
+@pytest.mark.parametrize("name", ["own_rule", "tune_convnet"])
+def test_examples_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    if name == "tune_convnet":
+        module["main"](train=100, validation=50, test=50, epochs=1)
+    else:
+        module["main"]()
+    assert "equal in ONNX Runtime" in capsys.readouterr().out

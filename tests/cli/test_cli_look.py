@@ -1,0 +1,155 @@
+"""`inspect`, `explain` and `rules`: what only looks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_toys import parsed, passed, refused, utc
+
+
+def test_inspect_shows_a_tree_with_repeated_blocks_once():
+    text = passed("inspect", "-m", "timm:test_vit").stdout
+    assert "0 … 5, alike  Block" in text
+    assert text.count("qkv") == 1
+    assert "[B, 101, 192]    B N C         12,480" in text
+    assert "reshape" not in text
+    everything = passed("inspect", "-m", "timm:test_vit", "--all").stdout
+    assert everything.count("qkv") == 6
+    assert "reshape" in everything
+
+
+def test_inspect_finds_the_named_patterns():
+    found = parsed("inspect", "-m", "timm:test_vit")
+    assert found["patterns"]["attention"] == [f"blocks.{i}" for i in range(6)]
+    assert len(found["patterns"]["ffn"]) == len(found["patterns"]["block"]) == 6
+    assert found["patterns"]["inverted_residual"] == []
+    assert found["parameters"] == 371_240
+    assert found["tree"]["children"][0]["layout"] == "B C H W"
+    assert found["report"]["verified"].startswith("values")
+
+
+def test_inspect_at_another_size_and_with_another_head():
+    found = parsed("inspect", "-m", "timm:test_vit", "--input-size", "1,64,64", "--num-classes", "7")
+    assert found["input_size"] == [1, 64, 64]
+    assert found["tree"]["shape"] == "[B, 7]"
+    assert found["tree"]["children"][0]["shape"] == "[B, 64, 4, 4]"
+
+
+def test_inspect_of_torchvision_and_of_a_factory(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef make(num_classes=3):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))\n"
+    )
+    found = parsed("inspect", "-m", f"{tmp_path}/net.py:make", "--input-size", "1,8,8", "--num-classes", "5")
+    assert found["tree"]["shape"] == "[B, 5]"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert parsed("inspect", "-m", "net:make", "--input-size", "1,8,8")["tree"]["shape"] == "[B, 3]"
+    found = parsed("inspect", "-m", "torchvision:squeezenet1_1", "--num-classes", "4", "--input-size", "64")
+    assert found["tree"]["shape"] == "[B, 4]"
+
+
+def test_explain_prints_the_plan_and_the_reasons():
+    text = passed("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual", "--var", "dim=4", "--at", "blocks.0").stdout
+    assert "mha/blocks.0/0" in text
+    assert "12 sites (6 mha, 6 ffn)" in text
+    assert "ffn: 1 site at blocks.0" in text
+
+
+def test_explain_as_json():
+    found = parsed("explain", "-m", "timm:test_vit", "-r", "u_tuning/single_ffn", "--num-classes", "5")
+    assert [s["rule"] for s in found["sites"]] == ["ffn"] * 6
+    assert found["trained"] == ["head.weight", "head.bias"]
+
+
+def test_explain_shows_the_nearest_misses_of_a_rule_that_found_nothing():
+    result = utc("explain", "-m", "timm:test_vit", "-r", "convnet/residual_parallel", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["sites"] == []
+    assert "rule 'residual' matched 0 places, expected at least 1" in result.stderr
+
+
+def test_variables_are_yaml_scalars(tmp_path):
+    refused("explain", "-m", "timm:test_vit", "-r", "lora/all_linear", "--var", "r=two", says=("r",))
+    refused(
+        "explain", "-m", "timm:test_vit", "-r", "lora/all_linear", "--var", "rank=2", says=("unknown variable 'rank'",)
+    )
+    for text in ("r", "r r=2", "=2"):
+        assert utc("explain", "-m", "timm:test_vit", "-r", "lora/all_linear", "--var", text).exit_code == 2
+    assert utc("inspect", "-m", "timm:test_vit", "--input-size", "1,2").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("timm:resnet5", ("timm has no model 'resnet5'", "did you mean 'resnet")),
+        ("timm:resnet18.nowhere_in1k", ("timm has no weights 'resnet18.nowhere_in1k'", "did you mean")),
+        ("torchvision:resnet19", ("torchvision has no classification model 'resnet19'", "did you mean 'resnet1")),
+        ("resnet50", ("'resnet50' names no model", "timm:NAME")),
+        ("demo:resnet", ("the demo has no model 'resnet'", "demo:efficientnet_lite0")),
+        ("nowhere.py:make", ("nowhere.py: there is no such Python file",)),
+        ("nowhere_at_all.models:make", ("cannot be imported", "ModuleNotFoundError")),
+        ("json:dump_", ("json: there is no function 'dump_'", "did you mean 'dump'?")),
+        ("json:dumps", ("the factory failed", "TypeError")),
+        ("time:time", ("the factory returned a float",)),
+    ],
+)
+def test_models_that_are_none(spec, says):
+    refused("inspect", "-m", spec, says=says)
+
+
+def test_inputs_of_a_wrong_shape():
+    refused("inspect", "-m", "timm:test_convnext", "--input-size", "3,2,2", says=())
+
+
+def test_explain_at_no_module():
+    refused(
+        "explain", "-m", "timm:test_vit", "-r", "u_tuning/dual", "--at", "block.0", says=("did you mean 'blocks.0'?",)
+    )
+
+
+def test_rules_list_and_show():
+    text = passed("rules", "list").stdout
+    assert "u_tuning/dual_foldable" in text
+    assert "arXiv:2303.00690" in text
+    listed = parsed("rules", "list")
+    assert {"name": "lora/all_conv"}.items() <= listed[2].items()
+    assert listed[2]["vars"] == {"r": 8, "alpha": 8}
+    shown = passed("rules", "show", "lora/all_conv").stdout
+    assert shown.startswith("version: 1\nname: all_conv\n")
+
+
+def test_rules_schema(tmp_path):
+    assert json.loads(passed("rules", "schema").stdout)["type"] == "object"
+    passed("rules", "schema", "-o", tmp_path / "schema.json")
+    assert json.loads((tmp_path / "schema.json").read_text())["type"] == "object"
+    refused("rules", "schema", "-o", tmp_path / "none" / "schema.json", says=("the schema cannot be written",))
+
+
+def rule_file(folder, expected: int):
+    path = folder / "mine.yaml"
+    path.write_text(
+        "version: 1\nname: mine\nrules:\n"
+        "  - {name: all, match: {op: linear}, insert: {weight: h, tuner: {kind: lora, r: 2}}}\n"
+        f"tests:\n  - {{model: 'timm:test_vit', sites: {{all: {expected}}}}}\n"
+    )
+    return path
+
+
+def test_rules_test_compares_what_is_found(tmp_path):
+    text = passed("rules", "test", rule_file(tmp_path, 25)).stdout
+    assert "ok" in text
+    assert "all: expected 25, found 25" in text
+    assert parsed("rules", "test", tmp_path)["passed"]
+    result = utc("rules", "test", rule_file(tmp_path, 24))
+    assert result.exit_code == 1
+    assert "DIFFERS" in result.stdout
+    assert "0 of 1 as expected" in result.stdout
+    found = json.loads(utc("rules", "test", rule_file(tmp_path, 24), "--json").stdout)
+    assert (found["passed"], found["results"][0]["found"]) == (False, 25)
+
+
+def test_rules_test_of_nothing(tmp_path):
+    refused("rules", "test", tmp_path, says=("holds no rule file",))
+    refused("rules", "test", tmp_path / "none.yaml", says=("no rules",))
