@@ -183,6 +183,19 @@ def test_writes_become_functional_or_barriers(aliased: bool) -> None:
     assert any("add_" in str(n.target) for n in captured.graph.nodes) == aliased
 
 
+def test_a_write_of_a_module_that_is_called_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.fc = nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.fc(self.act(self.fc(x))))
+
+    captured = utc.capture(Twice().eval(), torch.randn(2, 4), verify="full")
+    assert captured.report.barriers == () and not captured.get_submodule("act").inplace
+
+
 def test_a_plan_never_crosses_a_barrier() -> None:
     captured = utc.capture(InPlace(True).eval(), torch.randn(2, 4))
     rules = "version: 1\nname: t\nrules:\n  - name: r\n    match: {op: relu}\n    insert: {sequential: h, tuner: {kind: adapter}}\n"
@@ -293,7 +306,7 @@ def test_what_is_no_model_or_is_captured_already() -> None:
     captured = utc.capture(nn.Linear(4, 2), torch.randn(2, 4))
     with pytest.raises(utc.UtcError, match="already"):
         utc.capture(captured, torch.randn(2, 4))
-    with pytest.raises(utc.UtcError, match="takes an nn.Module, not str"):
+    with pytest.raises(utc.UtcError, match=r"takes an nn\.Module, not str"):
         utc.capture("resnet18", torch.randn(2, 4))  # type: ignore[arg-type]
     with pytest.raises(utc.UtcError, match="dynamic names 'y'"):
         utc.capture(nn.Linear(4, 2), torch.randn(2, 4), dynamic=["y"])
@@ -309,3 +322,10 @@ def test_verification_catches_a_model_that_is_not_deterministic() -> None:
 
     with pytest.raises(utc.UtcError, match="differs from the model's by 1"):
         utc.capture(Drifting(), torch.randn(2, 4))
+
+
+def test_a_part_of_a_reserved_name_is_refused() -> None:
+    model = nn.Module()
+    model.report = nn.Linear(4, 4)
+    with pytest.raises(utc.UtcError, match="has a part named 'report'"):
+        utc.capture(model, torch.randn(2, 4))

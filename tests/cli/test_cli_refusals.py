@@ -74,7 +74,7 @@ def test_a_head_of_too_few_classes(tmp_path, data):
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing(tmp_path, data):
-    arguments = ("train", *MODEL, *RULES, "-d", data, "-o", tmp_path / "run", "--epochs", "3", "--lr", "1e30")
+    arguments = ("train", *MODEL, *RULES, "-d", data, "-o", tmp_path / "run", "--batch-size", "8", "--lr", "1e30")
     refused(*arguments, says=("the loss is", "take a lower lr"))
     assert names(tmp_path) == []
 

@@ -124,6 +124,30 @@ def test_an_ffn_needs_an_activation_and_a_residual(
     )
 
 
+class Heads(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(4, 3), nn.Linear(4, 3), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.a(x), self.b(x.tanh())
+        return (a + b) / 2 if self.how == "half" else torch.stack([a, b]).mean(0) if self.how == "stack" else a + b
+
+
+@pytest.mark.parametrize(("how", "found"), [("half", 2), ("stack", 2), ("sum", 0)])
+def test_a_head_may_be_an_average_of_several(how: str, found: int) -> None:
+    model = Heads(how).eval()
+    text = rule("{op: tanh}", "{sequential: h, tuner: {kind: adapter, activation: relu}}").replace(
+        "rules:", "train: ['pattern:head']\nrules:"
+    )
+    captured = utc.capture(model, torch.randn(2, 4))
+    if not found:
+        with pytest.raises(utc.UtcError, match="selects no parameter"):
+            utc.match(captured, text)
+        return
+    assert sorted({n.split(".")[0] for n in utc.match(captured, text).trained}) == ["a", "b"]
+
+
 def test_y_is_what_is_added_after_layer_scale_and_dropout() -> None:
     captured = utc.capture(Tail(F.gelu, True).eval(), torch.randn(2, 3, 4))
     (site,) = utc.match(captured, rule("ffn", "{parallel: x -> y, tuner: {kind: adapter}}")).sites

@@ -21,6 +21,9 @@ from utcompile.graph import UtcGraphModule, describe, is_state
 from utcompile.graph.structure import named_state, structural_copy
 
 _BATCHES = (2, 3, 5)
+_RESERVED = frozenset(
+    "graph code meta report batch_inputs sites trained ruleset base_graph tuners base_values shape_env".split()
+)
 Examples = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -65,6 +68,12 @@ def capture(
         raise UtcError(f"base must be 'frozen', not {base!r}")
     if verify not in ("values", "full", "shapes"):
         raise UtcError(f"verify must be 'values', 'full' or 'shapes', not {verify!r}")
+    taken = _RESERVED & {*model._modules, *model._parameters, *model._buffers}
+    if taken:
+        raise UtcError(
+            f"{type(model).__name__} has a part named '{min(taken)}', a name that a captured module uses itself",
+            fix="wrap the model in a module that keeps it under another name",
+        )
     copied = structural_copy(model)
     arguments = bind_inputs(copied, example_inputs)
     batched = _batched(arguments, dynamic)

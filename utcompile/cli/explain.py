@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import InputSize, Json, Model, NumClasses, Rules, Var, examples, variables
+from utcompile.cli.options import InputSize, Json, Model, NumClasses, Rules, Var, examples, size_of, variables
 
 EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",
@@ -32,7 +32,7 @@ def explain(
     from utcompile.rules import Expect, RuleSet
 
     ruleset = RuleSet.load(rules, vars=variables(var))
-    choice = ModelChoice(model, num_classes, input_size=input_size)
+    choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
     captured = utc.capture(choice.build(), (choice.example(),), verify="shapes")
     _check_place(captured, at)
     # A rule that finds too little is what this verb is for: it is explained first, and fails at the end.

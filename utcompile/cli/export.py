@@ -9,7 +9,7 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.folders import check_file
-from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, examples
+from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, batches_of, examples
 
 EXAMPLES = examples(
     "utcompile export run/ -o model.onnx",
@@ -24,7 +24,7 @@ def export(
     fold: Annotated[bool, typer.Option(help="Fold the tuners first.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
     opset: Annotated[int | None, typer.Option(min=1, help="Of ONNX operators; the exporter's own by default.")] = None,
-    batch_sizes: BatchSizes = (1, 3, 8),
+    batch_sizes: BatchSizes = "1,3,8",
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
     model: OptionalModel = None,
     weights: Weights = None,
@@ -36,6 +36,7 @@ def export(
     from utcompile.cli.runs import open_run
     from utcompile.deploy import export_onnx
 
+    sizes = batches_of(batch_sizes)
     check_file(out)
     opened = open_run(run, model, weights, trust)
     module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
@@ -46,7 +47,7 @@ def export(
         module,
         out,
         (opened.example,),
-        batch_sizes=batch_sizes,
+        batch_sizes=sizes,
         tolerance=tolerance,
         opset=opset,
         metadata={"utcompile.rules": opened.tuned.ruleset.name, "utcompile.base": opened.manifest["base"]},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import InputSize, Json, Model, NumClasses, examples
+from utcompile.cli.options import InputSize, Json, Model, NumClasses, examples, size_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,7 @@ def inspect(
     from utcompile.cli.tree import module_tree
     from utcompile.graph import GraphView
 
-    choice = ModelChoice(model, num_classes, input_size=input_size)
+    choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
     output.progress(f"capturing {choice.spec}")
     captured = utc.capture(choice.build(), (choice.example(),))
     view = GraphView(captured.graph, captured)

@@ -16,26 +16,33 @@ def examples(*lines: str) -> str:
     return "\n\n".join(("Examples:", *(f"$ {line}" for line in lines), *told))
 
 
-def input_size(text: str) -> tuple[int, ...]:
+def size_of(text: str | None) -> tuple[int, ...] | None:
     """`160` or `3,160,160`; a lone height stands for a square of the model's own channels."""
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if len(sizes) not in (1, 3) or any(size < 1 for size in sizes):
-        raise typer.BadParameter(f"{text!r} is no size; give H or C,H,W, e.g. 160 or 3,160,160")
+    if text is None:
+        return None
+    sizes = _integers(text)
+    if len(sizes) not in (1, 3):
+        raise typer.BadParameter(
+            f"{text!r} is no size; give H or C,H,W, e.g. 160 or 3,160,160", param_hint="--input-size"
+        )
     return sizes
 
 
-def batch_sizes(text: str) -> tuple[int, ...]:
+def batches_of(text: str) -> tuple[int, ...]:
     """`1,3,8`."""
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or any(size < 1 for size in sizes):
-        raise typer.BadParameter(f"{text!r} is no list of batch sizes; give e.g. 1,3,8")
+    sizes = _integers(text)
+    if not sizes:
+        raise typer.BadParameter(f"{text!r} is no list of batch sizes; give e.g. 1,3,8", param_hint="--batch-sizes")
     return sizes
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    """Positive integers between commas; none where one is not."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        return ()
+    return found if all(number > 0 for number in found) else ()
 
 
 def variables(given: list[str] | None) -> dict[str, Any]:
@@ -73,14 +80,10 @@ Weights = Annotated[
     typer.Option("--weights", metavar="FILE", help="Load this state dict: .safetensors, or .pth without pickled code."),
 ]
 InputSize = Annotated[
-    tuple[int, ...] | None,
-    typer.Option("--input-size", metavar="SIZE", parser=input_size, help="H or C,H,W; the model's own by default."),
+    str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, the data's split and training.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that the run's manifest names.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `utcompile train -o` wrote.")]
-BatchSizes = Annotated[
-    tuple[int, ...],
-    typer.Option("--batch-sizes", metavar="N,N,…", parser=batch_sizes, help="At which ONNX Runtime is compared."),
-]
+BatchSizes = Annotated[str, typer.Option("--batch-sizes", metavar="N,N,…", help="At which ONNX Runtime is compared.")]

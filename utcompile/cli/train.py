@@ -19,6 +19,7 @@ from utcompile.cli.options import (
     Var,
     Weights,
     examples,
+    size_of,
     variables,
 )
 from utcompile.cli.watch import epoch_lines, nothing_half_written
@@ -87,8 +88,9 @@ def train(
         missing = [name for name, value in (("--model", model), ("--rules", rules), ("--data", data)) if value is None]
         if missing or model is None or rules is None or data is None:
             raise typer.BadParameter("it is required, unless --resume is given", param_hint=", ".join(missing))
+        size = size_of(input_size)
         ruleset, path = RuleSet.load(rules, vars=variables(var)), data
-        choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, input_size)
+        choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, size)
         settings = {
             "epochs": epochs,
             "batch_size": batch_size,

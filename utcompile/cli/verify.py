@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, examples
+from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, batches_of, examples
 
 EXAMPLES = examples(
     "utcompile verify model.onnx run/",
@@ -20,7 +20,7 @@ def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file.")],
     run: RunFolder,
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
-    batch_sizes: BatchSizes = (1, 3, 8),
+    batch_sizes: BatchSizes = "1,3,8",
     model: OptionalModel = None,
     weights: Weights = None,
     trust: Trust = False,
@@ -30,9 +30,10 @@ def verify(
     from utcompile.cli.runs import open_run
     from utcompile.deploy import session, verify_onnx
 
+    sizes = batches_of(batch_sizes)
     session(file)  # a file that is none is found before the model is built
     opened = open_run(run, model, weights, trust)
-    report = verify_onnx(file, opened.tuned, (opened.example,), batch_sizes, tolerance)
+    report = verify_onnx(file, opened.tuned, (opened.example,), sizes, tolerance)
     if json:
         comparisons = [{**vars(entry), "passed": entry.passed} for entry in report.outputs]
         output.emit({"passed": report.passed, "max_error": report.max_error, "comparisons": comparisons})

@@ -32,8 +32,8 @@ def absorb(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> tupl
     name = _weight_name(work, calls[0], nodes)
     _check_readers(work, name, set(calls) | set(nodes["tuner"]))
     weight = work.state(name)
-    changed = weight + tuner.delta(torch.float64).detach()
-    retained = _retained(weight, changed, work.dtype_of(name))
+    changed = weight + tuner.delta(torch.float64).detach().cpu()
+    retained = _retained(weight, changed, work.home_of(name)[0])
     if retained < _RETAINED:
         raise Unfoldable(f"rounding to the weight's dtype would keep {retained:.0%} of the tuner's effect")
     work.put(name, changed)

@@ -20,15 +20,15 @@ class Unfoldable(Exception):
 
 @dataclass
 class Work:
-    """The model being folded: a graph, and a root whose changed weights are float64 until `finish`.
+    """The model being folded: a graph, and a root whose changed weights are float64 on the CPU until `finish`.
 
     Attributes:
-        changed: parameter name -> the dtype it is rounded to in the end.
+        changed: parameter name -> the dtype and device that it has in the end.
     """
 
     graph: fx.Graph
     root: nn.Module
-    changed: dict[str, torch.dtype] = field(default_factory=dict)
+    changed: dict[str, tuple[torch.dtype, torch.device]] = field(default_factory=dict)
 
     def view(self) -> GraphView:
         """A fresh index of the graph as it is now."""
@@ -36,11 +36,12 @@ class Work:
 
     def state(self, name: str) -> torch.Tensor:
         """A parameter or buffer in float64."""
-        return self._get(name).detach().double()
+        return self._get(name).detach().cpu().double()
 
-    def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype that a parameter has in the end."""
-        return self.changed.get(name, self._get(name).dtype)
+    def home_of(self, name: str) -> tuple[torch.dtype, torch.device]:
+        """The dtype and device that a parameter has in the end."""
+        found = self._get(name)
+        return self.changed.get(name, (found.dtype, found.device))
 
     def _get(self, name: str) -> torch.Tensor:
         path, _, attribute = name.rpartition(".")
@@ -52,15 +53,17 @@ class Work:
         """Replace a parameter by a float64 value."""
         path, _, attribute = name.rpartition(".")
         owner = self.root.get_submodule(path)
-        self.changed.setdefault(name, self._get(name).dtype)
-        owner.register_parameter(attribute, nn.Parameter(value.double(), requires_grad=False))
+        self.changed.setdefault(name, self.home_of(name))
+        owner.register_parameter(attribute, nn.Parameter(value.cpu().double(), requires_grad=False))
 
     def finish(self) -> None:
-        """Round what changed to the dtype it had."""
-        for name, dtype in self.changed.items():
+        """Round what changed to the dtype it had, where it was."""
+        for name, (dtype, device) in self.changed.items():
             path, _, attribute = name.rpartition(".")
             owner = self.root.get_submodule(path)
-            owner.register_parameter(attribute, nn.Parameter(self._get(name).detach().to(dtype), requires_grad=False))
+            owner.register_parameter(
+                attribute, nn.Parameter(self._get(name).detach().to(device, dtype), requires_grad=False)
+            )
 
     def remove_scale(self, node: fx.Node) -> None:
         """Take a frozen affine map out; its readers read what it read."""
@@ -113,7 +116,7 @@ class Layer:
         """Replace weight and bias, which may have other sizes; the layer keeps its name."""
         name = self.op.parameters["weight"]
         owner = name.rpartition(".")[0]
-        dtype = self.work.dtype_of(name)
+        home = self.work.home_of(name)
         if self.node.op == "call_module":
             self._replace_module(weight.shape, owner)
         elif not self.op.parameters.get("bias"):
@@ -121,7 +124,7 @@ class Layer:
         names = {"weight": name, "bias": self.op.parameters.get("bias") or f"{owner}.bias".lstrip(".")}
         self.work.put(names["weight"], weight)
         self.work.put(names["bias"], bias)
-        self.work.changed.update(dict.fromkeys(names.values(), dtype))
+        self.work.changed.update(dict.fromkeys(names.values(), home))
         self.op = Operation(self.op.name, self.op.inputs, self.op.attributes, names)
 
     def _replace_module(self, shape: torch.Size, path: str) -> None:

@@ -36,7 +36,7 @@ def widen(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> fx.No
     """
     adapter = work.root.get_submodule(site.name)
     assert isinstance(adapter, Adapter)
-    bottleneck = adapter.bottleneck()
+    bottleneck = adapter.bottleneck()  # in float64, on the CPU
     if bottleneck is None:
         raise Unfoldable("its scale depends on the input")
     (call,), (total,) = nodes["tuner"], nodes["sum"]

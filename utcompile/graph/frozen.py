@@ -21,8 +21,10 @@ class FrozenGraph:
     def __init__(self, graph: fx.Graph) -> None:
         place = {n: _Ref(i) for i, n in enumerate(graph.nodes)}
 
+        lookup: Any = place.get
+
         def freeze(value: Any) -> Any:
-            return fx.node.map_arg(value, lambda n: place.get(n))
+            return fx.node.map_arg(value, lookup)
 
         def freeze_meta(value: Any) -> Any:
             if isinstance(value, tuple) and any(isinstance(v, fx.Node) for v in value):

@@ -258,8 +258,7 @@ def _covered(engine: Engine, pattern: Pattern) -> frozenset[fx.Node]:
     engine.start()
     found: set[fx.Node] = set()
     for anchor in engine.anchors(pattern):
-        env = next(engine.solve(pattern, anchor), None)
-        if env is not None:
+        for env in engine.solve(pattern, anchor):  # all of them: an output may average two heads
             found.update(engine.view.without_layout(n) for n in _assigned(pattern, env))
     return frozenset(found)
 

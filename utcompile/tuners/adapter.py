@@ -125,20 +125,20 @@ class Adapter(Tuner):
         return x + y if self.residual else y
 
     def bottleneck(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """D `(d, C_x)`, its bias, U `(C_y, d)` with the scale in it, its bias, in float64.
+        """D `(d, C_x)`, its bias, U `(C_y, d)` with the scale in it, its bias, in float64 on the CPU.
 
         None where the scale depends on the input.
         """
         if self.gate is not None:
             return None
-        down, up = (layer.weight.detach().double().flatten(1) for layer in (self.down, self.up))
+        down, up = (layer.weight.detach().cpu().double().flatten(1) for layer in (self.down, self.up))
         zeros = (down.new_zeros(down.shape[0]), up.new_zeros(up.shape[0]))
         biases = [
-            z if layer.bias is None else layer.bias.detach().double()
+            z if layer.bias is None else layer.bias.detach().cpu().double()
             for layer, z in zip((self.down, self.up), zeros, strict=True)
         ]
         if self.scale is not None:
-            scale = self.scale.detach().double().reshape(-1)
+            scale = self.scale.detach().cpu().double().reshape(-1)
             up, biases[1] = up * scale.reshape(-1, 1), biases[1] * scale
         return down, biases[0], up, biases[1]
 

@@ -1,0 +1,75 @@
+"""Timing for machines that are shared: pairwise rounds, medians and quartiles.
+
+The clock, the temperature and the neighbours of a machine drift over seconds, so things measured one after the other
+are not comparable. Here every round runs each candidate once, the order turns from round to round, and a ratio is the
+median over rounds of two times taken in the same round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity.
+
+    Attributes:
+        benchmark: which benchmark it belongs to.
+        what: what was measured.
+        median, lower, upper: median and quartiles in milliseconds.
+        rounds: how many times it ran.
+        ratio: the median ratio to the benchmark's reference; None where there is no reference.
+        note: figures that are not times, such as a number of sites.
+    """
+
+    benchmark: str
+    what: str
+    median: float
+    lower: float
+    upper: float
+    rounds: int
+    ratio: float | None = None
+    note: str = ""
+
+
+def paired(
+    benchmark: str, candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, Row]:
+    """Time several functions in turns; the first is the reference of the ratios."""
+    names = list(candidates)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-warmup, rounds):
+        for step in range(len(names)):
+            name = names[(step + turn) % len(names)]
+            started = time.perf_counter()
+            candidates[name]()
+            if turn >= 0:
+                times[name].append(1e3 * (time.perf_counter() - started))
+    reference = times[names[0]]
+    rows = {}
+    for name in names:
+        ratios = [mine / first for mine, first in zip(times[name], reference, strict=True)]
+        ratio = statistics.median(ratios) if len(names) > 1 else None
+        rows[name] = _row(benchmark, name, times[name], ratio)
+    return rows
+
+
+def repeated(benchmark: str, what: str, function: Callable[[], object], rounds: int, note: str = "") -> Row:
+    """Time one function; the first run counts too, for that is the run a user waits for."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        function()
+        times.append(1e3 * (time.perf_counter() - started))
+    return _row(benchmark, what, times, None, note)
+
+
+def _row(benchmark: str, what: str, times: list[float], ratio: float | None, note: str = "") -> Row:
+    low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
+    if len(times) > 1:
+        low, high = max(low, min(times)), min(high, max(times))
+    return Row(benchmark, what, middle, low, high, len(times), ratio, note)
