@@ -100,7 +100,14 @@ def test_models_that_are_none(spec, says):
 
 
 def test_inputs_of_a_wrong_shape():
-    refused("inspect", "-m", "timm:test_convnext", "--input-size", "3,2,2", says=("forward failed on inputs x: [2, 3, 2, 2]",))
+    refused(
+        "inspect",
+        "-m",
+        "timm:test_convnext",
+        "--input-size",
+        "3,2,2",
+        says=("forward failed on inputs x: [2, 3, 2, 2]",),
+    )
 
 
 def test_explain_at_no_module():

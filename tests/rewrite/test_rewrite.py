@@ -229,6 +229,24 @@ def test_a_tuner_that_claims_identity_and_is_not_is_caught() -> None:
         Adapter._initialise = original  # type: ignore[method-assign]
 
 
+class TwoGrouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 8, 1, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+def test_reparametrised_operations_that_read_one_another() -> None:
+    model, x = TwoGrouped().eval(), torch.randn(2, 4, 5, 5)
+    tuned = utc.compile(model, "version: 1\nname: t\nrules:\n  - name: w\n    match: {op: conv}\n    insert: {weight: h, tuner: {kind: lora, r: 2}}\n", x)
+    zoo.shake(tuned, 0.5)
+    folded, report = utc.fold(tuned, strict=True)
+    assert len(report.sites) == 2
+    torch.testing.assert_close(folded(x), tuned.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 

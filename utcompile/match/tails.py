@@ -60,8 +60,8 @@ class Tails:
                 break
             names, op = self.view.classes[current], self.view.operations[current]
             scales = op.name in ("mul", "div") and len(op.inputs) == 1  # by a parameter or a number
-            averaged = averaging and current is not node and op.name in ("add", "cat") and len(op.inputs) > 1
-            mean = averaging and op.name == "mean" and "cat" in self.view.classes[op.inputs[0]]
+            averaged = averaging and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
+            mean = averaging and op.name == "mean" and "stack" in self.view.classes[op.inputs[0]]
             if averaged or mean or (len(op.inputs) == 1 and (scales or names & {"layout", "dropout"})):
                 found += [n for n in op.inputs if n not in found]
         return tuple(found)

@@ -67,7 +67,7 @@ def _clone_trained(root: nn.Module, names: tuple[str, ...]) -> None:
 class _Rewriter:
     """Inserts sites one by one, then lets every reader see the changed values."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, view: GraphView, mapping: Mapping[fx.Node, fx.Node]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, view: GraphView, mapping: dict[fx.Node, fx.Node]) -> None:
         self.root, self.graph, self.view, self.mapping = root, graph, view, mapping
         self.current: dict[fx.Node, fx.Node] = {}  # a recorded node -> its value as changed so far
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
@@ -138,7 +138,7 @@ class _Rewriter:
                 read.meta.update(origin=target.meta["origin"], state=True)
         target.replace_all_uses_with(node)
         self.graph.erase_node(target)
-        self.current[target] = node
+        self.mapping[recorded] = node
 
     def _node(
         self, site: Site, role: str, target: fx.Node, what: Any, args: tuple[Any, ...], after: fx.Node | None = None
@@ -162,10 +162,7 @@ class _Rewriter:
 
     def finish(self) -> None:
         """Every reader of a changed value reads what it has become."""
-        alive = set(self.graph.nodes)
         for target, value in self.current.items():
-            if target not in alive:  # a reparametrised call, replaced already
-                continue
             for reader in list(target.users):
                 if (reader, target) not in self.running:
                     reader.replace_input_with(target, value)
