@@ -90,7 +90,7 @@ def test_examples_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = runpy.run_path(str(EXAMPLES / f"{name}.py"))
     if name == "tune_convnet":
-        module["main"](train=100, validation=50, test=50, epochs=1)
+        module["main"](train=100, test=50, epochs=1)
     else:
         module["main"]()
     assert "equal in ONNX Runtime" in capsys.readouterr().out

@@ -24,6 +24,7 @@ def test_inspect_finds_the_named_patterns():
     assert found["patterns"]["attention"] == [f"blocks.{i}" for i in range(6)]
     assert len(found["patterns"]["ffn"]) == len(found["patterns"]["block"]) == 6
     assert found["patterns"]["inverted_residual"] == []
+    assert found["patterns"]["head"] == ["head"]
     assert found["parameters"] == 371_240
     assert found["tree"]["children"][0]["layout"] == "B C H W"
     assert found["report"]["verified"].startswith("values")
@@ -38,7 +39,8 @@ def test_inspect_at_another_size_and_with_another_head():
 
 def test_inspect_of_torchvision_and_of_a_factory(tmp_path, monkeypatch):
     (tmp_path / "net.py").write_text(
-        "from torch import nn\n\ndef make(num_classes=3):\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom torch import nn\n\n"
+        "@dataclass\nclass Config:\n    width: int = 4\n\ndef make(num_classes=3):\n"
         "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))\n"
     )
     found = parsed("inspect", "-m", f"{tmp_path}/net.py:make", "--input-size", "1,8,8", "--num-classes", "5")

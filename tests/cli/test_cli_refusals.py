@@ -103,6 +103,19 @@ def test_nothing_to_resume(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_resume_takes_no_other_settings(run):
+    result = utc("train", "--resume", "-o", run, "--epochs", "20")
+    assert result.exit_code == 2
+    assert "--epochs" in result.stderr
+    assert "with its own settings" in result.stderr
+
+
+def test_resume_of_a_manifest_that_does_not_say_how(copy):
+    path = copy / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training": {"epochs": 1, "out": "elsewhere"}}))
+    refused("train", "--resume", "-o", copy, says=("does not say how the run was trained",))
+
+
 @pytest.mark.parametrize("verb", ["fold", "export"])
 def test_no_run(tmp_path, verb):
     refused(verb, tmp_path / "none", "-o", tmp_path / "out", says=("there is no checkpoint here", "utcompile train -o"))

@@ -240,7 +240,11 @@ class TwoGrouped(nn.Module):
 
 def test_reparametrised_operations_that_read_one_another() -> None:
     model, x = TwoGrouped().eval(), torch.randn(2, 4, 5, 5)
-    tuned = utc.compile(model, "version: 1\nname: t\nrules:\n  - name: w\n    match: {op: conv}\n    insert: {weight: h, tuner: {kind: lora, r: 2}}\n", x)
+    tuned = utc.compile(
+        model,
+        "version: 1\nname: t\nrules:\n  - name: w\n    match: {op: conv}\n    insert: {weight: h, tuner: {kind: lora, r: 2}}\n",
+        x,
+    )
     zoo.shake(tuned, 0.5)
     folded, report = utc.fold(tuned, strict=True)
     assert len(report.sites) == 2

@@ -131,8 +131,8 @@ def _probe(model: nn.Module, data: Dataset[Any], seed: int, epochs: int = 60) ->
     `h = W (f - μ)/σ + b`, the weight is `W/σ` and the bias `b - W μ/σ`.
     """
     features, labels = _features(model, data)
-    # A quarter of the features are zero for every digit, and 1/σ would blow them up on any other image. The floor of 0.1
-    # was chosen by the 400 validation digits, where it lifts the probe from 93.3 % to 95.3 %.
+    # A quarter of the features are zero for every digit, and 1/σ would blow them up on any other image. The floor of
+    # 0.1 was chosen by the 400 validation digits, where it lifts the probe from 93.3 % to 95.3 %.
     mean, deviation = features.mean(0), features.std(0).clamp_min(0.1)
     features = (features - mean) / deviation
     head: nn.Linear = model.get_submodule("classifier")  # type: ignore[assignment]

@@ -60,7 +60,7 @@ def inspect(
 
 def found_patterns(view: GraphView) -> dict[str, list[str]]:
     """Each named pattern of the library, with the module paths of its matches in graph order."""
-    from utcompile.graph import origin_of
+    from utcompile.graph import origin_of, place_of
     from utcompile.match import Engine
     from utcompile.rules import library_patterns
 
@@ -77,7 +77,7 @@ def found_patterns(view: GraphView) -> dict[str, list[str]]:
                 continue
             free = {node for key, node in bindings.items() if key not in assigned}
             nodes = [node for key, node in bindings.items() if key in assigned and node not in free]
-            scopes = [tuple(frame.path for frame in origin_of(node).scope) for node in nodes or [anchor]]
+            scopes = [(*(frame.path for frame in origin_of(n).scope), place_of(n)) for n in nodes or [anchor]]
             shared = [paths[0] for paths in zip(*scopes, strict=False) if len(set(paths)) == 1]
             found[name].append(shared[-1] if shared else "")
     return found

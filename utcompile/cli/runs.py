@@ -13,6 +13,7 @@ from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
 from utcompile.errors import UtcError
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
+from utcompile.rules import RuleSet
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: 
     return choice
 
 
+def rules_of(folder: Path, manifest: dict[str, Any]) -> RuleSet:
+    """The rules of a run, with the values its variables had."""
+    rules = manifest["rules"]
+    if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):
+        raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST))
+    return RuleSet.load(rules["text"] + "\n", vars=rules.get("vars"))
+
+
 def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:
     """Rebuild a run's tuned model.
 
@@ -69,9 +78,7 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
     import utcompile as utc
 
     manifest = read_manifest(folder)
-    rules = manifest["rules"]
-    if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):
-        raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST))
+    rules = rules_of(folder, manifest)
     choice = choice_of(folder, manifest, model, trust)
     if weights is not None:
         choice = replace(choice, weights=str(weights))
@@ -79,6 +86,6 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
     example = choice.example()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.seed)
-        tuned = utc.compile(choice.build(), rules["text"] + "\n", (example,), vars=rules.get("vars"))
+        tuned = utc.compile(choice.build(), rules, (example,))
     utc.load_tuners(tuned, folder)
     return Run(tuned.eval(), example, choice, manifest)

@@ -234,10 +234,11 @@ def _module_of_file(path: str) -> ModuleType:
         raise UtcError("there is no such Python file", where=path)
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))  # as `python file.py` does
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    # Under a name of its own, for the file may be called as an installed package is.
+    spec = importlib.util.spec_from_file_location(f"utcompile_model_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Not registered under its name, which may be that of an installed package.
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 

@@ -38,6 +38,7 @@ EXAMPLES = examples(
 
 
 def train(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="The folder to write.")],
     model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.")] = None,
     rules: Annotated[
@@ -70,20 +71,31 @@ def train(
 ) -> None:
     """Insert tuners into a frozen model, train them, and save them as a run."""
     from utcompile.cli.models import ModelChoice
-    from utcompile.cli.runs import choice_of
-    from utcompile.rewrite import read_manifest
+    from utcompile.cli.runs import choice_of, rules_of
+    from utcompile.rewrite import MANIFEST, read_manifest
     from utcompile.rules import RuleSet
 
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "label_smoothing": label_smoothing,
+        "seed": seed,
+        "workers": workers,
+    }
     if resume:
+        _refuse_settings(ctx)
         manifest = read_manifest(out)
         training = manifest.get("training")
-        if not isinstance(training, dict) or not isinstance(manifest.get("data"), str):
-            raise UtcError("the manifest does not say how the run was trained", where=str(out))
-        choice = choice_of(out, manifest, model, trust)
-        ruleset = RuleSet.load(manifest["rules"]["text"] + "\n", vars=manifest["rules"]["vars"])
+        wanted = {*settings, "augment"} - {"workers"}
+        if not isinstance(training, dict) or training.keys() != wanted or not isinstance(manifest.get("data"), str):
+            raise UtcError("the manifest does not say how the run was trained", where=str(out / MANIFEST))
+        choice, ruleset = choice_of(out, manifest, model, trust), rules_of(out, manifest)
         path = data or Path(manifest["data"])
         settings = {**training, "workers": workers}
-        augment = bool(settings.pop("augment", False))
+        augment = bool(settings.pop("augment"))
     else:
         missing = [name for name, value in (("--model", model), ("--rules", rules), ("--data", data)) if value is None]
         if missing or model is None or rules is None or data is None:
@@ -91,16 +103,6 @@ def train(
         size = size_of(input_size)
         ruleset, path = RuleSet.load(rules, vars=variables(var)), data
         choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, size)
-        settings = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "schedule": schedule,
-            "label_smoothing": label_smoothing,
-            "seed": seed,
-            "workers": workers,
-        }
     result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume)
     if json:
         output.emit(result)
@@ -110,6 +112,16 @@ def train(
             f"{result['seconds']:.0f} s; saved in {out}"
         )
         output.say(f"next: utcompile export {out} -o model.onnx", "dim")
+
+
+def _refuse_settings(ctx: typer.Context) -> None:
+    """A run goes on with its own settings; one that is given would be ignored in silence."""
+    free = {"out", "resume", "model", "data", "workers", "trust", "json"}
+    for option in ctx.command.params:
+        name = option.name or ""
+        source = ctx.get_parameter_source(name)
+        if name not in free and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter("a run is resumed with its own settings", param_hint=option.opts[0])
 
 
 def train_run(

@@ -3,7 +3,6 @@ value it reads: `h`, its activation, perhaps a depthwise convolution, the last l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
@@ -186,10 +185,3 @@ def _as_channels(tensor: torch.Tensor, rank: int, axis: int, channels: int) -> t
     if shape[axis] != channels or prod(shape) != channels:
         return None
     return tensor.reshape(channels)
-
-
-def nodes_of(chain: Chain) -> Iterator[fx.Node]:
-    """Every layer and activation of the chain."""
-    yield chain.first.node
-    yield from (n for n, _ in chain.activations)
-    yield from (layer.node for layer in (chain.gate, chain.depthwise, chain.last) if layer is not None)

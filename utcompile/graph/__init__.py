@@ -6,7 +6,7 @@ from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, t
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
 from utcompile.graph.value import Affine, Value, fit_affine
-from utcompile.graph.view import GraphView
+from utcompile.graph.view import GraphView, dependence_graph
 
 __all__ = [
     "ACTIVATIONS",
@@ -20,6 +20,7 @@ __all__ = [
     "Value",
     "carried",
     "copy_graph",
+    "dependence_graph",
     "describe",
     "fit_affine",
     "is_layout",

@@ -36,11 +36,6 @@ def is_dropout(node: fx.Node, op: Operation) -> bool:
     return op.name == "dropout"
 
 
-def kernel_of(op: Operation, weight_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The kernel's spatial sizes, from a convolution's weight `(out, in/groups, *kernel)`."""
-    return weight_shape[2:]
-
-
 def is_pool(node: fx.Node, op: Operation) -> bool:
     """A pooling, or a mean over two or more dimensions (a global average)."""
     dims = op.attributes.get("dim")

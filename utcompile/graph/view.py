@@ -62,14 +62,6 @@ class GraphView:
                 found[name].append(node)
         return found
 
-    @cached_property
-    def digraph(self) -> nx.DiGraph:
-        """The data flow as a networkx graph over nodes."""
-        graph = nx.DiGraph()
-        graph.add_nodes_from(self.nodes)
-        graph.add_edges_from((n, u) for n in self.nodes for u in n.users)
-        return graph
-
     def channels(self, node: fx.Node) -> int | None:
         """The number of channels of a tensor, where its axis is known and its size fixed."""
         axis = self.channel_axis.get(node)
@@ -114,3 +106,11 @@ class GraphView:
                 if value is not None:
                     found[value.storage].append(node)
         return found
+
+
+def dependence_graph(graph: fx.Graph) -> nx.DiGraph:
+    """The data flow of a graph as a networkx graph: an edge from each node to each of its readers."""
+    result = nx.DiGraph()
+    result.add_nodes_from(graph.nodes)
+    result.add_edges_from((n, u) for n in graph.nodes for u in n.users)
+    return result

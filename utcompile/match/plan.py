@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, UtcGraphModule
 from utcompile.match.explain import Miss, explain
@@ -83,9 +81,3 @@ class Plan:
         ]
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
         return "\n".join([*lines, f"{len(self.sites)} sites ({counts}), {self.parameters:,} parameters to train"])
-
-
-def parameter_owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a parameter, and its own name there."""
-    path, _, attribute = name.rpartition(".")
-    return module.get_submodule(path), attribute

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 from itertools import pairwise
 
+import networkx as nx
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import describe
+from utcompile.graph import dependence_graph, describe
 
 
 def sort_graph(graph: fx.Graph) -> None:
@@ -23,34 +23,17 @@ def sort_graph(graph: fx.Graph) -> None:
     position = {n: i for i, n in enumerate(nodes)}
     if all(position[source] < position[n] for n in nodes for source in n.all_input_nodes):
         return
-    before: dict[fx.Node, set[fx.Node]] = {n: set(n.all_input_nodes) for n in nodes}
+    flow = dependence_graph(graph)
     if any(n.meta.get("mutates") for n in nodes):
-        recorded = [n for n in nodes if "site" not in n.meta]
-        for a, b in pairwise(recorded):
-            before[b].add(a)
-    after: dict[fx.Node, list[fx.Node]] = {n: [] for n in nodes}
-    for node, sources in before.items():
-        for source in sources:
-            after[source].append(node)
-    waiting = {n: len(s) for n, s in before.items()}
-    ready = [(position[n], n.name, n) for n in nodes if not waiting[n]]
-    heapq.heapify(ready)
-    ordered: list[fx.Node] = []
-    while ready:
-        _, _, node = heapq.heappop(ready)
-        ordered.append(node)
-        for reader in after[node]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                heapq.heappush(ready, (position[reader], reader.name, reader))
-    if len(ordered) < len(nodes):
-        stuck = next(n for n in nodes if waiting[n] and "site" in n.meta)
+        flow.add_edges_from(pairwise(n for n in nodes if "site" not in n.meta))
+    try:
+        ordered = list(nx.lexicographical_topological_sort(flow, key=position.__getitem__))
+    except nx.NetworkXUnfeasible:
+        stuck = next(a for a, _ in nx.find_cycle(flow) if "site" in a.meta)
         raise UtcError(
             f"site {stuck.meta['site']} reads what it changes, by way of another tuner",
             where=describe(stuck),
             fix="narrow one of the rules with `where:`",
-        )
-    anchor = ordered[0]
-    for node in ordered[1:]:
-        anchor.append(node)
-        anchor = node
+        ) from None
+    for before, node in pairwise(ordered):
+        before.append(node)

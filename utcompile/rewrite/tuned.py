@@ -121,11 +121,6 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), attribute
 
 
-def is_tuner_node(node: fx.Node) -> bool:
-    """Whether rewriting made a node."""
-    return "site" in node.meta
-
-
 def site_nodes(graph: fx.Graph, site_id: str) -> dict[str, list[fx.Node]]:
     """The nodes that rewriting made for a site, by role: `tuner`, `sum`, `operation`."""
     found: dict[str, list[fx.Node]] = {}

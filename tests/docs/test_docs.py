@@ -1,0 +1,111 @@
+"""What README and docs say is so: their Python runs, their rule files load, their links and tables are right."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+import zoo
+
+import utcompile as utc
+from utcompile.tuners import base
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a language, each with the line on which its text begins."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(2)) + 1, m[2]) for m in _BLOCK.finditer(text) if m[1] == language]
+
+
+def build() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def ids(pages: list[Path]) -> list[str]:
+    return [page.name for page in pages]
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+RULE_FILES = [
+    pytest.param(text, id=f"{page.name}:{line}")
+    for page in PAGES
+    for line, text in blocks(page, "yaml")
+    if re.search(r"^version: 1", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=ids(WITH_PYTHON))
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page in order, in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": page.stem}
+    for line, text in blocks(page, "python"):
+        padded = "\n" * (line - 1) + text  # a failure then names the line of the page
+        exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
+
+
+@pytest.mark.parametrize("text", RULE_FILES)
+def test_rule_files_load(text: str) -> None:
+    assert utc.RuleSet.load(text).rules
+
+
+def test_links_and_generated_parts() -> None:
+    assert build().check(write=False) == []
+
+
+def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build()
+    page = tmp_path / "README.md"
+    page.write_text("[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n<!-- generated: verbs -->\n<!-- end -->\n")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "PAGES", (page,))
+    problems = "\n".join(module.check(write=False))
+    for part in ("nowhere.md leads nowhere", "names no heading", "no rules/none.yaml", "out of date"):
+        assert part in problems
+    module.check(write=True)
+    assert "utcompile train" in page.read_text()
+
+
+@pytest.mark.parametrize("rules", sorted(build().FOLDS))
+def test_the_table_says_what_folding_does(rules: str) -> None:
+    torch.manual_seed(0)
+    convnet = "conv" in rules
+    model = timm.create_model("mobilenetv2_035" if convnet else "test_vit", num_classes=3, **_size(convnet))
+    tuned = utc.compile(model, rules, torch.randn(2, 3, 64, 64), verify="shapes")
+    zoo.shake(tuned)
+    _, report = utc.fold(tuned.eval())
+    assert {s.status for s in report.sites} == set(build().FOLDS[rules].split(" and "))
+
+
+def _size(convnet: bool) -> dict[str, int]:
+    return {} if convnet else {"img_size": 64}
+
+
+def test_benchmarks_parse_and_list() -> None:
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks.__main__ import NAMES, line
+        from benchmarks.measure import paired
+    finally:
+        sys.path.remove(str(ROOT))
+    rows = paired("b", {"a": lambda: sum(range(100)), "b": lambda: sum(range(200))}, rounds=3)
+    assert rows["a"].ratio == 1 and rows["b"].rounds == 3 and "| b | a |" in line(rows["a"])
+    for name in NAMES:
+        assert callable(importlib.import_module(f"benchmarks.{name}").run)
