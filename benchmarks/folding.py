@@ -18,13 +18,13 @@ def run(quick: bool) -> Iterator[Row]:
         jobs.append(("vit_base_patch16_224", "u_tuning/dual_foldable"))
     for name, rules in jobs[:1] if quick else jobs:
         tuned = utc.compile(timm.create_model(name).eval(), rules, (torch.randn(2, 3, 224, 224),), verify="shapes")
-        _shake(tuned)
+        shake(tuned)
         _, report = utc.fold(tuned)
         note = f"{len(report.sites)} sites, model error {report.max_error:.1e}"
         yield repeated("fold", f"{name}, {rules}", lambda t=tuned: utc.fold(t), 1 if quick else 3, note)
 
 
-def _shake(tuned: utc.TunedModule) -> None:
+def shake(tuned: utc.TunedModule) -> None:
     """Move the tuners off zero, as training would."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

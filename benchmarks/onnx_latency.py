@@ -10,7 +10,7 @@ import timm
 import torch
 
 import utcompile as utc
-from benchmarks.folding import _shake
+from benchmarks.folding import shake
 from benchmarks.measure import Row
 from utcompile.deploy import latency
 
@@ -25,7 +25,7 @@ def run(quick: bool) -> Iterator[Row]:
         x = torch.randn(1, 3, 224, 224)
         model = timm.create_model(name).eval()
         tuned = utc.compile(model, rules, (x,), vars=variables, verify="shapes")
-        _shake(tuned)
+        shake(tuned)
         folded, _ = utc.fold(tuned, strict=True)
         with tempfile.TemporaryDirectory() as folder:
             paths = {}

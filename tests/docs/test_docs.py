@@ -83,6 +83,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "utcompile train" in page.read_text()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rules", sorted(build().FOLDS))
 def test_the_table_says_what_folding_does(rules: str) -> None:
     torch.manual_seed(0)

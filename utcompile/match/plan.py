@@ -80,4 +80,5 @@ class Plan:
             for r in rows
         ]
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
-        return "\n".join([*lines, f"{len(self.sites)} sites ({counts}), {self.parameters:,} parameters to train"])
+        sites = f"{len(self.sites)} sites ({counts})" if counts else "no sites"
+        return "\n".join([*lines, f"{sites}, {self.parameters:,} parameters to train"])
