@@ -289,7 +289,7 @@ LORA = "version: 1\nname: t\nrules:\n  - name: w\n    match: {op: linear}\n    %
 
 def test_calls_of_one_module_share_a_tuner_and_a_tie_is_cut() -> None:
     model, x = Shared().eval(), torch.randn(3, 4)
-    tuned = utc.compile(model, LORA % "", x)
+    tuned = utc.compile(model, (LORA % "").replace("weight: h", "weight: h, all_uses: true"), x)
     assert len(tuned.sites) == 1
     zoo.shake(tuned, 0.5)
     folded, report = utc.fold(tuned)
@@ -298,9 +298,14 @@ def test_calls_of_one_module_share_a_tuner_and_a_tie_is_cut() -> None:
     assert torch.equal(folded.get_submodule("embed").weight, model.embed.weight)
 
 
+def test_a_tied_weight_wants_all_uses() -> None:
+    with pytest.raises(utc.UtcError, match=r"the weight fc\.weight is tied to embed\.weight"):
+        utc.compile(Shared().eval(), LORA % "", torch.randn(3, 4))
+
+
 def test_a_weight_that_an_untuned_call_reads_too_is_kept() -> None:
     model, x = Shared().eval(), torch.randn(3, 4)
-    tuned = utc.compile(model, LORA % "select: {first: 1}\n    ", x)
+    tuned = utc.compile(model, (LORA % "select: {first: 1}\n    ").replace("weight: h", "weight: h, all_uses: true"), x)
     zoo.shake(tuned, 0.5)
     folded, report = utc.fold(tuned)
     assert report.sites[0].status == "kept" and "is shared with" in report.sites[0].reason

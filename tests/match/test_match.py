@@ -300,7 +300,7 @@ def test_a_rule_that_matches_nothing_names_the_nearest_miss() -> None:
         (rule("ffn", ADAPT, inside='{module: "block.*"}'), r"`inside: block\.\*` fails at .*the match is inside .*blocks > blocks\.0"),
         (rule("ffn", ADAPT, expect="{exactly: 11}"), "matched 12 places, expected exactly 11"),
         (rule("ffn", ADAPT, expect="{at_most: 3}"), "matched 12 places, expected at most 3"),
-        (rule("ffn", ADAPT, select="{first: 1}", expect="{at_least: 2}"), r"matched 1 places \(12 before select\)"),
+        (rule("ffn", ADAPT, select="{first: 1}", expect="{at_least: 2}"), r"matched 1 places \(12 before `except` and `select`\)"),
         (rule("ffn", "{parallel: y -> x, tuner: {kind: adapter}}"), "'y' is computed from 'x'"),
         (rule("ffn", "{parallel: h -> y, tuner: {kind: lora}}"), "a lora tuner cannot be inserted as 'parallel'"),
         (rule("ffn", "{weight: a, tuner: {kind: lora}}"), "'a' is the result of gelu, which has no weight"),

@@ -63,7 +63,7 @@ def capture(
     if not isinstance(model, nn.Module):
         raise UtcError(f"capture takes an nn.Module, not {type(model).__name__}")
     if isinstance(model, UtcGraphModule):
-        raise UtcError(f"this is a {type(model).__name__} already", fix="capture the original model")
+        raise UtcError(f"this is a {type(model).__mro__[1].__name__} already", fix="capture the original model")
     if base != "frozen":
         raise UtcError(f"base must be 'frozen', not {base!r}")
     if verify not in ("values", "full", "shapes"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ _NOT_RECORDED = {
     T.is_floating_point, T.is_contiguous, T.is_complex, T.untyped_storage, T.data_ptr, T.element_size, T.storage_offset,
     T.get_device,
 }  # fmt: skip
-_HERE = (torch.__path__[0], __file__)
+_HERE = (torch.__path__[0] + os.sep, __file__)
 
 
 @dataclass(frozen=True)

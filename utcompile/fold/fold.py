@@ -101,7 +101,7 @@ def _fold_site(work: Work, site: TunedSite) -> FoldedSite:
     tuner = work.root.get_submodule(site.name)
     nodes = site_nodes(work.graph, site.id)
     if not (isinstance(tuner, Lora) or (isinstance(tuner, Adapter) and site.form == "parallel")):
-        return FoldedSite(site.id, "kept", reason=f"a {site.form} {site.tuner} has no exact fold")
+        return FoldedSite(site.id, "kept", reason=f"no exact fold is known for a {site.form} {site.tuner}")
     outputs = nodes.get("sum") or nodes["operation"]
     view = GraphView(work.graph, work.root)
     proofs = [SiteProof(view, view.without_layout(_source(nodes, i)), o) for i, o in enumerate(outputs)]

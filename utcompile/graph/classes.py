@@ -16,15 +16,15 @@ _LAYOUT = frozenset("reshape permute transpose contiguous detach identity roll p
 
 
 def is_slice(op: Operation) -> bool:
-    """Whether an indexing keeps every dimension: `x[:, :h]`, but not `x[:, 0]`."""
+    """Whether an indexing keeps every dimension: `x[:, :h]` and `x[:, None]`, but not `x[:, 0]`."""
     index = op.attributes.get("index", 0)
     parts = index if isinstance(index, tuple) else (index,)
-    return op.name == "getitem" and all(isinstance(p, (slice, EllipsisType)) for p in parts)
+    return op.name == "getitem" and all(p is None or isinstance(p, (slice, EllipsisType)) for p in parts)
 
 
 def is_layout(node: fx.Node, op: Operation) -> bool:
     """Whether a node only moves one tensor's numbers about: reshape, permute, roll, crop, zero padding, identity."""
-    if len(op.inputs) != 1 or value_of(node) is None:
+    if value_of(node) is None or not op.inputs or (len(op.inputs) > 1 and op.name != "to"):  # x.type_as(y) is x
         return False
     if op.name == "pad":  # a reflected border repeats numbers
         return op.attributes.get("mode", "constant") == "constant"

@@ -138,7 +138,7 @@ def _holding(rule: Rule, engine: Engine, candidates: Iterator[Bindings]) -> Iter
         outside = [s for s in rule.inside if not within(s, frames)] or [s for s in rule.not_inside if within(s, frames)]
         if outside:
             kind = "inside" if outside[0] in rule.inside else "not_inside"
-            where = " > ".join(f.path for f in frames) or "the root module"
+            where = " > ".join(f.path or "(root)" for f in frames) or "the root module"
             _trace(engine, rule, env, f"{kind}: {outside[0].module or outside[0].cls}", f"the match is inside {where}")
             continue
         yield env
@@ -153,10 +153,11 @@ def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
     """The module calls that enclose a match: what its pattern's lines assign, its free inputs aside."""
     wanted = rule.match
     if isinstance(wanted, MatchModule):
-        node = env["y"]
-        ended = [f for f in node.meta.get("ends", ()) if within(Scope(wanted.module, wanted.cls), [f])]
-        frames = frames_of(node)
-        return (*frames, *(f for f in ended if f not in frames))
+        called = Scope(wanted.module, wanted.cls)
+        frames = frames_of(env["y"])
+        ended = [f for f in env["y"].meta.get("ends", ()) if within(called, [f])]
+        matched = ended[-1] if ended else frames[-1]
+        return frames[: frames.index(matched) + 1] if matched in frames else (*frames, matched)
     if not isinstance(wanted, MatchPattern):
         return frames_of(env["h"])
     assigned = {t for s in wanted.pattern.spellings for step in s.steps for t in step.targets}
@@ -207,7 +208,7 @@ def _check_expect(rule: Rule, expect: Expect, count: int, before: int, misses: C
     if wrong is None:
         return
     near = nearest(misses(), rule.name, 2)
-    selected = f" ({before} before select)" if before != count else ""
+    selected = f" ({before} before `except` and `select`)" if before != count else ""
     raise UtcError(
         f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}",
         where=str(rule.mark),

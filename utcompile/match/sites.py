@@ -146,7 +146,22 @@ def _weight(rule: Rule, env: Bindings, view: GraphView) -> tuple[fx.Node, fx.Nod
             f"'{rule.insert.target}' is the result of {op.name}, which has no weight",
             fix="name the capture of a linear or convolution",
         )
+    tied = _tied(view, op.parameters["weight"])
+    if tied and not rule.insert.all_uses:
+        raise UtcError(
+            f"the weight {op.parameters['weight']} is tied to {', '.join(tied)}",
+            why="this tuner would change one use of it alone",
+            fix="say `all_uses: true` to let each use have its own tuner, or exclude the place in `where:`",
+        )
     return op.inputs[0], target, None
+
+
+def _tied(view: GraphView, name: str) -> list[str]:
+    """The other names under which the graph reads a parameter."""
+    named = dict(view.module.named_parameters(remove_duplicate=False))
+    parameter = named.get(name)
+    read = {p for op in view.operations.values() for p in op.parameters.values()}
+    return [n for n, p in named.items() if p is parameter and n != name and n in read]
 
 
 def _reader(rule: Rule, env: Bindings, view: GraphView) -> fx.Node | None:

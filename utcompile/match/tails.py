@@ -46,8 +46,11 @@ class Tails:
     @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
         """The tensors that the model yields."""
-        output = self.view.nodes[-1]
-        return tuple(n for n in output.all_input_nodes if not is_state(n))
+        found = list(self.view.nodes[-1].all_input_nodes)
+        for node in found:
+            if "value" not in node.meta:  # a dataclass that holds outputs
+                found += [n for n in node.all_input_nodes if n not in found]
+        return tuple(n for n in found if "value" in n.meta and not is_state(n))
 
     def output(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The values from which the model's output ends in `node`, through layout and averaging."""

@@ -129,7 +129,7 @@ class Insertion:
         target: what the tuner changes.
         reader: the capture whose operation alone reads the changed value; None for all readers.
         tuner: the tuner.
-        all_uses: whether a tied weight is tuned in all its uses.
+        all_uses: whether a tied weight may be tuned, each of its names by a tuner of its own.
         mark: where the insertion stands.
     """
 

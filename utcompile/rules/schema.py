@@ -160,7 +160,9 @@ class InsertEntry(Entry):
     weight: str | None = Field(None, description="h: the tuner changes the weight of the operation that makes h")
     for_: str | None = Field(None, alias="for", description="with sequential: only this operation reads the new value")
     tuner: TextOr[Label, TunerMapping] = Field(description="the name of a tuner of this file, or one in place")
-    all_uses: bool = Field(False, description="with weight: tune a tied weight in all its uses")
+    all_uses: bool = Field(
+        False, description="with weight: a tied weight may be tuned, each of its names by a tuner of its own"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> InsertEntry:

@@ -18,7 +18,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "rank": "the number of its axes",
         "dtype": "such as 'float32'",
         "path": "the module path it was made in, such as 'blocks.0.mlp'",
-        "index": "its number among the matches of this rule, in graph order",
+        "index": "its place in the graph; to choose among matches, use select",
         "users": "how many operations read it",
         "op": "the operation that made it: op.groups, op.kernel_size, …",
     }
