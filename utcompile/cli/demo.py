@@ -11,7 +11,7 @@ from utcompile.cli import output
 from utcompile.cli.folders import check_free
 from utcompile.cli.options import Json, Seed, examples
 
-EXAMPLES = examples("utcompile demo", "utcompile demo -o /tmp/demo --seed 1", "utcompile demo --json > demo.json")
+EXAMPLES = examples("utcompile demo", "utcompile demo -o digits-demo --seed 1", "utcompile demo --json > demo.json")
 REPORT = "demo.json"
 
 
