@@ -26,7 +26,8 @@ class Plan:
 
     Example:
         >>> import torch, utcompile as utc
-        >>> captured = utc.capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.randn(2, 4))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> captured = utc.capture(model, torch.randn(2, 4))
         >>> plan = utc.match(captured, "lora/all_linear", vars={"r": 2})
         >>> plan.sites[0].id, plan.sites[0].parameters
         ('linear/0/0', 24)

@@ -90,7 +90,8 @@ def disable_tuners(tuned: TunedModule) -> Iterator[TunedModule]:
 
     Example:
         >>> import torch, utcompile as utc
-        >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.randn(3, 4)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(3, 4)
         >>> tuned = utc.compile(model, "lora/all_linear", (x,))
         >>> _ = torch.nn.init.ones_(tuned.tuner("linear/0/0").lora_B)
         >>> with utc.disable_tuners(tuned):
