@@ -1,6 +1,8 @@
 # The commands that everyone needs, each one word. Every one sets up `.venv` first where it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+# one process a core, one core a process, a file's tests in one process
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --cov --cov-report=term
 
 .PHONY: setup demo test test-full check bench docs clean
 
@@ -19,10 +21,10 @@ demo: setup
 	$(BIN)/utcompile demo
 
 test: setup
-	$(BIN)/python -m pytest -m 'not full' --cov --cov-report=term
+	$(PYTEST) -m 'not full'
 
 test-full: setup
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,6 +1,11 @@
-"""Shared by all tests: the helpers beside this file can be imported, and torch uses the machine's two cores."""
+"""Shared by all tests: the helpers beside this file can be imported, and worker processes share the cores fairly."""
 
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: one core a worker
+    os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80; commands under test find no terminal, as in a log
