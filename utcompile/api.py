@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from utcompile.capture import capture
-from utcompile.capture.capture import Examples, bind_inputs
+from utcompile.capture.inputs import Examples, bind_inputs
 from utcompile.capture.verify import leaves
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule

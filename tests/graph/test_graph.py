@@ -11,7 +11,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
-from utcompile.graph import Affine, GraphView, dependence_graph, fit_affine
+from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_graph
 
 
 class Calls(nn.Module):
@@ -140,9 +140,19 @@ def test_spelled_out_attention_is_one_operation() -> None:
     assert not softmax.by_class["sdpa"]
 
 
-def test_affine_needs_three_points() -> None:
-    assert fit_affine((2, 3, 5), (4, 9, 25)) is None
-    assert fit_affine((2, 3, 5), (5, 7, 11)) == Affine(2, 1)
+def test_a_size_is_one_polynomial_through_all_samples() -> None:
+    fit = Fitter([BATCH], [{BATCH: b} for b in (2, 3, 5)])
+    assert fit((4, 9, 25)) is None  # B² passes for 5·B - 6 at two of them
+    assert fit((5, 7, 11)) == Size((((BATCH,), 2), ((), 1)))
+    length = Symbol("L", 16)
+    samples = [{BATCH: b, length: n} for b, n in [(2, 16), (2, 9), (3, 16), (3, 9), (5, 12)]]
+    both = Fitter([BATCH, length], samples)
+    product = both([b * n + 1 for b, n in [(2, 16), (2, 9), (3, 16), (3, 9), (5, 12)]])
+    assert isinstance(product, Size) and str(product) == "B*L+1" and product.at(4) == 65 and product.is_whole
+    halves = both([8, 4, 8, 4, 6])
+    assert halves is None  # 9 // 2 is no half of 9
+    quarter = both([4, 2, 4, 2, 3])
+    assert quarter is None or not quarter.is_whole
 
 
 def test_dependence() -> None:

@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 
+from utcompile.capture.attempts import record_dynamically
 from utcompile.capture.captured import CapturedModule, CaptureReport
+from utcompile.capture.derived import by_mode, captured_as
 from utcompile.capture.functional import make_functional
+from utcompile.capture.inputs import Dynamic, Examples, read_inputs
 from utcompile.capture.naming import rename_by_path
-from utcompile.capture.recorder import record
-from utcompile.capture.unify import unify
-from utcompile.capture.verify import compare_outputs
-from utcompile.errors import UtcError, did_you_mean
-from utcompile.graph import UtcGraphModule, describe, is_state
+from utcompile.capture.verify import check
+from utcompile.errors import UtcError
+from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.structure import named_state, structural_copy
 
-_BATCHES = (2, 3, 5)
 _RESERVED = frozenset(
-    "graph code meta report batch_inputs sites trained ruleset base_graph tuners base_values shape_env".split()
+    "graph code meta report batch_inputs follows_mode model_attributes sites trained ruleset base_graph tuners "
+    "base_values shape_env dtype device".split()
 )
-Examples = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+# what users read off a model: transformers' config, timm's, and the like
+_PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
+
+_MODE_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 def capture(
     model: nn.Module,
     example_inputs: Examples,
-    dynamic: Sequence[str] | Mapping[str, Any] | None = None,
-    base: Literal["frozen"] = "frozen",
+    dynamic: Dynamic | None = None,
+    base: Literal["frozen", "follow"] = "frozen",
     verify: Literal["values", "full", "shapes"] = "values",
 ) -> CapturedModule:
-    """Record a model's `forward` as a torch.fx graph that runs at any batch size.
+    """Record a model's `forward` as a torch.fx graph that runs at any batch size, dtype and device.
 
-    The model's real code runs on fake tensors at three batch sizes; nothing of the model is changed, and the result
-    shares its memory. Leaf modules keep their names, and so do parameters.
+    The model's real code runs on fake tensors, at several sizes; nothing of the model is changed, and the result
+    shares its memory. Layers keep their names, and so do parameters. A module whose Python code depends on the values
+    of tensors stays one node, which `captured.report.opaque` names.
 
     Args:
         model: any `nn.Module`. It is recorded, and kept, in eval mode.
         example_inputs: a tuple (positional), a dict (keyword) or one tensor, as in `torch.export`.
-        dynamic: names of the inputs whose dimension 0 is the batch; by default those whose dimension 0 equals the
-            first tensor's. An empty one captures at the example's sizes only.
-        base: "frozen": the backbone stays in eval, whatever `.train()` says.
+        dynamic: what varies between calls: names of inputs (their dimension 0 is the batch), or a dict from name to
+            `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of the
+            inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
+            that the model pins is named in the report. An empty one captures at the example's sizes only.
+        base: "frozen": the backbone stays in eval, whatever `.train()` says. "follow": its dropout, stochastic depth
+            and batch norm obey `.train()` and `.eval()`.
         verify: "values" compares outputs with the model's on the example inputs, bit for bit; "full" also at other
-            batch sizes; "shapes" computes nothing.
+            sizes, in train mode under one seed where it follows, and the inputs' gradients; "shapes" computes nothing.
 
     Raises:
-        UtcError: the inputs do not fit, Python code depends on tensor values or on the batch size, or outputs differ.
+        UtcError: the inputs do not fit, the model cannot be recorded, what must vary cannot, or outputs differ.
 
     Example:
         >>> import torch, utcompile as utc
@@ -62,10 +67,11 @@ def capture(
     """
     if not isinstance(model, nn.Module):
         raise UtcError(f"capture takes an nn.Module, not {type(model).__name__}")
+    model = _unwrapped(model)
     if isinstance(model, UtcGraphModule):
         raise UtcError(f"this is a {type(model).__mro__[1].__name__} already", fix="capture the original model")
-    if base != "frozen":
-        raise UtcError(f"base must be 'frozen', not {base!r}")
+    if base not in ("frozen", "follow"):
+        raise UtcError(f"base must be 'frozen' or 'follow', not {base!r}")
     if verify not in ("values", "full", "shapes"):
         raise UtcError(f"verify must be 'values', 'full' or 'shapes', not {verify!r}")
     taken = _RESERVED & {*model._modules, *model._parameters, *model._buffers}
@@ -75,106 +81,69 @@ def capture(
             fix="wrap the model in a module that keeps it under another name",
         )
     copied = structural_copy(model)
-    arguments = bind_inputs(copied, example_inputs)
-    batched = _batched(arguments, dynamic)
-    batches = _BATCHES if batched else (0,)
-    recordings = [record(structural_copy(model), _resize(arguments, batched, b)) for b in batches]
-    graph = recordings[0].graph
-    unify([r.graph for r in recordings], batches, lambda: _batch_node(graph, batched))
+    inputs = read_inputs(copied, example_inputs, dynamic)
+    recorded = record_dynamically(model, inputs, asked=dynamic is not None, follow=base == "follow")
+    graph, inputs = recorded.graph, recorded.inputs
     for node in graph.nodes:
         is_state(node)  # once in graph order, so that later questions need no recursion
-    for name, tensor in recordings[0].constants.items():
+    for name, tensor in recorded.constants.items():
         _keep_constant(copied, name, tensor)
     writes = make_functional(graph, copied)
+    _guard_constants(graph, inputs.arguments)
     rename_by_path(graph)
+    set_inplace(graph, copied)
     graph.lint()
     captured = CapturedModule(copied, graph, type(model).__name__)
     captured.requires_grad_(False)
-    captured.batch_inputs = batched
+    captured.batch_inputs, captured.follows_mode = inputs.batch_inputs, base == "follow"
+    captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.eval()
     captured.report = CaptureReport(
-        len(graph.nodes),
-        _unreachable(copied, graph),
-        tuple(describe(n) for n in writes),
-        _check(copied, captured, arguments, batched, verify),
+        operations=len(graph.nodes),
+        unreachable=_unreachable(copied, graph),
+        barriers=tuple(describe(n) for n in writes),
+        verified=check(copied, captured, inputs, verify),
+        opaque=recorded.opaque,
+        pinned=recorded.pinned,
+        by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
     )
     return captured
 
 
-def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
-    """The example inputs by parameter name of `forward`."""
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
-    if isinstance(example_inputs, torch.Tensor):
-        args = (example_inputs,)
-    elif isinstance(example_inputs, Mapping):
-        kwargs = example_inputs
-    elif isinstance(example_inputs, (tuple, list)):
-        args = example_inputs
-    else:
-        raise UtcError(f"example_inputs must be a tuple, a dict or a tensor, not {type(example_inputs).__name__}")
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside a `torch.compile`d one; scripted ones have no Python code to record."""
+    if isinstance(model, torch.jit.ScriptModule):
         raise UtcError(
-            "the example inputs do not fit the model's forward",
-            why=f"{error}",
-            fix=f"{type(model).__name__}.forward takes {signature}",
-        ) from error
-    result: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            raise UtcError(
-                f"{type(model).__name__}.forward takes *{name}, which cannot be captured by name",
-                fix="wrap the model in a module whose forward names its inputs",
-            )
-        result.update(value) if kind is inspect.Parameter.VAR_KEYWORD else result.update({name: value})
-    if not any(isinstance(t, torch.Tensor) for t in pytree.tree_leaves(result)):
-        raise UtcError(
-            "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
+            f"{type(model).__name__} is scripted: its Python code is gone",
+            fix="capture the model as it was before torch.jit.script or torch.jit.trace",
         )
-    return result
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
 
 
-def _batched(arguments: dict[str, Any], dynamic: Sequence[str] | Mapping[str, Any] | None) -> tuple[str, ...]:
-    if dynamic is not None:
-        names = (dynamic,) if isinstance(dynamic, str) else tuple(dynamic)
-        for name in names:
-            if name not in arguments:
-                raise UtcError(f"dynamic names {name!r}, which is no input", fix=did_you_mean(name, arguments))
-        return names
-    first = next((t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor) and t.dim()), None)
-    if first is None:
-        return ()
-    return tuple(
-        name
-        for name, value in arguments.items()
-        if any(
-            isinstance(t, torch.Tensor) and t.dim() and t.shape[0] == first.shape[0] for t in pytree.tree_leaves(value)
-        )
-    )
+def _is_plain(value: object) -> bool:
+    return value is not None and not isinstance(value, (torch.Tensor, nn.Module)) and not callable(value)
 
 
-def _resize(arguments: dict[str, Any], batched: tuple[str, ...], batch: int) -> dict[str, Any]:
-    """The arguments at another batch size; only sizes matter to a recording."""
-
-    def resize(t: Any) -> Any:
-        return t[:1].expand(batch, *t.shape[1:]) if isinstance(t, torch.Tensor) and t.dim() else t
-
-    return {k: pytree.tree_map(resize, v) if k in batched else v for k, v in arguments.items()}
-
-
-def _batch_node(graph: fx.Graph, batched: tuple[str, ...]) -> fx.Node:
+def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
+    """An argument that is no tensor is part of the graph: calls may leave it out, and may not change it."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    source = next((n for n in inputs if n.target == batched[0]), inputs[0])
-    position = inputs[-1]
-    if "value" not in source.meta and "seen" not in source.meta:  # a nested input: read the first tensor in it
-        source = next(u for u in graph.nodes if u.op == "call_function" and source in u.all_input_nodes)
-        position = source
-    with graph.inserting_after(position):
-        return graph.call_method("size", (source, 0))
+    fixed = [n for n in inputs if isinstance(arguments[str(n.target)], (bool, int, float, str, type(None)))]
+    with graph.inserting_after(inputs[-1]):
+        for node in reversed(fixed):
+            graph.call_function(captured_as, (node, arguments[str(node.target)], str(node.target)))
+    for node in reversed(inputs):
+        if node not in fixed:
+            break
+        node.args = (arguments[str(node.target)],)
+
+
+def _obeys_mode(node: fx.Node) -> bool:
+    module = node.graph.owning_module
+    if node.op != "call_module" or module is None:
+        return node.target is by_mode or (node.op == "get_attr" and node.target == "training")
+    layer = module.get_submodule(str(node.target))
+    return isinstance(layer, _MODE_LAYERS)
 
 
 def _keep_constant(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -194,16 +163,3 @@ def _unreachable(root: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
         and not any(name.startswith(f"{r}.") for r in read)
         and not name.endswith("num_batches_tracked")
     )
-
-
-def _check(
-    copied: nn.Module, captured: CapturedModule, arguments: dict[str, Any], batched: tuple[str, ...], verify: str
-) -> str:
-    if verify == "shapes":
-        return "shapes"
-    compare_outputs(copied, captured, arguments, "at the example inputs")
-    if verify == "full" and batched:
-        for batch in _BATCHES:
-            compare_outputs(copied, captured, _resize(arguments, batched, batch), f"at batch {batch}")
-        return f"values at the example inputs and at batch {', '.join(map(str, _BATCHES))}"
-    return "values at the example inputs"

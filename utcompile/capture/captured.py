@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from utcompile.capture.unrecordable import Opaque
 from utcompile.graph import UtcGraphModule
 
 
@@ -15,17 +16,24 @@ class CaptureReport:
         operations: number of graph nodes.
         unreachable: parameters and buffers that the graph never reads.
         barriers: writes into shared memory that stay in place; no tuner crosses them.
-        verified: what was compared with the model: `values at batch 2`, `shapes`.
+        verified: what was compared with the model: `values at the example inputs`, `shapes`.
+        opaque: modules that are one node, each with its reason and source line.
+        pinned: sizes that the model keeps at the example's, each with its reason and source line.
+        by_mode: where the mode decides, under `base="follow"`.
     """
 
     operations: int
     unreachable: tuple[str, ...]
     barriers: tuple[str, ...]
     verified: str
+    opaque: tuple[Opaque, ...] = ()
+    pinned: tuple[str, ...] = ()
+    by_mode: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        lines += [f"unreachable: {n}" for n in self.unreachable] + [f"barrier: {b}" for b in self.barriers]
+        for kind in ("opaque", "pinned", "unreachable", "barriers"):
+            lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 
 
@@ -38,7 +46,7 @@ class CapturedModule(UtcGraphModule):
     """
 
     report: CaptureReport
-    kept_attributes = ("batch_inputs", "report")
+    kept_attributes = (*UtcGraphModule.inherited, "report")
 
     def __str__(self) -> str:
         parameters = sum(p.numel() for p in self.parameters())

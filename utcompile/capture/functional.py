@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.graph import is_state, value_of
+from utcompile.graph import InPlace, is_state, value_of
 
 _OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
+    getattr(operator, f"i{name}"): getattr(operator, name if name not in ("and", "or") else f"{name}_")
+    for name in "add sub mul truediv floordiv mod pow and or xor".split()
 }
 
 
@@ -77,34 +75,31 @@ def _convert(node: fx.Node, root: nn.Module, inplace: bool) -> bool:
     if node.op == "call_module":
         if inplace:
             root.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
+            node.meta["inplace"] = InPlace()
         return inplace
     if node.kwargs.get("inplace"):
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+        node.meta["inplace"] = InPlace()
         return True
-    if node.op == "call_method":
-        name = str(node.target)
-        plain = f"__{name[3:]}" if name.startswith("__i") else name[:-1]
-        if name.startswith("__i") and hasattr(operator, name[3:-2]):
-            node.op, node.target = "call_function", getattr(operator, name[3:-2])
-            return True
-        if not name.endswith("_") or not hasattr(torch.Tensor, plain):
-            return False
-        node.target = plain
+    plain = _out_of_place(node)
+    if plain is not None:
+        node.meta["inplace"] = InPlace((node.op, node.target), plain)
+        node.op, node.target = plain
         return True
-    if node.target in _OUT_OF_PLACE:
-        node.target = _OUT_OF_PLACE[node.target]
-        return True
-    name = getattr(node.target, "__name__", "")
-    twin = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None) if name.endswith("_") else None
-    if twin is not None:
-        node.target = twin
-        return True
-    return _without_positional_inplace(node)
-
-
-def _without_positional_inplace(node: fx.Node) -> bool:
-    """`F.relu(x, True)`: the last positional argument is the flag."""
     if getattr(F, getattr(node.target, "__name__", ""), None) is node.target and node.args[-1:] == (True,):
-        node.args = (*node.args[:-1], False)
+        node.args = node.args[:-1]  # `F.relu(x, True)`: the last positional argument is the flag
+        node.meta["inplace"] = InPlace()
         return True
     return False
+
+
+def _out_of_place(node: fx.Node) -> tuple[str, Any] | None:
+    """The twin of a call that writes: op and target."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return ("call_method", name[:-1]) if name.endswith("_") and hasattr(torch.Tensor, name[:-1]) else None
+    if node.target in _OUT_OF_PLACE:
+        return "call_function", _OUT_OF_PLACE[node.target]
+    name = getattr(node.target, "__name__", "")
+    twin = getattr(F, name[:-1], None) or getattr(torch, name[:-1], None) if name.endswith("_") else None
+    return None if twin is None else ("call_function", twin)

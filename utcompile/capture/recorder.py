@@ -1,13 +1,12 @@
-"""Recording: run a model's real `forward` on fake tensors and write down every torch call as an fx node."""
+"""Recording: a mode under which every torch call of a running model is written down as an fx node."""
 
 from __future__ import annotations
 
-import inspect
 import operator
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from utcompile.capture.derived import Rebuild, set_grad_enabled
+from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, Unrecordable
 from utcompile.errors import UtcError
 from utcompile.graph import Frame, Origin
-from utcompile.graph.structure import attribute_tensors, named_state
 
 T = torch.Tensor
 # torch.nn classes that are entered; every other class of torch.nn is one leaf node
@@ -28,12 +28,15 @@ _ENTERED = (
     nn.Sequential,
     nn.ModuleList,
     nn.ModuleDict,
+    nn.MultiheadAttention,
     nn.Transformer,
     nn.TransformerEncoder,
     nn.TransformerEncoderLayer,
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )
+# functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
+_OPENED = (torch.nn.functional.multi_head_attention_forward,)
 # reads of metadata: they run, and leave no node
 _PROPERTIES = (
     "shape dtype device ndim requires_grad layout is_cuda is_leaf grad_fn is_meta is_sparse _version"
@@ -43,7 +46,7 @@ _NOT_RECORDED = {
     T.is_floating_point, T.is_contiguous, T.is_complex, T.untyped_storage, T.data_ptr, T.element_size, T.storage_offset,
     T.get_device,
 }  # fmt: skip
-_HERE = (torch.__path__[0] + os.sep, __file__)
+_HERE = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - compared as text, often
 
 
 @dataclass(frozen=True)
@@ -57,19 +60,33 @@ class Seen:
 
 
 class Recorder(TorchFunctionMode):
-    """Turns every torch-level call into an fx node; values are found again by identity."""
+    """Turns every torch-level call into an fx node; values are found again by identity.
 
-    def __init__(self, root: nn.Module) -> None:
+    Args:
+        paths: the modules of the model by id, to their names.
+        leaves: names of modules that are one node each, beside the layers of torch.nn.
+        real: the values are real, so that reading their data outside a leaf is what cannot be recorded.
+    """
+
+    def __init__(self, paths: Mapping[int, str], leaves: frozenset[str] = frozenset(), *, real: bool = False) -> None:
         super().__init__()
         self.graph = fx.Graph()
+        self.attributes: dict[str, T] = {}
         self.constants: dict[str, T] = {}
+        self.inputs: list[fx.Node] = []
+        self._paths, self._leaves, self._real = paths, leaves, real
         self._node_of: dict[int, fx.Node] = {}
         self._alive: list[Any] = []  # ids stay unique while their tensors live
         self._state_names: dict[int, str] = {}
-        self._attributes = attribute_tensors(root)
-        self._paths = {id(m): name for name, m in reversed([*root.named_modules(remove_duplicate=False)])}
         self._scope: list[Frame] = []
+        self._grad_modes: list[tuple[bool, fx.Node]] = []
         self._silent = 0
+        self.hidden: Unrecordable | None = None  # the last reason why something cannot be recorded
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether what runs now is inside a recorded call."""
+        return self._silent > 0
 
     # --- values -------------------------------------------------------------------------------------------------
 
@@ -78,16 +95,25 @@ class Recorder(TorchFunctionMode):
         self._state_names.setdefault(id(tensor), name)
         self._alive.append(tensor)
 
+    def bind_input(self, name: str, value: Any) -> None:
+        """Make an argument of `forward` a placeholder; `inputs` lists the nodes of its tensors in order."""
+        self.bind(value, self.graph.placeholder(name))
+        self.inputs += [self._node_of[id(t)] for t in pytree.tree_leaves(value) if isinstance(t, T)]
+
     def bind(self, value: Any, node: fx.Node) -> None:
         """From here on, the tensors in `value` are what `node` yields."""
         if isinstance(value, T):
             self._node_of[id(value)] = node
             self._alive.append(value)
-            node.meta["seen"] = Seen(tuple(value.shape), value.dtype, value.device, value.untyped_storage()._cdata)
-        elif isinstance(value, (tuple, list, dict)):
-            for key, v in value.items() if isinstance(value, dict) else enumerate(value):
-                if isinstance(v, (T, tuple, list, dict)):
-                    self.bind(v, self._note(self.graph.call_function(operator.getitem, (node, key))))
+            node.meta["seen"] = Seen(tuple(value.shape), value.dtype, value.device, _storage(value))
+            return
+        for name, part in _parts(value):
+            if isinstance(part, T) or _parts(part):
+                access = operator.getitem if isinstance(value, (tuple, list, dict)) else getattr
+                self.bind(part, self._note(self.graph.call_function(access, (node, name))))
+        if not isinstance(value, (tuple, list, dict)) and hasattr(value, "__dict__"):
+            self._node_of[id(value)] = node
+            self._alive.append(value)
 
     def argument(self, value: Any) -> Any:
         """A call's argument with its tensors replaced by their nodes."""
@@ -102,7 +128,7 @@ class Recorder(TorchFunctionMode):
             return parts if isinstance(value, list) else tuple(parts)
         if isinstance(value, dict):
             return {k: self.argument(v) for k, v in value.items()}
-        return value
+        return self._node_of.get(id(value), value) if hasattr(value, "__dict__") else value
 
     def _node(self, tensor: T) -> fx.Node:
         found = self._node_of.get(id(tensor))
@@ -110,14 +136,12 @@ class Recorder(TorchFunctionMode):
             return found
         name = self._state_names.get(id(tensor))
         if name is None:
-            if isinstance(tensor, FakeTensor):
-                raise UtcError(
-                    f"a tensor {list(tensor.shape)} came from a call that recording cannot see",
-                    where=self._place(),
-                    fix="make the value with torch functions, or keep it as a buffer of the module",
-                )
-            name = self._attributes.get(id(tensor), (f"_constant_{len(self.constants)}",))[0]
+            if isinstance(tensor, FakeTensor) or self._real:
+                raise self._unrecordable(f"a tensor {list(tensor.shape)} came from a call that recording cannot see")
+            name = f"_constant_{len(self.constants)}"
             self.constants[name] = tensor
+        elif name in self.attributes:
+            self.constants[name] = self.attributes[name]
         node = self._note(self.graph.get_attr(name))
         self.bind(tensor, node)
         return node
@@ -126,9 +150,10 @@ class Recorder(TorchFunctionMode):
         node.meta["origin"] = Origin(tuple(self._scope), _source_line())
         return node
 
-    def _place(self) -> str:
-        path = self._scope[-1].path if self._scope else ""
-        return f"{path or 'the root module'} ({_source_line()})"
+    def _unrecordable(self, reason: str, *, data: bool = False, path: str | None = None) -> Unrecordable:
+        own = self._scope[-1].path if self._scope else ""
+        self.hidden = Unrecordable(own if path is None else path, reason, _source_line(), data)
+        return self.hidden
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -136,11 +161,18 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._silent:
             return func(*args, **kwargs)
-        read = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, T)]
-        with self._silence():
-            versions = [t._version for t in read]
-            out = func(*args, **kwargs)
-            written = [t for t, v in zip(read, versions, strict=True) if t._version != v]
+        if func in _OPENED:
+            with self:
+                return _without_override(func)(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            return self._set_grad_enabled(*args)
+        if self._real and func in READS_DATA and _varies(args, self._node_of):
+            raise self._unrecordable("Python reads the values of a tensor", data=True)
+        try:
+            out, read, written = self._watched(func, args, kwargs)
+        except DATA_ERRORS as error:
+            reason = f"Python depends on the values of a tensor ({type(error).__name__})"
+            raise self._unrecordable(reason, data=True) from error
         if func in _NOT_RECORDED:
             return out
         if not written and not any(isinstance(v, T) for v in pytree.tree_leaves(out)):
@@ -149,6 +181,14 @@ class Recorder(TorchFunctionMode):
             out = _fresh(out, read, written)
             node = self._call(func, self.argument(tuple(args)), self.argument(dict(kwargs)))
             return self._yield(node, out, written)
+
+    def _watched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[T], list[T]]:
+        """Call silently: the result, the tensors that were read, and those of them that were written."""
+        read = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, T)]
+        with self._silence():
+            versions = [_version(t) for t in read]
+            out = func(*args, **kwargs)
+            return out, read, [t for t, v in zip(read, versions, strict=True) if _version(t) != v]
 
     def _yield(self, node: fx.Node, out: Any, written: list[T]) -> Any:
         self._note(node)
@@ -160,7 +200,7 @@ class Recorder(TorchFunctionMode):
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         if func in (T.__getitem__, T.__setitem__):
             return self.graph.call_function(getattr(operator, func.__name__.strip("_")), args, kwargs)
-        if not is_tensor_method_or_property(func):
+        if not is_tensor_method_or_property(func) and getattr(T, func.__name__, None) is not func:
             return self.graph.call_function(func, args, kwargs)
         if func.__name__ == "__get__":  # a property such as x.T
             return self.graph.call_function(getattr, (args[0], func.__self__.__name__))
@@ -169,29 +209,44 @@ class Recorder(TorchFunctionMode):
             return self.graph.call_function(plain, args[::-1] if func.__name__ in _REFLECTED else args)
         return self.graph.call_method(func.__name__, args, kwargs)
 
+    def function(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call that torch does not announce (an autograd.Function), recorded as one node."""
+        out, read, written = self._watched(target, args, kwargs)
+        with self._silence():
+            out = _fresh(out, read, written)
+            return self._yield(
+                self.graph.call_function(target, self.argument(tuple(args)), self.argument(kwargs)), out, written
+            )
+
     def module_call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Stands in for `nn.Module.__call__`: leaf modules become one node, the others are entered."""
         path = self._paths.get(id(module))
         if self._silent or path is None:
             return original(module, *args, **kwargs)
-        leaf = path and type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
-        if not leaf:
-            frame = Frame(path, type(module).__name__)
-            self._scope.append(frame)
+        if path and (path in self._leaves or _is_layer(module)):
             try:
-                out = original(module, *args, **kwargs)
-            finally:
-                self._scope.pop()
-            self._note_call(frame, (args, kwargs), out)
-            return out
-        read = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, T)]
-        with self._silence():
-            versions = [t._version for t in read]
+                out, read, written = self._watched(lambda *a, **k: original(module, *a, **k), args, kwargs)
+            except DATA_ERRORS as error:
+                raise self._unrecordable(f"it needs values ({type(error).__name__})", data=True, path=path) from error
+            with self._silence():
+                out = _fresh(out, read, written)
+                given = self.argument(tuple(args)), self.argument(dict(kwargs))
+                return self._yield(self.graph.call_module(path, *given), out, written)
+        frame = Frame(path, type(module).__name__)
+        self._scope.append(frame)
+        try:
             out = original(module, *args, **kwargs)
-            written = [t for t, v in zip(read, versions, strict=True) if t._version != v]
-            out = _fresh(out, read, written)
-            node = self.graph.call_module(path, self.argument(tuple(args)), self.argument(dict(kwargs)))
-            return self._yield(node, out, written)
+            self._check_known(out)
+        finally:
+            self._scope.pop()
+        self._note_call(frame, (args, kwargs), out)
+        return out
+
+    def _check_known(self, out: Any) -> None:
+        """What a module returns must have been recorded; else that module hides it."""
+        for t in pytree.tree_leaves(out):
+            if isinstance(t, T) and id(t) not in self._node_of and id(t) not in self._state_names:
+                self._node(t)
 
     def _note_call(self, frame: Frame, given: Any, out: Any) -> None:
         """Write on the node of a module's first output which call it ends, and what that call read first."""
@@ -203,6 +258,35 @@ class Recorder(TorchFunctionMode):
             made.meta["ends"] = (*made.meta.get("ends", ()), frame)
             made.meta["ends_from"] = (*made.meta.get("ends_from", ()), read)
 
+    # --- regions ------------------------------------------------------------------------------------------------
+
+    def _set_grad_enabled(self, enabled: bool) -> None:
+        """`no_grad` and `enable_grad`: a node on the way in, and one that restores what it found on the way out."""
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(enabled)
+        if self._grad_modes and self._grad_modes[-1][0] == enabled:
+            _, entered = self._grad_modes.pop()
+            self._region(set_grad_enabled, (entered,), entered)
+        elif enabled != before:
+            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,))))
+
+    def enter_autocast(self, *settings: Any) -> fx.Node:
+        """The beginning of an autocast region."""
+        return self._region(torch.amp.autocast_mode._enter_autocast, settings)
+
+    def exit_autocast(self, entered: fx.Node) -> None:
+        """Its end."""
+        self._region(torch.amp.autocast_mode._exit_autocast, (entered,), entered)
+
+    def _region(self, function: Callable[..., Any], args: tuple[Any, ...], entered: fx.Node | None = None) -> fx.Node:
+        """A node without a value; one that ends an empty region takes its beginning with it."""
+        if entered is not None and entered.next.op == "root":
+            self.graph.erase_node(entered)
+            return entered
+        node = self._note(self.graph.call_function(function, args))
+        node.meta["region"] = True
+        return node
+
     @contextmanager
     def _silence(self) -> Iterator[None]:
         self._silent += 1
@@ -211,15 +295,52 @@ class Recorder(TorchFunctionMode):
         finally:
             self._silent -= 1
 
+    def output(self, out: Any) -> None:
+        """End the graph; dataclasses and transformers' `ModelOutput` are built again by a node of their class."""
+        self.graph.output(self._result(out))
+
+    def _result(self, out: Any) -> Any:
+        if is_dataclass(out) and not isinstance(out, type):
+            given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
+            return self.graph.call_function(type(out), (), {k: self._result(v) for k, v in given.items()})
+        if isinstance(out, tuple) and hasattr(out, "_fields"):
+            return self.graph.call_function(type(out), tuple(self._result(v) for v in out))
+        if isinstance(out, (list, tuple)):
+            parts = [self._result(v) for v in out]
+            return parts if isinstance(out, list) else tuple(parts)
+        if isinstance(out, dict):
+            return {k: self._result(v) for k, v in out.items()}
+        if id(out) not in self._node_of and _parts(
+            out
+        ):  # an object made in forward, such as a cache of keys and values
+            return self.graph.call_function(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
+        return self.argument(out)
+
 
 _NAMES = "add sub mul truediv floordiv mod matmul pow"
 _UNREFLECTED = "neg eq ne lt le gt ge"
 _OPERATORS: dict[str, Callable[..., Any]] = {
     **{f"__{n}__": getattr(operator, n) for n in [*_NAMES.split(), *_UNREFLECTED.split()]},
     **{f"__r{n}__": getattr(operator, n) for n in _NAMES.split()},
+    **{f"__i{n}__": getattr(operator, f"i{n}") for n in [*_NAMES.split(), "and", "or", "xor"] if n != "matmul"},
     "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__invert__": operator.invert,
 }  # fmt: skip
 _REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """What a result holds, with the key, index or attribute to find it by."""
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if isinstance(value, (T, type, nn.Module, torch.dtype, torch.device)) or not hasattr(value, "__dict__"):
+        return []
+    return [(k, v) for k, v in vars(value).items() if isinstance(v, (T, tuple, list, dict))]
 
 
 def _fresh(out: Any, read: list[T], written: list[T]) -> Any:
@@ -228,91 +349,55 @@ def _fresh(out: Any, read: list[T], written: list[T]) -> Any:
     return pytree.tree_map(lambda v: v.view_as(v) if isinstance(v, T) and id(v) in own else v, out)
 
 
+def _without_override(function: Any) -> Callable[..., Any]:
+    """A function of torch whose own first question, whether it is overridden, is answered no."""
+    scope = {**function.__globals__, "has_torch_function": lambda _: False}
+    copied = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+def _varies(args: Any, nodes: Mapping[int, fx.Node]) -> bool:
+    """Whether a tensor is computed from an input, and not from constants alone."""
+    stack = [nodes[id(t)] for t in pytree.tree_leaves(args) if isinstance(t, T) and id(t) in nodes]
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node.op in ("placeholder", "call_module"):
+            return True
+        if node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+    return False
+
+
+def _storage(t: T) -> int:
+    try:
+        return t.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+        return id(t)
+
+
+def _version(t: T) -> int:
+    return 0 if t.is_inference() else t._version
+
+
 def _source_line() -> str:
     """The innermost line of the model's own code."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_HERE) and "utcompile/capture" not in name:
+        if not name.startswith(_HERE):
             return f"{name.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return "?"
 
 
-def record(model: nn.Module, arguments: dict[str, Any]) -> Recorder:
-    """One recording at the sizes of the given arguments (by parameter name of `forward`).
-
-    Args:
-        model: a structural copy; its mode decides what is recorded.
-        arguments: real tensors (only their sizes are used) and other values, which become constants.
-    """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(model)
-    state: dict[str, T] = {}
-    fakes: dict[int, T] = {}
-    for name, tensor in named_state(model).items():
-        state[name] = fakes.setdefault(id(tensor), fake.from_tensor(tensor, static_shapes=True))
-        recorder.name_state(state[name], name)
-        recorder.name_state(tensor, name)
-    inputs = pytree.tree_map(lambda t: fake.from_tensor(t, static_shapes=True) if isinstance(t, T) else t, arguments)
-    for name, value in inputs.items():
-        recorder.bind(value, recorder.graph.placeholder(name))
-    original = nn.Module.__call__
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.module_call(original, module, args, kwargs)
-
-    signature = inspect.signature(model.forward)
-    bound = signature.bind_partial()
-    bound.arguments.update(inputs)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with fake, recorder:
-            out = torch.func.functional_call(model, state, bound.args, bound.kwargs)
-        with fake:
-            recorder.graph.output(_output(recorder, out))
-    except UtcError:
-        raise
-    except Exception as error:
-        raise _failure(recorder, error, arguments) from error
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-    return recorder
-
-
-def _output(recorder: Recorder, out: Any) -> Any:
-    """The graph's output; dataclasses and transformers' `ModelOutput` are built again by a node of their class."""
-    if is_dataclass(out) and not isinstance(out, type):
-        given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
-        return recorder.graph.call_function(type(out), (), {k: _output(recorder, v) for k, v in given.items()})
-    if isinstance(out, (list, tuple)):
-        parts = [_output(recorder, v) for v in out]
-        return parts if isinstance(out, list) else tuple(parts)
-    if isinstance(out, dict):
-        return {k: _output(recorder, v) for k, v in out.items()}
-    return recorder.argument(out)
-
-
-def _failure(recorder: Recorder, error: Exception, arguments: dict[str, Any]) -> UtcError:
-    data_dependent = type(error).__name__ in (
-        "DataDependentOutputException",
-        "DynamicOutputShapeException",
-        "GuardOnDataDependentSymNode",
-    )
-    last = next(iter(reversed(recorder.graph.nodes)), None)
+def fail_forward(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:
+    """The model's own forward failed while it was recorded."""
     origin = last.meta.get("origin") if last is not None else None
     place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None
     shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in arguments.items() if isinstance(v, T))
-    if data_dependent:
-        return UtcError(
-            "the model's Python code depends on the values of tensors, so it cannot be recorded",
-            where=place,
-            why=str(error).split("\n")[0],
-            fix="express the choice with torch.where, or capture the parts before and after it",
-        )
     return UtcError(
         f"the model's forward failed on inputs {shapes or 'without tensors'}",
         where=place,

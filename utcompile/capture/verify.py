@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -9,46 +11,118 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 
+from utcompile.capture.inputs import Inputs
+from utcompile.capture.samples import plan_samples
 from utcompile.errors import UtcError
+from utcompile.graph import UtcGraphModule
+
+T = torch.Tensor
 
 
-def compare_outputs(model: nn.Module, captured: nn.Module, arguments: dict[str, Any], what: str) -> None:
-    """Run both on the same inputs and compare bit for bit (on a CPU; elsewhere within rounding).
+def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: str) -> str:
+    """Compare as `verify` asks; returns what was compared, for the report.
 
     Raises:
-        UtcError: an output differs; it names which, and by how much.
+        UtcError: an output differs, or there are no values to compare.
     """
-    with torch.no_grad(), torch.random.fork_rng():
-        expected, found = (leaves(m(**arguments)) for m in (model, captured))
+    if verify == "shapes":
+        return "shapes"
+    if any(p.is_meta for p in [*model.parameters(), *model.buffers()]):
+        raise UtcError(
+            "the model has parameters on the meta device, so there are no values to verify",
+            fix='pass verify="shapes", or load the weights first: model.to_empty(device="cpu") and load_state_dict',
+        )
+    compare(model, captured, inputs.arguments, "at the example inputs")
+    if verify != "full":
+        return "values at the example inputs"
+    for sample in plan_samples(inputs.symbols, follow=False)[:: max(1, len(inputs.symbols))]:
+        compare(model, captured, inputs.at(sample.sizes), f"at {sample}", gradients=True)
+    if captured.follows_mode:
+        compare(model.train(), captured.train(), inputs.arguments, "in training", gradients=True)
+        model.eval()
+        captured.eval()
+    return "values and gradients at several sizes" + (", in both modes" if captured.follows_mode else "")
+
+
+def compare(
+    model: nn.Module, captured: nn.Module, arguments: dict[str, Any], what: str, *, gradients: bool = False
+) -> None:
+    """Run both on the same inputs, under one seed, and compare bit for bit (on a CPU; elsewhere within rounding).
+
+    Raises:
+        UtcError: an output, or the gradient of an input, differs; it names which, and by how much.
+    """
+    (expected, expected_grads), (found, found_grads) = (_run(m, arguments, gradients) for m in (model, captured))
     if len(expected) != len(found):
         raise UtcError(f"the capture yields {len(found)} tensors, the model {len(expected)}", where=what)
-    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+    pairs = [(f"output {i}", a, b) for i, (a, b) in enumerate(zip(expected, found, strict=True))]
+    if expected_grads is not None:
+        if found_grads is None:
+            raise UtcError("the model can be differentiated, and the capture cannot", where=what)
+        both = zip(expected_grads, found_grads, strict=True)
+        pairs += [(f"the gradient of input {i}", *pair) for i, pair in enumerate(both)]
+    for name, a, b in pairs:
         if a.shape != b.shape or a.dtype != b.dtype:
             raise UtcError(
-                f"output {i} of the capture is {b.dtype} {list(b.shape)}, the model's {a.dtype} {list(a.shape)}",
+                f"{name} of the capture is {b.dtype} {list(b.shape)}, the model's {a.dtype} {list(a.shape)}",
                 where=what,
             )
-        same = (
-            torch.equal(a.nan_to_num(), b.nan_to_num())
-            if a.device.type == "cpu"
-            else torch.allclose(a, b, equal_nan=True)
-        )
-        if not same:
+        if not _equal(a, b):
             largest = (a - b).abs().max().item() if a.is_floating_point() else float("nan")
             raise UtcError(
-                f"output {i} of the capture differs from the model's by {largest:.3g}",
+                f"{name} of the capture differs from the model's by {largest:.3g}",
                 where=what,
-                why="the model reads something that recording cannot see, or is not deterministic",
-                fix="check that two runs of the model itself agree; if they do, please report this model",
+                why="the model is not deterministic in eval mode, or reads state that changes between calls",
+                fix='capture with verify="shapes" if that is intended',
             )
 
 
-def leaves(out: Any) -> list[torch.Tensor]:
-    """The tensors of any output structure, dataclasses and `ModelOutput` too."""
+def _equal(a: T, b: T) -> bool:
+    if a.device.type != "cpu":
+        return torch.allclose(a, b, equal_nan=True)
+    return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()))
+
+
+def _run(model: nn.Module, arguments: dict[str, Any], gradients: bool) -> tuple[list[T], list[T] | None]:
+    """The outputs under seed 0, and the gradients of floating-point inputs for the sum of outputs, if any."""
+
+    def leaf(t: Any) -> Any:
+        return t.detach().clone().requires_grad_() if isinstance(t, T) and t.is_floating_point() and gradients else t
+
+    given = pytree.tree_map(leaf, arguments)
+    with torch.random.fork_rng(), torch.set_grad_enabled(gradients), _without_fast_path():
+        torch.manual_seed(0)
+        outputs = leaves(model(**given))
+    asked = [t for t in pytree.tree_leaves(given) if isinstance(t, T) and t.requires_grad]
+    total = [o.float().sum() for o in outputs if o.requires_grad]
+    if not gradients or not asked or not total:
+        return [o.detach() for o in outputs], []
+    try:
+        grads = torch.autograd.grad(sum(total), asked, allow_unused=True)  # type: ignore[arg-type]
+    except RuntimeError:  # writes in place can make a model that runs, and has no gradient
+        return [o.detach() for o in outputs], None
+    return [o.detach() for o in outputs], [torch.zeros(()) if g is None else g for g in grads]
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """`nn.TransformerEncoderLayer` in eval has a fast path that skips its submodules; it differs by rounding."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def leaves(out: Any) -> list[T]:
+    """The tensors of a nested output, dataclasses, `ModelOutput` and other objects too."""
+    if isinstance(out, T):
+        return [out]
     if is_dataclass(out) and not isinstance(out, type):
         return [t for f in fields(out) for t in leaves(getattr(out, f.name))]
-    if isinstance(out, (list, tuple)):
-        return [t for v in out for t in leaves(v)]
     if isinstance(out, dict):
         return [t for v in out.values() for t in leaves(v)]
-    return [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+    if isinstance(out, (list, tuple)):
+        return [t for v in out for t in leaves(v)]
+    return [t for v in vars(out).values() for t in leaves(v)] if hasattr(out, "__dict__") else []

@@ -12,7 +12,7 @@ from utcompile.fold.layers import Unfoldable, Work
 from utcompile.fold.proof import SiteProof, model_inputs, relative_error
 from utcompile.fold.report import FoldedSite, FoldReport
 from utcompile.fold.widen import widen
-from utcompile.graph import GraphView, UtcGraphModule, copy_graph
+from utcompile.graph import GraphView, UtcGraphModule, clear_inplace, copy_graph, set_inplace
 from utcompile.graph.structure import structural_copy
 from utcompile.rewrite import TunedModule, TunedSite, site_nodes
 from utcompile.tuners import Adapter, Lora
@@ -80,6 +80,7 @@ def fold(tuned: UtcGraphModule, strict: bool = False) -> tuple[UtcGraphModule, F
 
 def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphModule, list[FoldedSite]]:
     work = Work(copy_graph(tuned.graph), structural_copy(tuned))
+    clear_inplace(work.graph, work.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done: dict[str, FoldedSite] = {}
     # weights first: a widening wants plain layers beside it
@@ -89,9 +90,10 @@ def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphMod
         )
     work.finish()
     _sweep_state(work.graph)
+    set_inplace(work.graph, work.root)
     work.graph.lint()
     folded = UtcGraphModule(_without_leftovers(work, done, sites), work.graph, type(tuned).__name__)
-    folded.batch_inputs = tuned.batch_inputs
+    folded.inherit(tuned)
     folded.requires_grad_(False)
     return folded.eval(), [done[s.id] for s in sites]
 

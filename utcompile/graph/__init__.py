@@ -1,28 +1,33 @@
 """One name for every spelling of an operation; shapes, channel axis, module scope, dependence."""
 
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
+from utcompile.graph.inplace import InPlace, clear_inplace, set_inplace
 from utcompile.graph.layout import carried, permutation_of
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
-from utcompile.graph.value import Affine, Value, fit_affine
+from utcompile.graph.value import BATCH, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
 
 __all__ = [
     "ACTIVATIONS",
+    "BATCH",
     "CLASSES",
-    "Affine",
+    "Fitter",
     "Frame",
     "GraphView",
+    "InPlace",
     "Operation",
     "Origin",
+    "Size",
+    "Symbol",
     "UtcGraphModule",
     "Value",
     "carried",
+    "clear_inplace",
     "copy_graph",
     "dependence_graph",
     "describe",
-    "fit_affine",
     "is_layout",
     "is_slice",
     "is_state",
@@ -32,6 +37,7 @@ __all__ = [
     "origin_of",
     "permutation_of",
     "place_of",
+    "set_inplace",
     "state_name",
     "tensor",
     "value_of",

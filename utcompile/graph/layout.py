@@ -15,7 +15,7 @@ from torch import fx
 from utcompile.graph.classes import is_slice
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import ACTIVATIONS, Operation
-from utcompile.graph.value import Affine, Value
+from utcompile.graph.value import Size, Value
 
 _FIRST = ("conv", "batch_norm", "instance_norm", "group_norm")
 _LAST = ("linear", "layer_norm", "rms_norm", "embedding", "multi_head_attention")
@@ -139,7 +139,7 @@ def carried(before: Value, after: Value, axis: int) -> int | None:
     """
     found: int | None = None
     for i, size in enumerate(after.shape):
-        if isinstance(size, Affine) or size != before.shape[axis]:
+        if isinstance(size, Size) or size != before.shape[axis]:
             continue
         if all(prod(before.sizes(b)[:axis]) == prod(after.sizes(b)[:i]) for b in (2, 3)):
             found = i

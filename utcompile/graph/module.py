@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -18,19 +20,43 @@ class UtcGraphModule(fx.GraphModule):
 
     Attributes:
         batch_inputs: names of the inputs whose dimension 0 is the batch.
+        follows_mode: whether dropout and batch norm of the backbone obey `.train()`.
+        model_attributes: the original's plain attributes, such as `config`, found here under the same names.
     """
 
     batch_inputs: tuple[str, ...] = ()
-    kept_attributes: tuple[str, ...] = ("batch_inputs",)
+    follows_mode: bool = False
+    model_attributes: Mapping[str, Any] = MappingProxyType({})
+    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "model_attributes")
+    kept_attributes: tuple[str, ...] = inherited
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             keep_state(root, self)
 
+    def inherit(self, other: UtcGraphModule) -> None:
+        """Take over what one module of the pipeline hands to the next."""
+        for name in self.inherited:
+            self.__dict__[name] = getattr(other, name)
+
+    def __getattr__(self, name: str) -> Any:
+        kept = self.__dict__.get("model_attributes", {})
+        return kept[name] if name in kept else super().__getattr__(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
     def train(self, mode: bool = True) -> Self:
-        """Set the mode flag; the backbone was recorded in eval and its layers stay there."""
-        nn.Module.train(self, False)
+        """Set the mode; where the backbone is frozen, its layers stay in eval."""
+        nn.Module.train(self, mode and self.follows_mode)
         self.training = mode
         return self
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Affine, Frame, GraphView, origin_of, place_of, tensor
+from utcompile.graph import Frame, GraphView, Size, origin_of, place_of, tensor
 from utcompile.match.engine import Bindings
 from utcompile.rules import Attribute, Comparison, Literal, Operand, Scope, glob_match
 
@@ -54,13 +54,13 @@ def _holds(name: str, left: Any, right: Any) -> bool:
     """Sizes that vary with the batch compare at every recorded batch."""
     if left is None or right is None:
         return bool(_COMPARE[name](left, right)) if name in ("==", "!=", "in", "not in") else False
-    if isinstance(left, Affine) or isinstance(right, Affine):
+    if isinstance(left, Size) or isinstance(right, Size):
         return all(_COMPARE[name](_at(left, b), _at(right, b)) for b in _BATCHES)
     return bool(_COMPARE[name](left, right))
 
 
 def _at(value: Any, batch: int) -> Any:
-    return value.at(batch) if isinstance(value, Affine) else value
+    return value.at(batch) if isinstance(value, Size) else value
 
 
 def _shown(value: Any) -> str:
@@ -73,7 +73,7 @@ def _evaluate(operand: Operand, env: Bindings, view: GraphView, comparison: Comp
     if isinstance(operand, Attribute):
         return _attribute(env[operand.capture], operand.path, view)
     left, right = (_evaluate(o, env, view, comparison) for o in (operand.left, operand.right))
-    if isinstance(left, Affine) or isinstance(right, Affine):
+    if isinstance(left, Size) or isinstance(right, Size):
         raise UtcError(
             f"'{comparison.text}' computes with a size that varies with the batch", where=str(comparison.mark)
         )

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, copy_graph, tensor
+from utcompile.graph import GraphView, copy_graph, set_inplace, tensor
 from utcompile.graph.structure import structural_copy
 from utcompile.match import Plan, Site
 from utcompile.rewrite.order import sort_graph
@@ -40,12 +40,8 @@ def apply_plan(plan: Plan) -> TunedModule:
     sites = tuple(work.insert(site) for site in plan.sites)
     work.finish()
     tuned = TunedModule(root, graph, type(plan.module).__name__)
-    tuned.batch_inputs, tuned.sites, tuned.trained, tuned.ruleset = (
-        plan.module.batch_inputs,
-        sites,
-        plan.trained,
-        plan.ruleset,
-    )
+    tuned.inherit(plan.module)
+    tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset
     tuned.base_graph = copy_graph(plan.module.graph)
     return tuned.train()
 
@@ -167,6 +163,7 @@ class _Rewriter:
                 if (reader, target) not in self.running:
                     reader.replace_input_with(target, value)
         sort_graph(self.graph)
+        set_inplace(self.graph, self.root)
         self.graph.lint()
 
 

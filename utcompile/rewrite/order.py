@@ -14,7 +14,8 @@ from utcompile.graph import dependence_graph, describe
 def sort_graph(graph: fx.Graph) -> None:
     """A stable topological sort in place; a graph that is in order already is left alone.
 
-    Where writes into shared memory remain, what was recorded keeps its order and only new nodes move.
+    Where writes into shared memory or regions (`no_grad`, autocast) remain, what was recorded keeps its order and only
+    new nodes move.
 
     Raises:
         UtcError: two tuners read what the other changes.
@@ -24,7 +25,7 @@ def sort_graph(graph: fx.Graph) -> None:
     if all(position[source] < position[n] for n in nodes for source in n.all_input_nodes):
         return
     flow = dependence_graph(graph)
-    if any(n.meta.get("mutates") for n in nodes):
+    if any(n.meta.get("mutates") or n.meta.get("region") for n in nodes):
         flow.add_edges_from(pairwise(n for n in nodes if "site" not in n.meta))
     try:
         ordered = list(nx.lexicographical_topological_sort(flow, key=position.__getitem__))

@@ -50,7 +50,7 @@ class TunedModule(UtcGraphModule):
     trained: tuple[str, ...]
     ruleset: RuleSet
     base_graph: fx.Graph
-    kept_attributes = ("batch_inputs", "sites", "trained", "ruleset", "base_graph")
+    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph")
 
     def train(self, mode: bool = True) -> TunedModule:
         """Set the mode of the tuners; the frozen backbone stays in eval."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Affine
+from utcompile.graph import Size
 from utcompile.tuners.activations import check_activation, make_activation
 from utcompile.tuners.base import Port, Tuner, TunerConfig, TunerSite, register_tuner
 
@@ -146,7 +146,7 @@ class Adapter(Tuner):
 def _stride(source: Port, target: Port) -> tuple[int, ...]:
     """The stride with which a 1×1 convolution gets from source's positions to target's: `ceil(n / s)` a dimension."""
 
-    def positions(port: Port) -> list[int | Affine]:
+    def positions(port: Port) -> list[int | Size]:
         return [s for i, s in enumerate(port.value.shape) if i != port.channel_axis]
 
     before, after = positions(source), positions(target)

@@ -1,0 +1,188 @@
+"""The example inputs by name, and which of their dimensions vary between calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.graph import BATCH, Symbol
+
+T = torch.Tensor
+Examples = T | Sequence[Any] | Mapping[str, Any]
+Dynamic = Sequence[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Example inputs with their varying dimensions.
+
+    Attributes:
+        arguments: values by parameter name of `forward`.
+        varying: one dict a tensor, in the order of the flattened arguments: dimension -> symbol.
+    """
+
+    arguments: dict[str, Any]
+    varying: tuple[dict[int, Symbol], ...]
+
+    @property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The sizes that vary, the batch first."""
+        found = dict.fromkeys(s for dims in self.varying for s in dims.values())
+        return tuple(sorted(found, key=lambda s: s != BATCH))
+
+    @property
+    def batch_inputs(self) -> tuple[str, ...]:
+        """Names of the arguments in which a dimension 0 is the batch."""
+        names = [name for name, value in self.arguments.items() for _ in tensors(value)]
+        return tuple(dict.fromkeys(n for n, dims in zip(names, self.varying, strict=True) if dims.get(0) == BATCH))
+
+    def without(self, symbols: Sequence[Symbol]) -> Inputs:
+        """The same inputs with some sizes kept at the example's."""
+        return replace(
+            self, varying=tuple({d: s for d, s in dims.items() if s not in symbols} for dims in self.varying)
+        )
+
+    def at(self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t) -> dict[str, Any]:
+        """The arguments at other sizes: rows of the example repeated or left out.
+
+        Args:
+            sizes: the size of each symbol.
+            convert: applied to every tensor.
+        """
+        varying = iter(self.varying)
+
+        def resize(leaf: Any) -> Any:
+            if not isinstance(leaf, T):
+                return leaf
+            for dim, symbol in next(varying).items():
+                leaf = leaf.index_select(dim, torch.arange(sizes[symbol], device=leaf.device) % leaf.shape[dim])
+            return convert(leaf)
+
+        return pytree.tree_map(resize, self.arguments)
+
+
+def tensors(value: Any) -> list[T]:
+    """The tensors of a nested value, in order."""
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, T)]
+
+
+def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | None) -> Inputs:
+    """Bind example inputs to `forward` and decide which dimensions vary.
+
+    By default the batch is dimension 0 of every tensor whose dimension 0 equals the first tensor's, and the length is
+    dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
+    """
+    arguments = bind_inputs(model, example_inputs)
+    if dynamic is None:
+        return Inputs(arguments, _inferred(arguments))
+    return Inputs(arguments, _stated(arguments, dynamic))
+
+
+def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
+    """The example inputs by parameter name of `forward`."""
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(example_inputs, T):
+        args = (example_inputs,)
+    elif isinstance(example_inputs, Mapping):
+        kwargs = example_inputs
+    elif isinstance(example_inputs, (tuple, list)):
+        args = example_inputs
+    else:
+        raise UtcError(f"example_inputs must be a tuple, a dict or a tensor, not {type(example_inputs).__name__}")
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise UtcError(
+            "the example inputs do not fit the model's forward",
+            why=f"{error}",
+            fix=f"{type(model).__name__}.forward takes {signature}",
+        ) from error
+    result: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            raise UtcError(
+                f"{type(model).__name__}.forward takes *{name}, which cannot be captured by name",
+                fix="wrap the model in a module whose forward names its inputs",
+            )
+        result.update(value) if kind is inspect.Parameter.VAR_KEYWORD else result.update({name: value})
+    if not tensors(result):
+        raise UtcError(
+            "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
+        )
+    return result
+
+
+def _inferred(arguments: dict[str, Any]) -> tuple[dict[int, Symbol], ...]:
+    first = next((t for t in tensors(arguments) if t.dim()), None)
+    lengths: dict[tuple[str, int], Symbol] = {}
+    found: list[dict[int, Symbol]] = []
+    for name, value in arguments.items():
+        for t in tensors(value):
+            dims: dict[int, Symbol] = {}
+            if first is not None and t.dim() and t.shape[0] == first.shape[0]:
+                dims[0] = BATCH
+            if t.dim() == 2 and _is_token(t) and t.shape[1] > 1:
+                group = "decoder_" if name.startswith("decoder_") else ""
+                key = (group, t.shape[1])
+                label = "L" if not lengths else f"L{len(lengths) + 1}"
+                dims[1] = lengths.setdefault(key, Symbol(label, t.shape[1]))
+            found.append(dims)
+    return tuple(found)
+
+
+def _is_token(t: T) -> bool:
+    return not t.is_floating_point() and not t.is_complex()
+
+
+def _stated(arguments: dict[str, Any], dynamic: Dynamic) -> tuple[dict[int, Symbol], ...]:
+    asked: dict[str, Any] = (
+        dict(dynamic)
+        if isinstance(dynamic, Mapping)
+        else dict.fromkeys([dynamic] if isinstance(dynamic, str) else dynamic)
+    )
+    for name in asked:
+        if name not in arguments:
+            raise UtcError(f"dynamic names {name!r}, which is no input", fix=did_you_mean(name, arguments))
+    known: dict[str, Symbol] = {}
+    return tuple(
+        _dimensions(name, t, asked[name], known) if name in asked else {}
+        for name, value in arguments.items()
+        for t in tensors(value)
+    )
+
+
+def _dimensions(name: str, t: T, asked: Any, known: dict[str, Symbol]) -> dict[int, Symbol]:
+    """One input's entry of `dynamic=`: None (the batch), or dimension -> name."""
+    dims = {0: "B"} if asked is None else asked
+    if not isinstance(dims, Mapping):
+        raise UtcError(
+            f"dynamic gives {asked!r} for {name!r}",
+            why="it takes dimension numbers and names",
+            fix=f'write dynamic={{"{name}": {{0: "B", 2: "H"}}}}',
+        )
+    found: dict[int, Symbol] = {}
+    for dim, label in dims.items():
+        if not isinstance(dim, int) or not -t.dim() <= dim < t.dim():
+            raise UtcError(f"dynamic names dimension {dim!r} of {name!r}, which has {t.dim()}")
+        size = t.shape[dim]
+        if dim % t.dim() == 0 and str(label).lower() in ("b", "batch", "n", "batch_size"):
+            found[0] = BATCH
+            continue
+        step = 1 if _is_token(t) else next(s for s in (32, 16, 8, 4, 2, 1) if size % s == 0)
+        symbol = known.setdefault(str(label), Symbol(str(label), size, step))
+        if symbol.example != size:
+            raise UtcError(
+                f"dynamic gives {label!r} to dimensions of different sizes", why=f"{symbol.example} and {size}"
+            )
+        found[dim % t.dim()] = symbol
+    return found

@@ -1,0 +1,166 @@
+"""One recording: the model's real `forward`, on fake tensors, at one sample."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from utcompile.capture.derived import Apply
+from utcompile.capture.inputs import Inputs, tensors
+from utcompile.capture.recorder import Recorder, fail_forward
+from utcompile.capture.samples import Sample
+from utcompile.capture.unrecordable import Unrecordable
+from utcompile.errors import UtcError
+from utcompile.graph.structure import attribute_tensors, named_state
+
+T = torch.Tensor
+
+
+def record(
+    model: nn.Module, inputs: Inputs, sample: Sample, leaves: frozenset[str] = frozenset(), *, real: bool = False
+) -> Recorder:
+    """Run a model once and write down what it does.
+
+    Args:
+        model: a structural copy; it is used up.
+        inputs: only the sizes of their tensors matter; other values become constants.
+        sample: the sizes, dtype, device and mode of this recording.
+        leaves: modules that are one node.
+        real: compute with real values, where a leaf needs them.
+
+    Raises:
+        Unrecordable: a call in some module cannot be written down.
+        UtcError: the model's forward failed.
+    """
+    model.train(sample.training)
+    fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = Recorder(_paths(model), leaves, real=real)
+    convert = _Converter(fake, sample, tensors(inputs.arguments)[0].device)
+    state: dict[str, T] = {}
+    for name, tensor in named_state(model).items():
+        state[name] = convert(tensor)
+        recorder.name_state(state[name], name)
+        recorder.name_state(tensor, name)
+    for name, tensor in attribute_tensors(model).values():
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        recorder.name_state(tensor, name)
+        if not real:
+            owner.__dict__[attribute] = convert(tensor)
+            recorder.name_state(owner.__dict__[attribute], name)
+        recorder.attributes[name] = tensor
+    arguments = inputs.at(sample.sizes, convert)
+    for name, value in arguments.items():
+        recorder.bind_input(name, value)
+    bound = inspect.signature(model.forward).bind_partial()
+    named = set(inspect.signature(model.forward).parameters)
+    bound.arguments.update({k: v for k, v in arguments.items() if k in named})
+    extra = {k: v for k, v in arguments.items() if k not in named}
+    with torch.random.fork_rng(devices=[]), _patched(recorder), _quiet():
+        try:
+            with fake or nullcontext(), recorder:
+                out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
+            with fake or nullcontext():
+                recorder.output(out)
+        except (UtcError, Unrecordable):
+            raise
+        except Exception as error:
+            if recorder.hidden is not None:  # raised inside the interpreter of TorchScript, which made it another
+                raise recorder.hidden from error
+            raise fail_forward(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
+    return recorder
+
+
+class _Converter:
+    """Makes the tensors of a recording: fakes of the sample's dtype and device, the same one for tied weights."""
+
+    def __init__(self, fake: FakeTensorMode | None, sample: Sample, home: torch.device) -> None:
+        self._fake, self._sample = fake, sample
+        self._home = home  # where weights on the meta device are taken to be
+        self._known: dict[int, T] = {}
+        self._alive: list[T] = []
+
+    def __call__(self, tensor: T) -> T:
+        if self._fake is None:
+            return tensor
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = self._convert(tensor, self._fake)
+            self._alive.append(tensor)
+        return self._known[id(tensor)]
+
+    def _convert(self, tensor: T, fake: FakeTensorMode) -> T:
+        dtype = self._sample.dtype if tensor.is_floating_point() else None
+        device = self._sample.device or (self._home if tensor.is_meta else None)
+        if dtype is None and device is None:
+            return fake.from_tensor(tensor, static_shapes=True)
+        with fake:
+            made = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=device or tensor.device
+            )
+        return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+
+def _paths(model: nn.Module) -> dict[int, str]:
+    """The first name of every module."""
+    return {id(m): name for name, m in reversed([*model.named_modules(remove_duplicate=False)])}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log what they cannot do as errors; here it is an exception that somebody handles."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
+def _patched(recorder: Recorder) -> Iterator[None]:
+    """Module calls, autocast regions and autograd.Functions reach the recorder; fast paths are off."""
+    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
+    autocast = torch.amp.autocast_mode.autocast
+    enter, leave = autocast.__enter__, autocast.__exit__
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    regions: dict[int, list[Any]] = {}
+
+    def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return recorder.module_call(call, module, args, kwargs)
+
+    def recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        own = apply.__get__(None, cls)
+        if cls is torch.utils.checkpoint.CheckpointFunction:  # what it runs is recorded, not that it is run again
+            return args[0](*args[2:], **kwargs)
+        return own(*args, **kwargs) if recorder.is_silent else recorder.function(Apply(cls), args, kwargs)
+
+    def recorded_enter(region: Any) -> Any:
+        result = enter(region)
+        if not recorder.is_silent:
+            settings = (region.device, region.fast_dtype, region._enabled, region._cache_enabled)
+            regions.setdefault(id(region), []).append(recorder.enter_autocast(*settings))
+        return result
+
+    def recorded_leave(region: Any, *error: Any) -> Any:
+        if regions.get(id(region)) and not recorder.is_silent:
+            recorder.exit_autocast(regions[id(region)].pop())
+        return leave(region, *error)
+
+    nn.Module.__call__ = recorded_call  # type: ignore[method-assign]
+    torch.autograd.Function.apply = classmethod(recorded_apply)
+    autocast.__enter__, autocast.__exit__ = recorded_enter, recorded_leave  # type: ignore[method-assign]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        torch.autograd.Function.apply = apply
+        autocast.__enter__, autocast.__exit__ = enter, leave  # type: ignore[method-assign]
+        torch.backends.mha.set_fastpath_enabled(fast_path)

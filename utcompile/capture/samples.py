@@ -1,0 +1,74 @@
+"""The calls that are recorded: sizes at which every polynomial shows itself, another dtype and device, the mode.
+
+What differs between recordings as a sample's size, dtype, device or mode does is an expression of it; so what a model
+derives from its inputs stays derived, and what it fixes stays fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+
+from utcompile.graph import BATCH, Symbol
+
+_BATCHES = (2, 3, 5)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call.
+
+    Attributes:
+        sizes: the size of each symbol.
+        dtype: what floating-point state and inputs are recorded as; None keeps theirs.
+        device: where state and inputs are recorded; None keeps theirs.
+        training: the model's mode.
+    """
+
+    sizes: Mapping[Symbol, int]
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    training: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"{s.name}={n}" for s, n in self.sizes.items()]
+        parts += [str(self.dtype).removeprefix("torch.")] if self.dtype else []
+        parts += [str(self.device)] if self.device else []
+        return ", ".join([*parts, *(["training"] if self.training else [])]) or "the example"
+
+
+def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
+    """The first sample has the examples' sizes (batch 2); then every corner of two sizes each, and one check.
+
+    Two sizes would be too few: `B**2` is affine at 2 and 3.
+    """
+    sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
+    corners = [dict(zip(symbols, corner, strict=True)) for corner in product(*(s[:2] for s in sizes))]
+    check = {symbol: s[2] for symbol, s in zip(symbols, sizes, strict=True)}
+    samples = [Sample(c) for c in [*corners, *([check] if symbols else [])]]
+    return [*samples, *([replace(samples[0], training=True)] if follow else [])]
+
+
+def _neighbours(symbol: Symbol) -> tuple[int, int, int]:
+    """The example's size and two others, far enough away that a stride cannot hide them."""
+    size, step = symbol.example, symbol.step
+    if step == 1 and size > 4:  # a length: shorter ones are safe where positions are limited
+        return size, size // 2 + 1, size // 2 + 1 + (size - size // 2) // 2
+    far = max(1, size // (2 * step)) * step
+    return size, size + far, size + 2 * far + step
+
+
+def with_other_dtype_and_device(samples: list[Sample], dtype: torch.dtype | None, device: bool) -> list[Sample]:
+    """The last sizes are recorded in another dtype, and on a device that this machine need not have.
+
+    Args:
+        dtype: the other dtype; None keeps the model's.
+        device: whether to record on another device too.
+    """
+    at = max(i for i, s in enumerate(samples) if not s.training)
+    other = replace(samples[at], dtype=dtype, device=torch.device("cuda", 0) if device else None)
+    # where only one size is recorded, the other dtype is a second recording
+    return [*samples[:at], *([samples[at]] if at == 0 else []), other, *samples[at + 1 :]]

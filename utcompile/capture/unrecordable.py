@@ -1,0 +1,75 @@
+"""What recording cannot write down, and where: the reason why a module becomes one opaque node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from utcompile.errors import UtcError
+
+T = torch.Tensor
+# what a fake tensor raises where an operation needs numbers
+DATA_ERRORS = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+    GuardOnDataDependentSymNode,
+)
+# calls that hand a tensor's numbers to Python
+READS_DATA = {
+    T.item, T.tolist, T.numpy, T.__bool__, T.__int__, T.__float__, T.__index__, T.__complex__, T.__iter__,
+} - {T.__iter__}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A module that stays one node.
+
+    Attributes:
+        path: its name in the model.
+        reason: what in it cannot be recorded.
+        source: the line of the model's code.
+    """
+
+    path: str
+    reason: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason} ({self.source})"
+
+
+class Unrecordable(Exception):
+    """A call that cannot be written down inside the module `path`.
+
+    Args:
+        data: it depends on the numbers in a tensor, which only real values have.
+    """
+
+    def __init__(self, path: str, reason: str, source: str, data: bool) -> None:
+        super().__init__(reason)
+        self.path, self.reason, self.source, self.data = path, reason, source, data
+
+    def error(self) -> UtcError:
+        """For where no smaller module can be left as it is."""
+        if self.data:
+            return UtcError(
+                "the model's Python code depends on the values of tensors, so it cannot be recorded",
+                where=f"{self.path or 'the root module'} ({self.source})",
+                why=self.reason,
+                fix="express the choice with torch.where, or move that code into a submodule, which stays one node",
+            )
+        return UtcError(
+            self.reason,
+            where=f"{self.path or 'the root module'} ({self.source})",
+            fix="make the value with torch functions, keep it as a buffer, or move that code into a submodule",
+        )
