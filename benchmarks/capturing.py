@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import timm
 import torch
+from torch import nn
 
 import utcompile as utc
 from benchmarks.measure import Row, repeated
@@ -26,3 +27,26 @@ def run(quick: bool) -> Iterator[Row]:
                 rounds=2 if quick else 5,
                 note=f"{nodes} nodes",
             )
+    for operations in (1_000,) if quick else (1_000, 10_000, 50_000):
+        chain = Chain(operations)
+        yield repeated(
+            "capture",
+            f"a chain of {operations:,} operations, verify=shapes",
+            lambda chain=chain: utc.capture(chain, (torch.randn(2, 8),), verify="shapes"),
+            rounds=1 if quick else 3,
+        )
+
+
+class Chain(nn.Module):
+    """So many elementwise operations, one after the other."""
+
+    def __init__(self, operations: int) -> None:
+        super().__init__()
+        self.operations, self.linear = operations, nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Alternately add and multiply."""
+        x = self.linear(x)
+        for i in range(self.operations):
+            x = x + 1 if i % 2 else x * 2
+        return x

@@ -11,7 +11,7 @@ from torch import nn
 
 from utcompile.capture import capture
 from utcompile.capture.inputs import Examples, bind_inputs
-from utcompile.capture.verify import leaves
+from utcompile.capture.nested import tensors
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 from utcompile.match import Plan
@@ -76,7 +76,7 @@ def _prove_identity(captured: nn.Module, tuned: TunedModule, arguments: dict[str
         return
     tuned.eval()
     with torch.no_grad():
-        expected, found = leaves(captured(**arguments)), leaves(tuned(**arguments))
+        expected, found = tensors(captured(**arguments)), tensors(tuned(**arguments))
     tuned.train()
     for i, (a, b) in enumerate(zip(expected, found, strict=True)):
         if not torch.equal(a.nan_to_num(), b.nan_to_num()):

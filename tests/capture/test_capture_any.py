@@ -384,3 +384,29 @@ def test_mixed_devices_are_the_models_own_error() -> None:
         second = nn.Linear(4, 4)
     captured = utc.capture(nn.Sequential(nn.Linear(4, 4), second), X, verify="shapes")
     assert captured.report.operations == 4
+
+
+@dataclass
+class Batch:
+    """An input that is neither tensor nor container."""
+
+    ids: T
+    extra: dict[str, list[T]]
+    name: str = "text"
+
+
+def test_a_dataclass_as_input() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 4)
+
+        def forward(self, batch: Batch) -> T:
+            return self.embed(batch.ids) + batch.extra["bias"][0]
+
+    model = Model()
+    captured = utc.capture(
+        model, (Batch(torch.randint(0, 11, (2, 6)), {"bias": [torch.randn(2, 1, 4)]}),), verify="full"
+    )
+    other = Batch(torch.randint(0, 11, (5, 3)), {"bias": [torch.randn(5, 1, 4)]})
+    assert torch.equal(captured(other), model(other))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from utcompile.capture.inputs import Inputs
 from utcompile.capture.record import record
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample, plan_samples, with_other_dtype_and_device
-from utcompile.capture.unify import Differs, unify
+from utcompile.capture.unify import Differs, check_isomorphic, unify
 from utcompile.capture.unrecordable import Opaque, Unrecordable
 from utcompile.errors import UtcError
 from utcompile.graph import BATCH, Symbol, origin_of
@@ -103,6 +103,8 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
             pinned |= dict.fromkeys(kinds, str(difference.error))
         else:
             left = tuple(f"{kind}: {reason}" for kind, reason in pinned.items() if kind not in kinds)
+            if leaves.real:
+                left = ("dtype and device: an opaque module needs values, so the model was recorded as it is",)
             return Recorded(graph, constants, inputs, tuple(leaves.found.values()), left)
     raise AssertionError("the samples themselves are the last plan")
 
@@ -125,20 +127,36 @@ def _record_all(
     while True:
         plan = [s for s in samples if not (leaves.real and (s.dtype or s.device))]
         try:
-            recordings = [_record(model, inputs, sample, leaves) for sample in plan]
+            recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
         except Unrecordable as hidden:
             if not hidden.path or (hidden.path in leaves.found and (leaves.real or not hidden.data)):
                 raise hidden.error() from hidden
             leaves.add(hidden.path, hidden.reason, hidden.source)
             leaves.real |= hidden.data
             continue
-        varying = _varying(recordings, plan, by_size=by_size) - leaves.paths
-        if varying and "" not in varying:
-            for path in sorted(varying):
-                leaves.add(path, "it runs other operations in other calls", _source_in(path, recordings))
-            continue
-        graph = unify(recordings, plan, _sources(inputs))
-        return graph, recordings[0].constants
+        if recordings is not None:
+            return unify(recordings, plan, _sources(inputs)), recordings[0].constants
+
+
+def _record_alike(
+    model: nn.Module, inputs: Inputs, plan: list[Sample], leaves: _Leaves, *, by_size: bool
+) -> list[Recorder] | None:
+    """One recording a sample; None where a module ran other operations and has become a leaf.
+
+    The first sample and the one in another dtype come first: what differs at all mostly differs there.
+    """
+    found: dict[int, Recorder] = {}
+    for i in sorted(range(len(plan)), key=lambda i: (i > 0, plan[i].dtype is None and plan[i].device is None)):
+        sample = plan[i]
+        found[i] = _record(model, inputs, sample, leaves)
+        if sample.training or (by_size and not sample.dtype and not sample.device):
+            varying = _varying(found[0].graph, found[i].graph) - leaves.paths
+            if varying and "" not in varying:
+                for path in sorted(varying):
+                    leaves.add(path, "it runs other operations in other calls", _source_in(path, found.values()))
+                return None
+        check_isomorphic((found[0].graph, found[i].graph), (plan[0], sample))
+    return [found[i] for i in range(len(plan))]
 
 
 def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
@@ -178,16 +196,10 @@ def _sources(inputs: Inputs) -> dict[Symbol, tuple[int, int]]:
     return {s: found[s] for s in inputs.symbols}
 
 
-def _varying(recordings: Sequence[Recorder], samples: Sequence[Sample], *, by_size: bool) -> set[str]:
-    """The modules whose own operations differ: between the modes, or also between sizes."""
-    own = [_own_operations(r.graph) for r in recordings]
-    found: set[str] = set()
-    for sequences, sample in zip(own, samples, strict=True):
-        if sample.training or (by_size and not (sample.dtype or sample.device)):
-            for path in {*own[0], *sequences}:
-                if own[0].get(path, []) != sequences.get(path, []):
-                    found.add(path)
-    return found
+def _varying(first: fx.Graph, other: fx.Graph) -> set[str]:
+    """The modules whose own operations differ between two recordings."""
+    one, two = _own_operations(first), _own_operations(other)
+    return {path for path in {*one, *two} if one.get(path, []) != two.get(path, [])}
 
 
 def _own_operations(graph: fx.Graph) -> dict[str, list[Any]]:
@@ -198,6 +210,6 @@ def _own_operations(graph: fx.Graph) -> dict[str, list[Any]]:
     return found
 
 
-def _source_in(path: str, recordings: Sequence[Recorder]) -> str:
+def _source_in(path: str, recordings: Iterable[Recorder]) -> str:
     origins = (origin_of(n) for r in recordings for n in r.graph.nodes)
     return next((o.source for o in origins if o.path == path), "?")

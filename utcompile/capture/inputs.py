@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 
+from utcompile.capture.nested import map_tensors, tensors
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import BATCH, Symbol
 
@@ -58,19 +58,12 @@ class Inputs:
         """
         varying = iter(self.varying)
 
-        def resize(leaf: Any) -> Any:
-            if not isinstance(leaf, T):
-                return leaf
+        def resize(leaf: T) -> T:
             for dim, symbol in next(varying).items():
                 leaf = leaf.index_select(dim, torch.arange(sizes[symbol], device=leaf.device) % leaf.shape[dim])
             return convert(leaf)
 
-        return pytree.tree_map(resize, self.arguments)
-
-
-def tensors(value: Any) -> list[T]:
-    """The tensors of a nested value, in order."""
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, T)]
+        return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
 
 
 def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | None) -> Inputs:

@@ -13,7 +13,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.capture.derived import Apply
-from utcompile.capture.inputs import Inputs, tensors
+from utcompile.capture.inputs import Inputs
+from utcompile.capture.nested import tensors
 from utcompile.capture.recorder import Recorder, fail_forward
 from utcompile.capture.samples import Sample
 from utcompile.capture.unrecordable import Unrecordable

@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from utcompile.capture.derived import Rebuild, set_grad_enabled
+from utcompile.capture.nested import flat, map_tensors, parts, tensors
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, Unrecordable
 from utcompile.errors import UtcError
 from utcompile.graph import Frame, Origin
@@ -98,7 +98,7 @@ class Recorder(TorchFunctionMode):
     def bind_input(self, name: str, value: Any) -> None:
         """Make an argument of `forward` a placeholder; `inputs` lists the nodes of its tensors in order."""
         self.bind(value, self.graph.placeholder(name))
-        self.inputs += [self._node_of[id(t)] for t in pytree.tree_leaves(value) if isinstance(t, T)]
+        self.inputs += [self._node_of[id(t)] for t in tensors(value)]
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """From here on, the tensors in `value` are what `node` yields."""
@@ -107,8 +107,8 @@ class Recorder(TorchFunctionMode):
             self._alive.append(value)
             node.meta["seen"] = Seen(tuple(value.shape), value.dtype, value.device, _storage(value))
             return
-        for name, part in _parts(value):
-            if isinstance(part, T) or _parts(part):
+        for name, part in parts(value):
+            if tensors(part):
                 access = operator.getitem if isinstance(value, (tuple, list, dict)) else getattr
                 self.bind(part, self._note(self.graph.call_function(access, (node, name))))
         if not isinstance(value, (tuple, list, dict)) and hasattr(value, "__dict__"):
@@ -124,8 +124,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, slice):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
         if isinstance(value, (tuple, list)):
-            parts = [self.argument(v) for v in value]
-            return parts if isinstance(value, list) else tuple(parts)
+            members = [self.argument(v) for v in value]
+            return members if isinstance(value, list) else tuple(members)
         if isinstance(value, dict):
             return {k: self.argument(v) for k, v in value.items()}
         return self._node_of.get(id(value), value) if hasattr(value, "__dict__") else value
@@ -175,7 +175,7 @@ class Recorder(TorchFunctionMode):
             raise self._unrecordable(reason, data=True) from error
         if func in _NOT_RECORDED:
             return out
-        if not written and not any(isinstance(v, T) for v in pytree.tree_leaves(out)):
+        if not written and next(flat(out), None) is None:
             return out
         with self._silence():
             out = _fresh(out, read, written)
@@ -184,7 +184,7 @@ class Recorder(TorchFunctionMode):
 
     def _watched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[T], list[T]]:
         """Call silently: the result, the tensors that were read, and those of them that were written."""
-        read = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, T)]
+        read = [*flat(args), *flat(kwargs)]
         with self._silence():
             versions = [_version(t) for t in read]
             out = func(*args, **kwargs)
@@ -244,16 +244,13 @@ class Recorder(TorchFunctionMode):
 
     def _check_known(self, out: Any) -> None:
         """What a module returns must have been recorded; else that module hides it."""
-        for t in pytree.tree_leaves(out):
-            if isinstance(t, T) and id(t) not in self._node_of and id(t) not in self._state_names:
+        for t in tensors(out):
+            if id(t) not in self._node_of and id(t) not in self._state_names:
                 self._node(t)
 
     def _note_call(self, frame: Frame, given: Any, out: Any) -> None:
         """Write on the node of a module's first output which call it ends, and what that call read first."""
-        read, made = (
-            next((self._node_of.get(id(t)) for t in pytree.tree_leaves(v) if isinstance(t, T)), None)
-            for v in (given, out)
-        )
+        read, made = (next((self._node_of.get(id(t)) for t in flat(v)), None) for v in (given, out))
         if read is not None and made is not None:
             made.meta["ends"] = (*made.meta.get("ends", ()), frame)
             made.meta["ends_from"] = (*made.meta.get("ends_from", ()), read)
@@ -306,13 +303,11 @@ class Recorder(TorchFunctionMode):
         if isinstance(out, tuple) and hasattr(out, "_fields"):
             return self.graph.call_function(type(out), tuple(self._result(v) for v in out))
         if isinstance(out, (list, tuple)):
-            parts = [self._result(v) for v in out]
-            return parts if isinstance(out, list) else tuple(parts)
+            members = [self._result(v) for v in out]
+            return members if isinstance(out, list) else tuple(members)
         if isinstance(out, dict):
             return {k: self._result(v) for k, v in out.items()}
-        if id(out) not in self._node_of and _parts(
-            out
-        ):  # an object made in forward, such as a cache of keys and values
+        if id(out) not in self._node_of and parts(out):  # an object made in forward, such as a cache of keys and values
             return self.graph.call_function(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
         return self.argument(out)
 
@@ -332,21 +327,12 @@ def _is_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
 
 
-def _parts(value: Any) -> list[tuple[Any, Any]]:
-    """What a result holds, with the key, index or attribute to find it by."""
-    if isinstance(value, dict):
-        return list(value.items())
-    if isinstance(value, (tuple, list)):
-        return list(enumerate(value))
-    if isinstance(value, (T, type, nn.Module, torch.dtype, torch.device)) or not hasattr(value, "__dict__"):
-        return []
-    return [(k, v) for k, v in vars(value).items() if isinstance(v, (T, tuple, list, dict))]
-
-
 def _fresh(out: Any, read: list[T], written: list[T]) -> Any:
     """An out-of-place call that returned its own input gets a new value, or later reads of the input would find it."""
     own = {id(t) for t in read} - {id(t) for t in written}
-    return pytree.tree_map(lambda v: v.view_as(v) if isinstance(v, T) and id(v) in own else v, out)
+    if not any(id(t) in own for t in flat(out)):
+        return out
+    return map_tensors(lambda v: v.view_as(v) if id(v) in own else v, out)
 
 
 def _without_override(function: Any) -> Callable[..., Any]:
@@ -359,7 +345,7 @@ def _without_override(function: Any) -> Callable[..., Any]:
 
 def _varies(args: Any, nodes: Mapping[int, fx.Node]) -> bool:
     """Whether a tensor is computed from an input, and not from constants alone."""
-    stack = [nodes[id(t)] for t in pytree.tree_leaves(args) if isinstance(t, T) and id(t) in nodes]
+    stack = [nodes[id(t)] for t in flat(args) if id(t) in nodes]
     seen: set[fx.Node] = set()
     while stack:
         node = stack.pop()

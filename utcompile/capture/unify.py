@@ -50,12 +50,17 @@ def unify(
         Differs: they are no one graph.
     """
     graphs = [r.graph for r in recordings]
-    rows = list(zip(*(list(g.nodes) for g in graphs), strict=False))
-    _check_isomorphic(rows, graphs, samples)
+    rows = list(zip(*(list(g.nodes) for g in graphs), strict=True))
     return _Merger(recordings[0], samples, sources).merge(rows)
 
 
-def _check_isomorphic(rows: list[tuple[fx.Node, ...]], graphs: list[fx.Graph], samples: Sequence[Sample]) -> None:
+def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> None:
+    """Two recordings must have the same operations, wired alike.
+
+    Raises:
+        Differs: they have not.
+    """
+    rows = list(zip(*(list(g.nodes) for g in graphs), strict=False))
     places = [{n: i for i, n in enumerate(g.nodes)} for g in graphs]
     for row in rows:
         what = {(n.op, n.target if n.op != "placeholder" else n.name) for n in row}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 
 from utcompile.capture.inputs import Inputs
+from utcompile.capture.nested import map_tensors, tensors
 from utcompile.capture.samples import plan_samples
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
@@ -86,14 +85,14 @@ def _equal(a: T, b: T) -> bool:
 def _run(model: nn.Module, arguments: dict[str, Any], gradients: bool) -> tuple[list[T], list[T] | None]:
     """The outputs under seed 0, and the gradients of floating-point inputs for the sum of outputs, if any."""
 
-    def leaf(t: Any) -> Any:
-        return t.detach().clone().requires_grad_() if isinstance(t, T) and t.is_floating_point() and gradients else t
+    def leaf(t: T) -> T:
+        return t.detach().clone().requires_grad_() if t.is_floating_point() and gradients else t
 
-    given = pytree.tree_map(leaf, arguments)
+    given = map_tensors(leaf, arguments)
     with torch.random.fork_rng(), torch.set_grad_enabled(gradients), _without_fast_path():
         torch.manual_seed(0)
-        outputs = leaves(model(**given))
-    asked = [t for t in pytree.tree_leaves(given) if isinstance(t, T) and t.requires_grad]
+        outputs = tensors(model(**given))
+    asked = [t for t in tensors(given) if t.requires_grad]
     total = [o.float().sum() for o in outputs if o.requires_grad]
     if not gradients or not asked or not total:
         return [o.detach() for o in outputs], []
@@ -113,16 +112,3 @@ def _without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def leaves(out: Any) -> list[T]:
-    """The tensors of a nested output, dataclasses, `ModelOutput` and other objects too."""
-    if isinstance(out, T):
-        return [out]
-    if is_dataclass(out) and not isinstance(out, type):
-        return [t for f in fields(out) for t in leaves(getattr(out, f.name))]
-    if isinstance(out, dict):
-        return [t for v in out.values() for t in leaves(v)]
-    if isinstance(out, (list, tuple)):
-        return [t for v in out for t in leaves(v)]
-    return [t for v in vars(out).values() for t in leaves(v)] if hasattr(out, "__dict__") else []
