@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 import zoo
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
-from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_graph
+from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_graph, flops
 
 
 class Calls(nn.Module):
@@ -153,6 +154,17 @@ def test_a_size_is_one_polynomial_through_all_samples() -> None:
     assert halves is None  # 9 // 2 is no half of 9
     quarter = both([4, 2, 4, 2, 3])
     assert quarter is None or not quarter.is_whole
+
+
+@pytest.mark.parametrize("kind", zoo.MODELS)
+def test_flops_are_torchs_own_count(kind: str) -> None:
+    model, x = zoo.make(kind)
+    view = view_of(model, x)
+    counted = ("linear", "conv1d", "conv2d", "matmul", "sdpa", "einsum")
+    found = sum(flops(n, op, len(x)) for n, op in view.operations.items() if op.name in counted)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    assert found == counter.get_total_flops() > 0
 
 
 def test_dependence() -> None:

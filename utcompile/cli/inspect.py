@@ -46,16 +46,21 @@ def inspect(
     tree, patterns = module_tree(view, everything=everything), found_patterns(view)
     operations = Counter(op.name for node, op in view.operations.items() if node.op.startswith("call"))
     if json:
-        report = {k: getattr(captured.report, k) for k in ("operations", "unreachable", "barriers", "verified")}
+        report = {k: getattr(captured.report, k) for k in captured.report.__dataclass_fields__}
+        report["opaque"] = [vars(o) for o in captured.report.opaque]
         size = list(choice.preset().input_size)
         parts = {"patterns": patterns, "operations": operations, "report": report, "tree": tree.to_dict()}
-        output.emit({"model": choice.spec, "input_size": size, "parameters": tree.parameters, **parts})
+        output.emit(
+            {"model": choice.spec, "input_size": size, "parameters": tree.parameters, "flops": tree.flops, **parts}
+        )
         return
     console = output.stdout()
     console.print(_tree_table(tree))
     console.print()
     console.print(_pattern_table(patterns))
-    console.print(f"\n{tree.parameters:,} parameters; {captured.report}", soft_wrap=True)
+    console.print(
+        f"\n{tree.parameters:,} parameters, {tree.flops / 1e9:.3g} GFLOPs at batch 1; {captured.report}", soft_wrap=True
+    )
 
 
 def found_patterns(view: GraphView) -> dict[str, list[str]]:
@@ -91,6 +96,7 @@ def _tree_table(tree: Entry) -> Table:
 
     table = Table("module", "operation", "output", "channels", box=None, pad_edge=False, header_style="bold")
     table.add_column("parameters", justify="right")
+    table.add_column("FLOPs", justify="right")
     for depth, entry in rows(tree):
         name = entry.name or ("" if depth else "(root)")
         if entry.last:
@@ -98,7 +104,9 @@ def _tree_table(tree: Entry) -> Table:
         label = Text("  " * depth + name, "bold" if entry.children else "")
         operation = Text(entry.operation, "dim" if entry.children else "cyan")
         size = f"{entry.parameters:,}" if entry.parameters else ""
-        table.add_row(label, operation, entry.shape, entry.layout, Text(size, "dim" if entry.children else ""))
+        share = f"{100 * entry.flops / tree.flops:.1f} %" if entry.flops and tree.flops else ""
+        style = "dim" if entry.children else ""
+        table.add_row(label, operation, entry.shape, entry.layout, Text(size, style), Text(share, style))
     return table
 
 

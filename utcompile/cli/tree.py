@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from utcompile.graph import GraphView, is_state, origin_of, value_of
+from utcompile.graph import GraphView, flops, is_state, origin_of, value_of
 
 # what moves numbers about, or does nothing at inference
 _QUIET = frozenset("identity dropout getitem size".split())
@@ -25,6 +25,7 @@ class Entry:
         shape: of its (last) output, with B for the batch.
         layout: where the channels are; empty where that is not known.
         parameters: its own and its children's.
+        flops: floating-point operations at batch 1, its children's among them.
         last: of several modules alike, the last one's name; empty for a single one.
     """
 
@@ -34,6 +35,7 @@ class Entry:
     shape: str = ""
     layout: str = ""
     parameters: int = 0
+    flops: int = 0
     children: list[Entry] = field(default_factory=list)
     last: str = ""
 
@@ -45,7 +47,7 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        keys = ("path", "operation", "shape", "layout", "parameters")
+        keys = ("path", "operation", "shape", "layout", "parameters", "flops")
         return {**{k: getattr(self, k) for k in keys}, "children": [c.to_dict() for c in self.children]}
 
 
@@ -62,11 +64,15 @@ def module_tree(view: GraphView, *, everything: bool = False) -> Entry:
         if node.op in ("placeholder", "output", "get_attr") or value_of(node) is None or is_state(node):
             continue
         parent = root
+        count = flops(node, view.operations[node])
+        root.flops += count
         for frame in origin_of(node).scope:
             if frame.path not in modules:
                 name = frame.path.removeprefix(f"{parent.path}.")
                 modules[frame.path] = Entry(name, frame.path, frame.cls)
                 parent.children.append(modules[frame.path])
+            if modules[frame.path] is not root:
+                modules[frame.path].flops += count
             parent = modules[frame.path]
             parent.shape, parent.layout = _shape(node), _layout(node, view)
         if everything or not _quiet(node, view):
@@ -87,7 +93,7 @@ def _operation(node: fx.Node, parent: Entry, view: GraphView, sizes: dict[str, i
     path = str(node.target) if node.op == "call_module" else parent.path
     name = path.removeprefix(f"{parent.path}.") if node.op == "call_module" else ""
     parameters = sum(sizes.get(p, 0) for p in set(op.parameters.values()))
-    return Entry(name, path, op.name, _shape(node), _layout(node, view), parameters)
+    return Entry(name, path, op.name, _shape(node), _layout(node, view), parameters, flops(node, op))
 
 
 def _quiet(node: fx.Node, view: GraphView) -> bool:
@@ -129,6 +135,6 @@ def _collapsed(entry: Entry) -> Entry:
             children.append(child)
     if len(children) == 1 and not children[0].children and entry.path:
         only = children[0]
-        return Entry(entry.name, entry.path, only.operation, only.shape, only.layout, entry.parameters)
+        return Entry(entry.name, entry.path, only.operation, only.shape, only.layout, entry.parameters, entry.flops)
     entry.children = children
     return entry

@@ -1,6 +1,7 @@
 """One name for every spelling of an operation; shapes, channel axis, module scope, dependence."""
 
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
+from utcompile.graph.flops import flops
 from utcompile.graph.inplace import InPlace, clear_inplace, set_inplace
 from utcompile.graph.layout import carried, permutation_of
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
@@ -28,6 +29,7 @@ __all__ = [
     "copy_graph",
     "dependence_graph",
     "describe",
+    "flops",
     "is_layout",
     "is_slice",
     "is_state",
