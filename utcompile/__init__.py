@@ -1,19 +1,46 @@
 """utcompile: a model-graph compiler that inserts tuners by itself.
 
-captured = utc.capture(model, example_inputs)
-plan = utc.match(captured, "u_tuning/dual")
-tuned = plan.apply()
+    captured = utc.capture(model, example_inputs)
+    plan = utc.match(captured, "u_tuning/dual")
+    tuned = plan.apply()
+
+The names are loaded when they are first used, so that `utcompile --help` need not wait for torch.
 """
 
-from utcompile.api import compile, match
-from utcompile.capture import CapturedModule, capture
-from utcompile.deploy import ExportResult, export_onnx
-from utcompile.errors import UtcError
-from utcompile.fold import FoldReport, fold
-from utcompile.match import Plan
-from utcompile.rewrite import TunedModule, disable_tuners, load_tuners, save_tuners
-from utcompile.rules import RuleSet
-from utcompile.tuners import register_tuner
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utcompile.api import compile, match
+    from utcompile.capture import CapturedModule, capture
+    from utcompile.deploy import ExportResult, export_onnx
+    from utcompile.errors import UtcError
+    from utcompile.fold import FoldReport, fold
+    from utcompile.match import Plan
+    from utcompile.rewrite import TunedModule, disable_tuners, load_tuners, save_tuners
+    from utcompile.rules import RuleSet
+    from utcompile.tuners import register_tuner
+
+_HOMES = {
+    "CapturedModule": "capture",
+    "ExportResult": "deploy",
+    "FoldReport": "fold",
+    "Plan": "match",
+    "RuleSet": "rules",
+    "TunedModule": "rewrite",
+    "UtcError": "errors",
+    "capture": "capture",
+    "compile": "api",
+    "disable_tuners": "rewrite",
+    "export_onnx": "deploy",
+    "fold": "fold",
+    "load_tuners": "rewrite",
+    "match": "api",
+    "register_tuner": "tuners",
+    "save_tuners": "rewrite",
+}
 
 __all__ = [
     "CapturedModule",
@@ -33,3 +60,26 @@ __all__ = [
     "register_tuner",
     "save_tuners",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'utcompile' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"utcompile.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing the room `utcompile.fold` binds it to the name of the public function `fold`; the function stays."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

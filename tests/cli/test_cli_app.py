@@ -117,3 +117,10 @@ def test_json_has_no_nan():
 
 def test_verbs_are_registered_in_the_order_of_the_work():
     assert [c.callback.__name__ for c in application.registered_commands] == list(VERBS)
+
+
+def test_help_need_not_wait_for_torch():
+    code = (
+        "import sys, utcompile, utcompile.cli\nassert 'torch' not in sys.modules, 'imported'\nprint(utcompile.UtcError)"
+    )
+    assert "UtcError" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
