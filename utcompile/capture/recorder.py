@@ -128,7 +128,11 @@ class Recorder(TorchFunctionMode):
             return members if isinstance(value, list) else tuple(members)
         if isinstance(value, dict):
             return {k: self.argument(v) for k, v in value.items()}
-        return self._node_of.get(id(value), value) if hasattr(value, "__dict__") else value
+        if id(value) in self._node_of and hasattr(value, "__dict__"):
+            return self._node_of[id(value)]
+        if tensors(value):
+            raise self._unrecordable(f"a {type(value).__name__} that holds tensors is given to a call that is one node")
+        return value
 
     def _node(self, tensor: T) -> fx.Node:
         found = self._node_of.get(id(tensor))
