@@ -30,6 +30,10 @@ class UtcError(Exception):
         lines += [f"  {label}: {text}" for label, text in (("why", self.why), ("fix", self.fix)) if text]
         return "\n".join(lines)
 
+    def brief(self) -> str:
+        """What and where, on one line."""
+        return f"{self.what} ({self.where})" if self.where else self.what.splitlines()[0]
+
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.why, self.fix)
 

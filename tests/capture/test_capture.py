@@ -283,16 +283,6 @@ class Squared(nn.Module):
         return x.new_zeros(x.shape[0] ** 2)
 
 
-class Scaled(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x / x.shape[0] ** 0.5
-
-
-class Branching(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1 if x.sum() > 0 else x
-
-
 class Varying(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x) if x.shape[0] > 2 else torch.tanh(x)
@@ -302,13 +292,19 @@ class Varying(nn.Module):
     ("model", "message"),
     [
         (Squared(), "no size, dtype or mode explains it"),
-        (Branching(), "depends on the values of tensors"),
         (Varying(), "different operations in different calls"),
     ],
 )
-def test_what_no_graph_can_hold_is_named(model: nn.Module, message: str) -> None:
+def test_a_batch_that_the_model_pins(model: nn.Module, message: str) -> None:
+    captured = utc.capture(model, torch.randn(2, 4))
+    (pinned,) = captured.report.pinned
+    assert pinned.startswith("B: ") and message in pinned and "test_capture.py:" in pinned
+    x = torch.randn(2, 4)
+    assert torch.equal(captured(x), model(x))
+    with pytest.raises(utc.UtcError, match=r"recorded with x\.shape\[0\]=2, not 3"):
+        captured(torch.randn(3, 4))
     with pytest.raises(utc.UtcError, match=message) as caught:
-        utc.capture(model, torch.randn(2, 4))
+        utc.capture(model, torch.randn(2, 4), dynamic=["x"])
     assert "test_capture.py:" in str(caught.value)
 
 

@@ -89,7 +89,7 @@ def test_an_optional_argument_that_the_graph_fixed() -> None:
         captured(ids, scaled=True)
     assert str(caught.value) == (
         "the captured model was recorded with scaled=False, not True\n"
-        "  fix: capture it again with scaled=True among the example inputs"
+        "  fix: capture it again with scaled=True in the example inputs"
     )
     with pytest.raises(utc.UtcError, match="attention_mask=None"):
         captured(ids, torch.ones(2, 5))
@@ -108,17 +108,22 @@ def test_a_length_that_the_model_pins_is_reported_with_its_line() -> None:
     model = toys.Window()
     captured = utc.capture(model, torch.randint(0, 11, (2, 8)))
     (pinned,) = captured.report.pinned
-    assert pinned.startswith("L at 8: ") and "capture_toys.py" in pinned
+    assert pinned.startswith("L: the model runs different operations") and "capture_toys.py" in pinned
     ids = torch.randint(0, 11, (3, 8))
     assert torch.equal(captured(ids), model(ids))
+    with pytest.raises(utc.UtcError, match=r"ids\.shape\[1\]=8, not 6"):
+        captured(torch.randint(0, 11, (3, 6)))
     with pytest.raises(utc.UtcError, match="different operations in different calls"):
         utc.capture(model, torch.randint(0, 11, (2, 8)), dynamic={"ids": {0: "B", 1: "L"}})
 
 
 def test_a_model_that_runs_at_one_batch_only() -> None:
-    with pytest.raises(utc.UtcError) as caught:
-        utc.capture(toys.Calls(lambda self, x: self.linear(x).view(4, 1, 4)), torch.randn(4, 4))
-    assert "runs at the example's sizes, and fails at B=2" in str(caught.value)
+    model, x = toys.Calls(lambda self, x: self.linear(x).view(4, 1, 4)), torch.randn(4, 4)
+    captured = utc.capture(model, x)
+    assert captured.report.pinned == ("B: the model runs at the example's sizes, and fails at B=2",)
+    assert torch.equal(captured(x), model(x))
+    with pytest.raises(utc.UtcError, match="fails at B=2"):
+        utc.capture(model, x, dynamic=["x"])
 
 
 @pytest.mark.parametrize(
@@ -291,9 +296,51 @@ def test_a_scripted_function_makes_its_module_opaque() -> None:
     assert [o.path for o in captured.report.opaque] == ["inner"] and torch.equal(captured(X), model(X))
 
 
-def test_data_dependence_in_the_root_is_an_error_that_says_what_to_do() -> None:
+def test_a_choice_by_values_in_the_root_is_checked_in_every_call() -> None:
+    model = toys.Calls(lambda self, x: self.linear(x).relu() if x.sum() > 0 else self.linear(x))
+    captured = utc.capture(model, torch.rand(2, 4))
+    assert any("the choice at test_capture_any.py" in p for p in captured.report.pinned)
+    x = torch.rand(5, 4)
+    assert torch.equal(captured(x), model(x))
+    with pytest.raises(utc.UtcError, match="it reads False, and read True at capture") as caught:
+        captured(-x)
+    assert "test_capture_any.py" in str(caught.value)
+
+
+def test_sizes_that_depend_on_values_are_read_off_the_tensor() -> None:
+    def forward(self: nn.Module, x: T) -> T:
+        kept = x[x.sum(-1) > 0]
+        return self.linear(kept).reshape(kept.shape[0] * 2, 2)
+
+    model = toys.Calls(forward)
+    captured = utc.capture(model, torch.randn(6, 4))
+    assert captured.report.opaque == ()
+    for n in (3, 8):
+        x = torch.randn(n, 4)
+        assert torch.equal(captured(x), model(x))
+
+
+def test_an_input_that_holds_sizes() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, patches: T, grid: T) -> T:
+            return torch.cat([self.linear(p).mean(0, keepdim=True) for p in patches.split(grid.prod(-1).tolist())])
+
+    model, patches, grid = Packed(), torch.randn(10, 4), torch.tensor([[2, 3], [2, 2]])
+    captured = utc.capture(model, (patches, grid))
+    assert any(p.startswith("grid: its values") for p in captured.report.pinned)
+    other = torch.randn(10, 4)
+    assert torch.equal(captured(other, grid), model(other, grid))
+    with pytest.raises(utc.UtcError, match="recorded with grid="):
+        captured(other, torch.tensor([[2, 2], [2, 3]]))
+
+
+def test_a_value_that_no_check_could_hold_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(utc.UtcError) as caught:
-        utc.capture(toys.Selects(), X)
+        utc.capture(toys.Calls(lambda self, x: self.linear(x) * x.max().item()), X)
     assert "depends on the values of tensors" in str(caught.value) and "a submodule" in str(caught.value)
 
 

@@ -4,6 +4,7 @@
 2. The same in another dtype, and then in the model's own: what a model does by dtype or device stays as recorded.
 3. The same with lengths pinned at the example's, where nobody asked for them.
 4. Modules that run other operations at another batch are left opaque.
+5. Nothing varies, where nobody asked for it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import fx, nn
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.record import record
 from utcompile.capture.recorder import Recorder
-from utcompile.capture.samples import Sample, plan_samples, with_other_dtype_and_device
+from utcompile.capture.samples import Sample, plan_samples, with_other_dtype_and_device, with_other_values
 from utcompile.capture.unify import Differs, check_isomorphic, unify
 from utcompile.capture.unrecordable import Opaque, Unrecordable
 from utcompile.errors import UtcError
@@ -40,6 +41,8 @@ class Recorded:
         inputs: the inputs, with the sizes that vary.
         opaque: modules that are one node.
         pinned: what could not be made to vary, with the reason.
+        fixed: inputs whose values are part of the graph.
+        nodes: the node of each input tensor, in order.
     """
 
     graph: fx.Graph
@@ -47,14 +50,25 @@ class Recorded:
     inputs: Inputs
     opaque: tuple[Opaque, ...]
     pinned: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+    nodes: tuple[fx.Node, ...] = ()
 
 
 @dataclass
 class _Leaves:
-    """The opaque modules found so far, and whether one of them needs real values."""
+    """What was found so far that cannot be recorded as it is.
 
+    Attributes:
+        found: the opaque modules.
+        real: why the values must be real; empty where they need not be.
+        fixed: inputs whose values Python reads as sizes, with the line.
+        wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
+    """
+
+    wide: frozenset[str]
     found: dict[str, Opaque] = field(default_factory=dict)
-    real: bool = False
+    real: str = ""
+    fixed: dict[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -76,19 +90,26 @@ def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow:
         UtcError: the model fails, or what must vary cannot.
     """
     lengths = [] if asked else [s for s in inputs.symbols if s != BATCH]
-    shorter = inputs.without(lengths)
-    leaves = _Leaves()
-    pinned: tuple[str, ...] = ()
+    shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
+    leaves = _Leaves(_wide(model))
+    pinned: dict[Symbol, str] = {}
     attempts = [(inputs, False), *([(shorter, False)] if lengths else []), (shorter, True)]
-    for used, by_size in attempts:
+    for used, by_size in [*attempts, *([] if asked or not inputs.symbols else [(still, False)])]:
         try:
             recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size)
-            return replace(recorded, pinned=(*pinned, *recorded.pinned))
         except Differs as difference:
             last = difference
-            if used is inputs:
-                pinned = tuple(f"{s.name} at {s.example}: {difference.error}" for s in lengths)
+            left = set(used.symbols) if used is not inputs or not lengths else set(lengths)
+            pinned |= {s: f"{s.name}: {difference.error.brief()}" for s in left if s not in pinned}
+        else:
+            fixed = [pinned[s] for s in inputs.symbols if s not in used.symbols]
+            return replace(recorded, pinned=(*fixed, *recorded.pinned))
     raise last.error
+
+
+def _wide(model: nn.Module) -> frozenset[str]:
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_modules()}
+    return frozenset(["", *(name for name, n in sizes.items() if 2 * n > sizes[""])])
 
 
 def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool) -> Recorded:
@@ -96,16 +117,19 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
     pinned: dict[str, str] = {}
     for kinds, plan in _plans(samples, model, leaves):
         try:
-            graph, constants = _record_all(model, inputs, plan, leaves, by_size=by_size)
+            first, graph = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
             if plan is samples:
                 raise
-            pinned |= dict.fromkeys(kinds, str(difference.error))
+            pinned |= dict.fromkeys(kinds, difference.error.brief())
         else:
             left = tuple(f"{kind}: {reason}" for kind, reason in pinned.items() if kind not in kinds)
             if leaves.real:
-                left = ("dtype and device: an opaque module needs values, so the model was recorded as it is",)
-            return Recorded(graph, constants, inputs, tuple(leaves.found.values()), left)
+                left = (f"dtype and device: the model was recorded with its values, because {leaves.real}",)
+            left += tuple(f"{name}: its values, which Python reads ({line})" for name, line in leaves.fixed.items())
+            left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
+            used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
+            return Recorded(graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs))
     raise AssertionError("the samples themselves are the last plan")
 
 
@@ -122,20 +146,44 @@ def _plans(samples: list[Sample], model: nn.Module, leaves: _Leaves) -> Iterator
 
 def _record_all(
     model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves, *, by_size: bool
-) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+) -> tuple[Recorder, fx.Graph]:
     """Record every sample, leaving opaque what must be, until the recordings are one graph."""
+    varied = True
     while True:
-        plan = [s for s in samples if not (leaves.real and (s.dtype or s.device))]
+        plan = with_other_values(samples, again=2 if varied else 0) if leaves.real else samples
         try:
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
+            if recordings is not None:
+                return recordings[0], unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
+        except Differs:
+            if not (leaves.real and varied):
+                raise
+            varied = False  # its choices depend on the values, and are checked
         except Unrecordable as hidden:
-            if not hidden.path or (hidden.path in leaves.found and (leaves.real or not hidden.data)):
-                raise hidden.error() from hidden
-            leaves.add(hidden.path, hidden.reason, hidden.source)
-            leaves.real |= hidden.data
-            continue
-        if recordings is not None:
-            return unify(recordings, plan, _sources(inputs)), recordings[0].constants
+            _give_way(leaves, hidden)
+        except _NeedsValues as failed:
+            leaves.real = f"its forward does not run on fake tensors ({failed})"
+
+
+def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
+    """Find a way around what cannot be recorded: real values, an input whose values are fixed, an opaque module.
+
+    Raises:
+        UtcError: there is none.
+    """
+    if hidden.shape and not leaves.real:
+        leaves.real = f"{hidden.reason} ({hidden.source})"
+    elif hidden.holders and not set(hidden.holders) <= set(leaves.fixed):
+        leaves.fixed |= dict.fromkeys(hidden.holders, hidden.source)
+        leaves.real = leaves.real or f"Python reads sizes from {', '.join(hidden.holders)} ({hidden.source})"
+    elif hidden.data and hidden.path in leaves.wide and not leaves.real:
+        leaves.real = f"Python chooses by values ({hidden.source})"
+    elif hidden.path not in leaves.wide and (hidden.path not in leaves.found or (hidden.data and not leaves.real)):
+        leaves.add(hidden.path, hidden.reason, hidden.source)
+        if hidden.data:
+            leaves.real = leaves.real or f"{hidden.path} needs them"
+    else:
+        raise hidden.error() from hidden
 
 
 def _record_alike(
@@ -161,25 +209,50 @@ def _record_alike(
 
 def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
     try:
-        return record(structural_copy(model), inputs, sample, leaves.paths, real=leaves.real)
+        return _record_once(model, inputs, sample, leaves)
     except Unrecordable as hidden:
         if sample.dtype or sample.device:
             raise Differs([], hidden.error()) from hidden
         raise
     except UtcError as error:
-        examples = {s: s.example for s in inputs.symbols}
-        if sample.training or (not examples and not sample.dtype and not sample.device):
+        if sample.training or (not inputs.symbols and not sample.dtype and not sample.device):
             raise
         raise Differs([], _only_as_given(model, inputs, leaves, sample, error)) from error
+
+
+def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
+    fixing = inputs.fixing(leaves.fixed)
+    real, fixed = bool(leaves.real), frozenset(leaves.fixed)
+    try:
+        copied = structural_copy(model)
+        return record(copied, fixing, sample, leaves.paths, real=real, fixed=fixed, wide=leaves.wide)
+    except UtcError as error:
+        if real or sample.dtype or sample.device or not _runs(model, fixing, sample):
+            raise
+        raise _NeedsValues(error.why or str(error)) from error
+
+
+class _NeedsValues(Exception):
+    """A forward that fails on fake tensors and runs on real ones."""
+
+
+def _runs(model: nn.Module, inputs: Inputs, sample: Sample) -> bool:
+    """Whether the model's forward runs at a sample, computing."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            structural_copy(model).train(sample.training)(**inputs.at(sample.sizes))
+    except Exception:
+        return False
+    return True
 
 
 def _only_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves, sample: Sample, error: UtcError) -> UtcError:
     """The error for a model that fails at a sample: its own, unless it runs at the sizes it was given."""
     try:
-        record(structural_copy(model), inputs.without(inputs.symbols), Sample({}), leaves.paths, real=leaves.real)
+        _record_once(model, inputs.without(inputs.symbols), Sample({}), leaves)
     except UtcError as own:
         return own
-    except Unrecordable:
+    except (Unrecordable, _NeedsValues):
         pass
     return UtcError(
         f"the model runs at the example's sizes, and fails at {sample}",
@@ -193,7 +266,7 @@ def _sources(inputs: Inputs) -> dict[Symbol, tuple[int, int]]:
     for i, dims in enumerate(inputs.varying):
         for dim, symbol in dims.items():
             found.setdefault(symbol, (i, dim))
-    return {s: found[s] for s in inputs.symbols}
+    return {s: found[s] for s in inputs.symbols if s in found}
 
 
 def _varying(first: fx.Graph, other: fx.Graph) -> set[str]:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from utcompile.capture.attempts import record_dynamically
+from utcompile.capture.attempts import Recorded, record_dynamically
 from utcompile.capture.captured import CapturedModule, CaptureReport
-from utcompile.capture.derived import by_mode, captured_as
+from utcompile.capture.derived import by_mode, captured_as, same_values
 from utcompile.capture.functional import make_functional
-from utcompile.capture.inputs import Dynamic, Examples, read_inputs
+from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.naming import rename_by_path
+from utcompile.capture.nested import tensors
 from utcompile.capture.verify import check
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
@@ -83,13 +84,16 @@ def capture(
     copied = structural_copy(model)
     inputs = read_inputs(copied, example_inputs, dynamic)
     recorded = record_dynamically(model, inputs, asked=dynamic is not None, follow=base == "follow")
-    graph, inputs = recorded.graph, recorded.inputs
+    graph = recorded.graph
     for node in graph.nodes:
         is_state(node)  # once in graph order, so that later questions need no recursion
     for name, tensor in recorded.constants.items():
         _keep_constant(copied, name, tensor)
     writes = make_functional(graph, copied)
+    _guard_sizes(recorded, inputs)
+    inputs = recorded.inputs
     _guard_constants(graph, inputs.arguments)
+    _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
     rename_by_path(graph)
     set_inplace(graph, copied)
     graph.lint()
@@ -136,6 +140,31 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
         if node not in fixed:
             break
         node.args = (arguments[str(node.target)],)
+
+
+def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:
+    """A size that could not vary is part of the graph."""
+    last = [n for n in recorded.graph.nodes if n.op == "placeholder" or n in recorded.nodes][-1]
+    names = [name for name, value in asked.arguments.items() for _ in tensors(value)]
+    examples = tensors(asked.arguments)
+    for i, (wanted, got) in enumerate(zip(asked.varying, recorded.inputs.varying, strict=True)):
+        for dim in wanted.keys() - got.keys() if names[i] not in recorded.fixed else ():
+            with recorded.graph.inserting_after(last):
+                size = recorded.graph.call_method("size", (recorded.nodes[i], dim))
+            with recorded.graph.inserting_after(size):
+                recorded.graph.call_function(captured_as, (size, examples[i].shape[dim], f"{names[i]}.shape[{dim}]"))
+
+
+def _guard_values(graph: fx.Graph, root: nn.Module, fixed: dict[str, torch.Tensor]) -> None:
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in inputs:
+        name = str(node.target)
+        if name in fixed:
+            root.register_buffer(f"_recorded_{name}", fixed[name], persistent=False)
+            with graph.inserting_after(inputs[-1]):
+                recorded = graph.get_attr(f"_recorded_{name}")
+            with graph.inserting_after(recorded):
+                graph.call_function(same_values, (node, recorded, name))
 
 
 def _obeys_mode(node: fx.Node) -> bool:

@@ -40,7 +40,40 @@ def captured_as(given: Any, recorded: Any, name: str) -> None:
     if given is not recorded and given != recorded:
         raise UtcError(
             f"the captured model was recorded with {name}={recorded!r}, not {given!r}",
-            fix=f"capture it again with {name}={given!r} among the example inputs",
+            fix=f"capture it again with {name}={given!r} in the example inputs",
+        )
+
+
+def same_values(given: torch.Tensor, recorded: torch.Tensor, name: str) -> None:
+    """Refuse another value of an input whose values at capture are part of the graph; not asked while compiling.
+
+    Raises:
+        UtcError: the values differ.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if given.shape != recorded.shape or not torch.equal(given, recorded.to(given.device)):
+        raise UtcError(
+            f"the captured model was recorded with {name}={recorded.tolist()}, not {given.tolist()}",
+            why="the model's Python code reads these values as sizes",
+            fix="capture it again with these values among the example inputs",
+        )
+
+
+def same_choice(given: torch.Tensor, recorded: Any, source: str) -> None:
+    """Refuse a call in which Python would have read another value than at capture; not asked while compiling.
+
+    Raises:
+        UtcError: the value differs.
+    """
+    if torch.compiler.is_compiling():
+        return
+    value = given.tolist()
+    if value != recorded:
+        raise UtcError(
+            f"the model's Python code would run otherwise: it reads {value!r}, and read {recorded!r} at capture",
+            where=source,
+            fix="capture it again on inputs like these; or move that code into a submodule, which stays one node",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,12 @@ class Inputs:
         return replace(
             self, varying=tuple({d: s for d, s in dims.items() if s not in symbols} for dims in self.varying)
         )
+
+    def fixing(self, names: Collection[str]) -> Inputs:
+        """The same inputs with some of them as the example has them."""
+        owners = [name for name, value in self.arguments.items() for _ in tensors(value)]
+        pairs = zip(owners, self.varying, strict=True)
+        return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
     def at(self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t) -> dict[str, Any]:
         """The arguments at other sizes: rows of the example repeated or left out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,7 +25,14 @@ T = torch.Tensor
 
 
 def record(
-    model: nn.Module, inputs: Inputs, sample: Sample, leaves: frozenset[str] = frozenset(), *, real: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    sample: Sample,
+    leaves: frozenset[str] = frozenset(),
+    *,
+    real: bool = False,
+    fixed: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset([""]),
 ) -> Recorder:
     """Run a model once and write down what it does.
 
@@ -34,7 +41,9 @@ def record(
         inputs: only the sizes of their tensors matter; other values become constants.
         sample: the sizes, dtype, device and mode of this recording.
         leaves: modules that are one node.
-        real: compute with real values, where a leaf needs them.
+        real: compute with real values, where something needs them.
+        fixed: inputs whose values Python may read.
+        wide: modules whose own choices by values are recorded.
 
     Raises:
         Unrecordable: a call in some module cannot be written down.
@@ -42,7 +51,7 @@ def record(
     """
     model.train(sample.training)
     fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(_paths(model), leaves, real=real)
+    recorder = Recorder(_paths(model), leaves, real=real, fixed=fixed, wide=wide)
     convert = _Converter(fake, sample, tensors(inputs.arguments)[0].device)
     state: dict[str, T] = {}
     for name, tensor in named_state(model).items():
@@ -57,14 +66,14 @@ def record(
             owner.__dict__[attribute] = convert(tensor)
             recorder.name_state(owner.__dict__[attribute], name)
         recorder.attributes[name] = tensor
-    arguments = inputs.at(sample.sizes, convert)
+    arguments = inputs.at(sample.sizes, _shuffled(sample) if real else convert)
     for name, value in arguments.items():
         recorder.bind_input(name, value)
     bound = inspect.signature(model.forward).bind_partial()
     named = set(inspect.signature(model.forward).parameters)
     bound.arguments.update({k: v for k, v in arguments.items() if k in named})
     extra = {k: v for k, v in arguments.items() if k not in named}
-    with torch.random.fork_rng(devices=[]), _patched(recorder), _quiet():
+    with torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
         try:
             with fake or nullcontext(), recorder:
                 out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
@@ -77,6 +86,19 @@ def record(
                 raise recorder.hidden from error
             raise fail_forward(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
     return recorder
+
+
+def _shuffled(sample: Sample) -> Callable[[T], T]:
+    """The example's values in another order, so of the same range."""
+    generator = torch.Generator().manual_seed(sample.shuffle)
+
+    def shuffle(tensor: T) -> T:
+        if not sample.shuffle or not tensor.is_floating_point():
+            return tensor
+        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        return tensor.flatten()[order].view(tensor.shape)
+
+    return shuffle
 
 
 class _Converter:
@@ -114,6 +136,18 @@ def _paths(model: nn.Module) -> dict[int, str]:
 
 
 @contextmanager
+def _as_if_traced(real: bool) -> Iterator[None]:
+    """Models that ask whether they are traced leave choices by values out; fake tensors tell them, real ones do not."""
+    before = torch.compiler.is_compiling
+    if real:
+        torch.compiler.is_compiling = lambda: True
+    try:
+        yield
+    finally:
+        torch.compiler.is_compiling = before
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Fake tensors log what they cannot do as errors; here it is an exception that somebody handles."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
@@ -131,6 +165,7 @@ def _patched(recorder: Recorder) -> Iterator[None]:
     autocast = torch.amp.autocast_mode.autocast
     enter, leave = autocast.__enter__, autocast.__exit__
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    check = torch._check_tensor_all_with
     regions: dict[int, list[Any]] = {}
 
     def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -154,13 +189,18 @@ def _patched(recorder: Recorder) -> Iterator[None]:
             recorder.exit_autocast(regions[id(region)].pop())
         return leave(region, *error)
 
+    def unchecked(error: Any, condition: Any, message: Any = None) -> None:
+        """What a model asserts of the values of a tensor is no part of what it computes."""
+
     nn.Module.__call__ = recorded_call  # type: ignore[method-assign]
     torch.autograd.Function.apply = classmethod(recorded_apply)
     autocast.__enter__, autocast.__exit__ = recorded_enter, recorded_leave  # type: ignore[method-assign]
+    torch._check_tensor_all_with = unchecked  # type: ignore[assignment]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch._check_tensor_all_with = check
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply
         autocast.__enter__, autocast.__exit__ = enter, leave  # type: ignore[method-assign]

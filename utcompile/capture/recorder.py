@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from utcompile.capture.derived import Rebuild, set_grad_enabled
+from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.nested import flat, map_tensors, parts, tensors
-from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, Unrecordable
+from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
 from utcompile.errors import UtcError
 from utcompile.graph import Frame, Origin
 
@@ -46,6 +47,12 @@ _NOT_RECORDED = {
     T.is_floating_point, T.is_contiguous, T.is_complex, T.untyped_storage, T.data_ptr, T.element_size, T.storage_offset,
     T.get_device,
 }  # fmt: skip
+# what leaves sizes that an input holds readable, element by element
+_ELEMENTWISE = frozenset(
+    "getitem getattr unbind select reshape view flatten squeeze unsqueeze split chunk to long int cpu clone contiguous "
+    "detach mul prod floordiv add sub __get__".split()
+)
+_SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
 _HERE = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - compared as text, often
 
 
@@ -66,15 +73,26 @@ class Recorder(TorchFunctionMode):
         paths: the modules of the model by id, to their names.
         leaves: names of modules that are one node each, beside the layers of torch.nn.
         real: the values are real, so that reading their data outside a leaf is what cannot be recorded.
+        fixed: inputs whose values are part of the graph; Python may read them.
+        wide: modules too large to be one node: a choice by values in their own code is recorded, and checked in calls.
     """
 
-    def __init__(self, paths: Mapping[int, str], leaves: frozenset[str] = frozenset(), *, real: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Mapping[int, str],
+        leaves: frozenset[str] = frozenset(),
+        *,
+        real: bool = False,
+        fixed: frozenset[str] = frozenset(),
+        wide: frozenset[str] = frozenset([""]),
+    ) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.attributes: dict[str, T] = {}
         self.constants: dict[str, T] = {}
         self.inputs: list[fx.Node] = []
-        self._paths, self._leaves, self._real = paths, leaves, real
+        self._paths, self._leaves, self._real, self._fixed, self._wide = paths, leaves, real, fixed, wide
+        self.choices: dict[str, None] = {}
         self._node_of: dict[int, fx.Node] = {}
         self._alive: list[Any] = []  # ids stay unique while their tensors live
         self._state_names: dict[int, str] = {}
@@ -121,6 +139,10 @@ class Recorder(TorchFunctionMode):
             return self._node(value)
         if isinstance(value, torch.Size):
             return tuple(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, type):  # `dtype=int`
+            return _DTYPES.get(value, value)
         if isinstance(value, slice):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
         if isinstance(value, (tuple, list)):
@@ -154,9 +176,9 @@ class Recorder(TorchFunctionMode):
         node.meta["origin"] = Origin(tuple(self._scope), _source_line())
         return node
 
-    def _unrecordable(self, reason: str, *, data: bool = False, path: str | None = None) -> Unrecordable:
+    def _unrecordable(self, reason: str, path: str | None = None, **more: Any) -> Unrecordable:
         own = self._scope[-1].path if self._scope else ""
-        self.hidden = Unrecordable(own if path is None else path, reason, _source_line(), data)
+        self.hidden = Unrecordable(own if path is None else path, reason, _source_line(), **more)
         return self.hidden
 
     # --- calls --------------------------------------------------------------------------------------------------
@@ -170,13 +192,17 @@ class Recorder(TorchFunctionMode):
                 return _without_override(func)(*args, **kwargs)
         if func is torch._C._set_grad_enabled:
             return self._set_grad_enabled(*args)
-        if self._real and func in READS_DATA and _varies(args, self._node_of):
-            raise self._unrecordable("Python reads the values of a tensor", data=True)
+        if self._real and func in READS_DATA and not self._sources(args) <= {*self._fixed}:
+            return self._choice(func, args)
         try:
             out, read, written = self._watched(func, args, kwargs)
         except DATA_ERRORS as error:
+            if isinstance(error, DynamicOutputShapeException) and func not in READS_DATA:
+                raise self._unrecordable("a size depends on the values of a tensor", shape=True) from error
+            if not self._sources(args):
+                raise self._unrecordable("Python reads the values of a weight", shape=True) from error
             reason = f"Python depends on the values of a tensor ({type(error).__name__})"
-            raise self._unrecordable(reason, data=True) from error
+            raise self._unrecordable(reason, data=True, holders=self._holders(func, args)) from error
         if func in _NOT_RECORDED:
             return out
         if not written and next(flat(out), None) is None:
@@ -184,7 +210,47 @@ class Recorder(TorchFunctionMode):
         with self._silence():
             out = _fresh(out, read, written)
             node = self._call(func, self.argument(tuple(args)), self.argument(dict(kwargs)))
+            if self._real and _has_size_of_data(func, args):
+                node.meta["size_of_data"] = True
             return self._yield(node, out, written)
+
+    def _choice(self, func: Any, args: Any) -> Any:
+        """Python reads a value: in a wide module that is recorded with the value, elsewhere the module is opaque."""
+        holders = self._holders(func, args)
+        value = func(*args) if (self._scope[-1].path if self._scope else "") in self._wide else None
+        if holders or isinstance(value, float) or value is None or func is T.numpy:
+            raise self._unrecordable("Python reads the values of a tensor", data=True, holders=holders)
+        line = _source_line()
+        self._note(self.graph.call_function(same_choice, (self.argument(args[0]), value, line)))
+        self.choices[line] = None
+        return value
+
+    def _sources(self, args: Any) -> set[str]:
+        """The inputs that tensors are computed from; a leaf counts as one."""
+        stack = [self._node_of[id(t)] for t in flat(args) if id(t) in self._node_of]
+        seen: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                stack += node.all_input_nodes
+        return {str(n.target) for n in seen if n.op in ("placeholder", "call_module")}
+
+    def _holders(self, func: Any, args: Any) -> tuple[str, ...]:
+        """The integer inputs that Python reads sizes from, element by element: `grid_thw.tolist()`."""
+        if func not in READS_SIZES:
+            return ()
+        nodes = [self._node_of[id(t)] for t in flat(args) if id(t) in self._node_of]
+        found: dict[str, None] = {}
+        while nodes:
+            node = nodes.pop()
+            seen = node.meta.get("seen")
+            if node.op == "placeholder" and isinstance(seen, Seen) and not seen.dtype.is_floating_point:
+                found[str(node.target)] = None
+            elif node.op == "placeholder" or getattr(node.target, "__name__", node.target) not in _ELEMENTWISE:
+                return ()
+            nodes += node.all_input_nodes
+        return tuple(found)
 
     def _watched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[T], list[T]]:
         """Call silently: the result, the tensors that were read, and those of them that were written."""
@@ -316,6 +382,7 @@ class Recorder(TorchFunctionMode):
         return self.argument(out)
 
 
+_DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
 _NAMES = "add sub mul truediv floordiv mod matmul pow"
 _UNREFLECTED = "neg eq ne lt le gt ge"
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -347,18 +414,12 @@ def _without_override(function: Any) -> Callable[..., Any]:
     return copied
 
 
-def _varies(args: Any, nodes: Mapping[int, fx.Node]) -> bool:
-    """Whether a tensor is computed from an input, and not from constants alone."""
-    stack = [nodes[id(t)] for t in flat(args) if id(t) in nodes]
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node.op in ("placeholder", "call_module"):
-            return True
-        if node not in seen:
-            seen.add(node)
-            stack += node.all_input_nodes
-    return False
+def _has_size_of_data(func: Any, args: Any) -> bool:
+    """Whether the size of a call's result depends on values: `x[mask]`, `nonzero`, repeats given as a tensor."""
+    name = getattr(func, "__name__", "")
+    if func is T.__getitem__:
+        return any(t.dtype == torch.bool for t in flat(args[1:]))
+    return name in _SIZE_OF_DATA or (name == "repeat_interleave" and len([*flat(args)]) > 1)
 
 
 def _storage(t: T) -> int:

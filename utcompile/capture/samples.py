@@ -26,17 +26,20 @@ class Sample:
         dtype: what floating-point state and inputs are recorded as; None keeps theirs.
         device: where state and inputs are recorded; None keeps theirs.
         training: the model's mode.
+        shuffle: where values are real, which order those of floating-point inputs are in; 0 is the example's.
     """
 
     sizes: Mapping[Symbol, int]
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     training: bool = False
+    shuffle: int = 0
 
     def __str__(self) -> str:
         parts = [f"{s.name}={n}" for s, n in self.sizes.items()]
         parts += [str(self.dtype).removeprefix("torch.")] if self.dtype else []
         parts += [str(self.device)] if self.device else []
+        parts += ["other values"] if self.shuffle else []
         return ", ".join([*parts, *(["training"] if self.training else [])]) or "the example"
 
 
@@ -72,3 +75,10 @@ def with_other_dtype_and_device(samples: list[Sample], dtype: torch.dtype | None
     other = replace(samples[at], dtype=dtype, device=torch.device("cuda", 0) if device else None)
     # where only one size is recorded, the other dtype is a second recording
     return [*samples[:at], *([samples[at]] if at == 0 else []), other, *samples[at + 1 :]]
+
+
+def with_other_values(samples: list[Sample], again: int) -> list[Sample]:
+    """Samples for real values: in the model's own dtype, and each again with other values, so that a size which
+    depends on values shows itself."""
+    own = [replace(s, dtype=None, device=None) for s in samples]
+    return [*own, *(replace(s, shuffle=again * i + j) for i, s in enumerate(own, 1) for j in range(again))]

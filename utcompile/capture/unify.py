@@ -96,6 +96,7 @@ class _Merger:
         self.types: dict[tuple[Any, ...], fx.Node] = {}  # dtypes or devices, one a sample -> a node that has them
         self.dims: dict[tuple[int, ...], tuple[fx.Node, int]] = {}  # sizes that no polynomial gives
         self.free: dict[tuple[int, ...], Size] = {}
+        self.data: list[tuple[int, ...]] = []  # sizes that depend on values
         self.storages: dict[int, int] = {}
 
     def merge(self, rows: list[tuple[fx.Node, ...]]) -> fx.Graph:
@@ -115,8 +116,10 @@ class _Merger:
         dims: list[int | Size] = []
         for i, sizes in enumerate(zip(*(s.shape for s in seen), strict=True)):
             found = self.fit(sizes)
-            if found is None:
+            if found is None or (isinstance(found, Size) and node.meta.get("size_of_data")):
                 found = self.free.setdefault(sizes, _free(f"s{len(self.free)}", sizes[0]))
+                if node.meta.get("size_of_data"):
+                    self.data.append(sizes)
             if isinstance(found, Size) and not (found.is_whole and sizes not in self.free):
                 self.dims.setdefault(sizes, (node, i))
             dims.append(found)
@@ -158,6 +161,9 @@ class _Merger:
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             return None
         key = tuple(values)
+        found = self._of_data(key)
+        if found is not None:
+            return found
         line = self.fit(key)
         if isinstance(line, Size) and line.is_whole:
             return self._polynomial(line)
@@ -176,6 +182,23 @@ class _Merger:
                     times=int(ratio),
                 )
         return None
+
+    def _of_data(self, key: tuple[int, ...]) -> fx.Node | None:
+        """`r·n + c` of a size n that depends on values, which may look like a polynomial of the batch by chance."""
+        for sizes in self.data:
+            steps = {
+                (v - key[0], n - sizes[0]) for v, n in zip(key, sizes, strict=True) if n != sizes[0] or v != key[0]
+            }
+            ratios = {v / n if n else None for v, n in steps}
+            ratio = next(iter(ratios), None)
+            if len(ratios) == 1 and ratio is not None and ratio >= 1 and ratio == int(ratio):
+                node, rest = self._dimension(sizes), key[0] - int(ratio) * sizes[0]
+                node = self._step_of(("data", sizes, ratio), operator.mul, node, int(ratio), 1)
+                return self._step_of(("data", sizes, ratio, rest), operator.add, node, rest, 0)
+        return None
+
+    def _step_of(self, key: Any, function: Callable[..., Any], node: fx.Node, value: int, neutral: int) -> fx.Node:
+        return node if value == neutral else self._scalar(key, function, node, value)
 
     def _node(self, key: Any, function: Callable[..., Any], *args: Any, after: fx.Node, times: int = 1) -> fx.Node:
         with self.graph.inserting_after(after):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +25,9 @@ DATA_ERRORS = (
     UnsupportedOperatorException,
     GuardOnDataDependentSymNode,
 )
-# calls that hand a tensor's numbers to Python
-READS_DATA = {
-    T.item, T.tolist, T.numpy, T.__bool__, T.__int__, T.__float__, T.__index__, T.__complex__, T.__iter__,
-} - {T.__iter__}  # fmt: skip
+# calls that hand a tensor's numbers to Python; the first ones may be sizes that an input holds
+READS_SIZES = {T.item, T.tolist, T.__int__, T.__index__}
+READS_DATA = READS_SIZES | {T.numpy, T.__bool__, T.__float__, T.__complex__}
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,23 @@ class Unrecordable(Exception):
 
     Args:
         data: it depends on the numbers in a tensor, which only real values have.
+        shape: with real values it can be recorded: a size depends on them, or it is a weight's value that is read.
+        holders: inputs of integers that hold the sizes which Python reads.
     """
 
-    def __init__(self, path: str, reason: str, source: str, data: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        reason: str,
+        source: str,
+        *,
+        data: bool = False,
+        shape: bool = False,
+        holders: Sequence[str] = (),
+    ) -> None:
         super().__init__(reason)
-        self.path, self.reason, self.source, self.data = path, reason, source, data
+        self.path, self.reason, self.source = path, reason, source
+        self.data, self.shape, self.holders = data, shape, tuple(holders)
 
     def error(self) -> UtcError:
         """For where no smaller module can be left as it is."""

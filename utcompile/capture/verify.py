@@ -34,8 +34,8 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
     compare(model, captured, inputs.arguments, "at the example inputs")
     if verify != "full":
         return "values at the example inputs"
-    for sample in plan_samples(inputs.symbols, follow=False)[:: max(1, len(inputs.symbols))]:
-        compare(model, captured, inputs.at(sample.sizes), f"at {sample}", gradients=True)
+    for i, sample in enumerate(plan_samples(inputs.symbols, follow=False)[:: max(1, len(inputs.symbols))]):
+        compare(model, captured, inputs.at(sample.sizes), f"at {sample}", gradients=i == 0)
     if captured.follows_mode:
         compare(model.train(), captured.train(), inputs.arguments, "in training", gradients=True)
         model.eval()
@@ -66,7 +66,7 @@ def compare(
                 f"{name} of the capture is {b.dtype} {list(b.shape)}, the model's {a.dtype} {list(a.shape)}",
                 where=what,
             )
-        if not _equal(a, b):
+        if not (_close(a, b) if name.startswith("the gradient") else _equal(a, b)):
             largest = (a - b).abs().max().item() if a.is_floating_point() else float("nan")
             raise UtcError(
                 f"{name} of the capture differs from the model's by {largest:.3g}",
@@ -74,6 +74,12 @@ def compare(
                 why="the model is not deterministic in eval mode, or reads state that changes between calls",
                 fix='capture with verify="shapes" if that is intended',
             )
+
+
+def _close(a: T, b: T) -> bool:
+    """Gradients add up in an order that autograd chooses: equal within rounding, of the largest."""
+    scale = a.abs().max().item() if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
 
 
 def _equal(a: T, b: T) -> bool:
