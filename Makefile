@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # one process a core, one core a process, a file's tests in one process
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --cov --cov-report=term
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo test test-full check bench docs clean
+.PHONY: setup demo test test-full check bench zoo docs clean
 
 setup: .venv/.ready
 
@@ -33,6 +34,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# some hours; interrupted, it goes on where it stopped
+zoo: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/utcompile zoo --jobs $(JOBS) --page docs/zoo.md
 
 docs: setup
 	$(BIN)/python docs/build.py

@@ -1,0 +1,1 @@
+"""The zoo: every model of timm, torchvision and transformers, captured in worker processes."""

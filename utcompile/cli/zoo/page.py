@@ -1,0 +1,127 @@
+"""`docs/zoo.md`: the rows of the zoo as a page to read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from utcompile.cli.zoo.rows import STATUSES, Row
+
+_DONE = tuple(s for s in STATUSES if s != "built")
+_LONGEST = 220  # characters of a reason
+_HEAD = """# The zoo
+
+What `utcompile.capture` makes of every model of timm, torchvision and transformers. Written by `make zoo`; do not edit.
+
+*ok*: one graph, with nothing closed in it. *opaque*: captured, and some modules stay closed leaves, each with its
+reason. *not built*: the library itself cannot make or run the model here. Shares are of what was built. Weights are
+random. *values*: the outputs were compared with the model's, bit for bit, at the example's batch and at 2, 3 and 5;
+*shapes*: captured without computing, on weights that were never written. An architecture of transformers is built
+from its default configuration, made small.
+"""
+
+
+def page(rows: Iterable[Row]) -> str:
+    """The page in Markdown."""
+    by_library: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda r: (r.library, r.name)):
+        if row.status != "built":
+            by_library[row.library].append(row)
+    parts = [_HEAD, _summary(by_library)]
+    for library, found in by_library.items():
+        parts += [f"## {library}\n", _slowest(found), _classes(found), _problems(found)]
+    return "\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+def counts(rows: Iterable[Row]) -> dict[str, int]:
+    """How many rows have each status, in the order of `STATUSES`."""
+    found = Counter(row.status for row in rows)
+    return {status: found[status] for status in STATUSES if found[status]}
+
+
+def _summary(by_library: dict[str, list[Row]]) -> str:
+    lines = [_line("library", "models", "classes", *_DONE, "captured", "nothing closed", "values compared")]
+    lines.append(_line("---", *["---:"] * (len(_DONE) + 5)))
+    for library, rows in by_library.items():
+        found = counts(rows)
+        built = [r for r in rows if r.status != "not built"]
+        captured = found.get("ok", 0) + found.get("opaque", 0)
+        shares = (_share(captured, len(built)), _share(found.get("ok", 0), len(built)))
+        values = sum(r.verified.startswith("values") for r in rows)
+        classes = len({r.cls for r in built})
+        lines.append(_line(library, len(rows), classes, *(found.get(s, 0) for s in _DONE), *shares, values))
+    return "\n".join(lines) + "\n"
+
+
+def _slowest(rows: Sequence[Row], most: int = 5) -> str:
+    shapes = sorted((r for r in rows if r.nodes), key=lambda r: -r.capture_seconds)[:most]
+    told = ", ".join(f"{r.name} {r.capture_seconds:.1f} s ({r.nodes:,} nodes, {r.verify})" for r in shapes)
+    return f"Slowest captures, verification included: {told}.\n" if told else ""
+
+
+def _classes(rows: Sequence[Row]) -> str:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.cls:
+            groups[row.cls].append(row)
+    lines = [
+        _line("class", "models", "parameters", "nodes", "seconds", "values", "pinned", "unread", "status"),
+        _line("---", *["---:"] * 7, "---"),
+    ]
+    for cls, group in sorted(groups.items()):
+        status = ", ".join(f"{n} {s}" if len(group) > 1 and n < len(group) else s for s, n in counts(group).items())
+        compared = sum(r.verified.startswith("values") for r in group)
+        pinned = sum(bool(r.pinned) for r in group)
+        lines.append(
+            _line(
+                f"{cls}",
+                len(group),
+                _range([_size(p) for p in sorted(r.parameters for r in group)]),
+                _range([f"{n:,}" for n in sorted(r.nodes for r in group if r.nodes)]),
+                _range([f"{s:.1f}" for s in sorted(r.capture_seconds for r in group)]),
+                compared or "",
+                pinned or "",
+                max(r.unreachable for r in group) or "",
+                status,
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _problems(rows: Sequence[Row]) -> str:
+    """Every row that is not ok, with its reason."""
+    parts = []
+    for status in _DONE[1:]:
+        found = [r for r in rows if r.status == status]
+        if found:
+            parts.append(f"### {rows[0].library}: {status}\n\n{_line('model', 'reason')}\n{_line('---', '---')}")
+            parts += [_line(r.name, _reason(r)) for r in found]
+            parts.append("")
+    return "\n".join(parts)
+
+
+def _reason(row: Row) -> str:
+    text = " ".join((row.reason or row.note).split())
+    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 2].rstrip() + " …"
+    return cut.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _range(values: Sequence[str]) -> str:
+    if not values:
+        return ""
+    return values[0] if values[0] == values[-1] else f"{values[0]}–{values[-1]}"  # noqa: RUF001
+
+
+def _size(parameters: int) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if parameters >= factor:
+            return f"{parameters / factor:.3g}{unit}"
+    return str(parameters)
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(str(c) for c in cells)} |"

@@ -1,0 +1,129 @@
+"""What a worker of the zoo does with one model: build it, capture it, tell what came of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+import utcompile as utc
+from utcompile.cli.zoo.rows import Row, Task
+from utcompile.errors import UtcError
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A model with what it is captured on.
+
+    Attributes:
+        inputs: positional or by name.
+        dynamic: as in `utc.capture`; `()` where the model's sizes cannot change.
+        note: how it was made smaller.
+    """
+
+    model: nn.Module
+    inputs: tuple[Any, ...] | dict[str, Any]
+    dynamic: tuple[str, ...] | None = None
+    note: str = ""
+
+
+def work(task: Task, tell: Callable[[Row], None]) -> Row:
+    """Build and capture one model; every exception of a library or of capture becomes a row."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    blank = Row(task.library, task.name, "not built", verify=task.verify)
+    started = time.perf_counter()
+    torch.manual_seed(0)
+    try:
+        specimen = _specimen(task)
+    except Exception as error:  # whatever a library raises
+        return replace(blank, reason=_told(error), build_seconds=_since(started))
+    built = replace(
+        blank,
+        status="built",
+        cls=type(specimen.model).__name__,
+        parameters=sum(p.numel() for p in specimen.model.parameters()),
+        inputs=_shapes(specimen.inputs),
+        note=specimen.note,
+        fixed=specimen.dynamic == (),
+        build_seconds=_since(started),
+    )
+    if task.verify == "none":
+        return built
+    tell(built)
+    started = time.perf_counter()
+    try:
+        captured = _capture(specimen, specimen.dynamic, task.verify)
+    except Exception as error:  # also what is a bug of capture
+        return replace(
+            built,
+            status="failed",
+            reason=_told(error),
+            note="; ".join(filter(None, (built.note, _at_fixed_sizes(specimen)))),
+            capture_seconds=_since(started),
+        )
+    report: Any = captured.report
+    opaque = tuple(str(o) for o in getattr(report, "opaque", ()))
+    return replace(
+        built,
+        status="opaque" if opaque else "ok",
+        nodes=len(captured.graph.nodes),
+        opaque=opaque,
+        pinned=tuple(str(p) for p in getattr(report, "pinned", ())),
+        unreachable=len(report.unreachable),
+        verified=report.verified,
+        capture_seconds=_since(started),
+        reason="; ".join(opaque),
+    )
+
+
+def _specimen(task: Task) -> Specimen:
+    if task.library == "transformers":
+        from utcompile.cli.zoo.hugging_face import specimen as transformers_specimen
+
+        return transformers_specimen(task)
+    from utcompile.cli.zoo.models import specimen
+
+    return specimen(task)
+
+
+def _capture(specimen: Specimen, dynamic: tuple[str, ...] | None, verify: str) -> utc.CapturedModule:
+    return utc.capture(specimen.model, specimen.inputs, dynamic=dynamic, verify=verify)  # type: ignore[arg-type]
+
+
+def _at_fixed_sizes(specimen: Specimen) -> str:
+    """Whether a model that failed is captured where no size may change: it tells a cause in sizes from others."""
+    if specimen.dynamic == ():
+        return ""
+    try:
+        _capture(specimen, (), "shapes")
+    except Exception:
+        return ""
+    return "is captured at the example's sizes"
+
+
+def _shapes(inputs: tuple[Any, ...] | dict[str, Any]) -> str:
+    named = inputs.items() if isinstance(inputs, Mapping) else ((str(i), v) for i, v in enumerate(inputs))
+    return ", ".join(
+        f"{name} {' '.join(str(list(t.shape)) for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor))}"
+        for name, value in named
+    )
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, UtcError):
+        return text
+    return f"{type(error).__name__}: {text}"[:2000]
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
