@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -119,7 +120,7 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
         try:
             first, graph = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
-            if plan is samples:
+            if plan is samples or leaves.real:
                 raise
             pinned |= dict.fromkeys(kinds, difference.error.brief())
         else:
@@ -215,9 +216,24 @@ def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -
             raise Differs([], hidden.error()) from hidden
         raise
     except UtcError as error:
-        if sample.training or (not inputs.symbols and not sample.dtype and not sample.device):
+        if sample.dtype or sample.device:
+            raise Differs([], error) from error
+        if sample.training or not inputs.symbols:
             raise
-        raise Differs([], _only_as_given(model, inputs, leaves, sample, error)) from error
+        _check_as_given(model, inputs, leaves)
+        why = f"the model runs at the example's sizes, and fails at {sample}"
+        fix = "name the dimensions that vary with dynamic=…; dynamic={} captures at the example's sizes only"
+        raise Differs([], UtcError(why, why=str(error), fix=fix)) from error
+
+
+def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:
+    """A model that fails at the sizes it was given fails with its own error.
+
+    Raises:
+        UtcError: it does.
+    """
+    with contextlib.suppress(Unrecordable, _NeedsValues):
+        _record_once(model, inputs.without(inputs.symbols), Sample({}), leaves)
 
 
 def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
@@ -244,21 +260,6 @@ def _runs(model: nn.Module, inputs: Inputs, sample: Sample) -> bool:
     except Exception:
         return False
     return True
-
-
-def _only_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves, sample: Sample, error: UtcError) -> UtcError:
-    """The error for a model that fails at a sample: its own, unless it runs at the sizes it was given."""
-    try:
-        _record_once(model, inputs.without(inputs.symbols), Sample({}), leaves)
-    except UtcError as own:
-        return own
-    except (Unrecordable, _NeedsValues):
-        pass
-    return UtcError(
-        f"the model runs at the example's sizes, and fails at {sample}",
-        why=str(error),
-        fix="name the dimensions that vary with dynamic=…; dynamic={} captures at the example's sizes only",
-    )
 
 
 def _sources(inputs: Inputs) -> dict[Symbol, tuple[int, int]]:

@@ -152,8 +152,8 @@ class Recorder(TorchFunctionMode):
             return {k: self.argument(v) for k, v in value.items()}
         if id(value) in self._node_of and hasattr(value, "__dict__"):
             return self._node_of[id(value)]
-        if tensors(value):
-            raise self._unrecordable(f"a {type(value).__name__} that holds tensors is given to a call that is one node")
+        if tensors(value):  # an object made in forward; what a leaf writes into it nobody will find
+            return self._result(value)
         return value
 
     def _node(self, tensor: T) -> fx.Node:
