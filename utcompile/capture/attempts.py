@@ -179,7 +179,7 @@ def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
         leaves.real = leaves.real or f"Python reads sizes from {', '.join(hidden.holders)} ({hidden.source})"
     elif hidden.data and hidden.path in leaves.wide and not leaves.real:
         leaves.real = f"Python chooses by values ({hidden.source})"
-    elif hidden.path not in leaves.wide and (hidden.path not in leaves.found or (hidden.data and not leaves.real)):
+    elif hidden.path and (hidden.path not in leaves.found or (hidden.data and not leaves.real)):
         leaves.add(hidden.path, hidden.reason, hidden.source)
         if hidden.data:
             leaves.real = leaves.real or f"{hidden.path} needs them"

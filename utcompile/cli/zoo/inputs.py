@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utcompile.cli.zoo.makers import MAKERS, SHAPED, Scene, make, shapes_of
+from utcompile.cli.zoo.makers import MAKERS, SHAPED, make, shapes_of
+from utcompile.cli.zoo.scene import Scene
 
 _TRIES = 10
 _SECONDS = 30.0  # for finding inputs of one model
@@ -93,7 +94,7 @@ def _mended(model: nn.Module, scene: Scene, names: list[str], accepted: Any) -> 
 def _made(scene: Scene, names: list[str], accepted: Any) -> dict[str, Tensor]:
     inputs: dict[str, Tensor] = {}
     for name in names:
-        inputs.update({k: v for k, v in make(scene, name).items() if k in accepted})
+        inputs.update({k: v for k, v in make(scene, name).items() if k in accepted and k not in inputs})
     sound = inputs.get("input_values", inputs.get("input_features"))
     if "attention_mask" in inputs and "input_ids" not in inputs and sound is not None:
         mask = torch.ones(scene.batch, max(sound.shape[1:]), dtype=torch.long)

@@ -8,85 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LENGTH = 8  # tokens
-_WORDS = 250  # token ids are below: the special ones of a shrunken configuration lie above
-
-
-class Scene:
-    """What the inputs of one model have in common.
-
-    Attributes:
-        shapes: which of its shapes an input takes, for those that have several (`SHAPED`).
-        views: how many views of one image there are, where a model takes several.
-        placeholders: how many image, video or audio tokens stand in each row of the text.
-    """
-
-    batch = 2
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.shapes: dict[str, int] = {}
-        self.placeholders: dict[str, int] = {}
-        self.views = 2
-        self.random = torch.Generator().manual_seed(0)
-
-    def find(self, *names: str, default: Any = None, within: str = "") -> Any:
-        """The first of these attributes that the configuration has, or one nested in it, nearest first.
-
-        Args:
-            within: nested configurations whose name holds this come first.
-        """
-        levels = _levels(self.config, "")
-        levels.sort(key=lambda level: bool(within) and within not in level[0])
-        for name in names:
-            for _, level in levels:
-                try:
-                    value = getattr(level, name, None)
-                except Exception:  # some attributes exist by layer only, and say so
-                    continue
-                if value is not None and not isinstance(value, bool):
-                    return value
-        return default
-
-    def token_id(self, kind: str) -> int | None:
-        """The placeholder of images, videos or sounds."""
-        found = self.find(f"{kind}_token_id", f"{kind}_token_index", f"{kind}_soft_token_id")
-        return found if isinstance(found, int) else None
-
-    def normal(self, *shape: int) -> Tensor:
-        """Random numbers."""
-        return torch.randn(*shape, generator=self.random)
-
-    def tokens(self, length: int | None = None, words: int | None = None) -> Tensor:
-        """(B, length) token ids that are nothing special, with the placeholders of each row in front."""
-        words = min(words or self.find("vocab_size", within="text", default=_WORDS), _WORDS)
-        ids = torch.randint(min(10, words - 1), words, (self.batch, length or _LENGTH), generator=self.random)
-        placed = [torch.full((self.batch, n), self.token_id(k) or 0) for k, n in self.placeholders.items()]
-        return torch.cat([ids[:, :1], *placed, ids[:, 1:]], 1)
-
-    @property
-    def image(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        size = self.find("image_size", "img_size", "input_size", within="vision", default=64)
-        if isinstance(size, dict):
-            size = [size.get("height", 64), size.get("width", 64)]
-        height, width = size[-2:] if isinstance(size, (list, tuple)) and len(size) > 1 else (_int(size), _int(size))
-        channels = self.find("num_channels", "in_channels", "in_chans", "input_channels", within="vision", default=3)
-        return channels if isinstance(channels, int) and channels < 8 else 3, height, width
-
-    @property
-    def patch(self) -> int:
-        """Pixels of a patch's side."""
-        return _int(self.find("patch_size", within="vision", default=16))
-
-
-def _int(size: Any) -> int:
-    return int(size[0]) if isinstance(size, (list, tuple)) else int(size)
-
-
-def _levels(config: Any, name: str) -> list[tuple[str, Any]]:
-    nested = [(k, v) for k, v in vars(config).items() if hasattr(v, "to_dict") and hasattr(v, "model_type")]
-    return [(name, config), *(level for k, v in nested for level in _levels(v, f"{name}.{k}"))]
+from utcompile.cli.zoo.scene import LENGTH, Scene, integer
 
 
 def make(scene: Scene, name: str) -> dict[str, Any]:
@@ -103,14 +25,14 @@ def make(scene: Scene, name: str) -> dict[str, Any]:
 
 def _attention_mask(scene: Scene) -> Tensor:
     """The last token of each row is padding, so that the mask matters."""
-    mask = torch.ones(scene.batch, _LENGTH + sum(scene.placeholders.values()), dtype=torch.long)
+    mask = torch.ones(scene.batch, LENGTH + sum(scene.placeholders.values()), dtype=torch.long)
     mask[:, -1] = 0
     return mask
 
 
 def _pixel_values(scene: Scene) -> Any:
     channels, height, width = scene.image
-    frames = _int(scene.find("num_frames", default=4))
+    frames = integer(scene.find("num_frames", default=4))
     b = scene.batch
     shape = scene.shapes.get("pixel_values", 0)
     packed = _packed(scene, "pixel_values", "image_grid_thw")
@@ -133,8 +55,8 @@ def _pixel_values(scene: Scene) -> Any:
 
 def _packed(scene: Scene, values: str, grid: str) -> dict[str, Any]:
     """Qwen's way: the patches of all images in one row, with each image's grid of time, height and width."""
-    side = 2 * _int(scene.find("spatial_merge_size", "merge_size", default=1)) or 4
-    numbers = scene.image[0] * _int(scene.find("temporal_patch_size", "patch_temporal", default=1)) * scene.patch**2
+    side = 2 * integer(scene.find("spatial_merge_size", "merge_size", default=1)) or 4
+    numbers = scene.image[0] * integer(scene.find("temporal_patch_size", "patch_temporal", default=1)) * scene.patch**2
     return {
         values: scene.normal(scene.batch * side * side, numbers),
         grid: torch.tensor([[1, side, side]] * scene.batch),
@@ -152,7 +74,7 @@ def _flat_patches(scene: Scene) -> dict[str, Any]:
 
 def _tiles(scene: Scene) -> dict[str, Any]:
     """Mllama's way: (B, images, tiles, C, H, W), with each image's aspect ratio."""
-    tiles = _int(scene.find("max_num_tiles", default=4))
+    tiles = integer(scene.find("max_num_tiles", default=4))
     return {
         "pixel_values": scene.normal(scene.batch, 1, tiles, *scene.image),
         "aspect_ratio_ids": torch.ones(scene.batch, 1, dtype=torch.long),
@@ -162,9 +84,9 @@ def _tiles(scene: Scene) -> dict[str, Any]:
 
 def _features(scene: Scene) -> Any:
     """A spectrogram, (B, T, bins) or (B, bins, T)."""
-    bins = _int(scene.find("num_mel_bins", "input_feat_size", "input_dim", "n_mels", within="audio", default=80))
-    positions = _int(scene.find("max_source_positions", within="audio", default=64))
-    own = _int(scene.find("feature_projection_input_dim", "input_size", default=bins))
+    bins = integer(scene.find("num_mel_bins", "input_feat_size", "input_dim", "n_mels", within="audio", default=80))
+    positions = integer(scene.find("max_source_positions", within="audio", default=64))
+    own = integer(scene.find("feature_projection_input_dim", "input_size", default=bins))
     b = scene.batch
     return (
         scene.normal(b, bins, 2 * positions),
@@ -174,14 +96,14 @@ def _features(scene: Scene) -> Any:
         scene.normal(b, 1, 200, bins),
         scene.normal(b, 1200, bins),
         scene.normal(b, 200, 2 * bins),
-        scene.normal(b, 200, bins * _int(scene.find("num_stacked_frames", default=1))),
+        scene.normal(b, 200, bins * integer(scene.find("num_stacked_frames", default=1))),
     )[scene.shapes.get("input_features", 0)]
 
 
 def _values(scene: Scene) -> Any:
     """A sound, (B, T) or (B, 1, T); for the Audio Spectrogram Transformer (B, T, bins)."""
-    length = _int(scene.find("max_length", default=1024))
-    bins = _int(scene.find("num_mel_bins", default=128))
+    length = integer(scene.find("max_length", default=1024))
+    bins = integer(scene.find("num_mel_bins", default=128))
     b = scene.batch
     return (
         scene.normal(b, 9600),
@@ -193,30 +115,32 @@ def _values(scene: Scene) -> Any:
 
 def _history(scene: Scene) -> Tensor:
     """(B, T) or (B, T, series): as long as the context and the largest lag."""
-    context = _int(scene.find("context_length", "prediction_length", default=64))
+    context = integer(scene.find("context_length", "prediction_length", default=64))
     lags = scene.find("lags_sequence", default=[0])
-    series = _int(scene.find("num_input_channels", "input_size", default=1))
+    series = integer(scene.find("num_input_channels", "input_size", default=1))
     length = context + (max(lags) if isinstance(lags, (list, tuple)) else 0)
     flat = series == 1 and scene.find("num_input_channels") is None
     return scene.normal(scene.batch, length) if flat else scene.normal(scene.batch, length, series)
 
 
-def _ones(length: int = _LENGTH) -> Callable[[Scene], Tensor]:
+def _ones(length: int = LENGTH) -> Callable[[Scene], Tensor]:
     return lambda scene: torch.ones(scene.batch, length, dtype=torch.long)
 
 
-def _hidden(length: int = _LENGTH) -> Callable[[Scene], Tensor]:
-    return lambda s: s.normal(s.batch, length, _int(s.find("hidden_size", "d_model", "dim", within="text", default=64)))
+def _hidden(length: int = LENGTH) -> Callable[[Scene], Tensor]:
+    return lambda s: s.normal(
+        s.batch, length, integer(s.find("hidden_size", "d_model", "dim", within="text", default=64))
+    )
 
 
 def _boxes(scene: Scene) -> Tensor:
     """(B, length, 4) corners in order."""
-    corners = torch.randint(0, 100, (scene.batch, _LENGTH, 4), generator=scene.random)
+    corners = torch.randint(0, 100, (scene.batch, LENGTH, 4), generator=scene.random)
     return torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:]], -1)
 
 
 def _video(scene: Scene) -> Any:
-    frames = _int(scene.find("num_frames", "frames_per_clip", default=4))
+    frames = integer(scene.find("num_frames", "frames_per_clip", default=4))
     shape = (scene.batch, frames, *scene.image)
     return (scene.normal(*shape), _packed(scene, "pixel_values_videos", "video_grid_thw"))[
         scene.shapes.get("pixel_values_videos", 0)
@@ -249,7 +173,7 @@ MAKERS: dict[str, Callable[[Scene], Any]] = {
     "image_grid_thw": lambda s: _packed(s, "pixel_values", "image_grid_thw"),
     "hidden_states": lambda s: _packed(s, "hidden_states", "grid_thw"),
     "grid_thw": lambda s: {"grid_thw": _packed(s, "hidden_states", "grid_thw")["grid_thw"]},
-    "merge_sizes": lambda s: torch.tensor([_int(s.find("spatial_merge_size", "merge_size", default=1))] * s.batch),
+    "merge_sizes": lambda s: torch.tensor([integer(s.find("spatial_merge_size", "merge_size", default=1))] * s.batch),
     "input_features": _features,
     "input_features_mask": lambda s: torch.ones(s.batch, _features(s).shape[-1], dtype=torch.long),
     "input_values": _values,
@@ -257,38 +181,39 @@ MAKERS: dict[str, Callable[[Scene], Any]] = {
         "pixel_values": s.normal(s.batch, 16, s.image[0] * s.patch**2),
         "pixel_position_ids": torch.stack([torch.arange(16) % 4, torch.arange(16) // 4], -1).expand(s.batch, 16, 2),
     },
-    "image_attention_mask": lambda s: torch.ones(s.batch, _LENGTH, 1, dtype=torch.long),
-    "audio_mel": lambda s: s.normal(s.batch, 128, _int(s.find("input_feat_size", default=128))),
+    "spatial_shapes": lambda s: torch.tensor([[4, 4]] * s.batch),
+    "image_attention_mask": lambda s: torch.ones(s.batch, LENGTH, 1, dtype=torch.long),
+    "audio_mel": lambda s: s.normal(s.batch, 128, integer(s.find("input_feat_size", default=128))),
     "audio_mel_mask": lambda s: torch.zeros(s.batch, 128, dtype=torch.bool),
     "past_values": _history,
     "past_observed_mask": lambda s: torch.ones_like(_history(s)),
-    "past_time_features": lambda s: s.normal(*_history(s).shape[:2], _int(s.find("num_time_features", default=0))),
-    "future_values": lambda s: s.normal(s.batch, _int(s.find("prediction_length", default=8))),
+    "past_time_features": lambda s: s.normal(*_history(s).shape[:2], integer(s.find("num_time_features", default=0))),
+    "future_values": lambda s: s.normal(s.batch, integer(s.find("prediction_length", default=8))),
     "future_time_features": lambda s: s.normal(
-        s.batch, _int(s.find("prediction_length", default=8)), _int(s.find("num_time_features", default=0))
+        s.batch, integer(s.find("prediction_length", default=8)), integer(s.find("num_time_features", default=0))
     ),
     "past_values_padding": lambda s: torch.zeros(s.batch, _history(s).shape[1], dtype=torch.long),
     "freq": lambda s: torch.zeros(s.batch, 1, dtype=torch.long),
-    "states": lambda s: s.normal(s.batch, _LENGTH, _int(s.find("state_dim", default=17))),
-    "actions": lambda s: s.normal(s.batch, _LENGTH, _int(s.find("act_dim", default=4))),
-    "rewards": lambda s: s.normal(s.batch, _LENGTH, 1),
-    "returns_to_go": lambda s: s.normal(s.batch, _LENGTH, 1),
-    "timesteps": lambda s: torch.arange(_LENGTH).expand(s.batch, -1),
-    "latents": lambda s: s.normal(s.batch, _int(s.find("hidden_size", "latent_dim", default=64)), _LENGTH),
+    "states": lambda s: s.normal(s.batch, LENGTH, integer(s.find("state_dim", default=17))),
+    "actions": lambda s: s.normal(s.batch, LENGTH, integer(s.find("act_dim", default=4))),
+    "rewards": lambda s: s.normal(s.batch, LENGTH, 1),
+    "returns_to_go": lambda s: s.normal(s.batch, LENGTH, 1),
+    "timesteps": lambda s: torch.arange(LENGTH).expand(s.batch, -1),
+    "latents": lambda s: s.normal(s.batch, integer(s.find("hidden_size", "latent_dim", default=64)), LENGTH),
     "query_embeds": _hidden(4),
     "encoder_hidden_states": _hidden(),
-    "qformer_input_ids": lambda s: torch.randint(10, 200, (s.batch, _LENGTH), generator=s.random),
-    "decoder_input_values": lambda s: s.normal(s.batch, 6, _int(s.find("num_mel_bins", default=80))),
-    "visual_feats": lambda s: s.normal(s.batch, 4, _int(s.find("visual_feat_dim", default=2048))),
-    "visual_pos": lambda s: s.normal(s.batch, 4, _int(s.find("visual_pos_dim", default=4))),
-    "task_inputs": lambda s: s.tokens(_int(s.find("task_seq_len", default=77)), words=200),
+    "qformer_input_ids": lambda s: torch.randint(10, 200, (s.batch, LENGTH), generator=s.random),
+    "decoder_input_values": lambda s: s.normal(s.batch, 6, integer(s.find("num_mel_bins", default=80))),
+    "visual_feats": lambda s: s.normal(s.batch, 4, integer(s.find("visual_feat_dim", default=2048))),
+    "visual_pos": lambda s: s.normal(s.batch, 4, integer(s.find("visual_pos_dim", default=4))),
+    "task_inputs": lambda s: s.tokens(integer(s.find("task_seq_len", default=77)), words=200),
     "prompt_pixel_values": lambda s: s.normal(s.batch, *s.image),
     "prompt_masks": lambda s: s.normal(s.batch, *s.image),
-    "classes_input_ids": lambda s: torch.randint(10, 200, (s.batch * 2, _LENGTH), generator=s.random),
-    "classes_attention_mask": lambda s: torch.ones(s.batch * 2, _LENGTH, dtype=torch.long),
+    "classes_input_ids": lambda s: torch.randint(10, 200, (s.batch * 2, LENGTH), generator=s.random),
+    "classes_attention_mask": lambda s: torch.ones(s.batch * 2, LENGTH, dtype=torch.long),
     "classes_structure": lambda s: torch.full((s.batch,), 2),
-    "tasks_input_ids": lambda s: torch.randint(10, 200, (s.batch, _LENGTH), generator=s.random),
+    "tasks_input_ids": lambda s: torch.randint(10, 200, (s.batch, LENGTH), generator=s.random),
     "tasks_attention_mask": _ones(),
-    "inputs": lambda s: s.normal(s.batch, _LENGTH, _int(s.find("d_model", default=64))),
-    "audio_codes": lambda s: torch.randint(0, 64, (s.batch, _int(s.find("num_codebooks", default=8)), _LENGTH)),
+    "inputs": lambda s: s.normal(s.batch, LENGTH, integer(s.find("d_model", default=64))),
+    "audio_codes": lambda s: torch.randint(0, 64, (s.batch, integer(s.find("num_codebooks", default=8)), LENGTH)),
 }

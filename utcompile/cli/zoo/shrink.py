@@ -5,9 +5,24 @@ Everything goes by the names and values of attributes, so that an architecture n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
+
+from utcompile.cli.zoo.names import (
+    GRID,
+    INDICES,
+    LAYER_COUNT,
+    LAYER_RULES,
+    PLACEHOLDER,
+    SECTIONED,
+    SPECIAL,
+    STAGE_NAMES,
+    STAGES,
+    TOKEN,
+    WIDTH_RULES,
+    WORD_RULES,
+    Rules,
+)
 
 LAYERS, WIDTHS, WORDS, IMAGES = "layers", "widths", "words", "images"
 # what is made small, most first: where a model cannot be built or run one way, the next is tried
@@ -19,70 +34,6 @@ RUNGS = (
     (LAYERS,),
     (),
 )
-
-_VOCABULARY, _SPECIAL = 512, 300  # token ids from 256 on move to 300, 301, …
-
-# (names, largest value); the first rule that fits an attribute counts
-_Rules = tuple[tuple[re.Pattern[str], int], ...]
-
-
-def _rules(*lines: tuple[str, int]) -> _Rules:
-    return tuple((re.compile(names), value) for names, value in lines)
-
-
-_WIDTH_RULES = _rules(
-    (r"(.*_)?(q|kv|o)_lora_rank", 16),
-    (r"qk_head_dim", 32),
-    (r"rotary_dim", 8),
-    (r"mamba_(n_heads|num_heads)|n_mamba_heads", 8),
-    (r"(.*_)?head_dim|d_kv|d_head|mamba_d_head|kv_channels|dim_head|attention_head_dim", 16),
-    (r"(.*_)?(n_heads?|n_head|num_heads|attention_heads|num_attention_heads)|linear_num_value_heads", 4),
-    (r"(.*_)?(num_key_value_heads|num_kv_heads|kv_n_heads|n_head_kv)|linear_num_key_heads", 2),
-    (r"output_channels", 64),
-    (r"mamba_d_ssm|attention_hidden_size", 128),
-    (r"(mamba_d_state|ssm_state_size|state_size)", 16),
-    (r"time_step_rank|mamba_dt_rank", 4),
-    (r"n_groups|mamba_n_groups", 2),
-    (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size|intermediate_dim)|d_ff|d_inner|dim_ff|dff|mlp_dim|n_inner"
-     r"|dim_feedforward|intermediate_size_mlp", 128),
-    (r"(.*_)?(hidden_size|hidden_dim)(_global)?|d_model|n_embd|embed_dim|embedding_size|dim|emb_dim|projection_(dim|size)"
-     r"|hidden_size_per_layer_input|word_embed_proj_dim|pooler_output_size|project_dim|vision_output_dim", 64),
-)  # fmt: skip
-_WORD_RULES = _rules(
-    (r"(.*_)?vocab_size(_.*)?", _VOCABULARY),
-    (r"num_experts|n_routed_experts|num_local_experts|moe_num_experts", 4),
-    (r"num_experts_per_tok(en)?|moe_topk|moe_k|moe_top_k|top_k_experts", 2),
-    (r"n_group|num_expert_group", 2),
-    (r"topk_group", 1),
-    (r"(.*_)?max_position_embeddings|n_positions|max_target_positions", 512),
-    (r"max_source_positions", 100),
-    (r"sliding_window(_size)?", 6),
-    (r"index_topk", 4),
-    (r"index_kpool", 2),
-    (r"num_queries|num_denoising", 20),
-    (r"(encoder_)?hash_byte_group_vocab|num_hash_buckets|ngram_vocab_size_base", 512),
-)
-_LAYER_RULES = _rules(
-    (r"num_kv_shared_layers", 0),
-    (r"first_k_dense_replace|num_dense_layers|.*_offset", 1),
-    (r".*(_period|_interval|_frequency|_sparse_step|_every_n_layers)", 2),
-)
-_LAYER_COUNT = re.compile(
-    r"n_layers?|num_layers|layers|depth|(.*_)?(encoder|decoder|hidden|adapter|attention|spatial|temporal|auxiliary)_layers"
-    r"|max_window_layers|resampler_depth|num_(.*_)?(blocks|layers)_per_(stack|group)|num_blocks"
-)
-_INDICES = re.compile(r".*(index|indexes|indices|idxs|_layers|layer_ids|_blocks|layers_indices)")
-_TOKEN = re.compile(r".*(_token_ids?|_token_index|_id|_ids)")
-_PLACEHOLDER = re.compile(r"(image|video|audio)_token_(id|index)")
-_GRID = re.compile(r"num_patches|num_position_embeddings|image_seq_length|num_image_tokens|position_embedding_size")
-# a level with one of these has stages of several widths, which depend on one another
-_STAGES = re.compile(
-    r"depths|hidden_sizes|embed_dims|block_configs|.*stage.*|.*_ratios|.*channels?|conv_dim|upsample_rates"
-)
-
-# these have sections of a rotary embedding in their code, where the configuration gives none
-_SECTIONED = re.compile(r"(qwen2_vl|qwen2_5|qwen3_vl|qwen3_5|qwen3_omni|qwen4|glm4v|glm_|ernie4_5_vl|paddleocr).*")
-_STAGE_NAMES = ("stage_names", "out_features", "out_indices", "_out_features")
 
 
 def shrunk(config: Any, parts: tuple[str, ...]) -> Any:
@@ -98,9 +49,7 @@ def _small(config: Any, parts: tuple[str, ...], tokens: dict[int, int]) -> dict[
         tokens: what token ids have become so far, so that one id stays one id at every level.
     """
     values = config.to_dict()
-    staged = any(
-        _STAGES.fullmatch(k) and _is_list(v) and len(v) > 1 for k, v in values.items() if k not in _STAGE_NAMES
-    )
+    staged = any(STAGES.fullmatch(k) and _is_list(v) and len(v) > 1 for k, v in values.items() if k not in STAGE_NAMES)
     depth = _Depth(values, staged)
     grid = _grid(values) if IMAGES in parts and not staged else {}
     result: dict[str, Any] = {}
@@ -109,7 +58,7 @@ def _small(config: Any, parts: tuple[str, ...], tokens: dict[int, int]) -> dict[
         if hasattr(nested, "to_dict") and hasattr(nested, "model_type"):
             result[name] = _small(nested, parts, tokens)
             continue
-        if LAYERS in parts and name in _STAGE_NAMES:
+        if LAYERS in parts and name in STAGE_NAMES:
             if staged:
                 result[name] = value
                 continue
@@ -120,9 +69,9 @@ def _small(config: Any, parts: tuple[str, ...], tokens: dict[int, int]) -> dict[
         if LAYERS in parts:
             value = depth.small(name, value)
         if WIDTHS in parts and not staged:
-            value = _by_rules(_WIDTH_RULES, name, value)
+            value = _by_rules(WIDTH_RULES, name, value)
         if WORDS in parts:
-            value = _by_rules(_WORD_RULES, name, _moved(name, value, tokens))
+            value = _by_rules(WORD_RULES, name, _moved(name, value, tokens))
         if name == "mm_tokens_per_image" and IMAGES in parts:
             value = 4
         result[name] = grid.get(name, value)
@@ -136,7 +85,7 @@ def _layer(values: Any, parts: tuple[str, ...]) -> Any:
     """What one layer has of its own."""
     if WIDTHS not in parts or not isinstance(values, dict):
         return values
-    new = {k: _by_rules(_WIDTH_RULES, k, v) for k, v in values.items()}
+    new = {k: _by_rules(WIDTH_RULES, k, v) for k, v in values.items()}
     _keep_ratios(values, new)
     return new
 
@@ -145,7 +94,7 @@ class _Depth:
     """How many layers one level of a configuration keeps: two, or as many as it takes to have one of every kind."""
 
     def __init__(self, values: Mapping[str, Any], staged: bool) -> None:
-        counts = {v for k, v in values.items() if _is_int(v) and v > 2 and _LAYER_COUNT.fullmatch(k)}
+        counts = {v for k, v in values.items() if _is_int(v) and v > 2 and LAYER_COUNT.fullmatch(k)}
         kinds = [v for k, v in values.items() if _is_list(v) and len(v) in counts and not _is_indices(k, v)]
         marked = [v for k, v in values.items() if _is_indices(k, v)]
         longest = max((_prefix_with_all(v) for v in kinds), default=2)
@@ -155,9 +104,9 @@ class _Depth:
     def small(self, name: str, value: Any) -> Any:
         """An attribute's value for so many layers."""
         if _is_int(value):
-            if _LAYER_COUNT.fullmatch(name):
+            if LAYER_COUNT.fullmatch(name):
                 return min(value, self.layers)
-            return _by_rules(_LAYER_RULES, name, value)
+            return _by_rules(LAYER_RULES, name, value)
         if not _is_list(value):
             return value
         if name in ("depths", "stage_numb_of_layers", "block_sizes"):
@@ -183,7 +132,7 @@ def _grid(values: Mapping[str, Any]) -> dict[str, Any]:
     if "image_embedding_size" in values:
         new["image_embedding_size"] = 4
     # 16 squares count with or without an image size: Qwen's towers know only the number of positions
-    new.update({k: 16 for k, v in values.items() if _GRID.fullmatch(k) and _is_int(v) and v > 16})
+    new.update({k: 16 for k, v in values.items() if GRID.fullmatch(k) and _is_int(v) and v > 16})
     return new
 
 
@@ -205,7 +154,7 @@ def _fit_rope(new: dict[str, Any]) -> None:
         rope = new.get(name)
         if not isinstance(rope, dict) or "rope_theta" not in rope:
             continue
-        default = (16, 24, 24) if _SECTIONED.fullmatch(str(new.get("model_type"))) else None
+        default = (16, 24, 24) if SECTIONED.fullmatch(str(new.get("model_type"))) else None
         sections = rope.get("mrope_section") or default
         if sections is None:
             continue
@@ -222,18 +171,18 @@ def _fit_rope(new: dict[str, Any]) -> None:
 
 def _moved(name: str, value: Any, tokens: dict[int, int]) -> Any:
     """Token ids beyond the small vocabulary get new ones, each its own; so do placeholders without one."""
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         return value
-    if value is None and _PLACEHOLDER.fullmatch(name):
-        return tokens.setdefault(-1, _SPECIAL + len(tokens))
+    if value is None and PLACEHOLDER.fullmatch(name):
+        return tokens.setdefault(-1, SPECIAL + len(tokens))
     if _is_list(value):
         return [_moved(name, v, tokens) for v in value]
     if _is_int(value) and value >= 256:
-        return tokens.setdefault(value, _SPECIAL + len(tokens))
+        return tokens.setdefault(value, SPECIAL + len(tokens))
     return value
 
 
-def _by_rules(rules: _Rules, name: str, value: Any) -> Any:
+def _by_rules(rules: Rules, name: str, value: Any) -> Any:
     if not _is_int(value) or value <= 0:
         return value
     return next((min(value, most) for names, most in rules if names.fullmatch(name)), value)
@@ -246,7 +195,7 @@ def _prefix_with_all(kinds: list[Any]) -> int:
 
 def _is_indices(name: str, value: Any) -> bool:
     """Whether a list names layers by their numbers."""
-    if not (_INDICES.fullmatch(name) and _is_list(value) and value):
+    if not (INDICES.fullmatch(name) and _is_list(value) and value):
         return False
     return all(_is_int(v) and v >= 0 for v in value) and len(set(value)) == len(value)
 

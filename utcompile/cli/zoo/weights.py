@@ -43,9 +43,9 @@ def unwritten() -> Iterator[None]:
     Example:
         >>> import torch
         >>> with unwritten():
-        ...     layer = torch.nn.Linear(100_000, 100_000)  # 40 GB
+        ...     layer = torch.nn.Linear(20_000, 20_000)  # 1.6 GB
         >>> tuple(layer.weight.shape)
-        (100000, 100000)
+        (20000, 20000)
     """
     # torch draws these by rejection, from what it has drawn before: the one initialiser that reads what it wrote
     draw = nn.init._no_grad_trunc_normal_
