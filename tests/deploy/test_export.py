@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from utcompile.capture import capture
 from utcompile.deploy import export as export_module
 from utcompile.deploy import export_onnx
 from utcompile.errors import UtcError
@@ -335,3 +336,10 @@ def test_external_data_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [file.name for file in files] == ["m.onnx", "m.onnx.data"]
     assert result.bytes == sum(file.stat().st_size for file in files)
     ort.InferenceSession(str(result.path), providers=["CPUExecutionProvider"])
+
+
+def test_a_model_that_pins_its_batch(tmp_path):
+    captured = capture(nn.Sequential(nn.Linear(4, 4), nn.Unflatten(0, (2, 2))), torch.randn(4, 4))
+    with pytest.raises(UtcError, match="runs at one batch size only"):
+        export_onnx(captured, tmp_path / "m.onnx", torch.randn(4, 4))
+    assert list(tmp_path.iterdir()) == []

@@ -176,6 +176,12 @@ def _batched(names: list[str], tensors: tuple[Tensor, ...], wanted: Sequence[str
     if wanted is None:
         batch = next(t.shape[0] for t in tensors if t.ndim)
         return tuple(t.ndim > 0 and t.shape[0] == batch for t in tensors)
+    if not wanted:
+        raise UtcError(
+            "the model runs at one batch size only, and an exported file has a dynamic batch",
+            why="it was captured with dynamic={}, or it pins its batch: `captured.report.pinned` says where",
+            fix="in forward, take sizes from x.shape, and capture it again",
+        )
     for name in wanted:
         # A nested argument is named as a whole: `pair` stands for `pair_0` and `pair_1`.
         if not any(n == name or n.startswith(f"{name}_") for n in names):
