@@ -457,3 +457,14 @@ def test_a_dataclass_as_input() -> None:
     )
     other = Batch(torch.randint(0, 11, (5, 3)), {"bias": [torch.randn(5, 1, 4)]})
     assert torch.equal(captured(other), model(other))
+
+
+def test_a_model_that_refuses_the_examples_values() -> None:
+    def forward(self: nn.Module, x: T) -> T:
+        torch._check_tensor_all(x < 100)
+        return self.linear(x)
+
+    model = toys.Calls(forward)
+    utc.capture(model, X, verify="full")
+    with pytest.raises(utc.UtcError, match="the model fails on the example inputs"):
+        utc.capture(model, X + 200)

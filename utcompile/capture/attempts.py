@@ -213,17 +213,17 @@ def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -
         return _record_once(model, inputs, sample, leaves)
     except Unrecordable as hidden:
         if sample.dtype or sample.device:
-            raise Differs([], hidden.error()) from hidden
+            raise Differs(hidden.error()) from hidden
         raise
     except UtcError as error:
         if sample.dtype or sample.device:
-            raise Differs([], error) from error
+            raise Differs(error) from error
         if sample.training or not inputs.symbols:
             raise
         _check_as_given(model, inputs, leaves)
         why = f"the model runs at the example's sizes, and fails at {sample}"
         fix = "name the dimensions that vary with dynamic=…; dynamic={} captures at the example's sizes only"
-        raise Differs([], UtcError(why, why=str(error), fix=fix)) from error
+        raise Differs(UtcError(why, why=str(error), fix=fix)) from error
 
 
 def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:

@@ -29,11 +29,11 @@ _POWERS = (-0.5, 0.5, -1.0, 1.0)
 
 
 class Differs(Exception):
-    """The recordings are not the same graph from these nodes on, one a recording."""
+    """The recordings are not one graph."""
 
-    def __init__(self, nodes: Sequence[fx.Node], error: UtcError) -> None:
+    def __init__(self, error: UtcError) -> None:
         super().__init__(str(error))
-        self.nodes, self.error = nodes, error
+        self.error = error
 
 
 def unify(
@@ -68,9 +68,9 @@ def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> N
         if len(what) > 1 or len(wired) > 1:
             why = "; ".join(f"at {s}: {_shown(n)}" for s, n in zip(samples, row, strict=True))
             at = next((n for n in row if n.meta.get("origin")), row[0])
-            raise Differs(row, _error("the model runs different operations in different calls", at, why))
+            raise Differs(_error("the model runs different operations in different calls", at, why))
     if len({len(p) for p in places}) > 1:
-        raise Differs(rows[-1], _error("the model runs more operations in some calls than in others", rows[-1][0], ""))
+        raise Differs(_error("the model runs more operations in some calls than in others", rows[-1][0], ""))
 
 
 def _shown(node: fx.Node) -> str:
@@ -112,7 +112,7 @@ class _Merger:
 
     def _describe(self, node: fx.Node, seen: list[Any]) -> None:
         if len({len(s.shape) for s in seen}) > 1:
-            raise Differs([node], _error("a tensor has another rank in another call", node, ""))
+            raise Differs(_error("a tensor has another rank in another call", node, ""))
         dims: list[int | Size] = []
         for i, sizes in enumerate(zip(*(s.shape for s in seen), strict=True)):
             found = self.fit(sizes)
@@ -154,7 +154,7 @@ class _Merger:
     def _differ(self, values: list[Any], row: tuple[fx.Node, ...]) -> Differs:
         shown = "; ".join(f"at {s}: {v!r}"[:90] for s, v in zip(self.samples, values, strict=True))
         return Differs(
-            row, _error("an argument differs between calls and no size, dtype or mode explains it", row[0], shown)
+            _error("an argument differs between calls and no size, dtype or mode explains it", row[0], shown)
         )
 
     def _size(self, values: list[Any], node: fx.Node) -> Any:
