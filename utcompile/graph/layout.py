@@ -18,7 +18,7 @@ from utcompile.graph.operations import ACTIVATIONS, Operation
 from utcompile.graph.value import Size, Value
 
 _FIRST = ("conv", "batch_norm", "instance_norm", "group_norm")
-_LAST = ("linear", "layer_norm", "rms_norm", "embedding", "multi_head_attention")
+_LAST = ("linear", "layer_norm", "rms_norm", "embedding")
 _KEEP = ACTIVATIONS | set(
     "add sub mul div contiguous detach identity roll pad expand to dropout softmax pool interpolate".split()
 )

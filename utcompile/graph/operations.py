@@ -216,7 +216,6 @@ _MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "PixelShuffle": ("pixel_shuffle", ("upscale_factor",)),
     "LSTM": ("lstm", ("hidden_size", "num_layers")),
     "GRU": ("gru", ("hidden_size", "num_layers")),
-    "MultiheadAttention": ("multi_head_attention", ("embed_dim", "num_heads")),
     **{f"BatchNorm{n}d": ("batch_norm", ("eps", "momentum")) for n in (1, 2, 3)},
     "SyncBatchNorm": ("batch_norm", ("eps", "momentum")),
     **{f"InstanceNorm{n}d": ("instance_norm", ("eps",)) for n in (1, 2, 3)},
