@@ -9,14 +9,13 @@ What cannot be converted stays as it was recorded, in its place, and is a barrie
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.graph import InPlace, is_state, value_of
+from utcompile.graph import InPlace, index_memory, is_state, value_of
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     getattr(operator, f"i{name}"): getattr(operator, name if name not in ("and", "or") else f"{name}_")
@@ -26,17 +25,8 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 
 def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
     """Convert what can be converted; returns the writes that remain."""
-    nodes = list(graph.nodes)
-    position = {n: i for i, n in enumerate(nodes)}
-    by_storage: dict[int, list[fx.Node]] = defaultdict(list)
-    calls: dict[str, list[fx.Node]] = defaultdict(list)
-    for node in nodes:
-        value = value_of(node)
-        if value is not None:
-            by_storage[value.storage].append(node)
-        if node.op == "call_module":
-            calls[str(node.target)].append(node)
-    writes = [n for n in nodes if n.meta.get("mutates")]
+    position, by_storage, calls = index_memory(graph)
+    writes = [n for n in position if n.meta.get("mutates")]
     # a storage number names memory as recorded; once a write has become out of place, what follows lives elsewhere
     aliased = {n: _is_aliased(n, by_storage, position) for n in writes}
     left = []

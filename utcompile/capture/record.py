@@ -9,13 +9,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.capture.derived import Apply
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.nested import tensors
-from utcompile.capture.recorder import Recorder, fail_forward
+from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
 from utcompile.capture.unrecordable import Unrecordable
 from utcompile.errors import UtcError
@@ -84,7 +84,7 @@ def record(
         except Exception as error:
             if recorder.hidden is not None:  # raised inside the interpreter of TorchScript, which made it another
                 raise recorder.hidden from error
-            raise fail_forward(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
+            raise _failure(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
     return recorder
 
 
@@ -205,3 +205,16 @@ def _patched(recorder: Recorder) -> Iterator[None]:
         torch.autograd.Function.apply = apply
         autocast.__enter__, autocast.__exit__ = enter, leave  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _failure(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:
+    """The model's own forward failed while it was recorded."""
+    origin = last.meta.get("origin") if last is not None else None
+    place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None
+    shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in arguments.items() if isinstance(v, T))
+    return UtcError(
+        f"the model's forward failed on inputs {shapes or 'without tensors'}",
+        where=place,
+        why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+        fix="check that the example inputs fit the model: it must run on them by itself",
+    )

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.nested import flat, map_tensors, parts, tensors
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.errors import UtcError
 from utcompile.graph import Frame, Origin
 
 T = torch.Tensor
@@ -442,16 +441,3 @@ def _source_line() -> str:
             return f"{name.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
     return "?"
-
-
-def fail_forward(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:
-    """The model's own forward failed while it was recorded."""
-    origin = last.meta.get("origin") if last is not None else None
-    place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None
-    shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in arguments.items() if isinstance(v, T))
-    return UtcError(
-        f"the model's forward failed on inputs {shapes or 'without tensors'}",
-        where=place,
-        why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-        fix="check that the example inputs fit the model: it must run on them by itself",
-    )

@@ -2,7 +2,7 @@
 
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.flops import flops
-from utcompile.graph.inplace import InPlace, clear_inplace, set_inplace
+from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import carried, permutation_of
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
@@ -30,6 +30,7 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "index_memory",
     "is_layout",
     "is_slice",
     "is_state",

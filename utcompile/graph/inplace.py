@@ -29,19 +29,26 @@ class InPlace:
     plain: tuple[str, Any] | None = None
 
 
-def set_inplace(graph: fx.Graph, root: nn.Module) -> None:
-    """Let every converted node write in place where nobody reads afterwards what it overwrites, and no tuner ever."""
-    nodes = list(graph.nodes)
-    position = {n: i for i, n in enumerate(nodes)}
+def index_memory(
+    graph: fx.Graph,
+) -> tuple[dict[fx.Node, int], dict[int, list[fx.Node]], dict[str, list[fx.Node]]]:
+    """Where each node stands, the nodes whose values live in one storage, and the calls of one module."""
+    position = {n: i for i, n in enumerate(graph.nodes)}
     by_storage: dict[int, list[fx.Node]] = defaultdict(list)
     calls: dict[str, list[fx.Node]] = defaultdict(list)
-    for node in nodes:
+    for node in position:
         value = value_of(node)
         if value is not None:
             by_storage[value.storage].append(node)
         if node.op == "call_module":
             calls[str(node.target)].append(node)
-    free = {n: _is_free(n, by_storage, position) for n in nodes if "inplace" in n.meta}
+    return position, by_storage, calls
+
+
+def set_inplace(graph: fx.Graph, root: nn.Module) -> None:
+    """Let every converted node write in place where nobody reads afterwards what it overwrites, and no tuner ever."""
+    position, by_storage, calls = index_memory(graph)
+    free = {n: _is_free(n, by_storage, position) for n in position if "inplace" in n.meta}
     for node, alone in free.items():
         siblings = calls[str(node.target)] if node.op == "call_module" else [node]
         _write(node, root, alone and all(free.get(s, False) for s in siblings))
