@@ -6,7 +6,7 @@ import operator
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
+from utcompile.capture.live import LiveNodes
 from utcompile.capture.nested import flat, map_tensors, parts, tensors
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
 from utcompile.graph import Frame, Origin
@@ -92,8 +93,8 @@ class Recorder(TorchFunctionMode):
         self.inputs: list[fx.Node] = []
         self._paths, self._leaves, self._real, self._fixed, self._wide = paths, leaves, real, fixed, wide
         self.choices: dict[str, None] = {}
-        self._node_of: dict[int, fx.Node] = {}
-        self._alive: list[Any] = []  # ids stay unique while their tensors live
+        self._nodes = LiveNodes()
+        self._state: list[T] = []  # its ids stay unique while it lives
         self._state_names: dict[int, str] = {}
         self._scope: list[Frame] = []
         self._grad_modes: list[tuple[bool, fx.Node]] = []
@@ -110,27 +111,29 @@ class Recorder(TorchFunctionMode):
     def name_state(self, tensor: T, name: str) -> None:
         """Make a parameter or buffer known by its name."""
         self._state_names.setdefault(id(tensor), name)
-        self._alive.append(tensor)
+        self._state.append(tensor)
 
     def bind_input(self, name: str, value: Any) -> None:
         """Make an argument of `forward` a placeholder; `inputs` lists the nodes of its tensors in order."""
         self.bind(value, self.graph.placeholder(name))
-        self.inputs += [self._node_of[id(t)] for t in tensors(value)]
+        self.inputs += self._known(tensors(value))
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """From here on, the tensors in `value` are what `node` yields."""
         if isinstance(value, T):
-            self._node_of[id(value)] = node
-            self._alive.append(value)
-            node.meta["seen"] = Seen(tuple(value.shape), value.dtype, value.device, _storage(value))
+            storage = self._nodes.bind(value, node)
+            node.meta["seen"] = Seen(tuple(value.shape), value.dtype, value.device, storage)
             return
         for name, part in parts(value):
             if tensors(part):
                 access = operator.getitem if isinstance(value, (tuple, list, dict)) else getattr
                 self.bind(part, self._note(self.graph.call_function(access, (node, name))))
         if not isinstance(value, (tuple, list, dict)) and hasattr(value, "__dict__"):
-            self._node_of[id(value)] = node
-            self._alive.append(value)
+            self._nodes.bind(value, node)
+
+    def _known(self, values: Iterable[T]) -> list[fx.Node]:
+        """The nodes of those tensors that have one."""
+        return [node for node in map(self._nodes.get, values) if node is not None]
 
     def argument(self, value: Any) -> Any:
         """A call's argument with its tensors replaced by their nodes."""
@@ -149,14 +152,15 @@ class Recorder(TorchFunctionMode):
             return members if isinstance(value, list) else tuple(members)
         if isinstance(value, dict):
             return {k: self.argument(v) for k, v in value.items()}
-        if id(value) in self._node_of and hasattr(value, "__dict__"):
-            return self._node_of[id(value)]
+        node = self._nodes.get(value)
+        if node is not None and hasattr(value, "__dict__"):
+            return node
         if tensors(value):  # an object made in forward; what a leaf writes into it nobody will find
             return self._result(value)
         return value
 
     def _node(self, tensor: T) -> fx.Node:
-        found = self._node_of.get(id(tensor))
+        found = self._nodes.get(tensor)
         if found is not None:
             return found
         name = self._state_names.get(id(tensor))
@@ -226,7 +230,7 @@ class Recorder(TorchFunctionMode):
 
     def _sources(self, args: Any) -> set[str]:
         """The inputs that tensors are computed from; a leaf counts as one."""
-        stack = [self._node_of[id(t)] for t in flat(args) if id(t) in self._node_of]
+        stack = self._known(flat(args))
         seen: set[fx.Node] = set()
         while stack:
             node = stack.pop()
@@ -239,7 +243,7 @@ class Recorder(TorchFunctionMode):
         """The integer inputs that Python reads sizes from, element by element: `grid_thw.tolist()`."""
         if func not in READS_SIZES:
             return ()
-        nodes = [self._node_of[id(t)] for t in flat(args) if id(t) in self._node_of]
+        nodes = self._known(flat(args))
         found: dict[str, None] = {}
         while nodes:
             node = nodes.pop()
@@ -262,7 +266,7 @@ class Recorder(TorchFunctionMode):
     def _yield(self, node: fx.Node, out: Any, written: list[T]) -> Any:
         self._note(node)
         if written:
-            node.meta["mutates"] = tuple(self._node_of[id(t)] for t in written if id(t) in self._node_of)
+            node.meta["mutates"] = tuple(self._known(written))
         self.bind(out, node)
         return out
 
@@ -314,12 +318,12 @@ class Recorder(TorchFunctionMode):
     def _check_known(self, out: Any) -> None:
         """What a module returns must have been recorded; else that module hides it."""
         for t in tensors(out):
-            if id(t) not in self._node_of and id(t) not in self._state_names:
+            if t not in self._nodes and id(t) not in self._state_names:
                 self._node(t)
 
     def _note_call(self, frame: Frame, given: Any, out: Any) -> None:
         """Write on the node of a module's first output which call it ends, and what that call read first."""
-        read, made = (next((self._node_of.get(id(t)) for t in flat(v)), None) for v in (given, out))
+        read, made = (next((self._nodes.get(t) for t in flat(v)), None) for v in (given, out))
         if read is not None and made is not None:
             made.meta["ends"] = (*made.meta.get("ends", ()), frame)
             made.meta["ends_from"] = (*made.meta.get("ends_from", ()), read)
@@ -376,7 +380,7 @@ class Recorder(TorchFunctionMode):
             return members if isinstance(out, list) else tuple(members)
         if isinstance(out, dict):
             return {k: self._result(v) for k, v in out.items()}
-        if id(out) not in self._node_of and parts(out):  # an object made in forward, such as a cache of keys and values
+        if out not in self._nodes and parts(out):  # an object made in forward, such as a cache of keys and values
             return self.graph.call_function(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
         return self.argument(out)
 
@@ -419,13 +423,6 @@ def _has_size_of_data(func: Any, args: Any) -> bool:
     if func is T.__getitem__:
         return any(t.dtype == torch.bool for t in flat(args[1:]))
     return name in _SIZE_OF_DATA or (name == "repeat_interleave" and len([*flat(args)]) > 1)
-
-
-def _storage(t: T) -> int:
-    try:
-        return t.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return id(t)
 
 
 def _version(t: T) -> int:
