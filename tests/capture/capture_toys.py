@@ -76,6 +76,34 @@ class Doubled(torch.autograd.Function):
         return grad * 5
 
 
+class Reversible(torch.autograd.Function):
+    """A function that is given modules, as Reformer's is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: T, layers: nn.ModuleList) -> T:
+        """The layers, one after another."""
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: T) -> tuple[T, None]:  # type: ignore[override]
+        """The gradient as it is."""
+        return grad, None
+
+
+class ReversibleStack(nn.Module):
+    """Layers that only such a function calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: T) -> T:
+        result: T = Reversible.apply(x, self.layers)
+        return result
+
+
 class Selects(nn.Module):
     """Python that depends on the values of a tensor."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import operator
 import os
 import sys
@@ -52,6 +53,11 @@ _ELEMENTWISE = frozenset(
     "getitem getattr unbind select reshape view flatten squeeze unsqueeze split chunk to long int cpu clone contiguous "
     "detach mul prod floordiv add sub __get__".split()
 )
+# what the code of a graph can spell out as an argument, beside nodes and containers
+_WRITABLE = (
+    type(None), type(...), bool, int, float, complex, str, bytes, range, enum.Enum,
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
 _SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
 _HERE = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - compared as text, often
 
@@ -157,6 +163,8 @@ class Recorder(TorchFunctionMode):
             return node
         if tensors(value):  # an object made in forward; what a leaf writes into it nobody will find
             return self._result(value)
+        if not isinstance(value, _WRITABLE):
+            raise self._unrecordable(f"a {type(value).__name__} is given to one call")
         return value
 
     def _node(self, tensor: T) -> fx.Node:
