@@ -170,7 +170,7 @@ def test_an_autograd_function_keeps_its_own_gradient() -> None:
     captured = utc.capture(model, X, verify="full")
     x = X.clone().requires_grad_()
     captured(x).sum().backward()
-    assert torch.allclose(x.grad, 5 * model.linear.weight.sum(0).expand(2, 4))
+    assert torch.allclose(x.grad, 5 * model.linear.weight.sum(0).expand(2, 4), atol=1e-6)  # sums near zero
     assert "Doubled" in {n.name for n in captured.graph.nodes}
 
 
@@ -383,7 +383,6 @@ def test_follow_updates_batch_norm_and_frozen_does_not() -> None:
 
 
 def test_a_tuned_model_follows_too() -> None:
-    torch.manual_seed(0)  # two masks of dropout may be equal
     captured = utc.capture(toys.Follows(), torch.randn(6, 4), base="follow")
     rules = "version: 1\nname: t\nrules:\n  - {name: r, match: {op: linear}, insert: {weight: h, tuner: {kind: lora, r: 2, alpha: 2}}}\n"
     tuned = utc.match(captured, rules).apply()

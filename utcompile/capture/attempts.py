@@ -26,7 +26,7 @@ from utcompile.capture.samples import Sample, plan_samples, with_other_dtype_and
 from utcompile.capture.unify import Differs, check_isomorphic, unify
 from utcompile.capture.unrecordable import Opaque, Unrecordable
 from utcompile.errors import UtcError
-from utcompile.graph import BATCH, Symbol, origin_of
+from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
 from utcompile.graph.structure import structural_copy
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,8 @@ def _record_all(
         try:
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
             if recordings is not None:
-                return recordings[0], unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
+                with collector_paused():
+                    return recordings[0], unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
         except Differs:
             if not (leaves.real and varied):
                 raise
@@ -240,8 +241,10 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
     fixing = inputs.fixing(leaves.fixed)
     real, fixed = bool(leaves.real), frozenset(leaves.fixed)
     try:
-        copied = structural_copy(model)
-        return record(copied, fixing, sample, leaves.paths, real=real, fixed=fixed, wide=leaves.wide)
+        # values must go when nobody needs them; fakes weigh nothing
+        with contextlib.nullcontext() if real else collector_paused():
+            copied = structural_copy(model)
+            return record(copied, fixing, sample, leaves.paths, real=real, fixed=fixed, wide=leaves.wide)
     except UtcError as error:
         if real or sample.dtype or sample.device or not _runs(model, fixing, sample):
             raise

@@ -1,6 +1,7 @@
 """One name for every spelling of an operation; shapes, channel axis, module scope, dependence."""
 
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
+from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import carried, permutation_of
@@ -26,6 +27,7 @@ __all__ = [
     "Value",
     "carried",
     "clear_inplace",
+    "collector_paused",
     "copy_graph",
     "dependence_graph",
     "describe",

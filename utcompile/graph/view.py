@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import cached_property
 
 import networkx as nx
@@ -12,7 +11,7 @@ from torch import fx, nn
 from utcompile.graph.classes import CLASSES
 from utcompile.graph.composites import composites
 from utcompile.graph.layout import channel_axes
-from utcompile.graph.meta import tensor, value_of
+from utcompile.graph.meta import Frame, origin_of, tensor, value_of
 from utcompile.graph.operations import Operation, operation
 
 
@@ -34,6 +33,7 @@ class GraphView:
             if "weight" in op.parameters:
                 node.meta["weight_shape"] = self._shape(op.parameters["weight"])
         self.operations |= composites(self.nodes, self.operations)
+        self._frames: dict[fx.Node, tuple[Frame, ...]] = {}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         path, _, attribute = name.rpartition(".")
@@ -70,15 +70,29 @@ class GraphView:
 
     def without_layout(self, node: fx.Node) -> fx.Node:
         """The value that a chain of layout operations moves about."""
-        *_, last = self.layout_chain(node)
-        return last
+        return self._chains[node][-1]
 
-    def layout_chain(self, node: fx.Node) -> Iterator[fx.Node]:
+    def layout_chain(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """A node, then what it is a layout of, and so on up to a node that is no layout operation."""
-        yield node
-        while "layout" in self.classes[node]:
-            node = self.operations[node].inputs[0]
-            yield node
+        return self._chains[node]
+
+    @cached_property
+    def _chains(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
+        found: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for node in self.nodes:
+            further = found[self.operations[node].inputs[0]] if "layout" in self.classes[node] else ()
+            found[node] = (node, *further)
+        return found
+
+    def frames(self, node: fx.Node) -> tuple[Frame, ...]:
+        """The module calls around a node, outermost first; a leaf module's own call among them."""
+        if node not in self._frames:
+            frames = origin_of(node).scope
+            if node.op == "call_module":
+                leaf = self.module.get_submodule(str(node.target))
+                frames = (*frames, Frame(str(node.target), type(leaf).__name__))
+            self._frames[node] = frames
+        return self._frames[node]
 
     def depends(self, node: fx.Node, on: fx.Node) -> bool:
         """Whether a node is computed from another (or is that node)."""

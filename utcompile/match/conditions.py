@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Frame, GraphView, Size, origin_of, place_of, tensor
+from utcompile.graph import Frame, GraphView, Size, place_of, tensor
 from utcompile.match.engine import Bindings
 from utcompile.rules import Attribute, Comparison, Literal, Operand, Scope, glob_match
 
@@ -100,25 +101,12 @@ def _attribute(node: fx.Node, path: tuple[str, ...], view: GraphView) -> Any:
     return simple[name]()
 
 
-def enclosing(nodes: Sequence[fx.Node]) -> tuple[Frame, ...]:
+def enclosing(nodes: Sequence[fx.Node], view: GraphView) -> tuple[Frame, ...]:
     """The module calls that enclose all of the nodes, outermost first."""
-    scopes = [list(frames_of(n)) for n in nodes]
-    common: list[Frame] = []
-    for frames in zip(*scopes, strict=False):
-        if len(set(frames)) > 1:
-            break
-        common.append(frames[0])
-    return tuple(common)
-
-
-def frames_of(node: fx.Node) -> tuple[Frame, ...]:
-    """The module calls around a node; a leaf module's own call among them."""
-    frames = origin_of(node).scope
-    if node.op != "call_module":
-        return frames
-    module = node.graph.owning_module
-    leaf = module.get_submodule(str(node.target)) if module is not None else None
-    return (*frames, Frame(str(node.target), type(leaf).__name__))
+    first, *others = [view.frames(n) for n in dict.fromkeys(nodes)]
+    for frames in others:
+        first = tuple(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(first, frames, strict=False)))
+    return first
 
 
 def within(scope: Scope, frames: Sequence[Frame]) -> bool:

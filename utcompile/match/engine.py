@@ -15,13 +15,14 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, describe, is_state, tensor, value_of
 from utcompile.match.tails import Tails
-from utcompile.rules import Call, Expression, Head, Name, Path, Pattern, Spelling, Step
+from utcompile.rules import CLASSES, OPERATIONS, Call, Expression, Head, Name, Path, Pattern, Spelling, Step
 
 Bindings = dict[str, fx.Node]
 Holds = Callable[[Bindings], bool]
 
 CAP = 2_000_000  # attempts for one rule; ViT-B/16 under every shipped rule needs fewer than 20,000
 _COMMUTATIVE = frozenset(("add", "mul"))
+_PLAIN = frozenset({*OPERATIONS, *CLASSES})  # heads that one node's classes answer
 
 
 class Trace:
@@ -59,6 +60,10 @@ class Engine:
         self._attempts = 0
         self._solved: dict[tuple[str, fx.Node], tuple[Bindings, ...]] = {}
         self._current: tuple[int, Step] | None = None
+        self._kept: dict[tuple[str, fx.Node], _Replayed] = {}
+        # by identity, for patterns are compared as long texts: whether a spelling can be found, what a name must be
+        self._possible: dict[int, bool] = {}
+        self._needs: dict[int, frozenset[str]] = {}
 
     def start(self) -> None:
         """Begin a new rule: its count of attempts starts at nought."""
@@ -94,10 +99,51 @@ class Engine:
     # --- solving ------------------------------------------------------------------------------------------------
 
     def solve(self, pattern: Pattern, anchor: fx.Node) -> Iterator[Bindings]:
-        """Every way to read a pattern at an anchor, the preferred alternatives first."""
+        """Every way to read a pattern at an anchor, the preferred alternatives first.
+
+        What was found of a named pattern is kept for the rules after it; with a trace everything is tried again.
+        """
+        if self.trace is not None or self.library.get(pattern.name) is not pattern:
+            return self._solve(pattern, anchor)
+        kept = self._kept.get((pattern.name, anchor))
+        if kept is None:
+            kept = self._kept[pattern.name, anchor] = _Replayed(self._solve(pattern, anchor))
+        return iter(kept)
+
+    def _solve(self, pattern: Pattern, anchor: fx.Node) -> Iterator[Bindings]:
         for spelling in pattern.spellings:
+            if self.trace is None and not self._is_possible(spelling):
+                continue
             last = spelling.steps[-1]
             yield from self._steps(spelling, len(spelling.steps) - 1, {last.targets[0]: anchor})
+
+    def _is_possible(self, spelling: Spelling) -> bool:
+        """Whether the graph has an operation for each call that must be there; notes what each name must be."""
+        known = self._possible.get(id(spelling))
+        if known is None:
+            known = self._possible[id(spelling)] = all(self._occurs(step.value) for step in spelling.steps)
+            needed = {s.targets[0]: self._needed(s.value) for s in spelling.steps if len(s.targets) == 1}
+            for name in (n for step in spelling.steps for n in _names(step.value)):
+                self._needs[id(name)] = needed.get(name.name, frozenset())
+        return known
+
+    def _occurs(self, expression: Expression) -> bool:
+        if isinstance(expression, Name):
+            return True
+        if isinstance(expression, Path):
+            return self._occurs(expression.source)
+        return any(map(self._head_occurs, expression.heads)) and all(map(self._occurs, expression.arguments))
+
+    def _head_occurs(self, head: Head) -> bool:
+        if head.name in self.library:
+            return any(map(self._is_possible, self.library[head.name].spellings))
+        return head.name not in _PLAIN or bool(self.view.by_class.get(head.name))
+
+    def _needed(self, expression: Expression) -> frozenset[str]:
+        """The classes of which a line's operation must have one; empty where nothing can be said."""
+        if not isinstance(expression, Call) or any(h.name not in _PLAIN for h in expression.heads):
+            return frozenset()
+        return frozenset(h.name for h in expression.heads)
 
     def _steps(self, spelling: Spelling, index: int, env: Bindings) -> Iterator[Bindings]:
         if index < 0:
@@ -126,6 +172,8 @@ class Engine:
                 fix="lower `max` of a path, or bind more names",
             )
         if isinstance(expression, Name):
+            if self.trace is None and self._is_futile(expression, node):
+                return
             bound = self._name(expression.name, node, env)
             if bound is not None:
                 yield bound, node
@@ -134,6 +182,11 @@ class Engine:
         else:
             for head in expression.heads:
                 yield from self._call(head, expression, node, env)
+
+    def _is_futile(self, name: Name, node: fx.Node) -> bool:
+        """Whether the line that makes a name would fail at a node."""
+        needed, chain = self._needs.get(id(name), frozenset[str]()), self.view.layout_chain(node)
+        return bool(needed) and all(needed.isdisjoint(self.view.classes[n]) for n in chain)
 
     def _name(self, name: str, node: fx.Node, env: Bindings) -> Bindings | None:
         known = env.get(name)
@@ -264,6 +317,33 @@ class Engine:
     def _miss(self, node: fx.Node, reason: str) -> None:
         if self.trace is not None and self._current is not None:
             self.trace.note(self._current[0], self._current[1], node, reason)
+
+
+class _Replayed:
+    """The items of an iterator, each computed once, when it is first asked for."""
+
+    def __init__(self, source: Iterator[Bindings]) -> None:
+        self._source, self._found = source, list[Bindings]()
+
+    def __iter__(self) -> Iterator[Bindings]:
+        index = 0
+        while True:
+            if index == len(self._found):
+                following = next(self._source, None)
+                if following is None:
+                    return
+                self._found.append(following)
+            yield self._found[index]
+            index += 1
+
+
+def _names(expression: Expression) -> Iterator[Name]:
+    """The names that an expression reads."""
+    if isinstance(expression, Name):
+        yield expression
+    else:
+        for inner in expression.arguments if isinstance(expression, Call) else (expression.source,):
+            yield from _names(inner)
 
 
 def _part(view: GraphView, node: fx.Node) -> tuple[fx.Node, int] | None:

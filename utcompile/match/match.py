@@ -10,10 +10,11 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.graph import Frame, GraphView, UtcGraphModule, place_of, value_of
-from utcompile.match.conditions import enclosing, failing, frames_of, within
+from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
+from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine, Trace, shown
 from utcompile.match.explain import Miss, nearest
+from utcompile.match.fitting import Fitting
 from utcompile.match.plan import Plan
 from utcompile.match.sites import Site, make_site, merge_shared
 from utcompile.rules import (
@@ -33,6 +34,7 @@ from utcompile.rules import (
 )
 
 
+@collector_paused()
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
@@ -53,12 +55,12 @@ def match(
     ruleset = RuleSet.load(rules, vars=vars)
     view = GraphView(captured.graph, captured)
     engine = Engine(view, {**library_patterns(), **ruleset.patterns})
-    sites: list[Site] = []
+    fitting, sites = Fitting(), list[Site]()
     for rule in ruleset.rules:
         found = _matches(rule, engine)
         taken = select(_without_excluded(rule, found, engine), rule.select)
         _check_expect(rule, rule.expect, len(taken), len(found), lambda: _misses(ruleset, engine))
-        sites += _sites(rule, taken, view)
+        sites += _sites(rule, taken, view, fitting)
     trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine)))
     _check_sites(sites)
     return Plan(
@@ -120,7 +122,7 @@ def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
     for node in view.nodes:
         if value_of(node) is None:
             continue
-        if node.op == "call_module" and within(scope, frames_of(node)[-1:]) and view.operations[node].inputs:
+        if node.op == "call_module" and within(scope, view.frames(node)[-1:]) and view.operations[node].inputs:
             yield {"x": view.operations[node].inputs[0], "y": node}
         for frame, read in zip(node.meta.get("ends", ()), node.meta.get("ends_from", ()), strict=True):
             if within(scope, [frame]) and read is not node:
@@ -154,15 +156,15 @@ def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
     wanted = rule.match
     if isinstance(wanted, MatchModule):
         called = Scope(wanted.module, wanted.cls)
-        frames = frames_of(env["y"])
+        frames = view.frames(env["y"])
         ended = [f for f in env["y"].meta.get("ends", ()) if within(called, [f])]
         matched = ended[-1] if ended else frames[-1]
         return frames[: frames.index(matched) + 1] if matched in frames else (*frames, matched)
     if not isinstance(wanted, MatchPattern):
-        return frames_of(env["h"])
+        return view.frames(env["h"])
     assigned = {t for s in wanted.pattern.spellings for step in s.steps for t in step.targets}
     nodes = [n for name, n in env.items() if name in assigned and not _stands_for_input(name, n, env, assigned)]
-    return enclosing(nodes or [env[rule.insert.target]])
+    return enclosing(nodes or [env[rule.insert.target]], view)
 
 
 def _stands_for_input(name: str, node: fx.Node, env: Bindings, assigned: set[str]) -> bool:
@@ -170,12 +172,12 @@ def _stands_for_input(name: str, node: fx.Node, env: Bindings, assigned: set[str
     return any(node is other for key, other in env.items() if key not in assigned)
 
 
-def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView) -> list[Site]:
+def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fitting) -> list[Site]:
     count: Counter[str] = Counter()
     result = []
     for env in chosen:
         path = _path(rule, env, view)
-        result.append(make_site(rule, path, count[path], env, view))
+        result.append(make_site(rule, path, count[path], env, view, fitting))
         count[path] += 1
     return result
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, describe, tensor, value_of
 from utcompile.match.engine import Bindings
+from utcompile.match.fitting import Fitting
 from utcompile.rules import Rule
 from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, tuner_class
 
@@ -50,7 +50,7 @@ class Site:
         return tuner_class(self.tuner).build(self.config, self.build_from)
 
 
-def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphView) -> Site:
+def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphView, fitting: Fitting) -> Site:
     """Check that a rule's insertion is legal at a match and describe it.
 
     Raises:
@@ -78,13 +78,7 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         )
         _check_legal(rule, source, target, view)
         config = insertion.tuner.config
-        cls = tuner_class(config.kind)
-        if form not in cls.forms:
-            raise UtcError(f"a {config.kind} tuner cannot be inserted as '{form}'", fix=f"use: {', '.join(cls.forms)}")
-        with torch.device("meta"):
-            tuner = cls.build(config, site)
-        if form != "weight":
-            _check_shape(tuner, source, target)
+        parameters = fitting.parameters(config, site)
     except UtcError as error:
         at = describe(env[insertion.target])
         raise UtcError(
@@ -99,7 +93,7 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         path,
         insertion.form,
         config.kind,
-        sum(p.numel() for p in tuner.parameters()),
+        parameters,
         str(tensor(source)),
         str(tensor(target)),
         config,
@@ -191,19 +185,6 @@ def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) 
                     why=f"by {describe(write)}",
                     fix="choose another capture, or exclude the place in `where:`",
                 )
-
-
-def _check_shape(tuner: Tuner, source: fx.Node, target: fx.Node) -> None:
-    """Run the tuner on the meta device at two batch sizes."""
-    for batch in (2, 3):
-        given, wanted = tensor(source), tensor(target).sizes(batch)
-        with torch.no_grad():
-            found = tuple(tuner(torch.empty(given.sizes(batch), device="meta", dtype=torch.get_default_dtype())).shape)
-        if found != wanted:
-            raise UtcError(
-                f"the tuner yields {list(found)} where {list(wanted)} is wanted, at batch {batch}",
-                fix="choose captures of matching shapes",
-            )
 
 
 def merge_shared(sites: Sequence[Site], view: GraphView) -> list[Site]:

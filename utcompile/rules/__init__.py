@@ -18,6 +18,7 @@ from utcompile.rules.model import (
     Train,
     TunerSpec,
 )
+from utcompile.rules.names import CLASSES, OPERATIONS
 from utcompile.rules.ruleset import RuleSet, shipped_rules
 from utcompile.rules.syntax import (
     Attribute,
@@ -37,6 +38,8 @@ from utcompile.rules.syntax import (
 )
 
 __all__ = [
+    "CLASSES",
+    "OPERATIONS",
     "Attribute",
     "Call",
     "Comparison",
