@@ -58,7 +58,7 @@ MISTAKES = {
     "key like a tag within": (
         HEAD + "<ext>: 1\n" + RULE,
         "3:1: unknown key '<ext>'\n"
-        "  fix: known: cite, description, name, patterns, rules, tests, train, tuners, vars, version",
+        "  fix: known: cite, description, folds, include, name, patterns, rules, tests, train, tuners, vars, version",
     ),
     "key that is a tag within": (
         rule("    <text>: 1\n"),

@@ -61,7 +61,9 @@ def rules_of(folder: Path, manifest: dict[str, Any]) -> RuleSet:
     rules = manifest["rules"]
     if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):
         raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST))
-    return RuleSet.load(rules["text"] + "\n", vars=rules.get("vars"))
+    text = rules["text"]
+    text += "" if "\n" in text else "\n"  # by which a text is known
+    return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"))
 
 
 def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:

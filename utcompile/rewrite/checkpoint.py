@@ -44,7 +44,12 @@ def save_tuners(tuned: TunedModule, folder: str | Path, extra: Mapping[str, Any]
         "format": _FORMAT,
         "utcompile": _version(),
         "torch": str(torch.__version__),
-        "rules": {"name": tuned.ruleset.name, "vars": dict(tuned.ruleset.vars), "text": tuned.ruleset.text},
+        "rules": {
+            "name": tuned.ruleset.name,
+            "vars": dict(tuned.ruleset.vars),
+            "text": tuned.ruleset.text,
+            "included": dict(tuned.ruleset.included),
+        },
         "base": fingerprint(tuned),
         "sites": [{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump()} for s in tuned.sites],
         "tensors": {

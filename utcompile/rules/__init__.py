@@ -1,5 +1,6 @@
 """YAML text to typed, validated rules; the pattern parser; the named patterns."""
 
+from utcompile.rules.files import shipped_rules
 from utcompile.rules.globs import glob_match
 from utcompile.rules.json_schema import json_schema
 from utcompile.rules.library import library_patterns
@@ -19,7 +20,7 @@ from utcompile.rules.model import (
     TunerSpec,
 )
 from utcompile.rules.names import CLASSES, OPERATIONS
-from utcompile.rules.ruleset import RuleSet, shipped_rules
+from utcompile.rules.ruleset import RuleSet
 from utcompile.rules.syntax import (
     Attribute,
     Call,

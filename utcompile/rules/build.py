@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
@@ -42,19 +42,36 @@ _SAME_AS = re.compile(r"same as (\w+)")
 
 
 class Builder:
-    """Builds the typed parts of one file, in the order in which they depend on one another."""
+    """Builds the typed parts of one file, in the order in which they depend on one another.
 
-    def __init__(self, file: RuleFile, root: Node, variables: Variables) -> None:
-        self.file, self.root, self.variables = file, root, variables
+    Args:
+        file: the file, its shape checked.
+        root: the same with the place of everything.
+        variables: those that the file may use.
+        included: all files that it includes, and that those include; their names may be used too.
+    """
+
+    def __init__(self, file: RuleFile, root: Node, variables: Variables, included: Sequence[Builder] = ()) -> None:
+        self.file, self.root, self.variables, self.included = file, root, variables, included
         self.patterns = self._patterns()
-        self.tuners = {name: tuner(node, name) for name, node in root.at("tuners").entries().items()}
+        self.tuners: dict[str, TunerSpec] = {name: spec for other in included for name, spec in other.tuners.items()}
+        self.tuners |= {name: tuner(node, name) for name, node in root.at("tuners").entries().items()}
         self.rules = self._rules()
         self.train = tuple(self._train(node) for node in root.at("train").items())
         self.tests = tuple(self._test(index) for index in range(len(file.tests)))
+
+    def check_whole(self) -> None:
+        """What must hold of a file that is loaded, and need not hold of one that is included.
+
+        Raises:
+            UtcError: there are no rules, or something is declared that has no effect.
+        """
+        if not any(builder.rules for builder in (*self.included, self)):
+            raise UtcError("the rule file lacks the key 'rules'", where=str(self.root.mark), fix="add rules: …")
         self._refuse_idle()
 
     def _patterns(self) -> Mapping[str, Pattern]:
-        library = library_patterns()
+        library = {**library_patterns(), **{k: v for other in self.included for k, v in other.patterns.items()}}
         node = self.root.at("patterns")
         texts = {
             name: tuple(self.variables.expand(passage) for passage in passages(entry))
@@ -155,7 +172,7 @@ class Builder:
 
     def _test(self, index: int) -> RuleTest:
         entry, node = self.file.tests[index], self.root.at("tests", index)
-        rules = [rule.name for rule in self.rules]
+        rules = [rule.name for builder in (*self.included, self) for rule in builder.rules]
         for name, mark in node.at("sites").keys.items():
             if name not in rules:
                 raise UtcError(f"unknown rule '{name}'", where=str(mark), fix=did_you_mean(name, rules))
@@ -171,10 +188,10 @@ class Builder:
     def _refuse_idle(self) -> None:
         """What is declared and has no effect is more likely a slip than a wish."""
         used = {rule.insert.tuner.name for rule in self.rules}
-        for name, spec in self.tuners.items():
+        for name, node in self.root.at("tuners").entries().items():
             if name not in used:
                 fix = f"write tuner: {name} in a rule, or remove it"
-                raise UtcError(f"the tuner '{name}' is never used", where=str(spec.mark), fix=fix)
+                raise UtcError(f"the tuner '{name}' is never used", where=str(node.mark), fix=fix)
         for name, mark in self.root.at("vars").keys.items():
             if name not in self.variables.used:
                 fix = f"write ${name} where it belongs, or remove it"

@@ -8,7 +8,7 @@ from utcompile.rules.schema import RuleFile
 from utcompile.tuners import config_for, tuner_kinds
 
 _VARIABLE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "the value of a variable"}
-_LITERAL = ("version", "name", "cite", "description", "vars")  # where no variable may stand
+_LITERAL = ("version", "name", "cite", "description", "folds", "include", "vars")  # where no variable may stand
 
 
 def json_schema() -> dict[str, Any]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.rules import yaml12
 from utcompile.rules.build import Builder
+from utcompile.rules.files import find, read
+from utcompile.rules.include import File, Included, Sources, claim
 from utcompile.rules.model import Rule, RuleTest, Train
 from utcompile.rules.schema import RuleFile
 from utcompile.rules.schema_errors import validate
-from utcompile.rules.syntax import Pattern
+from utcompile.rules.syntax import Mark, Pattern
 from utcompile.rules.variables import Variables, check_value
+from utcompile.rules.yaml12 import Node
 
-_PACKAGE = Path(__file__).parents[1]
+Folded = Literal["absorbed", "widened", "constant", "kept"]
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """The rules of one file, typed and checked.
+    """The rules of one file and of those it includes, typed and checked.
 
     Attributes:
         name: the file's own name for itself.
@@ -29,11 +31,13 @@ class RuleSet:
         text: the file's text, as it was read.
         cite: the paper that the rules follow.
         description: what they are for.
+        folds: what folding makes of the tuners, as the file says.
         vars: the variables, with the values that are in force.
-        rules: in file order.
-        patterns: every named pattern that may be called: the built-in ones and the file's own.
+        rules: in file order, those of an included file before those of the file that includes it.
+        patterns: every named pattern that may be called: the built-in ones and those of the files.
         train: what stays trainable beside the tuners.
-        tests: models, and the sites each rule must find in them.
+        tests: models, and the sites each rule must find in them; those of the file itself.
+        included: the texts of the included files, by the names under which `load` takes them back.
     """
 
     name: str
@@ -41,20 +45,28 @@ class RuleSet:
     text: str
     cite: str | None
     description: str | None
+    folds: tuple[Folded, ...]
     vars: Mapping[str, Any]
     rules: tuple[Rule, ...]
     patterns: Mapping[str, Pattern]
     train: tuple[Train, ...]
     tests: tuple[RuleTest, ...]
+    included: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, source: RuleSet | Path | str, vars: Mapping[str, Any] | None = None) -> RuleSet:
+    def load(
+        cls,
+        source: RuleSet | Path | str,
+        vars: Mapping[str, Any] | None = None,
+        included: Mapping[str, str] | None = None,
+    ) -> RuleSet:
         """Load rules.
 
         Args:
             source: a rule set, a path, the name of shipped rules (`u_tuning/dual`), or YAML text, which is known by
                 having more than one line.
             vars: values for the file's variables, instead of its own.
+            included: texts of files that the rules include; a text without a file has them from here or not at all.
 
         Raises:
             UtcError: with the place in the file, for anything that is wrong.
@@ -70,87 +82,78 @@ class RuleSet:
             >>> rules.rules[0].insert.form, rules.rules[0].insert.tuner.config.r
             ('weight', 4)
         """
-        given = dict(vars or {})
+        given, held = dict(vars or {}), dict(included or {})
+        if not all(isinstance(word, str) for item in held.items() for word in item):
+            raise UtcError("the texts of included files must be a mapping from names to texts")
         if isinstance(source, RuleSet):
-            return _parse(source.text, source.path, {**source.vars, **given}) if given else source
+            again = {**source.vars, **given}
+            return _parse(source.text, source.path, again, {**source.included, **held}) if given or held else source
         if isinstance(source, str) and "\n" in source:
-            return _parse(source, None, given)
+            return _parse(source, None, given, held)
         if isinstance(source, str | Path):
-            path = _find(source)
-            return _parse(_read(path), path, given)
+            path = find(source)
+            return _parse(read(path, str(path)), path, given, held)
         what = f"rules must be a RuleSet, a path, a shipped name or YAML text, not {type(source).__name__}"
         raise UtcError(what)
 
 
-def shipped_rules() -> dict[str, Path]:
-    """The rule files that come with utcompile, by name: `u_tuning/dual`."""
-    folder = _PACKAGE / "_shipped_rules"
-    if not folder.is_dir():  # a checkout, where they stand at the top
-        folder = _PACKAGE.parent / "rules"
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError):  # a name that the file system cannot have
-        pass
-    if isinstance(source, Path):
-        raise UtcError(f"no rule file {str(source)!r:.200}", fix="check the path")
-    shipped = shipped_rules()
-    if source in shipped:
-        return shipped[source]
-    why = "it is neither a file nor the name of shipped rules; YAML text would have more than one line"
-    raise UtcError(f"no rules {source!r:.200}", why=why, fix=did_you_mean(source, shipped))
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(yaml12.MAX_BYTES + 1)
-        size = len(content) if len(content) <= yaml12.MAX_BYTES else path.stat().st_size
-    except OSError as error:
-        raise UtcError("the rule file cannot be read", where=str(path), why=error.strerror) from None
-    yaml12.check_size(size, str(path))
-    return yaml12.decode(content, str(path))
-
-
-def _parse(text: str, path: Path | None, given: Mapping[str, Any]) -> RuleSet:
-    root = yaml12.load(text, str(path) if path else "<rules>")
-    _check_mapping(root)
-    variables = Variables(_values(root, given))
-    root = variables.fill(root)
-    file = validate(RuleFile, root)
-    built = Builder(file, root, variables)
+def _parse(text: str, path: Path | None, given: Mapping[str, Any], held: Mapping[str, str]) -> RuleSet:
+    shown = str(path) if path else "<rules>"
+    whole = Included(text, shown, Sources(path.parent if path else None, held))
+    *_, file = whole.files.values()
+    values = _values(file, whole.values, given)
+    built: dict[str, Builder] = {}
+    taken: dict[str, dict[str, Mark]] = {"pattern": {}, "tuner": {}, "rule": {}}
+    for part in whole.files.values():
+        seen = [built[key] for key in part.sees]
+        known = {name for builder in seen for name in builder.variables.values} | part.root.at("vars").entries().keys()
+        variables = Variables({name: value for name, value in values.items() if name in known})
+        root = variables.fill(part.root)
+        entry = validate(RuleFile, root)
+        _claim_names(root, taken)
+        built[part.key] = Builder(entry, root, variables, seen)
+    top = built[file.key]
+    top.check_whole()
     return RuleSet(
-        name=file.name,
+        name=top.file.name,
         path=path,
         text=text,
-        cite=file.cite,
-        description=file.description,
-        vars=variables.values,
-        rules=built.rules,
-        patterns=dict(built.patterns),
-        train=built.train,
-        tests=built.tests,
+        cite=top.file.cite,
+        description=top.file.description,
+        folds=tuple(top.file.folds),
+        vars=values,
+        rules=tuple(rule for builder in built.values() for rule in builder.rules),
+        patterns=dict(top.patterns),
+        train=_union(entry for builder in built.values() for entry in builder.train),
+        tests=top.tests,
+        included=whole.texts,
     )
 
 
-def _check_mapping(root: yaml12.Node) -> None:
-    if not isinstance(root.content, dict):
-        fix = "begin with version: 1, name: … and rules: …"
-        raise UtcError("a rule file is a mapping", where=str(root.mark), fix=fix)
-
-
-def _values(root: yaml12.Node, given: Mapping[str, Any]) -> dict[str, Any]:
-    node = root.get("vars")
-    declared = node.entries() if node else {}
-    values = {name: check_value(entry.data, name, str(entry.mark)) for name, entry in declared.items()}
+def _values(file: File, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all variables; the caller's go before those of the files."""
+    found = dict(values)
     for name, value in given.items():
-        if name not in values:
+        if name not in found:
+            node = file.root.get("vars")
             where = str(node.mark) if node else None
-            raise UtcError(f"unknown variable '{name}'", where=where, fix=did_you_mean(name, values))
-        values[name] = check_value(value, name, None)
-    return values
+            raise UtcError(f"unknown variable '{name}'", where=where, fix=did_you_mean(name, found))
+        found[name] = check_value(value, name, None)
+    return found
+
+
+def _claim_names(root: Node, taken: Mapping[str, dict[str, Mark]]) -> None:
+    for kind in ("pattern", "tuner"):
+        for name, mark in root.at(f"{kind}s").keys.items():
+            claim(taken[kind], kind, name, mark)
+    for rule in root.at("rules").items():
+        label = rule.at("name")
+        claim(taken["rule"], "rule", str(label.content), label.mark)
+
+
+def _union(entries: Iterable[Train]) -> tuple[Train, ...]:
+    """What is trained, each once: files that are included in one another often name the same head."""
+    first: dict[tuple[str, str], Train] = {}
+    for entry in entries:
+        first.setdefault((entry.kind, entry.glob), entry)
+    return tuple(first.values())

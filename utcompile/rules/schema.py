@@ -201,16 +201,45 @@ class TestEntry(Entry):
     vars: dict[str, Any] = Field({}, description="variables, instead of the file's values")
 
 
+class IncludeEntry(Entry):
+    """One included file, and values for its variables."""
+
+    file: str = Field(description="a .yaml file below this one's folder, or the name of shipped rules")
+    vars: dict[str, Any] = Field({}, description="values for variables of that file, instead of its own")
+
+
+Includes = Annotated[
+    Many[TextOr[str, IncludeEntry]],
+    Field(description="files below this one's folder, or names of shipped rules, that become part of this one"),
+]
+
+
+class IncludeHeader(Entry):
+    """What is read of a file before its variables are known."""
+
+    include: Includes = []
+
+
 class RuleFile(Entry):
     """A rule file of utcompile: where tuners go in a frozen model."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": [key]} for key in ("rules", "include", "patterns", "tuners", "vars")],
+        }
+    )
 
     version: Literal[1] = Field(description="version of the rule language")
     name: Label = Field(description="a short name")
     cite: str | None = Field(None, description="paper and table or equation")
     description: str | None = Field(None, description="what it is for, in a sentence or two")
+    folds: Many[Literal["absorbed", "widened", "constant", "kept"]] = Field(
+        [], description="what folding makes of the tuners; for people, as the description is"
+    )
+    include: Includes = []
     vars: dict[Identifier, Any] = Field({}, description="values for $name; the caller may give others")
     patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
     tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")
-    rules: list[RuleEntry] = Field(min_length=1, description="applied in this order")
+    rules: list[RuleEntry] = Field([], min_length=1, description="applied in this order")
     train: list[str] = Field([], description="what is trained beside: pattern:head, module:head.*, parameter:**.bias")
     tests: list[TestEntry] = Field([], description="models, and the sites each rule must find")

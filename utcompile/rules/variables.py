@@ -19,7 +19,7 @@ from utcompile.rules.yaml12 import Node
 _WHOLE = re.compile(r"\$([A-Za-z_]\w*)")
 # Comments and quoted words are read as one piece each, so that a `$` inside them is told from a variable.
 _PART = re.compile(r"""(?P<comment>\#[^\n]*)|(?P<quoted>"[^"\n]*"|'[^'\n]*')|\$(?P<name>[A-Za-z_]\w*)""")
-_PROSE = frozenset({"name", "cite", "description", "vars"})
+_PROSE = frozenset({"name", "cite", "description", "folds", "include", "vars"})
 
 
 def check_value(value: Any, name: str, where: str | None) -> Any:
