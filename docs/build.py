@@ -1,4 +1,4 @@
-"""`make docs`: bring the generated tables of README and docs up to date, and check every link.
+"""`make docs`: bring the generated tables of README and docs and the JSON Schema up to date, and check every link.
 
     python docs/build.py            write the tables, then check
     python docs/build.py --check    change nothing; a table that is out of date is a problem
@@ -9,6 +9,7 @@ checked where it leads to a file of this repository; so is every path in backtic
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -23,46 +24,18 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _PATH = re.compile(r"`((?:utcompile|rules|docs|benchmarks|examples|tests)/[\w./*-]*)`")
 
-# What `utc.fold` makes of the tuners of each shipped file; tests/docs/test_docs.py folds them and compares.
-FOLDS = {
-    "convnet/inverted_residual_foldable": "widened and absorbed",
-    "convnet/residual_parallel": "kept",
-    "lora/all_conv": "absorbed",
-    "lora/all_linear": "absorbed",
-    "u_tuning/dual": "kept",
-    "u_tuning/dual_first": "kept",
-    "u_tuning/dual_foldable": "widened and absorbed",
-    "u_tuning/single_ffn": "kept",
-    "u_tuning/single_mha": "kept",
-    "u_tuning/tri": "kept",
-}
-
 
 def shipped_rules_table() -> str:
     """Every shipped rule file: what it inserts where, its source, and whether it folds."""
+    from utcompile.cli.describe import insertion, values
     from utcompile.rules import RuleSet, shipped_rules
 
     rows = ["| rules | inserts | vars | source | folds |", "|---|---|---|---|---|"]
     for name in shipped_rules():
         rules = RuleSet.load(name)
-        inserts = "; ".join(f"{r.insert.tuner.config.kind} {_place(r)}" for r in rules.rules)
-        values = ", ".join(f"{k}={v}" for k, v in rules.vars.items())
-        rows.append(f"| `{name}` | {inserts} | {values} | {rules.cite} | {FOLDS.get(name, '**unknown**')} |")
+        inserts = "; ".join(insertion(rule, quote="`") for rule in rules.rules)
+        rows.append(f"| `{name}` | {inserts} | {values(rules)} | {rules.cite} | {' and '.join(rules.folds)} |")
     return "\n".join(rows)
-
-
-def _place(rule: Any) -> str:
-    from utcompile.rules import MatchOperation, MatchPattern
-
-    insert, match = rule.insert, rule.match
-    target = f"{insert.source} -> {insert.target}" if insert.source else insert.target
-    if isinstance(match, MatchOperation):
-        what = "every " + " or ".join(h.name for h in match.heads)
-    else:
-        what = f"`{match.pattern.name}`" if isinstance(match, MatchPattern) else "a module"
-    less = f" but {' and '.join(f'`{n}`' for n in rule.exclude)}" if rule.exclude else ""
-    few = " (the first)" if rule.select.first == 1 else ""
-    return f"{insert.form} `{target}` at {what}{less}{few}"
 
 
 def patterns_table() -> str:
@@ -213,10 +186,19 @@ def check(*, write: bool) -> list[str]:
         elif fresh != text:
             problems.append(f"{path.relative_to(ROOT)}: a generated part is out of date; run make docs")
         problems += broken_links(path, fresh)
-    from utcompile.rules import shipped_rules
-
-    problems += [f"docs/build.py: FOLDS does not speak of {n}" for n in sorted(set(shipped_rules()) ^ set(FOLDS))]
+    fresh, schema = _schema(), ROOT / "rules" / "rules.schema.json"
+    if write:
+        schema.write_text(fresh, encoding="utf-8")
+    elif not schema.is_file() or schema.read_text(encoding="utf-8") != fresh:
+        problems.append(f"{schema.relative_to(ROOT)}: out of date; run make docs")
     return problems
+
+
+def _schema() -> str:
+    """The JSON Schema that is shipped beside the rule files, which name it in their first lines."""
+    from utcompile.rules import json_schema, shipped_kinds
+
+    return json.dumps(json_schema(shipped_kinds()), indent=2) + "\n"
 
 
 def main() -> int:

@@ -125,8 +125,39 @@ def test_rules_list_and_show():
     listed = parsed("rules", "list")
     assert {"name": "lora/all_conv"}.items() <= listed[2].items()
     assert listed[2]["vars"] == {"r": 8, "alpha": 8}
+    assert listed[2]["folds"] == ["absorbed"]
+    assert listed[2]["rules"] == [{"name": "conv", "tuner": "lora", "inserts": "lora weight h at every conv but head"}]
     shown = passed("rules", "show", "lora/all_conv").stdout
     assert shown.startswith("version: 1\nname: all_conv\n")
+
+
+def test_rules_are_described_in_80_columns():
+    about = passed("rules", "show", "--about", "u_tuning/dual_foldable").stdout
+    for line in (
+        "u_tuning/dual_foldable",
+        "  rules      mha: lora weight c at attention",
+        "             ffn: adapter parallel n -> y at ffn, where c.channels == n.channels",
+        "  trains     the tuners, pattern:head",
+        "  folds      widened and absorbed",
+        "  variables  dim=10, r=8, alpha=8",
+        "  tests      timm:vit_tiny_patch16_224: mha 12, ffn 12",
+    ):
+        assert line in about.splitlines()
+    for text in (about, passed("rules", "list").stdout):
+        assert all(len(line) <= 80 and line == line.rstrip() for line in text.splitlines())
+    assert "    absorbed when folded · r=8, alpha=8 · arXiv:2106.09685" in passed("rules", "list").stdout.splitlines()
+
+
+def test_rules_shown_can_be_saved_and_loaded(tmp_path):
+    (tmp_path / "mine.yaml").write_text(passed("rules", "show", "u_tuning/tri").stdout)
+    assert "$schema" not in (tmp_path / "mine.yaml").read_text()  # its path would lead nowhere
+    (tmp_path / "more.yaml").write_text("version: 1\nname: more\ninclude: [{file: mine.yaml, vars: {dim: 2}}]\n")
+    shown = parsed("rules", "show", tmp_path / "more.yaml")
+    assert (shown["included"], shown["vars"]) == (["mine.yaml"], {"dim": 2, "length": 10})
+    assert [rule["name"] for rule in shown["rules"]] == ["mha", "ffn", "block"]
+    assert shown["text"].startswith("version: 1\nname: more\n")
+    about = passed("rules", "show", "--about", tmp_path / "more.yaml").stdout
+    assert "  includes   mine.yaml" in about and "tests" not in about
 
 
 def test_rules_schema(tmp_path):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
+import jsonschema
 import pytest
 
-from utcompile.rules import json_schema, shipped_rules
+from utcompile.rules import json_schema, shipped_kinds, shipped_rules
 from utcompile.rules.schema import Entry
 from utcompile.rules.yaml12 import load
-from utcompile.tuners import tuner_kinds
+from utcompile.tuners import config_for, tuner_kinds
 
 VALID = """
 version: 1
@@ -42,9 +46,35 @@ def test_every_key_is_described() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(shipped_rules()))
-def test_shipped_rules_are_valid(name: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(load(shipped_rules()[name].read_bytes()).data, json_schema())
+def test_shipped_rules_name_the_shipped_schema_and_are_valid(name: str) -> None:
+    path = shipped_rules()[name]
+    first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    found = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
+    assert found, f"{name} begins with {first!r}"
+    schema = json.loads((path.parent / found[1]).read_text(encoding="utf-8"))
+    jsonschema.validate(load(path.read_bytes()).data, schema)
+
+
+def test_the_shipped_schema_is_what_the_code_makes() -> None:
+    path = shipped_rules()["lora/all_linear"].parents[1] / "rules.schema.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == json_schema(shipped_kinds()), "run make docs"
+
+
+def test_the_shipped_schema_is_in_the_wheel() -> None:
+    """The rules' folder is put into the package as it is, so `../rules.schema.json` holds there too."""
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {
+        "rules": "utcompile/_shipped_rules"
+    }
+
+
+@pytest.mark.parametrize("kind", shipped_kinds())
+def test_every_field_of_every_tuner_is_known_and_described(kind: str) -> None:
+    schema = json_schema()["$defs"][f"tuner_{kind}"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"].keys() == config_for(kind).model_fields.keys()
+    for name, field in schema["properties"].items():
+        assert name == "kind" or field["description"], f"{kind}.{name}"
 
 
 @pytest.mark.parametrize(
@@ -59,9 +89,26 @@ def test_shipped_rules_are_valid(name: str) -> None:
         ("first: $n", "first: 0"),
         ("{u: {", "{'u v': {"),
         ("match: p", "match: [p]"),
+        ("name: a\nvars", "name: a\ninclude: 5\nvars"),
+        ("name: a\nvars", "name: a\ninclude: [{vars: {n: 1}}]\nvars"),
+        ("name: a\nvars", "name: a\nfolds: melted\nvars"),
     ],
 )
 def test_it_refuses_what_the_loader_refuses(old: str, new: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(json_schema())
     assert validator.is_valid(load(VALID.replace(old, new) if old else VALID).data) is (not old)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "include: lora/all_linear",
+        "include: [lora/all_linear, {file: lora/all_conv, vars: {r: 2}}]",
+        "tuners: {u: {kind: lora}}",
+        "patterns: {p: y = linear(x)}",
+        "include: [lora/all_linear]\nfolds: [absorbed, kept]",
+    ],
+)
+def test_it_takes_files_that_include_and_are_included(text: str) -> None:
+    data = load(f"version: 1\nname: a\n{text}\n").data
+    jsonschema.validate(data, json_schema())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from utcompile.capture import CapturedModule
     from utcompile.rules import RuleSet, RuleTest
 
+_SCHEMA_LINE = re.compile(r"\A# yaml-language-server: [^\n]*\n")
+
 app = typer.Typer(
     help="The shipped rules: list, show and test them.",
     no_args_is_help=True,
@@ -26,36 +29,51 @@ app = typer.Typer(
 
 @app.command("list", epilog=examples("utcompile rules list", "utcompile rules list --json"))
 def list_rules(json: Json = False) -> None:
-    """List the shipped rules."""
-    from rich.table import Table
-
+    """List the shipped rules: what they do, what folds, their variables, their source."""
+    from utcompile.cli import describe
     from utcompile.rules import RuleSet, shipped_rules
 
     loaded = {name: RuleSet.load(path) for name, path in shipped_rules().items()}
     if json:
-        keys = ("cite", "description", "vars")
-        output.emit([{"name": name, **{k: getattr(rules, k) for k in keys}} for name, rules in loaded.items()])
+        output.emit([describe.as_data(name, rules) for name, rules in loaded.items()])
         return
-    table = Table("name", "variables", "what it does", "cite", box=None, pad_edge=False)
     for name, rules in loaded.items():
-        sentence = (rules.description or "").partition(". ")[0].strip().removesuffix(".")
-        values = ", ".join(f"{k}={v}" for k, v in rules.vars.items())
-        table.add_row(name, values, sentence, (rules.cite or "").partition(",")[0])
-    output.stdout().print(table)
+        output.say(name, "bold")
+        output.say("\n".join(describe.summary(rules)))
 
 
 @app.command(
-    "show", epilog=examples("utcompile rules show lora/all_conv", "utcompile rules show u_tuning/dual > mine.yaml")
+    "show",
+    epilog=examples(
+        "utcompile rules show lora/all_conv",
+        "utcompile rules show --about u_tuning/dual",
+        "utcompile rules show u_tuning/dual > mine.yaml",
+    ),
 )
-def show(name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped rules, or a rule file.")]) -> None:
-    """Show a rule file's text."""
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped rules, or a rule file.")],
+    about: Annotated[bool, typer.Option("--about", help="Describe them, without their text.")] = False,
+    json: Json = False,
+) -> None:
+    """Show rules: in words and as text on a terminal, their text alone where it goes into a file."""
     from rich.syntax import Syntax
 
+    from utcompile.cli import describe
     from utcompile.rules import RuleSet
 
-    text, console = RuleSet.load(name).text, output.stdout()
+    rules, console = RuleSet.load(name), output.stdout()
+    text = _SCHEMA_LINE.sub("", rules.text)  # it names the schema by a path that holds beside the original only
+    if json:
+        output.emit({**describe.as_data(name, rules), "text": text})
+        return
+    if about or console.is_terminal:
+        output.say(name, "bold")
+        output.say("\n".join(describe.about(rules)))
+    if about:
+        return
     if console.is_terminal:
-        console.print(Syntax(text, "yaml", background_color="default"))
+        console.print()
+        console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
     else:
         typer.echo(text, nl=False)
 
@@ -97,7 +115,11 @@ def test(
 def schema(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Where to write it.")] = None,
 ) -> None:
-    """Write the JSON Schema of rule files, with which an editor completes and checks them."""
+    """Write the JSON Schema of rule files, with which an editor completes and checks them.
+
+    It knows the registered tuners, those of plugins too. A rule file names it in its first line:
+    `# yaml-language-server: $schema=rules.schema.json`.
+    """
     from utcompile.rules import json_schema
 
     text = json_module.dumps(json_schema(), indent=2) + "\n"

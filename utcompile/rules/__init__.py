@@ -2,7 +2,7 @@
 
 from utcompile.rules.files import shipped_rules
 from utcompile.rules.globs import glob_match
-from utcompile.rules.json_schema import json_schema
+from utcompile.rules.json_schema import json_schema, shipped_kinds
 from utcompile.rules.library import library_patterns
 from utcompile.rules.model import (
     Expect,
@@ -72,5 +72,6 @@ __all__ = [
     "glob_match",
     "json_schema",
     "library_patterns",
+    "shipped_kinds",
     "shipped_rules",
 ]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from utcompile.rules.schema import RuleFile
-from utcompile.tuners import config_for, tuner_kinds
+from utcompile.tuners import config_for, tuner_class, tuner_kinds
 
 _VARIABLE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "the value of a variable"}
 _LITERAL = ("version", "name", "cite", "description", "folds", "include", "vars")  # where no variable may stand
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema(kinds: Iterable[str] | None = None) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a rule file.
+
+    Args:
+        kinds: the tuners it knows; by default all that are registered, those of plugins too.
 
     Example:
         >>> sorted(json_schema()["$defs"]["Tuner"]["discriminator"]["mapping"])[:2]
@@ -21,7 +25,7 @@ def json_schema() -> dict[str, Any]:
     schema = RuleFile.model_json_schema(by_alias=True)
     definitions: dict[str, Any] = schema["$defs"]
     references = {}
-    for kind in tuner_kinds():
+    for kind in tuner_kinds() if kinds is None else kinds:
         name = f"tuner_{kind}"
         definitions[name] = _config(kind, definitions)
         references[kind] = f"#/$defs/{name}"
@@ -34,6 +38,16 @@ def json_schema() -> dict[str, Any]:
         "discriminator": {"propertyName": "kind", "mapping": references},
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_finished(schema)}
+
+
+def shipped_kinds() -> tuple[str, ...]:
+    """The kinds of tuners that come with utcompile: those of the schema that is shipped.
+
+    >>> "lora" in shipped_kinds()
+    True
+    """
+    package = __name__.partition(".")[0]
+    return tuple(kind for kind in tuner_kinds() if tuner_class(kind).__module__.partition(".")[0] == package)
 
 
 def _config(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
