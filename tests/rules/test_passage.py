@@ -12,6 +12,7 @@ STYLES = {
     "literal": ("k: |\n    one\n      two @\n", "3:11"),
     "literal with blank lines": ("k: |\n\n  one\n\n  two @\n", "5:7"),
     "literal with an indicator": ("k: |2-\n    one\n  two @\n", "3:7"),
+    "literal with a line that is indented more": ("k: |\n  one\n     @\n", "3:6"),
     "literal after a comment": ("k: |  # why\n  one @\n", "2:7"),
     "folded": ("k: >\n  one\n  two @\n", "3:7"),
     "plain": ("k: one @\n", "1:8"),
@@ -54,3 +55,8 @@ def test_a_replaced_part_stands_where_it_began() -> None:
 
 def test_short() -> None:
     assert short("x" * 50) == "x" * 39 + "…"
+
+
+def test_indentation_of_a_text_is_the_end_of_its_line_s() -> None:
+    passage = load("k: |\n    one\n      two\n").at("k").passage
+    assert [str(passage.mark(offset)) for offset in (4, 5, 6)] == ["<rules>:3:5", "<rules>:3:6", "<rules>:3:7"]

@@ -48,7 +48,8 @@ class Text:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # a doubtful escape or number is a mistake here on every version
-                return ast.parse(self.passage.text, mode=mode)
+                # At a mistake Python reads the line from the file of this name, which must therefore never exist.
+                return ast.parse(self.passage.text, filename="", mode=mode)
         except SyntaxError as error:
             line = min(max((error.lineno or 1) - 1, 0), len(self.lines) - 1)
             offset = self.starts[line] + min(max((error.offset or 1) - 1, 0), len(self.lines[line]))

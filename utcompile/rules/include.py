@@ -8,7 +8,8 @@ many files there are, how deep they include one another and how large they are t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules import yaml12
 from utcompile.rules.files import is_file, read, shipped_rules
 from utcompile.rules.passage import short
-from utcompile.rules.schema import IncludeHeader
+from utcompile.rules.schema import Header
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Mark
 from utcompile.rules.variables import check_value
@@ -54,7 +55,11 @@ class Sources:
 
     folder: Path | None
     held: Mapping[str, str]
-    shipped: Mapping[str, Path] = field(default_factory=shipped_rules)
+
+    @cached_property
+    def shipped(self) -> Mapping[str, Path]:
+        """The shipped rules; looked for only where a file includes something."""
+        return shipped_rules()
 
     def key(self, name: str, includer: str, where: str) -> str:
         """The key of a file as `includer` names it."""
@@ -80,7 +85,7 @@ class Sources:
         """The name in messages and the text of a file."""
         if key in self.held:
             return key, yaml12.decode(self.held[key], key)
-        if key in self.shipped:
+        if not key.endswith(_SUFFIXES):
             path = self.shipped[key]
             return str(path), read(path, str(path))
         if self.folder is None:
@@ -144,7 +149,8 @@ class Included:
             raise UtcError("a rule file is a mapping", where=str(root.mark), fix=fix)
         self._size, self._nodes = self._size + len(text), self._nodes + root.size
         self._check_size(str(root.mark))
-        seen = [key for entry in _entries(root) for key in self._include(entry, trail)]
+        _check_header(root)
+        seen = [key for entry in root.at("include").listed() for key in self._include(entry, trail)]
         self._declare(root)
         self.files[key] = File(key, root, tuple(dict.fromkeys(seen)))
 
@@ -219,10 +225,7 @@ def claim(taken: dict[str, Mark], kind: str, name: str, mark: Mark) -> None:
         raise UtcError(what, where=str(mark), why=why, fix="give one of them another name")
 
 
-def _entries(root: Node) -> tuple[Node, ...]:
-    """The entries of `include:`, of the right shape."""
-    node = root.get("include")
-    if node is None:
-        return ()
-    validate(IncludeHeader, Node({"include": node}, root.mark, {"include": root.keys["include"]}))
-    return node.listed()
+def _check_header(root: Node) -> None:
+    """Raise where `include:` or `vars:` has not its shape."""
+    given = {key: root.at(key) for key in Header.model_fields if key in root.entries()}
+    validate(Header, Node(given, root.mark, {key: root.keys[key] for key in given}))

@@ -77,7 +77,9 @@ class Passage:
         if raw[first : first + 1] in ("|", ">"):  # a block scalar begins in the line after its header
             index = raw.find("\n", first, last) + 1 or last
         places = []
-        for character in text:
+        for position, character in enumerate(text):
+            if character == " " and raw[index - 1 : index] == "\n":  # a text's own indentation ends its line's
+                index += max(_spaces(raw, index) - _spaces(text, position), 0)
             while index < last and raw[index] != character and not _folds(character, raw[index]):
                 if raw[index] not in " \t\n\"'\\":
                     return cls.at(text, source.mark(first))
@@ -101,6 +103,14 @@ class Passage:
             return Passage.at(whole, self.start)
         middle = [self.places[start]] * len(text)
         return Passage(whole, self.source, [*self.places[:start], *middle, *self.places[stop:]], self.start)
+
+
+def _spaces(text: str, index: int) -> int:
+    """How many spaces begin at an index."""
+    end = index
+    while text[end : end + 1] == " ":
+        end += 1
+    return end - index
 
 
 def short(text: object, limit: int = 40) -> str:

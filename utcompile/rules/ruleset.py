@@ -109,7 +109,7 @@ def _parse(text: str, path: Path | None, given: Mapping[str, Any], held: Mapping
         known = {name for builder in seen for name in builder.variables.values} | part.root.at("vars").entries().keys()
         variables = Variables({name: value for name, value in values.items() if name in known})
         root = variables.fill(part.root)
-        entry = validate(RuleFile, root)
+        entry = validate(RuleFile, root, variables.problem)
         _claim_names(root, taken)
         built[part.key] = Builder(entry, root, variables, seen)
     top = built[file.key]

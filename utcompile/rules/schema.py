@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 from utcompile.rules.globs import glob_problem
 from utcompile.rules.passage import short
@@ -43,6 +43,12 @@ def _shape(value: Any) -> str | None:
     """Tells a union's members apart, so that an error is about the one that was meant."""
     shapes: dict[type, str] = {str: "<text>", dict: "<mapping>"}
     return shapes.get(type(value))
+
+
+def _one(value: Any) -> Any:
+    if type(value) is not int or value != 1:  # Literal alone takes true and 1.0, which are equal to 1
+        raise PydanticKnownError("literal_error", {"expected": "1"})
+    return value
 
 
 class _OrOneAlone:
@@ -214,10 +220,11 @@ Includes = Annotated[
 ]
 
 
-class IncludeHeader(Entry):
+class Header(Entry):
     """What is read of a file before its variables are known."""
 
     include: Includes = []
+    vars: dict[Identifier, Any] = Field({}, description="values for $name")
 
 
 class RuleFile(Entry):
@@ -229,7 +236,7 @@ class RuleFile(Entry):
         }
     )
 
-    version: Literal[1] = Field(description="version of the rule language")
+    version: Annotated[Literal[1], BeforeValidator(_one)] = Field(description="version of the rule language")
     name: Label = Field(description="a short name")
     cite: str | None = Field(None, description="paper and table or equation")
     description: str | None = Field(None, description="what it is for, in a sentence or two")

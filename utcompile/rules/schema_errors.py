@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import typing
 from collections.abc import Mapping
@@ -53,24 +54,33 @@ _NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def validate(model: type[_Model], node: Node) -> _Model:
+def validate(model: type[_Model], node: Node, found: UtcError | None = None) -> _Model:
     """Check a part of a rule file against a model.
 
+    Args:
+        model: of the part.
+        node: the part.
+        found: what else is wrong with it, which may come from a misspelt key.
+
     Raises:
-        UtcError: the first thing that is wrong, at its place in the file; an unknown key comes before a missing one,
-            for one is often the other, misspelt.
+        UtcError: the first thing that is wrong, at its place in the file; an unknown key comes before a missing one and
+            before `found`, for one is often the other, misspelt.
     """
+    _check_finite(node, "this")
     try:
         # Through JSON, for there pydantic can be strict (`"10"` and `on` are no number and no boolean) and still make
         # a tuple of a list.
-        return model.model_validate_json(json.dumps(node.data), strict=True)
+        checked = model.model_validate_json(json.dumps(node.data), strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-        raise _convert((unknown or problems)[0], model, node) from None
+        raise (found if found and not unknown else _convert((unknown or problems)[0], model, node)) from None
     except UtcError as error:  # a tuner's config may raise its own
         where = error.where or str(node.mark)
         raise UtcError(error.what, where=where, why=error.why, fix=error.fix) from None
+    if found:
+        raise found
+    return checked
 
 
 def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
@@ -92,6 +102,20 @@ def shown(value: Any) -> str:
         case dict():
             return "a mapping"
     return f"the number {short(value)}"
+
+
+def _check_finite(node: Node, key: str) -> None:
+    """Raise at a number that JSON, and every field of a rule file, has not."""
+    match node.content:
+        case float(number) if not math.isfinite(number):
+            what = f"'{key}' must be a finite number"
+            raise UtcError(what, where=str(node.mark), why=f"it is {shown(number)}")
+        case tuple(items):
+            for item in items:
+                _check_finite(item, key)
+        case dict(entries):
+            for name, value in entries.items():
+                _check_finite(value, name)
 
 
 def _convert(problem: Any, model: type[BaseModel], root: Node) -> UtcError:

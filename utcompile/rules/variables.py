@@ -41,6 +41,7 @@ class Variables:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = dict(values)
         self.used: set[str] = set()
+        self.problem: UtcError | None = None  # the first `$name` that `fill` could not replace
 
     def value(self, name: str, where: str) -> Any:
         """The value of `$name`."""
@@ -51,8 +52,16 @@ class Variables:
         return self.values[name]
 
     def fill(self, root: Node) -> Node:
-        """The file with its variables replaced, but for those within patterns and comparisons."""
+        """The file with its variables replaced, but for those within patterns and comparisons.
+
+        A `$name` that is not known, or that stands where none may, is left as it is and noted in `problem`: the reason
+        may be a misspelt key, and then that is what should be said.
+        """
         return self._fill(root, ())
+
+    def _note(self, error: UtcError, node: Node) -> Node:
+        self.problem = self.problem or error
+        return node
 
     def _fill(self, node: Node, path: tuple[str | int, ...]) -> Node:
         content: Any = node.content
@@ -64,12 +73,14 @@ class Variables:
         if not isinstance(content, str) or "$" not in content:
             return node
         if whole := _WHOLE.fullmatch(content.strip()):
-            return _node(self.value(whole[1], str(node.mark)), node)
+            try:
+                return _node(self.value(whole[1], str(node.mark)), node)
+            except UtcError as error:
+                return self._note(error, node)
         if not _is_expression(path) and (part := re.search(_WHOLE, content)):
             mark = node.passage.mark(part.start())
-            raise UtcError(
-                f"'{short(part.group())}' within a text", where=str(mark), fix="a variable stands alone here"
-            )
+            what, fix = f"'{short(part.group())}' within a text", "a variable stands alone here"
+            return self._note(UtcError(what, where=str(mark), fix=fix), node)
         return node
 
     def expand(self, passage: Passage) -> Passage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
@@ -120,6 +121,7 @@ def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
     return register
 
 
+@cache  # the look through all installed packages opens a file of each, and rule files ask for kinds all the time
 def _load_plugins() -> None:
     for entry in entry_points(group="utcompile.tuners"):
         if entry.name not in _REGISTRY:
