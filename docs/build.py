@@ -68,6 +68,112 @@ def attributes_table() -> str:
     )
 
 
+# A rule file that is right, and mistakes in it: what is written instead of what.
+_RIGHT = """\
+version: 1
+name: mine
+vars: {dim: 8}
+tuners: {u: {kind: adapter, dim: $dim, activation: same as a}}
+rules:
+  - name: r
+    match: ffn
+    where: [h.channels >= 4 * x.channels]
+    inside: {module: "blocks.**"}
+    select: {first: 2}
+    insert: {parallel: n -> y, tuner: u}
+train: ["pattern:head"]
+"""
+_MISTAKES = (
+    ("match: ffn", "match: fnn"),
+    ("match: ffn", "match: linear"),
+    ("match: ffn", "match: y = linea(x)"),
+    ("match: ffn", "match: {op: liner}"),
+    ("parallel: n -> y", "paralel: n -> y"),
+    ("parallel: n -> y", "parallel: z -> y"),
+    ("parallel: n -> y", "parallel: n"),
+    ("tuner: u", "tuner: adapter"),
+    ("kind: adapter", "kind: adaptor"),
+    ("dim: $dim", "dim: $dmi"),
+    ("dim: $dim", "dim: 16"),
+    ("dim: $dim", "dim: ten"),
+    ("h.channels >=", "h.chanels >="),
+    ("h.channels >= 4 * x.channels", "h.channels > 3 and x.rank == 3"),
+    ('"blocks.**"', '"blocks.a**"'),
+    ("{first: 2}", "{first: 2, last: 1}"),
+    ("{first: 2}", "{first: 0}"),
+    ('["pattern:head"]', "[head]"),
+    ("train:", "trian:"),
+    ("version: 1", "version: 2"),
+)
+
+
+def errors_table() -> str:
+    """Mistakes in a rule file, and what is said of each."""
+    from utcompile.errors import UtcError
+    from utcompile.rules import RuleSet
+
+    RuleSet.load(_RIGHT)
+    rows = ["| instead of | written | said | fix |", "|---|---|---|---|"]
+    for right, wrong in _MISTAKES:
+        assert _RIGHT.count(right) == 1, right
+        try:
+            RuleSet.load(_RIGHT.replace(right, wrong))
+        except UtcError as error:
+            place = str(error.where).removeprefix("<rules>:")
+            why = f": {error.why}" if error.why else ""
+            said = f"{place}: {error.what}{why}"
+            rows.append(f"| `{_cell(right)}` | `{_cell(wrong)}` | {_cell(said)} | {_cell(error.fix or '')} |")
+        else:
+            raise AssertionError(wrong)
+    return "\n".join(rows)
+
+
+def limits_table() -> str:
+    """What bounds a rule file."""
+    from utcompile.rules import expression, include, pattern, yaml12
+
+    rows = {
+        "size of a file, and of all that it includes": f"{yaml12.MAX_BYTES // 1024} KiB",
+        "values in it, aliases counted in full": f"{yaml12.MAX_NODES:,}",
+        "depth of lists and mappings": yaml12.MAX_DEPTH,
+        "aliases": yaml12.MAX_ALIASES,
+        "characters of a key": yaml12.MAX_KEY,
+        "digits of a number": yaml12.MAX_DIGITS,
+        "included files": include.MAX_FILES,
+        "depth of files that include one another": include.MAX_DEPTH,
+        "characters of a pattern's or comparison's text": f"{expression.MAX_CHARACTERS:,}",
+        "nesting of calls in it": expression.MAX_NESTING,
+        "characters of a word in it": expression.MAX_WORD,
+        "operations of a pattern": pattern.MAX_STEPS,
+        "operations of a `path`": pattern.MAX_PATH,
+    }
+    return "\n".join(["| of | at most |", "|---|---|", *(f"| {name} | {most} |" for name, most in rows.items())])
+
+
+def keys_tables() -> str:
+    """The keys of every mapping of a rule file, from the models that check it."""
+    from utcompile.rules import schema
+
+    parts = []
+    for title, model in (
+        ("The file", schema.RuleFile),
+        ("An entry of `include`", schema.IncludeEntry),
+        ("A rule", schema.RuleEntry),
+        ("`match` where it is a mapping", schema.MatchEntry),
+        ("`inside`, `not_inside`", schema.ScopeEntry),
+        ("`select`", schema.SelectEntry),
+        ("`insert`", schema.InsertEntry),
+        ("`expect`", schema.ExpectEntry),
+        ("An entry of `tests`", schema.TestEntry),
+    ):
+        rows = [f"**{title}**", "", "| key | | meaning |", "|---|---|---|"]
+        for name, field in model.model_fields.items():
+            needed = "required" if field.is_required() else ""
+            rows.append(f"| `{field.alias or name}` | {needed} | {_cell(field.description or '')} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
 def tuners_table() -> str:
     """The fields of every shipped tuner's config."""
     from utcompile.tuners import tuner_class
@@ -135,6 +241,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "operations": operations_table,
     "attributes": attributes_table,
     "tuners": tuners_table,
+    "errors": errors_table,
+    "limits": limits_table,
+    "keys": keys_tables,
     "verbs": verbs_table,
     "options": options_tables,
 }

@@ -6,6 +6,9 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +18,7 @@ import torch
 import zoo
 
 import utcompile as utc
+from utcompile.cli.models import ModelChoice
 from utcompile.rules import shipped_rules
 from utcompile.tuners import base
 
@@ -42,12 +46,7 @@ def ids(pages: list[Path]) -> list[str]:
 
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
-RULE_FILES = [
-    pytest.param(text, id=f"{page.name}:{line}")
-    for page in PAGES
-    for line, text in blocks(page, "yaml")
-    if re.search(r"^version: 1", text, re.MULTILINE)
-]
+WITH_RULES = [page for page in PAGES if any("version: 1" in text for _, text in blocks(page, "yaml"))]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=ids(WITH_PYTHON))
@@ -62,9 +61,50 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
 
 
-@pytest.mark.parametrize("text", RULE_FILES)
-def test_rule_files_load(text: str) -> None:
-    assert utc.RuleSet.load(text).rules
+def rule_files(page: Path, folder: Path) -> dict[int, Path]:
+    """The rule files of a page, written into a folder; by the line on which each begins.
+
+    A first line `# shared/tuners.yaml` is the file's name, so that others can include it.
+    """
+    files = {}
+    for line, text in blocks(page, "yaml"):
+        if re.search(r"^version: 1", text, re.MULTILINE):
+            name = re.match(r"# ([\w/]+\.yaml)\n", text)
+            files[line] = folder / (name[1] if name else f"line_{line}.yaml")
+            files[line].parent.mkdir(parents=True, exist_ok=True)
+            files[line].write_text(text, encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="module")
+def captured() -> Callable[[str], utc.CapturedModule]:
+    @cache
+    def capture(model: str) -> utc.CapturedModule:
+        choice = ModelChoice(model)
+        return utc.capture(choice.build(), (choice.example(),), verify="shapes")
+
+    return capture
+
+
+@pytest.mark.parametrize("page", WITH_RULES, ids=ids(WITH_RULES))
+def test_rule_files_load_and_find_what_they_say(
+    page: Path, tmp_path: Path, captured: Callable[[str], utc.CapturedModule]
+) -> None:
+    files = rule_files(page, tmp_path)
+    loaded = {line: utc.RuleSet.load(path) for line, path in files.items() if "rules:" in path.read_text()}
+    included = {tmp_path / key for rules in loaded.values() for key in rules.included}
+    assert set(files.values()) - included <= {rules.path for rules in loaded.values()}
+    for line, rules in loaded.items():
+        for entry in rules.tests:
+            plan = utc.match(captured(entry.model), rules, entry.vars or None)
+            found = Counter(site.rule for site in plan.sites)
+            assert {name: found[name] for name in entry.sites} == entry.sites, f"{page.name}:{line}: {entry.model}"
+
+
+def test_every_rule_file_of_the_reference_is_a_whole_one() -> None:
+    page = ROOT / "docs" / "rules.md"
+    assert [line for line, text in blocks(page, "yaml") if not re.search(r"^version: 1", text, re.MULTILINE)] == []
+    assert sum("tests:" in text for _, text in blocks(page, "yaml")) >= 8
 
 
 def test_links_and_generated_parts() -> None:

@@ -20,7 +20,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "path": "the module path it was made in, such as 'blocks.0.mlp'",
         "index": "its place in the graph; to choose among matches, use select",
         "users": "how many operations read it",
-        "op": "the operation that made it: op.groups, op.kernel_size, …",
+        "op": "the operation that made it: op.groups, op.stride, …",
     }
 )
 
