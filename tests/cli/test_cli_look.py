@@ -151,11 +151,13 @@ def test_rules_are_described_in_80_columns():
 def test_rules_shown_can_be_saved_and_loaded(tmp_path):
     (tmp_path / "mine.yaml").write_text(passed("rules", "show", "u_tuning/tri").stdout)
     assert "$schema" not in (tmp_path / "mine.yaml").read_text()  # its path would lead nowhere
-    (tmp_path / "more.yaml").write_text("version: 1\nname: more\ninclude: [{file: mine.yaml, vars: {dim: 2}}]\n")
+    (tmp_path / "more.yaml").write_text(
+        "# yaml-language-server: $schema=s.json\nversion: 1\nname: more\ninclude: [{file: mine.yaml, vars: {dim: 2}}]\n"
+    )
     shown = parsed("rules", "show", tmp_path / "more.yaml")
     assert (shown["included"], shown["vars"]) == (["mine.yaml"], {"dim": 2, "length": 10})
     assert [rule["name"] for rule in shown["rules"]] == ["mha", "ffn", "block"]
-    assert shown["text"].startswith("version: 1\nname: more\n")
+    assert shown["text"] == (tmp_path / "more.yaml").read_text()  # a file of the user's own stays as it is
     about = passed("rules", "show", "--about", tmp_path / "more.yaml").stdout
     assert "  includes   mine.yaml" in about and "tests" not in about
 

@@ -507,6 +507,10 @@ BYTES = (
     Malformed(
         "Latin 1", BASE.replace("a paper", "à papér").encode("latin-1"), "3:7", "the rule file is not UTF-8 text"
     ),
+    Malformed(
+        "not UTF-8 after a Macintosh line end", b"version: 1\rname: \xff\r", "2:7", "the rule file is not UTF-8 text"
+    ),
+    Malformed("not UTF-8 after UTF-8", "cite: é ".encode() + b"\xe9\n", "1:9", "the rule file is not UTF-8 text"),
     Malformed("half a character", BASE.encode() + "é".encode()[:1], "32:1", "the rule file is not UTF-8 text"),
     Malformed("an overlong slash", b"cite: \xc0\xaf", "1:7", "the rule file is not UTF-8 text"),
     Malformed("a surrogate", b"version: 1\ncite: \xed\xa0\x80", "2:7", "the rule file is not UTF-8 text"),

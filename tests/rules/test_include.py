@@ -299,5 +299,6 @@ def test_texts_that_are_held_are_bounded_and_checked() -> None:
     assert RuleSet.load(text, included={"b.yaml": HEAD + RULE}).included == {"b.yaml": HEAD + RULE}
     assert "b.yaml:1:1: the rule file is too large" in refusal(text, included={"b.yaml": "#" * 300_000})
     assert "b.yaml:3:10: 'b.yaml' includes itself" in refusal(text, included={"b.yaml": text})
-    with pytest.raises(UtcError, match="the texts of included files must be a mapping from names to texts"):
-        RuleSet.load(text, included={"b.yaml": 5})  # type: ignore[dict-item]
+    for odd in ({"b.yaml": 5}, {5: "a"}, [], "b.yaml", 5):
+        with pytest.raises(UtcError, match="the texts of included files must be a mapping from names to texts"):
+            RuleSet.load(text, included=odd)  # type: ignore[arg-type]

@@ -59,10 +59,12 @@ def show(
     from rich.syntax import Syntax
 
     from utcompile.cli import describe
-    from utcompile.rules import RuleSet
+    from utcompile.rules import RuleSet, shipped_rules
 
     rules, console = RuleSet.load(name), output.stdout()
-    text = _SCHEMA_LINE.sub("", rules.text)  # it names the schema by a path that holds beside the original only
+    text = rules.text
+    if rules.path in shipped_rules().values():
+        text = _SCHEMA_LINE.sub("", text)  # it names the schema by a path that leads nowhere from a copy
     if json:
         output.emit({**describe.as_data(name, rules), "text": text})
         return

@@ -82,9 +82,7 @@ class RuleSet:
             >>> rules.rules[0].insert.form, rules.rules[0].insert.tuner.config.r
             ('weight', 4)
         """
-        given, held = dict(vars or {}), dict(included or {})
-        if not all(isinstance(word, str) for item in held.items() for word in item):
-            raise UtcError("the texts of included files must be a mapping from names to texts")
+        given, held = dict(vars or {}), _held(included)
         if isinstance(source, RuleSet):
             again = {**source.vars, **given}
             return _parse(source.text, source.path, again, {**source.included, **held}) if given or held else source
@@ -95,6 +93,15 @@ class RuleSet:
             return _parse(read(path, str(path)), path, given, held)
         what = f"rules must be a RuleSet, a path, a shipped name or YAML text, not {type(source).__name__}"
         raise UtcError(what)
+
+
+def _held(included: Mapping[str, str] | None) -> dict[str, str]:
+    """The texts of included files; they may come out of a checkpoint, and be anything."""
+    if included is None:
+        return {}
+    if isinstance(included, Mapping) and all(isinstance(word, str) for item in included.items() for word in item):
+        return dict(included)
+    raise UtcError("the texts of included files must be a mapping from names to texts")
 
 
 def _parse(text: str, path: Path | None, given: Mapping[str, Any], held: Mapping[str, str]) -> RuleSet:

@@ -149,6 +149,10 @@ def decode(text: str | bytes, file: str) -> str:
         check_size(len(text.encode("utf-8", "surrogatepass")), file)
     else:
         text = _decode_bytes(text, file)
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -156,9 +160,9 @@ def _decode_bytes(content: bytes, file: str) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        raise UtcError("the rule file is not UTF-8 text", where=f"{file}:{line}:{column}") from None
+        before = _plain(content[: error.start].decode("utf-8"))
+        where = str(Source(file, before).mark(len(before)))
+        raise UtcError("the rule file is not UTF-8 text", where=where) from None
 
 
 def _refuse_odd_characters(source: Source) -> None:
