@@ -162,6 +162,7 @@ def comparisons() -> Iterator[Malformed]:
         yield edit("- y.shape == x.shape", f"- {text}", word, f"where {text:.60}")
 
 
+_WHERE = BASE[BASE.index("where:") : BASE.index("    inside:")]
 _MLP = BASE[BASE.index("    n = (norm") : BASE.index("tuners:")]
 
 PATTERNS = {
@@ -397,6 +398,7 @@ EDITS = (
     edit("weight: h, all_uses: true", "sequential: h, ‸all_uses: true", "'all_uses' does not go with sequential"),
     # globs
     edit('"blocks.**"', "‸''", "it is empty"),
+    edit(_WHERE, "where: [y.op.stride in ‸(1, 2)]\n", "quote a comparison that has a comma in it"),
     edit('"blocks.**"', '‸"blocks**"', "'**' stands for whole parts"),
     edit('"blocks.**"', '‸".blocks"', "it begins or ends with a dot"),
     edit('"blocks.**"', '‸"blocks.[0-9]"', "only '*' and '**' are wildcards"),

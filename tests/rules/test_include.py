@@ -302,3 +302,12 @@ def test_texts_that_are_held_are_bounded_and_checked() -> None:
     for odd in ({"b.yaml": 5}, {5: "a"}, [], "b.yaml", 5):
         with pytest.raises(UtcError, match="the texts of included files must be a mapping from names to texts"):
             RuleSet.load(text, included=odd)  # type: ignore[arg-type]
+
+
+def test_beside_a_shipped_file_stand_shipped_files() -> None:
+    held = {"lora/mine": HEAD + "include: [parts/tuner.yaml, lora/all_conv]\n", "lora/parts/tuner": HEAD + RULE}
+    rules = RuleSet.load(HEAD + "include: lora/mine\n", included=held)
+    assert [rule.name for rule in rules.rules] == ["a", "conv"]
+    assert list(rules.included) == ["lora/mine", "lora/parts/tuner", "lora/all_conv"]
+    message = refusal(HEAD + "include: lora/mine\n", included={"lora/mine": HEAD + "include: none.yaml\n"})
+    assert message.startswith("lora/mine:3:10: no shipped rules 'none.yaml' to include")

@@ -40,6 +40,7 @@ _ARITHMETIC: Mapping[type[ast.operator], str] = MappingProxyType(
     {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//"}
 )
 _HOW = "write a comparison, such as h.channels >= 4 * x.channels"
+_HOW_COMMA = "quote a comparison that has a comma in it, or give it a line of its own: within [ ] YAML ends it there"
 
 
 def parse_comparison(passage: Passage, captures: Collection[str]) -> Comparison:
@@ -58,7 +59,8 @@ def parse_comparison(passage: Passage, captures: Collection[str]) -> Comparison:
         >>> line.operands, line.operators
         ((Attribute(capture='h', path=('op', 'groups')), Literal(value=(1, 2))), ('in',))
     """
-    text = Text(passage, "eval", what="comparison", fix=_HOW)
+    cut = passage.text.count("(") != passage.text.count(")")
+    text = Text(passage, "eval", what="comparison", fix=_HOW_COMMA if cut else _HOW)
     body = text.tree.body
     if not isinstance(body, ast.Compare):
         fix = "write each comparison as a line of its own: all of them must hold" if _is_logic(body) else _HOW
