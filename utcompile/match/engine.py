@@ -104,11 +104,11 @@ class Engine:
         What was found of a named pattern is kept for the rules after it; with a trace everything is tried again.
         """
         if self.trace is not None or self.library.get(pattern.name) is not pattern:
-            return self._solve(pattern, anchor)
-        kept = self._kept.get((pattern.name, anchor))
-        if kept is None:
-            kept = self._kept[pattern.name, anchor] = _Replayed(self._solve(pattern, anchor))
-        return iter(kept)
+            yield from self._solve(pattern, anchor)
+            return
+        if (pattern.name, anchor) not in self._kept:
+            self._kept[pattern.name, anchor] = _Replayed(self._solve(pattern, anchor))
+        yield from self._kept[pattern.name, anchor]
 
     def _solve(self, pattern: Pattern, anchor: fx.Node) -> Iterator[Bindings]:
         for spelling in pattern.spellings:
