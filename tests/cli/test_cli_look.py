@@ -195,3 +195,33 @@ def test_rules_test_compares_what_is_found(tmp_path):
 def test_rules_test_of_nothing(tmp_path):
     refused("rules", "test", tmp_path, says=("holds no rule file",))
     refused("rules", "test", tmp_path / "none.yaml", says=("no rules",))
+
+
+def test_explain_fits_80_columns_and_is_plain_where_it_is_no_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = passed("explain", "-m", "timm:test_resnet", "-r", "lora/all_conv").stdout
+    table = text.partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert table[0].split() == ["rule", "at", "n", "inserts", "shape", "params", "FLOPs", "saved"]
+    assert "\x1b" not in text and "…\n" not in "\n".join(table)
+    monkeypatch.setenv("COLUMNS", "140")
+    wide = passed("explain", "-m", "timm:test_resnet", "-r", "lora/all_conv").stdout.splitlines()
+    assert any(" -> " in line for line in wide[1:5])
+
+
+def test_explain_shows_repeated_blocks_once_and_what_it_costs():
+    text = passed("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual").stdout
+    lines = text.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["mha", "blocks.0…5", "6"], ["ffn", "blocks.0…5", "6"]]
+    assert "tuners: 3.1 MFLOPs (4.1 % of the model's 75.3 M)" in text
+    assert "      … and 5 more like it: blocks.1…5" in text
+    only = passed("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual", "--at", "blocks.2.mlp").stdout
+    assert "blocks.2 " in only and "blocks.3" not in only and "head.weight" not in only
+
+
+def test_explain_as_json_has_costs_and_reasons():
+    found = parsed("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual")
+    assert found["cost"]["flops"] == sum(s["flops"] for s in found["sites"])
+    mha, ffn = found["explanation"]["rules"]
+    assert (mha["rule"], len(mha["sites"]), len(ffn["sites"])) == ("mha", 6, 6)
+    assert mha["near"][0].keys() == {"path", "line", "node", "reason", "fix", "alike"}

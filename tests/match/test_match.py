@@ -15,6 +15,8 @@ from torch import nn
 
 import utcompile as utc
 from utcompile.match import Engine
+from utcompile.match.places import places
+from utcompile.match.verdict import judge
 from utcompile.rules import library_patterns, shipped_rules
 
 
@@ -49,8 +51,10 @@ TESTS = [(name, test.model, test) for name in shipped_rules() for test in utc.Ru
 @pytest.mark.parametrize(("name", "model", "test"), TESTS, ids=[f"{n}-{m}" for n, m, _ in TESTS])
 def test_shipped_rules_find_what_they_say(name: str, model: str, test: object) -> None:
     plan = utc.match(captured_of(model.removeprefix("timm:")), name, vars=test.vars)  # type: ignore[attr-defined]
-    found = {r.name: sum(s.rule == r.name for s in plan.sites) for r in plan.ruleset.rules}
-    assert found == dict(test.sites)  # type: ignore[attr-defined]
+    assert {r.name for r in plan.ruleset.rules} == set(test.sites)  # type: ignore[attr-defined]
+    for rule_name, expected in test.sites.items():  # type: ignore[attr-defined]
+        verdict = judge(rule_name, expected, [s.path for s in plan.sites if s.rule == rule_name], places(plan.view))
+        assert verdict.passed, [str(verdict), *verdict.details()]
 
 
 @pytest.mark.parametrize(

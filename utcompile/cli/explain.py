@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from utcompile.cli import output
 from utcompile.cli.options import InputSize, Json, Model, NumClasses, Rules, Var, examples, size_of, variables
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from utcompile.match import Plan, Site
+
 EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",
     "utcompile explain -m timm:resnet50 -r lora/all_conv --var r=4 --at layer1.0",
     "utcompile explain -m net.py:make -r my_rules.yaml --json",
 )
+_WIDE = 100  # columns, from which on two shapes fit side by side
 
 
 def explain(
@@ -34,24 +41,50 @@ def explain(
     ruleset = RuleSet.load(rules, vars=variables(var))
     choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
     captured = utc.capture(choice.build(), (choice.example(),), verify="shapes")
-    _check_place(captured, at)
     # A rule that finds too little is what this verb is for: it is explained first, and fails at the end.
     lenient = replace(ruleset, rules=tuple(replace(r, expect=Expect(optional=True, at_least=0)) for r in ruleset.rules))
     plan = utc.match(captured, lenient)
+    explanation = plan.explanation(at)
     if json:
-        output.emit({**plan.to_dict(), "explanation": plan.explain(at)})
+        output.emit({**plan.to_dict(), "explanation": explanation.to_dict()})
     else:
-        output.say(str(plan))
-        output.say("\n" + plan.explain(at))
+        shown = [site for rule in explanation.rules for site in rule.sites]
+        output.stdout().print(_table(plan, shown, {} if at else plan.sizes))
+        output.say("\n".join(["", *plan.summary(), "", str(explanation)]))
     utc.match(captured, ruleset)
 
 
-def _check_place(captured: object, at: str | None) -> None:
-    from torch import nn
+def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Table:
+    """A row for the sites of each repeated block; at 80 columns only paths and insertions wrap."""
+    from rich.table import Table
 
-    from utcompile.errors import UtcError, did_you_mean
+    from utcompile.match.text import run
 
-    assert isinstance(captured, nn.Module)
-    known = {path for path, _ in captured.named_modules()}
-    if at is not None and at not in known:
-        raise UtcError(f"the model has no module {at!r}", fix=did_you_mean(at, known))
+    arrow = " -> " if output.stdout().width >= _WIDE else "\n-> "
+    rows = [(sites[0], run([s.path for s in sites]), str(len(sites))) for sites in _alike(plan, shown)]
+    longest = max([len(at) for _, at, _ in rows] + [len(name) for name in trained], default=0)
+    table = Table("rule", box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("at", overflow="fold", no_wrap=longest <= 22)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("inserts")
+    table.add_column("shape", no_wrap=True)
+    for name in ("params", "FLOPs", "saved"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for first, at, number in rows:
+        shapes = [text.replace(", ", ",") for text in (first.reads, first.writes)]
+        what = (first.rule, at, number, f"{first.form} {first.tuner}", arrow.join(dict.fromkeys(shapes)))
+        table.add_row(*what, f"{first.parameters:,}", *plan.cost.shown(first.id))
+    for name, size in trained.items():
+        table.add_row("train", name, "", "itself", "", f"{size:,}", "", "")
+    return table
+
+
+def _alike(plan: Plan, shown: Sequence[Site]) -> list[list[Site]]:
+    """The sites of a rule in the copies of one block, where shapes and costs are the same."""
+    from utcompile.match.text import alike
+
+    found: dict[tuple[object, ...], list[Site]] = {}
+    for s in shown:
+        key = (s.rule, alike(s.path), s.form, s.tuner, s.reads, s.writes, s.parameters, plan.cost.shown(s.id))
+        found.setdefault(key, []).append(s)
+    return list(found.values())

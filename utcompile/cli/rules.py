@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 import re
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from utcompile.cli import output
 from utcompile.cli.options import Json, examples
-from utcompile.errors import UtcError, did_you_mean
-
-if TYPE_CHECKING:
-    from utcompile.capture import CapturedModule
-    from utcompile.rules import RuleSet, RuleTest
+from utcompile.errors import UtcError
 
 _SCHEMA_LINE = re.compile(r"\A# yaml-language-server: [^\n]*\n")
 
@@ -93,17 +88,19 @@ def test(
     json: Json = False,
 ) -> None:
     """Run the `tests:` of rule files: the sites each rule finds in models of random weights."""
-    files = _files(path)
-    models: dict[str, CapturedModule] = {}
-    results = [
-        result
-        for name, rules in files.items()
-        for entry in rules.tests
-        for result in _run(name, rules, entry, models, say=not json)
-    ]
+    from utcompile.cli.rule_tests import load_files, run_tests
+
+    files, results = load_files(path)
+    for result in [] if json else results:
+        _show(result)
+    for result in run_tests(files):
+        results.append(result)
+        if not json:
+            _show(result)
     failed = [r for r in results if not r["passed"]]
     if json:
-        output.emit({"passed": not failed, "results": results})
+        data = [{k: v for k, v in r.items() if k not in ("text", "details")} for r in results]
+        output.emit({"passed": not failed, "results": data})
     else:
         untested = [name for name, rules in files.items() if not rules.tests]
         output.say(f"{len(results) - len(failed)} of {len(results)} as expected, in {len(files)} rule files")
@@ -111,6 +108,14 @@ def test(
             output.say(f"without tests: {', '.join(untested)}")
     if failed:
         raise typer.Exit(1)
+
+
+def _show(result: dict[str, Any]) -> None:
+    verdict = "ok" if result["passed"] else "ERROR" if result["error"] else "DIFFERS"
+    about = "  ".join(part for part in (result["rules"], result["model"], result["text"]) if part)
+    output.say(f"{verdict:8}{about}", "" if result["passed"] else "red")
+    for line in result["details"] if not result["passed"] else ():
+        output.say(f"          {line}")
 
 
 @app.command("schema", epilog=examples("utcompile rules schema -o rules.schema.json"))
@@ -132,46 +137,3 @@ def schema(
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UtcError("the schema cannot be written", where=str(out), why=error.strerror) from None
-
-
-def _files(path: str | None) -> dict[str, RuleSet]:
-    from utcompile.rules import RuleSet, shipped_rules
-
-    shipped = shipped_rules()
-    if path is None:
-        return {name: RuleSet.load(file) for name, file in shipped.items()}
-    if Path(path).is_dir():
-        found = sorted(Path(path).rglob("*.yaml"))
-        if not found:
-            raise UtcError("the folder holds no rule file", where=path, fix="rule files end in .yaml")
-        return {str(file): RuleSet.load(file) for file in found}
-    if path not in shipped and not Path(path).is_file():
-        raise UtcError(f"no rules {path!r}", fix=did_you_mean(path, shipped))
-    return {path: RuleSet.load(path)}
-
-
-def _run(
-    name: str, rules: RuleSet, entry: RuleTest, models: dict[str, CapturedModule], *, say: bool
-) -> list[dict[str, Any]]:
-    import utcompile as utc
-    from utcompile.cli.models import ModelChoice
-
-    if entry.model not in models:
-        models.clear()  # one model in memory at a time; files that share one stand side by side
-        choice = ModelChoice(entry.model)
-        models[entry.model] = utc.capture(choice.build(), (choice.example(),), verify="shapes")
-    failure = None
-    found: Counter[str] = Counter()
-    try:
-        found.update(s.rule for s in utc.match(models[entry.model], rules, entry.vars or None).sites)
-    except UtcError as error:
-        failure = str(error)
-    results = []
-    for rule, expected in entry.sites.items():
-        count = None if failure else found[rule]
-        result = {"rules": name, "model": entry.model, "rule": rule, "expected": expected, "found": count}
-        results.append({**result, "passed": count == expected, "error": failure})
-        if say:
-            verdict = "ok" if count == expected else "DIFFERS"
-            output.say(f"{verdict:8}{name}  {entry.model}  {rule}: expected {expected}, found {failure or count}")
-    return results

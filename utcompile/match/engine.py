@@ -14,6 +14,7 @@ from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, describe, is_state, tensor, value_of
+from utcompile.match.kin import Kin, kin
 from utcompile.match.tails import Tails
 from utcompile.rules import CLASSES, OPERATIONS, Call, Expression, Head, Name, Path, Pattern, Spelling, Step
 
@@ -30,19 +31,38 @@ class Trace:
 
     def __init__(self) -> None:
         self.steps_left = 10**9
+        self.calls_left = 10**9
+        self.kin = Kin.NONE
         self.line = ""
         self.node: fx.Node | None = None
         self.reason = ""
+        self.call: Call | None = None  # of the pattern, that the node is not
+        self.fix: str | None = None
 
-    def note(self, steps_left: int, step: Step, node: fx.Node, reason: str) -> None:
+    @property
+    def distance(self) -> tuple[int, int, Kin]:
+        """How far from a match: the lines left, the calls left in the line, and how unlike the node is."""
+        return self.steps_left, self.calls_left, self.kin
+
+    def note(self, steps_left: int, step: Step, node: fx.Node, reason: str, call: Call | None, kin: Kin) -> None:
         """Keep the deepest failure; of equally deep ones, the first."""
-        if steps_left < self.steps_left:
-            self.steps_left, self.line, self.node, self.reason = steps_left, step.text, node, reason
+        calls_left = calls_in(call) if call is not None else 0
+        if (steps_left, calls_left, kin) < self.distance:
+            self.steps_left, self.calls_left, self.kin, self.call = steps_left, calls_left, kin, call
+            self.line, self.node, self.reason = step.text, node, reason
 
-    def constraint(self, line: str, node: fx.Node, reason: str) -> None:
+    def constraint(self, line: str, node: fx.Node, reason: str, fix: str | None = None) -> None:
         """The whole pattern matched, and a constraint of the rule failed: nothing comes nearer."""
         if self.steps_left >= 0:
-            self.steps_left, self.line, self.node, self.reason = -1, line, node, reason
+            self.steps_left, self.calls_left, self.kin, self.call = -1, 0, Kin.SAME, None
+            self.line, self.node, self.reason, self.fix = line, node, reason, fix
+
+
+def calls_in(expression: Expression) -> int:
+    """How many operations an expression calls."""
+    if isinstance(expression, Call):
+        return 1 + sum(map(calls_in, expression.arguments))
+    return 1 + calls_in(expression.source) if isinstance(expression, Path) else 0
 
 
 class Engine:
@@ -94,7 +114,9 @@ class Engine:
     def is_a(self, head: Head, node: fx.Node) -> bool:
         """Whether a node is an operation of one name or class, with the attributes that the pattern wants."""
         found = self.view.operations[node].attributes
-        return head.name in self.view.classes[node] and all(_equal(found.get(k), v) for k, v in head.attributes.items())
+        return head.name in self.view.classes[node] and all(
+            same_attribute(found.get(k), v) for k, v in head.attributes.items()
+        )
 
     # --- solving ------------------------------------------------------------------------------------------------
 
@@ -211,6 +233,7 @@ class Engine:
                     "it is no branch of a residual addition"
                     if head.name == "branch_tail"
                     else "it is no output of the model",
+                    call,
                 )
             for source in walk:
                 for bound, _ in self._expression(call.arguments[0], source, env):
@@ -228,19 +251,20 @@ class Engine:
         candidates = [n for n in self.view.layout_chain(node) if head.name in self.view.classes[n]]
         if not candidates:
             inner = self.view.without_layout(node)
-            self._miss(inner, f"the pattern wants {call.text}, and this is {self.view.operations[inner].name}")
+            self._miss(inner, f"the pattern wants {call.text}, and this is {named(inner, self.view)}", call)
         for candidate in candidates:
             op = self.view.operations[candidate]
-            wrong = next((a for a, v in head.attributes.items() if not _equal(op.attributes.get(a), v)), None)
+            wrong = next((a for a, v in head.attributes.items() if not same_attribute(op.attributes.get(a), v)), None)
             if wrong is not None:
                 self._miss(
                     candidate,
                     f"the pattern wants {wrong}={head.attributes[wrong]!r}, and it is {op.attributes.get(wrong)!r}",
+                    call,
                 )
                 continue
             if len(call.arguments) > len(op.inputs):
                 self._miss(
-                    candidate, f"the pattern wants {len(call.arguments)} operands, and it reads {len(op.inputs)}"
+                    candidate, f"the pattern wants {len(call.arguments)} operands, and it reads {len(op.inputs)}", call
                 )
                 continue
             orders = permutations(op.inputs, len(call.arguments)) if op.name in _COMMUTATIVE else (op.inputs,)
@@ -305,18 +329,19 @@ class Engine:
         parts = [(i, _part(self.view, node)) for i, node in bound]
         sources = {part[0] for _, part in parts if part}
         if not all(part for _, part in parts) or len(sources) != 1:
-            self._miss(bound[0][1], f"the pattern wants the parts of one value in {step.text!r}")
+            self._miss(bound[0][1], f"the pattern wants the parts of one value in {step.text!r}", call)
             return
         ranks = [part[1] for _, part in parts if part]
         if ranks != sorted(set(ranks)):
-            self._miss(bound[0][1], f"the parts come in another order than {', '.join(step.targets)}")
+            self._miss(bound[0][1], f"the parts come in another order than {', '.join(step.targets)}", call)
             return
         for env_bound, _ in self._expression(call.arguments[0], sources.pop(), env):
             yield env_bound
 
-    def _miss(self, node: fx.Node, reason: str) -> None:
+    def _miss(self, node: fx.Node, reason: str, call: Call | None = None) -> None:
         if self.trace is not None and self._current is not None:
-            self.trace.note(self._current[0], self._current[1], node, reason)
+            near = kin(call, node, self.view) if call is not None else Kin.SAME
+            self.trace.note(*self._current, node, reason, call, near)
 
 
 class _Replayed:
@@ -372,13 +397,19 @@ def _start(index: object) -> int:
     return 0
 
 
-def _equal(found: object, wanted: object) -> bool:
+def same_attribute(found: object, wanted: object) -> bool:
     """Attributes compare as numbers; `stride=2` holds for `(2, 2)`."""
     if isinstance(found, (tuple, list)) and not isinstance(wanted, (tuple, list)):
         return all(f == wanted for f in found)
     if isinstance(found, (tuple, list)) and isinstance(wanted, (tuple, list)):
         return tuple(found) == tuple(wanted)
     return found == wanted
+
+
+def named(node: fx.Node, view: GraphView) -> str:
+    """What a node is, in a word or two."""
+    name = view.operations[node].name
+    return {"placeholder": "an input of the model", "get_attr": "a parameter or constant"}.get(name, name)
 
 
 def shown(node: fx.Node) -> str:

@@ -26,7 +26,7 @@ class Fitting:
         Raises:
             UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
         """
-        key = (type(config), str(config), *_site_key(site))
+        key = (type(config), str(config), *site_key(site))
         if key not in self._parameters:
             self._parameters[key] = _tried(config, site)
         return self._parameters[key]
@@ -52,7 +52,7 @@ def _tried(config: TunerConfig, site: TunerSite) -> int:
     return sum(p.numel() for p in tuner.parameters())
 
 
-def _site_key(site: TunerSite) -> tuple[Hashable, ...]:
+def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     """All of a site that a tuner may be built from, the names of parameters and nodes aside."""
     captures = tuple((name, _operation_key(op)) for name, op in site.captures.items())
     operation = _operation_key(site.operation) if site.operation is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import fx
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
 from utcompile.match.conditions import enclosing, failing, within
-from utcompile.match.engine import Bindings, Engine, Trace, shown
-from utcompile.match.explain import Miss, nearest
+from utcompile.match.engine import Bindings, Engine, Trace, named, shown
+from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.fitting import Fitting
+from utcompile.match.hints import absent, hint, other_attributes, scope_hint, unknown
+from utcompile.match.places import wider_glob
 from utcompile.match.plan import Plan
 from utcompile.match.sites import Site, make_site, merge_shared
 from utcompile.rules import (
-    Expect,
     MatchModule,
     MatchOperation,
     MatchParameter,
@@ -59,13 +61,12 @@ def match(
     for rule in ruleset.rules:
         found = _matches(rule, engine)
         taken = select(_without_excluded(rule, found, engine), rule.select)
-        _check_expect(rule, rule.expect, len(taken), len(found), lambda: _misses(ruleset, engine))
+        _check_expect(rule, taken, len(found), engine, lambda: _misses(ruleset, engine))
         sites += _sites(rule, taken, view, fitting)
     trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine)))
     _check_sites(sites)
-    return Plan(
-        tuple(merge_shared(sites, view)), trained, ruleset, captured, view, lambda: _misses(ruleset, engine), rewriter
-    )
+    misses = cache(lambda: _misses(ruleset, engine))
+    return Plan(tuple(merge_shared(sites, view)), trained, ruleset, captured, view, misses, rewriter)
 
 
 def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:
@@ -134,21 +135,23 @@ def _holding(rule: Rule, engine: Engine, candidates: Iterator[Bindings]) -> Iter
     for env in candidates:
         failed = failing(rule.where, env, engine.view)
         if failed is not None:
-            _trace(engine, rule, env, failed[0].text, f"{failed[1]} in `where`")
+            if engine.trace is not None:
+                why, fix = unknown(failed[0], env, engine.view)
+                reason = f"{failed[1]} in `where`{f': {why}' if why else ''}"
+                engine.trace.constraint(failed[0].text, env[rule.insert.target], reason, fix)
             continue
         frames = scope_of(rule, env, engine.view)
         outside = [s for s in rule.inside if not within(s, frames)] or [s for s in rule.not_inside if within(s, frames)]
         if outside:
-            kind = "inside" if outside[0] in rule.inside else "not_inside"
-            where = " > ".join(f.path or "(root)" for f in frames) or "the root module"
-            _trace(engine, rule, env, f"{kind}: {outside[0].module or outside[0].cls}", f"the match is inside {where}")
+            if engine.trace is not None:
+                kind = "inside" if outside[0] in rule.inside else "not_inside"
+                where = " > ".join(f.path or "(root)" for f in frames) or "the root module"
+                why, fix = scope_hint(outside[0], frames, env, engine.view) if kind == "inside" else ("", None)
+                line = f"{kind}: {outside[0].module or outside[0].cls}"
+                reason = f"the match is inside {where}{f'; {why}' if why else ''}"
+                engine.trace.constraint(line, env[rule.insert.target], reason, fix)
             continue
         yield env
-
-
-def _trace(engine: Engine, rule: Rule, env: Bindings, line: str, reason: str) -> None:
-    if engine.trace is not None:
-        engine.trace.constraint(line, env[rule.insert.target], reason)
 
 
 def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
@@ -197,7 +200,10 @@ def _check_sites(sites: Sequence[Site]) -> None:
             )
 
 
-def _check_expect(rule: Rule, expect: Expect, count: int, before: int, misses: Callable[[], list[Miss]]) -> None:
+def _check_expect(
+    rule: Rule, taken: Sequence[Bindings], before: int, engine: Engine, misses: Callable[[], list[Miss]]
+) -> None:
+    expect, count = rule.expect, len(taken)
     if count == 0 and expect.optional:
         return
     wrong = None
@@ -209,17 +215,14 @@ def _check_expect(rule: Rule, expect: Expect, count: int, before: int, misses: C
         wrong = f"at most {expect.at_most}"
     if wrong is None:
         return
-    near = nearest(misses(), rule.name, 2)
     selected = f" ({before} before `except` and `select`)" if before != count else ""
+    most = expect.at_most if expect.exactly is None else expect.exactly
+    if most is not None and count > most:
+        why, fix = too_many(rule, [_path(rule, env, engine.view) for env in taken], most)
+    else:
+        why, fix = too_few(nearest(misses(), rule.name, 2), found=count > 0)
     raise UtcError(
-        f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}",
-        where=str(rule.mark),
-        why="nearest miss: " + "; next: ".join(map(str, near))
-        if near
-        else "no operation in the model ends such a pattern",
-        fix="run `utcompile explain` with this rule, or set `expect: {optional: true}`"
-        if count == 0
-        else "adjust `where:`, `select:` or `expect:`",
+        f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}", where=str(rule.mark), why=why, fix=fix
     )
 
 
@@ -229,26 +232,44 @@ def _misses(ruleset: RuleSet, engine: Engine) -> list[Miss]:
     for rule in ruleset.rules:
         engine.start()
         found: list[Bindings] = []
+        before = len(misses)
+        engine.trace = trace = Trace()  # before the candidates are made: without one, a pattern's kept matches serve
         for candidates in _candidates(rule, engine):
-            engine.trace = trace = Trace()
             matched = next(iter(_holding(rule, engine, candidates)), None)
-            engine.trace = None
             if matched is not None:
                 found.append(matched)
             elif trace.node is not None:
-                misses.append(_miss(rule, trace.steps_left, trace.line, trace.node, trace.reason))
+                fix = hint(trace, engine.view)
+                misses.append(_miss(rule, trace.distance, trace.line, trace.node, trace.reason, fix))
+            engine.trace = trace = Trace()
+        engine.trace = None
+        if isinstance(rule.match, MatchOperation):
+            for node, line, reason, fix in other_attributes(rule.match, engine.view):
+                misses.append(_miss(rule, (0, 0, 0), line, node, reason, fix))
+        if not found and len(misses) == before:
+            reason, fix = absent(rule, engine.view)
+            misses.append(Miss(rule.name, "", (0, 0, 0), "", "", reason, fix))
         allowed = _without_excluded(rule, found, engine)
         taken = select(allowed, rule.select)
         for env in found:
             if not any(env is t for t in taken):
                 word = "select" if any(env is a for a in allowed) else "except"
                 reason = f"the rule matches here, and `{word}` leaves it out"
-                misses.append(_miss(rule, -2, word, env[rule.insert.target], reason, _path(rule, env, engine.view)))
+                path = _path(rule, env, engine.view)
+                misses.append(_miss(rule, (-2, 0, 0), word, env[rule.insert.target], reason, path=path))
     return misses
 
 
-def _miss(rule: Rule, left: int, line: str, node: fx.Node, reason: str, path: str | None = None) -> Miss:
-    return Miss(rule.name, place_of(node) if path is None else path, left, line, shown(node), reason)
+def _miss(
+    rule: Rule,
+    distance: tuple[int, int, int],
+    line: str,
+    node: fx.Node,
+    reason: str,
+    fix: str | None = None,
+    path: str | None = None,
+) -> Miss:
+    return Miss(rule.name, place_of(node) if path is None else path, distance, line, shown(node), reason, fix)
 
 
 def _path(rule: Rule, env: Bindings, view: GraphView) -> str:
@@ -288,13 +309,32 @@ def _trained(train: Train, engine: Engine) -> list[str]:
         if of_module and not found:  # the glob may name a container
             found = [n for n in names if any(glob_match(train.glob, p) for p in _prefixes(n))]
     if not found:
-        raise UtcError(
-            f"train: '{train.kind}:{train.glob}' selects no parameter",
-            where=str(train.mark),
-            why="no output of the model ends in such a pattern" if train.kind == "pattern" else None,
-            fix="see `utcompile inspect` for the names, or remove the line",
-        )
+        why, fix = _selects_nothing(train, engine, list(names))
+        what = f"train: '{train.kind}:{train.glob}' selects no parameter"
+        raise UtcError(what, where=str(train.mark), why=why, fix=f"{fix}; or remove the line")
     return found
+
+
+def _selects_nothing(train: Train, engine: Engine, names: Sequence[str]) -> tuple[str, str]:
+    """Why a line of `train:` selects no parameter, and what to do."""
+    if train.kind != "pattern":
+        owners = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
+        found = wider_glob(train.glob, owners if train.kind == "module" else names)
+        why = (
+            "no parameter has such a name" if train.kind == "parameter" else "no module of such a name has a parameter"
+        )
+        return why, f"write {train.kind}:{found}" if found else "see `utcompile inspect`"
+    pattern = engine.library[train.glob]
+    if any(next(engine.solve(pattern, anchor), None) for anchor in engine.anchors(pattern)):
+        return "it matches, and nothing that it covers has a parameter of the model's own", "name another pattern"
+    if train.glob != "head" or not engine.tails.outputs:
+        return "the pattern matches nowhere", "see `utcompile inspect` for what there is"
+    last = engine.tails.output(engine.tails.outputs[0])[-1]
+    return (
+        f"the model ends without a classifier, in {named(last, engine.view)}: {shown(last)}",
+        "give it one (timm: num_classes=N; on the command line --num-classes N), or name what is to be trained with "
+        "module: or parameter:",
+    )
 
 
 def _prefixes(name: str) -> list[str]:

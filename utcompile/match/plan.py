@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, UtcGraphModule
-from utcompile.match.explain import Miss, explain
+from utcompile.match.cost import PlanCost, plan_cost
+from utcompile.match.diff import PlanDiff, diff
+from utcompile.match.explain import Explanation, Misses, explain
 from utcompile.match.sites import Site
+from utcompile.match.text import columns, counted
 from utcompile.rules import RuleSet
 
 
@@ -31,6 +35,10 @@ class Plan:
         >>> plan = utc.match(captured, "lora/all_linear", vars={"r": 2})
         >>> plan.sites[0].id, plan.sites[0].parameters
         ('linear/0/0', 24)
+        >>> print(plan.diff(utc.match(captured, "lora/all_linear", vars={"r": 4})))
+        ~ linear 0: r 2 -> 4, parameters 24 -> 48
+        sites: 1 changed
+        parameters to train: 42 -> 66 (+24)
     """
 
     sites: tuple[Site, ...]
@@ -38,14 +46,28 @@ class Plan:
     ruleset: RuleSet
     module: UtcGraphModule = field(repr=False)
     view: GraphView = field(repr=False)
-    misses: Callable[[], list[Miss]] = field(repr=False)
+    misses: Misses = field(repr=False)
     rewriter: Callable[[Plan], Any] | None = field(default=None, repr=False)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """The number of elements of each parameter that `train:` selects."""
+        named = dict(self.module.named_parameters(remove_duplicate=False))
+        return {name: named[name].numel() for name in self.trained}
 
     @property
     def parameters(self) -> int:
         """How many parameters are trained: the tuners' and those of `train:`."""
-        named = dict(self.module.named_parameters(remove_duplicate=False))
-        return sum(s.parameters for s in self.sites) + sum(named[n].numel() for n in self.trained)
+        return sum(s.parameters for s in self.sites) + sum(self.sizes.values())
+
+    @cached_property
+    def cost(self) -> PlanCost:
+        """FLOPs and saved bytes at batch 1, counted when they are first asked for."""
+        return self.cost_at(1)
+
+    def cost_at(self, batch: int) -> PlanCost:
+        """FLOPs of the tuners' forward, and the bytes they save for backward, at a batch size."""
+        return plan_cost(self.sites, self.view, batch)
 
     def apply(self) -> Any:
         """Insert the tuners: a `TunedModule` that computes what the model computes, until it is trained."""
@@ -53,33 +75,52 @@ class Plan:
             raise UtcError("this plan was made without a rewriter", fix="make it with utcompile.match")
         return self.rewriter(self)
 
+    def diff(self, other: Plan) -> PlanDiff:
+        """What another plan of the model adds, removes and changes: other rules, or other values of their variables."""
+        if not isinstance(other, Plan):
+            raise UtcError(f"a plan is compared with a Plan, not with {type(other).__name__}", fix="use utc.match")
+        return diff(self, other)
+
+    def explanation(self, path: str | None = None) -> Explanation:
+        """What each rule found, and where it nearly matched, at a module path or everywhere.
+
+        Raises:
+            UtcError: the model has no module of that path.
+        """
+        return explain(self.sites, self.ruleset, self.misses, self.view, path)
+
     def explain(self, path: str | None = None) -> str:
-        """What each rule found, and where it nearly matched, at a module path or everywhere."""
-        return explain(self.sites, self.ruleset, self.misses(), path)
+        """The explanation as text."""
+        return str(self.explanation(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         keys = ("id", "rule", "path", "form", "tuner", "parameters", "reads", "writes")
+        sites = []
+        for site in self.sites:
+            cost = self.cost.sites.get(site.id)
+            counts = {k: getattr(cost, k, None) for k in ("flops", "saved_bytes")}
+            config = site.config.model_dump(mode="json", exclude={"kind"})
+            sites.append({**{k: getattr(site, k) for k in keys}, **counts, "config": config})
         return {
             "rules": self.ruleset.name,
-            "sites": [{k: getattr(s, k) for k in keys} for s in self.sites],
+            "sites": sites,
             "trained": list(self.trained),
             "trainable_parameters": self.parameters,
+            "cost": self.cost.to_dict(),
         }
 
     def __str__(self) -> str:
-        rows = [("rule", "at", "inserts", "reads", "changes", "parameters")]
-        rows += [
-            (s.rule, s.path or "(root)", f"{s.form} {s.tuner}", s.reads, s.writes, f"{s.parameters:,}")
-            for s in self.sites
-        ]
-        named = dict(self.module.named_parameters(remove_duplicate=False))
-        rows += [("train", n, "trained itself", "", "", f"{named[n].numel():,}") for n in self.trained]
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(r[:-1], widths, strict=False)) + "  " + r[-1].rjust(widths[-1])
-            for r in rows
-        ]
+        rows = [("rule", "at", "inserts", "reads", "changes", "parameters", "FLOPs", "saved")]
+        for s in self.sites:
+            where = (s.rule, s.path or "(root)", f"{s.form} {s.tuner}", s.reads, s.writes)
+            rows.append((*where, f"{s.parameters:,}", *self.cost.shown(s.id)))
+        rows += [("train", name, "trained itself", "", "", f"{size:,}", "", "") for name, size in self.sizes.items()]
+        return "\n".join([*columns(rows, right=3), *self.summary()])
+
+    def summary(self) -> list[str]:
+        """What the tuners cost, where there are any, and how many sites and parameters there are."""
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
-        sites = f"{len(self.sites)} sites ({counts})" if counts else "no sites"
-        return "\n".join([*lines, f"{sites}, {self.parameters:,} parameters to train"])
+        sites = f"{counted(len(self.sites), 'site')} ({counts})" if counts else "no sites"
+        last = f"{sites}, {self.parameters:,} parameters to train"
+        return [*([str(self.cost)] if self.sites else []), last]

@@ -6,6 +6,7 @@ from utcompile.rules.json_schema import json_schema, shipped_kinds
 from utcompile.rules.library import library_patterns
 from utcompile.rules.model import (
     Expect,
+    ExpectedSites,
     Insertion,
     Match,
     MatchModule,
@@ -45,6 +46,7 @@ __all__ = [
     "Call",
     "Comparison",
     "Expect",
+    "ExpectedSites",
     "Expression",
     "Head",
     "Insertion",

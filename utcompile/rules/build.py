@@ -183,7 +183,8 @@ class Builder:
                 fix = did_you_mean(name, self.variables.values)
                 raise UtcError(f"unknown variable '{name}'", where=where, fix=fix)
             values[name] = check_value(value, name, where)
-        return RuleTest(entry.model, dict(entry.sites), values)
+        sites = {name: dict.fromkeys(at) if isinstance(at, list) else at for name, at in entry.sites.items()}
+        return RuleTest(entry.model, sites, values)
 
     def _refuse_idle(self) -> None:
         """What is declared and has no effect is more likely a slip than a wish."""

@@ -12,6 +12,7 @@ from utcompile.tuners import TunerConfig
 
 __all__ = [
     "Expect",
+    "ExpectedSites",
     "Insertion",
     "Match",
     "MatchModule",
@@ -167,10 +168,14 @@ class Train:
     mark: Mark
 
 
+# How many sites a rule has in a model; or how many by glob of their paths, None for one or more, and none elsewhere.
+ExpectedSites = int | Mapping[str, int | None]
+
+
 @dataclass(frozen=True)
 class RuleTest:
-    """A model, and how many sites each rule must find in it."""
+    """A model, and the sites each rule must find in it."""
 
     model: str
-    sites: Mapping[str, int]
+    sites: Mapping[str, ExpectedSites]
     vars: Mapping[str, Any] = field(default_factory=dict)

@@ -41,7 +41,7 @@ def _glob(text: str) -> str:
 
 def _shape(value: Any) -> str | None:
     """Tells a union's members apart, so that an error is about the one that was meant."""
-    shapes: dict[type, str] = {str: "<text>", dict: "<mapping>"}
+    shapes: dict[type, str] = {str: "<text>", dict: "<mapping>", int: "<number>", list: "<list>"}
     return shapes.get(type(value))
 
 
@@ -75,8 +75,16 @@ Label = Annotated[str, Field(pattern=LABEL)]
 Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Sites = Annotated[
+    Annotated[Count, Tag("<number>")]
+    | Annotated[list[Glob], Tag("<list>")]
+    | Annotated[dict[Glob, Count], Tag("<mapping>")],
+    Discriminator(
+        _shape, custom_error_type="rule_union", custom_error_message="must be a number, a list of paths or a mapping"
+    ),
+]
 TunerMapping = Annotated[dict[str, Any], WithJsonSchema({"$comment": "tuner"})]
-UNION_TAGS = ("<text>", "<mapping>")
+UNION_TAGS = ("<text>", "<mapping>", "<number>", "<list>")
 GLOB_FIX = "write a dotted path: * is one segment, ** any number"
 FORMS = ("parallel", "sequential", "weight")
 
@@ -203,7 +211,9 @@ class TestEntry(Entry):
     __test__ = False  # no test class for pytest to collect
 
     model: str = Field(description="such as timm:resnet18")
-    sites: dict[str, Count] = Field(description="number of sites by rule name")
+    sites: dict[str, Sites] = Field(
+        description="by rule name: the number of its sites, a list of their paths, or numbers by glob"
+    )
     vars: dict[str, Any] = Field({}, description="variables, instead of the file's values")
 
 
