@@ -115,6 +115,15 @@ def test_a_broken_file_in_a_folder_does_not_hide_the_others(write, tmp_path):
     assert good["passed"]
 
 
+def test_a_file_that_others_include_is_no_failure(write, tmp_path):
+    path = write("timm:test_vit {all: 25}")
+    path.write_text(
+        path.read_text().replace("rules:", "include: parts.yaml\nrules:", 1).replace("{kind: lora, r: 2}", "l")
+    )
+    (tmp_path / "parts.yaml").write_text("version: 1\nname: parts\ntuners: {l: {kind: lora, r: 2}}\n")
+    assert "1 of 1 as expected, in 1 rule files" in passed("rules", "test", tmp_path).stdout
+
+
 def test_one_model_is_captured_once_for_all_files(write, tmp_path, monkeypatch):
     import utcompile
 
