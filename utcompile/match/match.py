@@ -233,16 +233,15 @@ def _misses(ruleset: RuleSet, engine: Engine) -> list[Miss]:
         engine.start()
         found: list[Bindings] = []
         before = len(misses)
-        engine.trace = trace = Trace()  # before the candidates are made: without one, a pattern's kept matches serve
         for candidates in _candidates(rule, engine):
+            engine.trace = trace = Trace()
             matched = next(iter(_holding(rule, engine, candidates)), None)
+            engine.trace = None
             if matched is not None:
                 found.append(matched)
             elif trace.node is not None:
                 fix = hint(trace, engine.view)
                 misses.append(_miss(rule, trace.distance, trace.line, trace.node, trace.reason, fix))
-            engine.trace = trace = Trace()
-        engine.trace = None
         if isinstance(rule.match, MatchOperation):
             for node, line, reason, fix in other_attributes(rule.match, engine.view):
                 misses.append(_miss(rule, (0, 0, 0), line, node, reason, fix))
