@@ -1,0 +1,164 @@
+"""The table of operations, read: which callable, method or class of torch is which canonical operation."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utcompile.graph.table import ROWS
+
+_HOMES: Mapping[str, Any] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
+# what torch also accepts, or what a module calls otherwise
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "input": ("self", "a", "x", "mat_a"),
+    "mat2": ("mat_b",),
+    "other": ("mat2", "vec2", "tensor", "tensor2", "x2"),
+    "dim": ("axis",),
+    "dims": ("axes", "axis", "dim"),
+    "dim0": ("axis0",),
+    "dim1": ("axis1",),
+    "keepdim": ("keepdims",),
+    "p": ("ord",),
+    "indices_or_sections": ("indices", "sections"),
+    "split_size_or_sections": ("split_size", "split_sizes"),
+    "sizes": ("unflattened_size",),
+    "pad": ("padding",),
+    "shape": ("size", "dtype"),
+    "size": ("shape",),
+    "tensors": ("inputs",),
+    "correction": ("ddof",),
+}
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one callable's arguments map to a canonical operation's schema.
+
+    Attributes:
+        name: the canonical name.
+        schema: argument names in order.
+        defaults: what is meant where an argument is left out.
+        variadic: the argument that takes all the remaining positional ones: `x.permute(0, 2, 1)`.
+        fixed: attributes that this spelling says by its own name: `avg_pool2d` says `kind=avg`.
+        spatial: the number of spatial dimensions in its name, to which a single size applies.
+    """
+
+    name: str
+    schema: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    variadic: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    spatial: int = 0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def silent(self, argument: str) -> bool:
+        """Whether an argument says nothing about what is computed."""
+        return argument.startswith("_") or argument in ("inplace", "out")
+
+
+def _read(name: str, text: str, spatial: int) -> Spelling:
+    signature, _, stated = text.partition(";")
+    arguments = ast.parse(f"def f({signature}): pass").body[0].args  # type: ignore[attr-defined]
+    plain = [*arguments.posonlyargs, *arguments.args]
+    pairs = list(zip(reversed(plain), reversed(arguments.defaults), strict=False))
+    pairs += [(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None]
+    schema = [a.arg for a in plain]
+    variadic = arguments.vararg.arg if arguments.vararg else None
+    schema += [variadic] if variadic else []
+    schema += [a.arg for a in arguments.kwonlyargs]
+    fixed = dict(part.strip().split("=", 1) for part in stated.split(", ") if part.strip())
+    renamed = {alias: name for name in schema for alias in _ALIASES.get(name, ()) if alias not in schema}
+    return Spelling(
+        name,
+        tuple(schema),
+        {a.arg: ast.literal_eval(d) for a, d in pairs},
+        variadic,
+        {k: _literal(v) for k, v in fixed.items()},
+        spatial,
+        renamed,
+    )
+
+
+def _literal(text: str) -> Any:
+    dtype = getattr(torch, text, None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def _homes(spelled: str) -> Iterator[tuple[Any, str]]:
+    """The namespaces that a spelling of the table speaks of, and the name in them."""
+    first, _, rest = spelled.partition(".")
+    if not rest:
+        yield from ((torch, spelled), (torch.Tensor, spelled))
+    elif first in _HOMES:
+        path, _, last = rest.rpartition(".")
+        yield reduce(getattr, path.split(".") if path else (), _HOMES[first]), last
+    else:
+        path, _, last = spelled.rpartition(".")
+        yield reduce(getattr, path.split("."), torch), last
+
+
+def spelled(word: str) -> list[tuple[str, Any]]:
+    """The callables behind a word of the table: `("function", f)`, `("method", name)` or `("module", class)`.
+
+    Example:
+        >>> [kind for kind, _ in spelled("relu")], spelled("T.float"), spelled("nn.ReLU")
+        (['function', 'function', 'method', 'method'], [('method', 'float')], [('module', <class '...ReLU'>)])
+    """
+    found: list[tuple[str, Any]] = []
+    for home, name in _homes(word):
+        for variant in (name, f"{name}_"):
+            value = getattr(home, variant, None)
+            if value is None or (home is operator and variant != name):
+                continue
+            if home is torch.Tensor:
+                found.append(("method", variant))
+            else:
+                found.append(("module" if home is nn else "function", value))
+    return found
+
+
+def _digit(word: str) -> int:
+    return next((n for n in (1, 2, 3) if word.endswith(f"{n}d")), 0)
+
+
+def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], dict[type, Spelling]]:
+    functions: dict[Callable[..., Any], Spelling] = {}
+    methods: dict[str, Spelling] = {}
+    modules: dict[type, Spelling] = {}
+    tables: dict[str, dict[Any, Spelling]] = {"function": functions, "method": methods, "module": modules}
+    for name, signature, words in ROWS:
+        for word in words.split():
+            spelling = _read(name, signature, _digit(word))
+            for kind, value in spelled(word):
+                tables[kind].setdefault(value, spelling)
+    return functions, methods, modules
+
+
+_functions, _methods, _modules = _tables()
+FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(_functions)
+METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
+MODULES: Mapping[type, Spelling] = MappingProxyType(_modules)
+
+
+def spelling_of_module(leaf: nn.Module) -> Spelling | None:
+    """The spelling of a leaf module: its class's, or that of a class of torch whose `forward` it inherits."""
+    for cls in type(leaf).__mro__:
+        found = MODULES.get(cls)
+        if found is not None:
+            return found if type(leaf).forward is vars(cls).get("forward", type(leaf).forward) else None
+    return None
