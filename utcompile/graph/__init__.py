@@ -4,7 +4,7 @@ from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
-from utcompile.graph.layout import carried, permutation_of
+from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
@@ -15,17 +15,18 @@ __all__ = [
     "ACTIVATIONS",
     "BATCH",
     "CLASSES",
+    "KINDS",
     "Fitter",
     "Frame",
     "GraphView",
     "InPlace",
+    "Layout",
     "Operation",
     "Origin",
     "Size",
     "Symbol",
     "UtcGraphModule",
     "Value",
-    "carried",
     "clear_inplace",
     "collector_paused",
     "copy_graph",
@@ -40,7 +41,6 @@ __all__ = [
     "module_operation",
     "operation",
     "origin_of",
-    "permutation_of",
     "place_of",
     "set_inplace",
     "state_name",

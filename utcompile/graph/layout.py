@@ -1,156 +1,129 @@
-"""Where the channels of a value are, inferred from the operations that make and read it.
+"""Where the channels of a value are, and how its other axes are arranged.
 
-Convolutions and batch norms put them on axis 1, linears and layer norms on the last; elementwise operations, pools and
-paddings keep them; permutes and reshapes move them. An unknown axis is None.
+The axes of every value are followed through the graph as products of atoms (`axes`), so that windows, heads and
+flattenings keep what they are made of. Convolutions, linears, norms and embeddings say which axis holds channels; what
+is read says so too. An addition shows that two axes hold the same places.
+
+What a claim means: let the output channels of the operations in `made_by` be permuted, all alike, in a way that keeps
+the parts together into which the graph divides them (heads, groups, slices). Then exactly the axis `axis` of the value
+is permuted. Where nothing of the kind is known, there is no layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 from torch import fx
 
-from utcompile.graph.classes import is_slice
-from utcompile.graph.meta import value_of
-from utcompile.graph.operations import ACTIVATIONS, Operation
-from utcompile.graph.value import Size, Value
+from utcompile.graph.axes import Atom, Axis, Origin, resolved
+from utcompile.graph.flow import Flow
+from utcompile.graph.operations import Operation
 
-_FIRST = ("conv", "batch_norm", "instance_norm", "group_norm")
-_LAST = ("linear", "layer_norm", "rms_norm", "embedding")
-_KEEP = ACTIVATIONS | set(
-    "add sub mul div contiguous detach identity roll pad expand to dropout softmax pool interpolate".split()
-)
-
-
-def channel_axes(nodes: Sequence[fx.Node], operations: Mapping[fx.Node, Operation]) -> dict[fx.Node, int | None]:
-    """The channel axis of every tensor, from its maker where that tells, else from its readers."""
-    axes: dict[fx.Node, int | None] = {}
-    position = {n: i for i, n in enumerate(nodes)}
-    for node in nodes:
-        op = operations[node]
-        if op.name == "add" and len(op.inputs) == 2:
-            _agree(op, sorted(op.inputs, key=position.__getitem__), operations, axes)
-        axes[node] = _from_maker(node, op, axes)
-    for node in reversed(nodes):
-        value = value_of(node)
-        if axes[node] is None and value is not None:
-            axes[node] = next(
-                (a for u in node.users if (a := _from_reader(node, u, value, operations, axes)) is not None), None
-            )
-    return axes
+KINDS: Mapping[str, str] = {
+    "NCHW": "feature maps, (B, C, H, W)",
+    "NHWC": "feature maps, channels last, (B, H, W, C)",
+    "NCL": "sequences, channels first, or transposed tokens, (B, C, L)",
+    "tokens": "sequences, channels last, (B, N, C); also called NLC",
+    "NCDHW": "volumes or videos, (B, C, D, H, W)",
+    "NDHWC": "the same, channels last, (B, D, H, W, C)",
+    "LNC": "sequences, the batch second, (L, B, C)",
+    "vectors": "one vector a sample, (B, C)",
+    "windows": "space divided into windows, such as (B·H/7·W/7, 49, C)",
+    "heads": "channels divided into heads, such as (B, heads, N, C/heads); the channel axis is that within a head",
+    "groups": "channels of feature maps divided into groups, such as (B, groups, C/groups, H, W)",
+}
 
 
-def _agree(
-    op: Operation, inputs: list[fx.Node], operations: Mapping[fx.Node, Operation], axes: dict[fx.Node, int | None]
-) -> None:
-    """What is added to a stream of one shape has the stream's channels, though a token-mixing linear made it."""
-    stream, branch = inputs
-    a, b = value_of(stream), value_of(branch)
-    if a is None or b is None or a.shape != b.shape or axes[stream] is None:
-        return
-    while axes[branch] != axes[stream]:
-        axes[branch] = axes[stream]
-        made = operations[branch]
-        if made.name not in _KEEP or len(made.inputs) != 1 or made.name == "expand":
-            return
-        branch = made.inputs[0]
+@dataclass(frozen=True)
+class Layout:
+    """How a value's axes are arranged.
 
-
-def _stated(name: str, rank: int) -> int | None:
-    if name.startswith(_FIRST):
-        return 1 if rank > 1 else None
-    return rank - 1 if name in _LAST else None
-
-
-def _from_maker(node: fx.Node, op: Operation, axes: Mapping[fx.Node, int | None]) -> int | None:
-    value = value_of(node)
-    if value is None or not value.rank:
-        return None
-    stated = _stated(op.name, value.rank)
-    if stated is not None:
-        return stated
-    for source in op.inputs:
-        axis, before = axes.get(source), value_of(source)
-        if axis is None or before is None:
-            continue
-        if op.name in _KEEP or op.name == "cat" or is_slice(op):
-            if before.rank == value.rank:
-                return axis
-        elif op.name in ("permute", "transpose"):
-            return permutation_of(op, value.rank).index(axis)
-        elif op.name == "reshape":
-            return carried(before, value, axis)
-        elif op.name == "mean":
-            return _after_mean(op, axis, before.rank)
-        else:
-            return None
-    return None
-
-
-def _from_reader(
-    node: fx.Node,
-    user: fx.Node,
-    value: Value,
-    operations: Mapping[fx.Node, Operation],
-    axes: Mapping[fx.Node, int | None],
-) -> int | None:
-    op, after = operations[user], value_of(user)
-    if not op.inputs or (op.inputs[0] is not node and op.name not in _KEEP):
-        return None
-    stated = _stated(op.name, value.rank)
-    if stated is not None or after is None:
-        return stated
-    axis = axes.get(user)
-    if axis is None:
-        return None
-    if op.name in _KEEP and after.rank == value.rank:
-        return axis
-    if op.name in ("permute", "transpose"):
-        return permutation_of(op, value.rank)[axis]
-    return carried(after, value, axis) if op.name == "reshape" else None
-
-
-def permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
-    """The axis order of a permute or transpose: axis i of the result is axis `order[i]` of its input."""
-    order = list(range(rank))
-    given: Any = op.attributes
-    if op.name == "transpose":
-        a, b = given["dim0"] % rank, given["dim1"] % rank
-        order[a], order[b] = order[b], order[a]
-    elif "dims" in given:
-        order = [d % rank for d in given["dims"]]
-    else:  # movedim
-        source, destination = (
-            x if isinstance(x, (tuple, list)) else (x,) for x in (given["source"], given["destination"])
-        )
-        rest = [d for d in order if d not in {s % rank for s in source}]
-        for s, d in sorted(zip(source, destination, strict=True), key=lambda pair: pair[1] % rank):
-            rest.insert(d % rank, s % rank)
-        order = rest
-    return tuple(order)
-
-
-def carried(before: Value, after: Value, axis: int) -> int | None:
-    """The axis of a reshape's result that holds the same channels: equal size, equal product of what stands before it.
-
-    Checked at two batch sizes, so that a batch that happens to equal a channel count does not mislead.
+    Attributes:
+        kind: one of `KINDS`; None for an arrangement that has no name.
+        axis: the channel axis; where channels are divided among several, the innermost.
+        axes: a name for each axis: `("B", "C", "H", "W")`, `("(B h w)", "(h w)", "C")`.
+        made_by: the operations whose output channels these are; none for the channels of an input.
     """
-    found: int | None = None
-    for i, size in enumerate(after.shape):
-        if isinstance(size, Size) or size != before.shape[axis]:
+
+    kind: str | None
+    axis: int
+    axes: tuple[str, ...]
+    made_by: tuple[fx.Node, ...] = field(default=(), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return " ".join(self.axes)
+
+
+def layouts(
+    nodes: Sequence[fx.Node], operations: Mapping[fx.Node, Operation], written: Callable[[fx.Node], Operation]
+) -> dict[fx.Node, Layout | None]:
+    """The layout of every tensor, None where it is unknown.
+
+    Args:
+        written: a node's own operation, where `operations` reads it as the end of a composite.
+    """
+    flow = Flow(operations, written)
+    for node in nodes:
+        flow.visit(node)
+    return {n: _layout([resolved(a) for a in flow.axes[n]]) if n in flow.axes else None for n in nodes}
+
+
+def _layout(axes: list[Axis]) -> Layout | None:
+    parts: dict[Origin, list[tuple[int, Atom]]] = {}
+    for i, axis in enumerate(axes):
+        for atom in axis:
+            parts.setdefault(atom.origin, []).append((i, atom))
+    found: tuple[Origin, int] | None = None
+    for origin, places in parts.items():
+        if origin.role != "channel" or prod(a.size for _, a in places) != origin.size:
+            continue  # a part of its channels is summed over, or stands here twice
+        if origin.solid and len(places) > 1:
             continue
-        if all(prod(before.sizes(b)[:axis]) == prod(after.sizes(b)[:i]) for b in (2, 3)):
-            found = i
-    return found
+        inner = min(places, key=lambda place: place[1].stride)
+        if any(a.origin.role == "batch" for a in axes[inner[0]]):
+            continue
+        if found is None or origin.order > found[0].order:
+            found = origin, inner[0]
+    if found is None:
+        return None
+    origin, at = found
+    names = tuple(_name(axis, origin) for axis in axes)
+    return Layout(_kind(axes, origin, at, parts), at, names, tuple(origin.makers))
 
 
-def _after_mean(op: Operation, axis: int, rank: int) -> int | None:
-    dims = op.attributes["dim"]
-    if dims is None:
-        return None
-    reduced = {d % rank for d in (dims if isinstance(dims, (tuple, list)) else (dims,))}
-    if axis in reduced:
-        return None
-    return axis if op.attributes["keepdim"] else axis - sum(d < axis for d in reduced)
+def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, list[tuple[int, Atom]]]) -> str | None:
+    rank = len(axes)
+    others = [i for i in range(rank) if i != at]
+    heads = [i for i in others if any(a.origin.role == "channel" for a in axes[i])]
+    if heads:
+        return "groups" if rank - at > 2 and all(i < at for i in heads) and rank > 4 else "heads"
+    for origin, places in parts.items():
+        if origin.role == "space" and len({i for i, _ in places if i != at}) > 1:
+            return "windows"
+    if rank == 2:
+        return "vectors" if at == 1 else None
+    if rank == 3 and at == 2:
+        batch = [any(a.origin.role == "batch" for a in axis) for axis in axes]
+        return "LNC" if batch[1] and not batch[0] else "tokens"
+    if any(len({a.origin for a in axes[i]}) > 1 for i in others if i > 0) and rank > 3:
+        return None  # two of an image's sides on one axis, beside others
+    names = {(3, 1): "NCL", (4, 1): "NCHW", (4, 3): "NHWC", (5, 1): "NCDHW", (5, 4): "NDHWC"}
+    return names.get((rank, at))
+
+
+def _name(axis: Axis, channels: Origin) -> str:
+    words = [_word(atom, channels) for atom in axis]
+    return f"({' '.join(words)})" if len(words) > 1 else words[0] if words else "1"
+
+
+def _word(atom: Atom, channels: Origin) -> str:
+    origin = atom.origin
+    if origin.role == "channel":
+        if atom.stride > 1 or origin is not channels:
+            return "heads"
+        letter = "C"
+    else:
+        letter = "B" if origin.role == "batch" else origin.letter or ("N" if origin.role == "space" else "?")
+    return letter if atom.size == origin.size else letter.lower()

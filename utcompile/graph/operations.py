@@ -186,11 +186,10 @@ def _full_name(target: Any) -> str:
     """`package.module.Thing` of what is called, `Tensor.name` of a method."""
     if isinstance(target, str):
         return f"Tensor.{target}"
-    target = target if hasattr(target, "__qualname__") else type(target)  # an object that can be called
-    if getattr(torch, target.__name__, None) is target:
-        return f"torch.{target.__name__}"
-    home = (getattr(target, "__module__", None) or "builtins").removeprefix("_")
-    return f"{home}.{target.__qualname__}"
+    named: Any = target if hasattr(target, "__qualname__") else type(target)  # an object that can be called
+    if named in (getattr(torch, named.__name__, None),):
+        return f"torch.{named.__name__}"
+    return f"{(getattr(named, '__module__', None) or 'builtins').removeprefix('_')}.{named.__qualname__}"
 
 
 # --- what an argument's kind decides ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from utcompile.graph.classes import CLASSES
 from utcompile.graph.composites import composites
-from utcompile.graph.layout import channel_axes
+from utcompile.graph.layout import Layout, layouts
 from utcompile.graph.meta import Frame, origin_of, tensor, value_of
 from utcompile.graph.operations import Operation, operation
 
@@ -41,9 +41,14 @@ class GraphView:
         return tuple(found.shape) if found is not None else ()
 
     @cached_property
+    def layouts(self) -> dict[fx.Node, Layout | None]:
+        """How every value is arranged, None where that is unknown."""
+        return layouts(self.nodes, self.operations, lambda node: operation(node, self.module))
+
+    @cached_property
     def channel_axis(self) -> dict[fx.Node, int | None]:
         """The channel axis of every tensor, None where it is unknown."""
-        return channel_axes(self.nodes, self.operations)
+        return {n: layout.axis if layout else None for n, layout in self.layouts.items()}
 
     @cached_property
     def classes(self) -> dict[fx.Node, frozenset[str]]:

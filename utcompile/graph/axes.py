@@ -1,0 +1,171 @@
+"""Axes as products of atoms: what a reshape does to them, exactly.
+
+An *origin* is an axis as some operation made it: the channels of a convolution, the rows of an image. An *atom* is a
+digit of an origin's index in mixed radix, so that `i = Σ digit · stride`. Reshaping `(B, N, 768)` to `(B, N, 12, 64)`
+makes two atoms of one origin, `(stride 64, size 12)` and `(stride 1, size 64)`; a permute moves atoms, a flattening
+puts several on one axis, and adjacent digits that meet again are one.
+
+Sizes are plain integers: a batch is a large prime, so that nothing divides by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import NamedTuple
+
+from torch import fx
+
+from utcompile.graph.value import BATCH, Size, Symbol
+
+_PRIMES = (1_000_003, 10_007, 20_011, 30_011, 40_009)
+
+
+class Origin:
+    """An axis as it was made.
+
+    Attributes:
+        size: how many elements it has.
+        role: `batch`, `channel`, `space`, or None as long as nobody says.
+        letter: how it is shown.
+        order: a later one has a larger number.
+        makers: the operations whose output channels these are.
+        solid: its parts mean nothing, only the whole.
+        alias: the atoms that this was found to be, where an addition showed it.
+    """
+
+    __slots__ = ("alias", "letter", "makers", "order", "role", "size", "solid")
+
+    def __init__(self, size: int, role: str | None, order: int, letter: str = "", maker: fx.Node | None = None) -> None:
+        self.size, self.role, self.order, self.letter = size, role, order, letter
+        self.makers: list[fx.Node] = [] if maker is None else [maker]
+        self.solid = False
+        self.alias: Axis | None = None
+
+
+class Atom(NamedTuple):
+    """A digit of an origin's index."""
+
+    origin: Origin
+    stride: int
+    size: int
+
+
+Axis = tuple[Atom, ...]
+
+
+class Sizes:
+    """Sizes that vary, as the integers that stand for them."""
+
+    def __init__(self) -> None:
+        self._symbols: dict[Symbol, int] = {BATCH: _PRIMES[0]}
+        self._known: dict[int, tuple[Size, int]] = {}
+
+    def __call__(self, size: int | Size) -> int:
+        if isinstance(size, int):
+            return size
+        known = self._known.get(id(size))
+        if known is None:
+            for symbols, _ in size.terms:
+                for s in symbols:
+                    prime = _PRIMES[min(len(self._symbols), len(_PRIMES) - 1)]
+                    self._symbols.setdefault(s, s.example + s.step * prime)
+            known = self._known[id(size)] = (size, size.of(self._symbols))  # kept, so that its id stays its own
+        return known[1]
+
+
+def resolved(axis: Axis) -> Axis:
+    """An axis with every origin replaced by what it was found to be."""
+    if all(a.origin.alias is None for a in axis):
+        return axis
+    found: list[Atom] = []
+    for atom in axis:
+        alias = atom.origin.alias
+        if alias is None:
+            found.append(atom)
+            continue
+        atom.origin.alias = alias = resolved(alias)
+        parts = regrouped(alias, (atom.origin.size // (atom.stride * atom.size), atom.size, atom.stride))
+        middle = parts[1]
+        found += (atom,) if middle is None else middle
+    return _merged(found)
+
+
+def regrouped(atoms: Iterable[Atom], sizes: Sequence[int]) -> list[Axis | None]:
+    """The atoms as they stand on axes of new sizes, in row-major order; None for an axis that no atoms make up.
+
+    Example:
+        >>> heads = Origin(6, "channel", 0)
+        >>> outer, inner = regrouped([Atom(heads, 1, 6)], (2, 3))
+        >>> outer[0].stride, outer[0].size, inner[0].stride, inner[0].size
+        (3, 2, 1, 3)
+    """
+    known = [a for a in atoms if a.size > 1]
+    if prod(a.size for a in known) != prod(sizes):
+        return [None] * len(sizes)
+    front = _consumed(known[::-1], sizes, inner=False)
+    if len(front) == len(sizes):
+        return [*front]
+    back = _consumed(known, sizes[::-1], inner=True)[::-1]
+    gap = len(sizes) - len(front) - len(back)
+    return [*front, *[None] * gap, *back] if gap >= 0 else [None] * len(sizes)
+
+
+def _consumed(left: list[Atom], sizes: Sequence[int], *, inner: bool) -> list[Axis]:
+    """Axes filled from the end of `left`, as far as its atoms can be divided."""
+    axes: list[Axis] = []
+    left = list(left)
+    for size in sizes:
+        axis: list[Atom] = []
+        while size > 1:
+            if not left:
+                return axes
+            atom = left.pop()
+            if size % atom.size == 0:
+                axis.append(atom)
+                size //= atom.size
+            elif atom.size % size == 0:
+                rest = atom.size // size
+                low, high = (size, rest) if inner else (rest, size)
+                digits = Atom(atom.origin, atom.stride, low), Atom(atom.origin, atom.stride * low, high)
+                axis.append(digits[not inner])
+                left.append(digits[inner])
+                size = 1
+            else:
+                return axes
+        axes.append(_merged(axis[::-1] if inner else axis))
+    return axes
+
+
+def _merged(atoms: Sequence[Atom]) -> Axis:
+    result: list[Atom] = []
+    for atom in atoms:
+        last = result[-1] if result else None
+        if last is not None and last.origin is atom.origin and last.stride == atom.stride * atom.size:
+            result[-1] = Atom(atom.origin, atom.stride, last.size * atom.size)
+        else:
+            result.append(atom)
+    return tuple(result)
+
+
+def whole(axis: Axis) -> Origin | None:
+    """The one origin that an axis is, all of it and nothing else."""
+    if len(axis) == 1 and axis[0].size == axis[0].origin.size:
+        return axis[0].origin
+    return None
+
+
+def same(kept: Axis, other: Axis) -> None:
+    """Make known that two axes hold the same places: `kept` is the older, and its roles count."""
+    kept, other = resolved(kept), resolved(other)
+    if kept == other:
+        return
+    mine, theirs = whole(kept), whole(other)
+    if theirs is None or (mine is not None and mine.role is None and theirs.role is not None):
+        kept, other, mine, theirs = other, kept, theirs, mine
+    if theirs is None or any(a.origin is theirs for a in kept):
+        return
+    if theirs.role == "channel" and all(a.origin.role == "channel" for a in kept):
+        for origin in {id(a.origin): a.origin for a in kept}.values():
+            origin.makers += [m for m in theirs.makers if m not in origin.makers]
+    theirs.alias = kept
