@@ -12,7 +12,6 @@ from utcompile.graph import GraphView, flops, is_state, origin_of, value_of
 
 # what moves numbers about, or does nothing at inference
 _QUIET = frozenset("identity dropout getitem size".split())
-_LAYOUTS = {(4, 1): "B C H W", (4, 3): "B H W C", (3, 2): "B N C", (3, 1): "B C N", (2, 1): "B C"}
 
 
 @dataclass
@@ -105,10 +104,7 @@ def _shape(node: fx.Node) -> str:
 
 
 def _layout(node: fx.Node, view: GraphView) -> str:
-    axis, value = view.channel_axis.get(node), value_of(node)
-    if axis is None or value is None:
-        return ""
-    return _LAYOUTS.get((value.rank, axis), f"C at {axis}")
+    return str(view.layouts.get(node) or "")
 
 
 def _count(entry: Entry, sizes: dict[str, int]) -> None:

@@ -89,7 +89,7 @@ class Flow:
         if prod(a.size for a in axis) == size:
             return axis
         role = _role(axis) if len({a.origin.role for a in axis}) == 1 else None
-        made = self.fresh(size, role, letter=axis[-1].origin.letter if axis else "")
+        made = self.fresh(size, role, letter=_letter([axis]))
         if made and role == "channel":
             made[0].origin.makers += [m for a in axis for m in a.origin.makers]
         return made
@@ -132,6 +132,12 @@ def _role(axis: Axis) -> str | None:
         if role in roles:
             return role
     return roles.pop() if len(roles) == 1 else None
+
+
+def _letter(axes: Sequence[Axis]) -> str:
+    """What axes are called that are one side of an image each."""
+    letters = {axis[0].origin.letter if len(axis) == 1 else "" for axis in axes}
+    return letters.pop() if len(letters) == 1 else ""
 
 
 Found = list[Axis | None] | None
@@ -436,7 +442,7 @@ def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     parts = [resolved(flow.axes[i][dim]) for i in op.inputs]
     roles = [_role(p) for p in parts if p]
     role = next((r for r in ("channel", "space") if r in roles), None)
-    made = flow.fresh(sizes[dim], role, letter=next((p[-1].origin.letter for p in parts if p), ""))
+    made = flow.fresh(sizes[dim], role, letter=_letter(parts))
     if made and role == "channel":
         made[0].origin.makers += [m for p in parts for a in p for m in a.origin.makers]
     found[dim] = made

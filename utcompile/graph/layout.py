@@ -17,7 +17,7 @@ from math import prod
 
 from torch import fx
 
-from utcompile.graph.axes import Atom, Axis, Origin, resolved
+from utcompile.graph.axes import Atom, Axis, Origin, resolved, whole
 from utcompile.graph.flow import Flow
 from utcompile.graph.operations import Operation
 
@@ -67,7 +67,15 @@ def layouts(
     flow = Flow(operations, written)
     for node in nodes:
         flow.visit(node)
-    return {n: _layout([resolved(a) for a in flow.axes[n]]) if n in flow.axes else None for n in nodes}
+    return {n: _layout(_seen(n, flow.axes[n], operations[n])) if n in flow.axes else None for n in nodes}
+
+
+def _seen(node: fx.Node, axes: list[Axis], op: Operation) -> list[Axis]:
+    """What a linear makes are its channels, also where a later addition shows that they are a mixer's tokens."""
+    found = [resolved(a) for a in axes]
+    if op.name == "linear" and all(a.origin.role != "channel" for a in found[-1]):
+        found[-1] = axes[-1]
+    return found
 
 
 def _layout(axes: list[Axis]) -> Layout | None:
@@ -97,6 +105,8 @@ def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, li
     rank = len(axes)
     others = [i for i in range(rank) if i != at]
     heads = [i for i in others if any(a.origin.role == "channel" for a in axes[i])]
+    if any(_is_whole(axes[i]) for i in heads):
+        return None  # a layer over tokens: the channels of the stream stand beside its own
     if heads:
         return "groups" if rank - at > 2 and all(i < at for i in heads) and rank > 4 else "heads"
     for origin, places in parts.items():
@@ -113,6 +123,10 @@ def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, li
     return names.get((rank, at))
 
 
+def _is_whole(axis: Axis) -> bool:
+    return whole(axis) is not None
+
+
 def _name(axis: Axis, channels: Origin) -> str:
     words = [_word(atom, channels) for atom in axis]
     return f"({' '.join(words)})" if len(words) > 1 else words[0] if words else "1"
@@ -121,7 +135,9 @@ def _name(axis: Axis, channels: Origin) -> str:
 def _word(atom: Atom, channels: Origin) -> str:
     origin = atom.origin
     if origin.role == "channel":
-        if atom.stride > 1 or origin is not channels:
+        if origin is not channels and atom.size == origin.size:
+            return "K"
+        if origin is not channels or atom.stride > 1:
             return "heads"
         letter = "C"
     else:

@@ -93,6 +93,7 @@ def _attribute(node: fx.Node, path: tuple[str, ...], view: GraphView) -> Any:
         "shape": lambda: tensor(node).shape,
         "rank": lambda: tensor(node).rank,
         "channels": lambda: view.channels(node),
+        "layout": lambda: layout.kind if (layout := view.layouts.get(node)) else None,
         "dtype": lambda: str(tensor(node).dtype).removeprefix("torch."),
         "path": lambda: place_of(node),
         "index": lambda: view.position[node],

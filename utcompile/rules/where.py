@@ -15,6 +15,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
     {
         "shape": "the sizes of its axes, as a tuple",
         "channels": "the size of its channel axis",
+        "layout": "how its axes are arranged: 'NCHW', 'NHWC', 'NCL', 'tokens', 'windows', 'heads', …",
         "rank": "the number of its axes",
         "dtype": "such as 'float32'",
         "path": "the module path it was made in, such as 'blocks.0.mlp'",
