@@ -442,6 +442,8 @@ def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     parts = [resolved(flow.axes[i][dim]) for i in op.inputs]
     roles = [_role(p) for p in parts if p]
     role = next((r for r in ("channel", "space") if r in roles), None)
+    if role == "channel" and any(a.stride > 1 for p in parts for a in p if a.origin.role == "channel"):
+        role = None  # more heads: what is within a head has no whole any more
     made = flow.fresh(sizes[dim], role, letter=_letter(parts))
     if made and role == "channel":
         made[0].origin.makers += [m for p in parts for a in p for m in a.origin.makers]
