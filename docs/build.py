@@ -179,7 +179,7 @@ def tuners_table() -> str:
     from utcompile.tuners import tuner_class
 
     rows = ["| kind | field | default | meaning |", "|---|---|---|---|"]
-    for kind in ("adapter", "lora", "prefix"):
+    for kind in ("adapter", "bypass", "conv_adapter", "ladder", "lora", "prefix", "prompt"):
         for name, field in tuner_class(kind).config_class.model_fields.items():
             if name != "kind":
                 rows.append(f"| `{kind}` | `{name}` | `{field.default}` | {_cell(field.description or '')} |")

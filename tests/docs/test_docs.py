@@ -19,6 +19,7 @@ import zoo
 
 import utcompile as utc
 from utcompile.cli.models import ModelChoice
+from utcompile.cli.sources import source_of
 from utcompile.rules import shipped_rules
 from utcompile.tuners import base
 
@@ -135,16 +136,19 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("rules", sorted(shipped_rules()))
 def test_rule_files_say_what_folding_does(rules: str) -> None:
     torch.manual_seed(0)
-    convnet = "conv" in rules
-    model = timm.create_model("mobilenetv2_035" if convnet else "test_vit", num_classes=3, **_size(convnet))
+    model = _model_for(rules)
     tuned = utc.compile(model, rules, torch.randn(2, 3, 64, 64), verify="shapes")
     zoo.shake(tuned)
     _, report = utc.fold(tuned.eval())
     assert {s.status for s in report.sites} == set(utc.RuleSet.load(rules).folds)
 
 
-def _size(convnet: bool) -> dict[str, int]:
-    return {} if convnet else {"img_size": 64}
+def _model_for(rules: str) -> torch.nn.Module:
+    if rules.startswith("scedit/"):
+        return source_of(f"{ROOT}/examples/unet.py:classic").build(None, False, (3, 64, 64))
+    if rules.startswith("convnet/") or rules in ("lora/all_conv", "conv/conv_adapter"):
+        return timm.create_model("mobilenetv2_035", num_classes=3)
+    return timm.create_model("test_vit", num_classes=3, img_size=64)
 
 
 def test_benchmarks_parse_and_list() -> None:

@@ -14,6 +14,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
+from utcompile.cli.sources import source_of
 from utcompile.match import Engine
 from utcompile.match.places import places
 from utcompile.match.verdict import judge
@@ -22,6 +23,8 @@ from utcompile.rules import library_patterns, shipped_rules
 
 @lru_cache
 def captured_of(name: str, classes: int = 1000) -> utc.CapturedModule:
+    if ".py:" in name:  # a factory, from the root of the repository
+        return utc.capture(source_of(name).build(None, False, (3, 32, 32)), torch.randn(2, 3, 32, 32), verify="shapes")
     model = timm.create_model(name, num_classes=classes).eval()
     return utc.capture(model, torch.randn(2, *model.default_cfg["input_size"]), verify="shapes")
 
@@ -64,6 +67,14 @@ def test_shipped_rules_find_what_they_say(name: str, model: str, test: object) -
         ("u_tuning/dual", {}, 482_644),
         ("u_tuning/tri", {}, 666_964),
         ("u_tuning/single_ffn", {"scale": "none"}, 270_556),
+        ("prefix/prefix", {}, 261_220),
+        ("u_tuning/single_mha_prefix", {"scale": "none"}, 261_220),
+        ("prompt/vpt_deep", {}, 169_060),
+        ("adapter/adaptformer", {}, 1_266_532),
+        ("res_tuning/single", {}, 169_060),
+        ("res_tuning/dual", {}, 482_644),
+        ("res_tuning/tri", {}, 666_964),
+        ("res_tuning/bypass", {}, 464_212),
     ],
 )
 def test_parameter_counts_of_the_papers_to_the_unit(rules: str, vars: dict[str, str], parameters: int) -> None:

@@ -23,8 +23,8 @@ def tuner(text: str) -> str:
 
 
 GLOB = "\n  fix: write a dotted path: * is one segment, ** any number"
-FORMS = "\n  fix: give one of: parallel, sequential, weight"
-INSERT_KEYS = "\n  fix: known: all_uses, for, parallel, sequential, tuner, weight"
+FORMS = "\n  fix: give one of: parallel, sequential, weight, tokens, chain"
+INSERT_KEYS = "\n  fix: known: all_uses, chain, for, from, parallel, sequential, tokens, tuner, weight"
 
 MISTAKES = {
     # keys
@@ -47,13 +47,21 @@ MISTAKES = {
         "4:5: an item of 'rules' lacks the key 'insert'\n  fix: add insert: …",
     ),
     "missing tuner": (rule(insert="{weight: h}"), "6:13: 'insert' lacks the key 'tuner'\n  fix: add tuner: …"),
-    "a form of a later release": (
-        rule(insert=f"{{tokens: [k, v], tuner: {ADAPTER}}}"),
-        "6:14: unknown key 'tokens'" + INSERT_KEYS,
+    "a form of no release": (
+        rule(insert=f"{{widen: h, tuner: {ADAPTER}}}"),
+        "6:14: unknown key 'widen'" + INSERT_KEYS,
     ),
-    "another form of a later release": (
-        rule(insert=f"{{chain: v -> z, tuner: {ADAPTER}}}"),
-        "6:14: unknown key 'chain'" + INSERT_KEYS,
+    "tokens before a capture that is none": (
+        rule(insert=f"{{tokens: [x, w], tuner: {ADAPTER}}}"),
+        "6:26: the match offers no capture 'w'\n  fix: known: h, x",
+    ),
+    "a chain that leads nowhere": (
+        rule(insert=f"{{chain: x, tuner: {ADAPTER}}}"),
+        "6:21: 'x' does not say from where to where\n  fix: write chain: x -> y",
+    ),
+    "from without chain": (
+        rule(insert=f"{{sequential: h, from: x, tuner: {ADAPTER}}}"),
+        "6:29: 'from' does not go with sequential\n  fix: it goes with chain",
     ),
     "key like a tag within": (
         HEAD + "<ext>: 1\n" + RULE,

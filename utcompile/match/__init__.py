@@ -1,8 +1,11 @@
 """Rules × graph -> `Plan`, and the nearest misses."""
 
+from utcompile.match.chain import Stage
 from utcompile.match.engine import Engine
 from utcompile.match.match import match
 from utcompile.match.plan import Plan
+from utcompile.match.projection import Projection
 from utcompile.match.sites import Site
+from utcompile.match.tokens import Attention, fused_arguments
 
-__all__ = ["Engine", "Plan", "Site", "match"]
+__all__ = ["Attention", "Engine", "Plan", "Projection", "Site", "Stage", "fused_arguments", "match"]

@@ -132,7 +132,7 @@ def model_flops(view: GraphView, batch: int) -> int:
 def _read(site: Site, view: GraphView) -> Iterator[Value]:
     """What the tuner reads: once, or in each call of the operation whose weight it tunes."""
     if site.form != "weight":
-        yield tensor(site.source)
+        yield from site.given
         return
     yield from (tensor(view.operations[target].inputs[0]) for target in site.targets)
 
@@ -184,6 +184,9 @@ def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> list[t
     """Run a tuner as it will run, once a call; the tuned weights, where it makes such."""
     if site.form == "weight" and getattr(tuner, "branch", None) is None:
         return [tuner(torch.empty(site.build_from.weight_shape, dtype=value.dtype)) for value in inputs]
+    if site.form in ("tokens", "chain"):  # one call reads all of them
+        tuner(*inputs)
+        return []
     for value in inputs:
         tuner(value)
     return []

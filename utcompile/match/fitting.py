@@ -39,7 +39,7 @@ def _tried(config: TunerConfig, site: TunerSite) -> int:
         raise UtcError(what, fix=f"use: {', '.join(cls.forms)}")
     with torch.device("meta"):
         tuner = cls.build(config, site)
-    if site.form != "weight":
+    if site.form in ("parallel", "sequential"):
         for batch in (2, 3):
             given, wanted = site.source.value.sizes(batch), site.target.value.sizes(batch)
             with torch.no_grad():
@@ -56,11 +56,13 @@ def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     """All of a site that a tuner may be built from, the names of parameters and nodes aside."""
     captures = tuple((name, _operation_key(op)) for name, op in site.captures.items())
     operation = _operation_key(site.operation) if site.operation is not None else None
-    return site.form, _port_key(site.source), _port_key(site.target), operation, site.weight_shape, captures
+    ports = _port_key(site.source), _port_key(site.target)
+    return site.form, *ports, operation, site.weight_shape, captures, site.heads, site.repeats
 
 
 def _port_key(port: Port) -> Hashable:
-    return port.name, port.channel_axis, port.value.shape, port.value.dtype
+    grid = port.grid if port.value.rank == 3 else None  # of tokens
+    return port.name, port.channel_axis, port.value.shape, port.value.dtype, grid
 
 
 def _operation_key(op: Operation) -> Hashable:

@@ -12,12 +12,14 @@ from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
+from utcompile.match.chain import make_chain
 from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine, Trace, named, shown
 from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.fitting import Fitting
 from utcompile.match.hints import absent, hint, other_attributes, scope_hint, unknown
 from utcompile.match.places import wider_glob
+from utcompile.match.parameters import parameters_read
 from utcompile.match.plan import Plan
 from utcompile.match.sites import Site, make_site, merge_shared
 from utcompile.rules import (
@@ -113,9 +115,7 @@ def _candidates(rule: Rule, engine: Engine) -> Iterator[Iterator[Bindings]]:
     elif isinstance(wanted, MatchModule):
         yield from (iter([env]) for env in _module_calls(wanted, view))
     elif isinstance(wanted, MatchParameter):
-        for node in view.nodes:
-            if node.op == "get_attr" and glob_match(wanted.parameter, str(node.target)):
-                yield iter([{"h": node}])
+        yield from (iter([env]) for env in parameters_read(wanted.parameter, view))
 
 
 def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
@@ -176,6 +176,8 @@ def _stands_for_input(name: str, node: fx.Node, env: Bindings, assigned: set[str
 
 
 def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fitting) -> list[Site]:
+    if rule.insert.form == "chain":
+        return make_chain(rule, chosen, view, lambda env: _path(rule, env, view))
     count: Counter[str] = Counter()
     result = []
     for env in chosen:

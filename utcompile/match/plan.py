@@ -123,4 +123,5 @@ class Plan:
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
         sites = f"{counted(len(self.sites), 'site')} ({counts})" if counts else "no sites"
         last = f"{sites}, {self.parameters:,} parameters to train"
-        return [*([str(self.cost)] if self.sites else []), last]
+        notes = [s.note for s in self.sites if s.note]
+        return [*notes, *([str(self.cost)] if self.sites else []), last]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, describe, tensor, value_of
+from utcompile.graph import GraphView, Value, describe, tensor, value_of
 from utcompile.match.engine import Bindings
 from utcompile.match.fitting import Fitting
+from utcompile.match.grid import grid_of
+from utcompile.match.parameters import channel_axis_of, reads_of
+from utcompile.match.projection import projection_of
+from utcompile.match.tokens import attention_of, tokens_site
 from utcompile.rules import Rule
 from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, tuner_class
 
@@ -24,10 +28,11 @@ class Site:
         id: rule name, module path and ordinal, `mha/blocks.0/0`: it survives an upgrade of torch.
         rule: the rule's name.
         path: the module whose call encloses the match.
-        form: `parallel`, `sequential` or `weight`.
+        form: `parallel`, `sequential`, `weight`, `tokens` or `chain`.
         tuner: the tuner's kind.
         parameters: how many parameters the tuner trains.
         reads: the shape it reads, and `writes`: the shape it changes, with B for the batch.
+        note: what the plan says of it below its table.
     """
 
     id: str
@@ -44,6 +49,20 @@ class Site:
     targets: tuple[fx.Node, ...] = field(repr=False, compare=False)
     reader: fx.Node | None = field(default=None, repr=False, compare=False)
     bindings: Bindings = field(default_factory=dict, repr=False, compare=False)
+    place: Any = field(default=None, repr=False, compare=False)  # what the form needs to know besides
+    note: str | None = field(default=None, repr=False)
+
+    @property
+    def given(self) -> tuple[Value, ...]:
+        """What the tuner's `forward` takes; for a weight tuner, what the operation reads."""
+        ports: tuple[Port, ...]
+        if self.form == "tokens":
+            ports = () if tuner_class(self.tuner).reads_stream else (self.build_from.source, self.build_from.target)
+        elif self.form == "chain":
+            ports = (self.build_from.source, *filter(None, [self.build_from.previous]))
+        else:
+            ports = (self.build_from.source,)
+        return tuple(port.value for port in ports)
 
     def build(self) -> Tuner:
         """Make the tuner, on the current default device."""
@@ -57,8 +76,12 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         UtcError: where (rule file and graph node), why, and how to exclude the place.
     """
     insertion = rule.insert
+    place: Any = None
     try:
-        if insertion.form == "weight":
+        if insertion.form == "tokens":
+            place = attention_of(rule, env, view)
+            source, target, reader = place.key, place.value, None
+        elif insertion.form == "weight":
             source, target, reader = _weight(rule, env, view)
         else:
             target = env[insertion.target]
@@ -70,14 +93,19 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         op = view.operations[target] if form == "weight" else None
         site = TunerSite(
             form,
-            _port(insertion.source or insertion.target, source, view),
-            _port(insertion.target, target, view),
+            port_of(insertion.source or insertion.target, source, view),
+            port_of(insertion.target, target, view),
             op,
             tuple(target.meta.get("weight_shape", ())) if form == "weight" else (),
             captures,
         )
+        if form == "tokens":
+            site = tokens_site(rule, place, env, view)
         _check_legal(rule, source, target, view)
         config = insertion.tuner.config
+        if form == "tokens" and tuner_class(config.kind).reads_stream:
+            place = (place, projection_of(place, view))
+            site = replace(site, source=port_of("the stream", place[1].stream, view))
         parameters = fitting.parameters(config, site)
     except UtcError as error:
         at = describe(env[insertion.target])
@@ -99,9 +127,10 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         config,
         site,
         source,
-        (target,),
+        reads_of(target, view) if target.op == "get_attr" else (target,),
         reader,
         env,
+        place,
     )
 
 
@@ -125,11 +154,14 @@ def _aligned(source: fx.Node, target: fx.Node, view: GraphView) -> tuple[fx.Node
     return source, target
 
 
-def _port(name: str, node: fx.Node, view: GraphView) -> Port:
+def port_of(name: str, node: fx.Node, view: GraphView) -> Port:
+    """A value as a tuner sees it."""
     value = value_of(node)
+    if node.op == "get_attr" and value is not None:
+        return Port(value, channel_axis_of(node, view), name)
     if value is None:
         raise UtcError(f"'{name}' is no single tensor", fix="name a capture that is one")
-    return Port(value, view.channel_axis[node], name)
+    return Port(value, view.channel_axis[node], name, lambda: grid_of(node, view))
 
 
 def _weight(rule: Rule, env: Bindings, view: GraphView) -> tuple[fx.Node, fx.Node, None]:
@@ -177,7 +209,12 @@ def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) 
             why="a parallel tuner must not read what it changes",
             fix="swap the two, or use `sequential:`",
         )
-    for node in (source, target):
+    check_unwritten([source, target], view)
+
+
+def check_unwritten(nodes: Sequence[fx.Node], view: GraphView) -> None:
+    """Raise where the memory of a value is overwritten after it is made."""
+    for node in nodes:
         for write in view.mutations.get(tensor(node).storage, ()):
             if view.position[write] > view.position[node]:
                 raise UtcError(

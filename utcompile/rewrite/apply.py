@@ -4,6 +4,8 @@
 2. `sequential: v`: `v' = T(v)` for all readers of v, or (`for: op`) for one.
 3. `weight: h`, as a branch: `h' = h + T(x)`, where x is what the operation reads.
 4. `weight: h`, reparametrised: `h' = OP(x; T(W))`.
+5. `tokens: [k, v]`: see `rewrite/tokens.py`.
+6. `chain: v -> z`: `s_l = T_l(detach(v_l), s_{l-1})`; z becomes the last state, or z plus it.
 
 Parallel tuners on one value add up; sequential ones compose in file order. What a tuner reads is the value as all the
 others have changed it, as every other reader sees it.
@@ -23,8 +25,10 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, copy_graph, set_inplace, tensor
 from utcompile.graph.structure import structural_copy
-from utcompile.match import Plan, Site
+from utcompile.match import Plan, Site, Stage
 from utcompile.rewrite.order import sort_graph
+from utcompile.rewrite.reach import check_reach
+from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 from utcompile.tuners import Tuner
 
@@ -39,6 +43,7 @@ def apply_plan(plan: Plan) -> TunedModule:
     work = _Rewriter(root, graph, plan.view, mapping)
     sites = tuple(work.insert(site) for site in plan.sites)
     work.finish()
+    check_reach(graph, sites)
     tuned = TunedModule(root, graph, type(plan.module).__name__)
     tuned.inherit(plan.module)
     tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset
@@ -67,6 +72,7 @@ class _Rewriter:
         self.root, self.graph, self.view, self.mapping = root, graph, view, mapping
         self.current: dict[fx.Node, fx.Node] = {}  # a recorded node -> its value as changed so far
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
+        self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
         root.add_module("tuners", nn.Module())
 
     def insert(self, site: Site) -> TunedSite:
@@ -75,7 +81,11 @@ class _Rewriter:
         source = self.mapping[site.source]
         for target in (self.mapping[t] for t in site.targets):
             tuner = self.root.get_submodule(name)
-            if site.form == "sequential" and site.reader is not None:
+            if site.form == "tokens":
+                self._tokens(site, name)
+            elif site.form == "chain":
+                self._stage(site, name, target)
+            elif site.form == "sequential" and site.reader is not None:
                 self._for_reader(site, name, target, self.mapping[site.reader])
             elif site.form == "sequential":
                 self._link(target, self._node(site, "tuner", target, name, (self._value(target),)))
@@ -88,6 +98,43 @@ class _Rewriter:
                     target, self._node(site, "sum", target, operator.add, (self._value(target), added), after=added)
                 )
         return TunedSite(site.id, site.rule, site.path, site.form, site.tuner, name, site.config)
+
+    def _tokens(self, site: Site, name: str) -> None:
+        writer = TokensWriter(self.graph, self.mapping, site, name, self._tuner(name))
+        added = writer.write()
+        if added is not None:  # attention is spelled out
+            node = writer.node
+            self._link(node, self._node(site, "sum", node, operator.add, (self._value(node), added), after=added))
+
+    def _stage(self, site: Site, name: str, target: fx.Node) -> None:
+        """A stage of a side network: no gradient leaves it for the backbone."""
+        place: Stage = site.place
+        source = self.mapping[site.source]
+        is_end = place.end is not None and source is target
+        value = self._value(source) if is_end else source
+        reads = [self._node(site, "detach", source, torch.detach, (value,))]
+        if is_end:
+            self.running.add((reads[0], value))
+        if place.start is not None:
+            start = self.mapping[place.start]
+            reads.append(self._node(site, "detach", start, torch.detach, (start,)))
+        elif place.before is not None:
+            reads.append(self.states[place.before])
+        state = self.states[site.id] = self._node(site, "tuner", source, name, tuple(reads), after=reads[-1])
+        if (port := self._tuner(name).state) is not None:
+            state.meta["value"] = port.value
+        if place.end is None:
+            return
+        if not self._tuner(name).joins:
+            state.meta["replaces"] = self._value(target).name
+            self.current[target] = state
+            return
+        self._link(target, self._node(site, "sum", target, operator.add, (self._value(target), state), after=state))
+
+    def _tuner(self, name: str) -> Tuner:
+        tuner = self.root.get_submodule(name)
+        assert isinstance(tuner, Tuner)
+        return tuner
 
     def _input_of(self, site: Site, target: fx.Node) -> fx.Node:
         recorded = next(t for t in site.targets if self.mapping[t] is target)
@@ -162,9 +209,19 @@ class _Rewriter:
             for reader in list(target.users):
                 if (reader, target) not in self.running:
                     reader.replace_input_with(target, value)
+            if target.op == "get_attr":  # what is computed from a tuned parameter is no parameter any more
+                _forget_state(value)
         sort_graph(self.graph)
         set_inplace(self.graph, self.root)
         self.graph.lint()
+
+
+def _forget_state(node: fx.Node) -> None:
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if user.meta.pop("state", False):
+            stack += user.users
 
 
 def _build(site: Site, root: nn.Module) -> Tuner:

@@ -143,7 +143,7 @@ def _tensors(tuned: TunedModule) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for site in tuned.sites:
         module = tuned.get_submodule(site.name)
-        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        for name, value in module.state_dict(keep_vars=True).items():
             found[f"{site.id}:{name}"] = value
     return found | {f"train:{n}": tuned.get_parameter(n) for n in tuned.trained}
 

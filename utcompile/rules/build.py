@@ -28,7 +28,16 @@ from utcompile.rules.model import (
 from utcompile.rules.names import CALLABLE, CLASSES, OPERATIONS
 from utcompile.rules.passage import Passage, short
 from utcompile.rules.pattern import parse_heads, parse_spelling
-from utcompile.rules.schema import GLOB_FIX, ExpectEntry, InsertEntry, MatchEntry, RuleEntry, RuleFile, SelectEntry
+from utcompile.rules.schema import (
+    FORMS,
+    GLOB_FIX,
+    ExpectEntry,
+    InsertEntry,
+    MatchEntry,
+    RuleEntry,
+    RuleFile,
+    SelectEntry,
+)
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Pattern
 from utcompile.rules.variables import Variables, check_value
@@ -36,7 +45,7 @@ from utcompile.rules.where import parse_comparison
 from utcompile.rules.yaml12 import Node
 from utcompile.tuners import config_for, tuner_kinds
 
-_PARALLEL = re.compile(r"\s*([A-Za-z_]\w*)\s*->\s*([A-Za-z_]\w*)\s*")
+_ARROW = re.compile(r"\s*([A-Za-z_]\w*)\s*->\s*([A-Za-z_]\w*)\s*")
 _WORD = re.compile(r"\s*([A-Za-z_]\w*)\s*")
 _SAME_AS = re.compile(r"same as (\w+)")
 
@@ -135,18 +144,21 @@ class Builder:
         return MatchModule(entry.module, entry.cls)
 
     def _insertion(self, entry: InsertEntry, node: Node, captures: Captures) -> Insertion:
-        source = reader = None
-        if entry.parallel is not None:
-            form = "parallel"
-            source, target = captures.arrow(node.at("parallel").passage)
+        form = next(form for form in FORMS if getattr(entry, form) is not None)
+        source = reader = start = None
+        if form in ("parallel", "chain"):
+            source, target = captures.arrow(node.at(form).passage, form)
+        elif form == "tokens":
+            source, target = (captures.word(name.passage) for name in node.at("tokens").items())
         else:
-            form = "sequential" if entry.sequential is not None else "weight"
             target = captures.word(node.at(form).passage)
         if entry.for_ is not None:
             reader = captures.word(node.at("for").passage)
+        if entry.from_ is not None:
+            start = captures.word(node.at("from").passage)
         spec = self._tuner(entry, node.at("tuner"))
         captures.check_config(spec, node.at("tuner"))
-        return Insertion(form, source, target, reader, spec, entry.all_uses, node.mark)  # type: ignore[arg-type]
+        return Insertion(form, source, target, reader, start, spec, entry.all_uses, node.mark)  # type: ignore[arg-type]
 
     def _tuner(self, entry: InsertEntry, node: Node) -> TunerSpec:
         if not isinstance(entry.tuner, str):
@@ -226,12 +238,12 @@ class Captures:
             raise UtcError(f"'{short(passage.text)}' is not the name of a capture", where=str(passage.start), fix=fix)
         return self.check(found[1], str(passage.mark(found.start(1))))
 
-    def arrow(self, passage: Passage) -> tuple[str, str]:
+    def arrow(self, passage: Passage, form: str) -> tuple[str, str]:
         """The two captures of `x -> y`."""
-        found = _PARALLEL.fullmatch(passage.text)
+        found = _ARROW.fullmatch(passage.text)
         if not found:
             what = f"'{short(passage.text)}' does not say from where to where"
-            raise UtcError(what, where=str(passage.start), fix="write parallel: x -> y")
+            raise UtcError(what, where=str(passage.start), fix=f"write {form}: x -> y")
         source, target = (self.check(found[group], str(passage.mark(found.start(group)))) for group in (1, 2))
         return source, target
 

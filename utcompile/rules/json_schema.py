@@ -19,8 +19,8 @@ def json_schema(kinds: Iterable[str] | None = None) -> dict[str, Any]:
         kinds: the tuners it knows; by default all that are registered, those of plugins too.
 
     Example:
-        >>> sorted(json_schema()["$defs"]["Tuner"]["discriminator"]["mapping"])[:2]
-        ['adapter', 'lora']
+        >>> "adapter" in json_schema()["$defs"]["Tuner"]["discriminator"]["mapping"]
+        True
     """
     schema = RuleFile.model_json_schema(by_alias=True)
     definitions: dict[str, Any] = schema["$defs"]

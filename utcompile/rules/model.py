@@ -28,7 +28,7 @@ __all__ = [
     "glob_match",
 ]
 
-Form = Literal["parallel", "sequential", "weight"]
+Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,15 @@ class TunerSpec:
 
 @dataclass(frozen=True)
 class Insertion:
-    """`{parallel: x -> y, tuner: u}`, `{sequential: v, for: op, tuner: u}` or `{weight: h, tuner: u}`.
+    """`{parallel: x -> y, tuner: u}`, `{sequential: v, for: op, …}`, `{weight: h, …}`, `{tokens: [k, v], …}` or
+    `{chain: v -> z, from: x, …}`.
 
     Attributes:
-        form: `parallel`, `sequential` or `weight`.
-        source: what a parallel tuner reads.
-        target: what the tuner changes.
+        form: `parallel`, `sequential`, `weight`, `tokens` or `chain`.
+        source: what a parallel tuner or a stage of a chain reads; the keys, for tokens.
+        target: what the tuner changes; the values, for tokens.
         reader: the capture whose operation alone reads the changed value; None for all readers.
+        start: the capture of the first match with which a chain begins; None where nothing stands before its stages.
         tuner: the tuner.
         all_uses: whether a tied weight may be tuned, each of its names by a tuner of its own.
         mark: where the insertion stands.
@@ -138,6 +140,7 @@ class Insertion:
     source: str | None
     target: str
     reader: str | None
+    start: str | None
     tuner: TunerSpec
     all_uses: bool
     mark: Mark

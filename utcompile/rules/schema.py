@@ -86,7 +86,7 @@ Sites = Annotated[
 TunerMapping = Annotated[dict[str, Any], WithJsonSchema({"$comment": "tuner"})]
 UNION_TAGS = ("<text>", "<mapping>", "<number>", "<list>")
 GLOB_FIX = "write a dotted path: * is one segment, ** any number"
-FORMS = ("parallel", "sequential", "weight")
+FORMS = ("parallel", "sequential", "weight", "tokens", "chain")
 
 
 class Entry(BaseModel):
@@ -167,11 +167,23 @@ class ExpectEntry(Entry):
 
 
 class InsertEntry(Entry):
-    """One tuner in one of the forms: parallel, sequential or weight."""
+    """One tuner in one of the forms: parallel, sequential, weight, tokens or chain."""
 
     parallel: str | None = Field(None, description="x -> y: the tuner reads x, and its result is added to y")
     sequential: str | None = Field(None, description="v: the tuner's result takes the place of v")
     weight: str | None = Field(None, description="h: the tuner changes the weight of the operation that makes h")
+    tokens: list[str] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="[k, v]: learned tokens stand before the keys and values of the attention that reads k and v",
+    )
+    chain: str | None = Field(
+        None, description="v -> z: a side network with one stage at each match's v, whose result replaces or joins z"
+    )
+    from_: str | None = Field(
+        None, alias="from", description="with chain: x, the value of the first match with which the side network begins"
+    )
     for_: str | None = Field(None, alias="for", description="with sequential: only this operation reads the new value")
     tuner: TextOr[Label, TunerMapping] = Field(description="the name of a tuner of this file, or one in place")
     all_uses: bool = Field(
@@ -186,6 +198,8 @@ class InsertEntry(Entry):
             raise problem(given[1] if given else None, what, f"give one of: {', '.join(FORMS)}")
         if self.for_ is not None and given != ["sequential"]:
             raise problem("for", f"'for' does not go with {given[0]}", "it goes with sequential")
+        if self.from_ is not None and given != ["chain"]:
+            raise problem("from", f"'from' does not go with {given[0]}", "it goes with chain")
         if self.all_uses and given != ["weight"]:
             raise problem("all_uses", f"'all_uses' does not go with {given[0]}", "it goes with weight")
         return self

@@ -9,12 +9,13 @@ from pydantic import AfterValidator, Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Size
 from utcompile.tuners.activations import check_activation, make_activation
 from utcompile.tuners.base import Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.projection import stride_between
 
 Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Scale = Literal["none", "scalar", "channel", "input"]
+Init = Literal["zero", "xavier", "houlsby"]
 
 
 class AdapterConfig(TunerConfig):
@@ -26,8 +27,12 @@ class AdapterConfig(TunerConfig):
         "gelu", description="a name, or `same as <capture>`"
     )
     scale: Scale = Field("none", description="a learned factor: none, scalar, channel (one a channel), input (a gate)")
+    factor: float = Field(1.0, gt=0, description="a number that the result is multiplied by and that is not learned")
     bias: bool = Field(True, description="whether Down and Up have biases")
-    init: Literal["zero", "xavier"] = Field("zero", description="of Up: zero makes the tuner the identity at the start")
+    init: Init = Field(
+        "zero", description="zero: Up is zero, the identity at the start; xavier; houlsby: N(0, 0.01) cut"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the bottleneck, in training")
 
 
 @register_tuner("adapter")
@@ -39,9 +44,13 @@ class Adapter(Tuner):
     linears; where they are axis 1, 1×1 convolutions. If y has fewer positions than x, Down strides; if y's channels
     stand elsewhere (NCHW beside NHWC), the result is moved there.
 
-    The scale s: `none`; `scalar`, `()`; `channel`, `(C,)`; `input`, the mean over positions of sigmoid(Linear(C, 1)).
-    Shapes: `(B, …, C_x)` or `(B, C_x, …)` to the shape of y. Init: Down Kaiming-uniform with zero bias, Up zero, so it
-    is the identity at the start; `init: xavier` draws Up too. Parameters: `C_x·d + d + d·C_y + C_y` and the scale's.
+    The scale s: `none`; `scalar`, `()`; `channel`, `(C,)`; `input`, the mean over positions of sigmoid(Linear(C, 1));
+    times `factor`, which is not learned (AdaptFormer's 0.1, arXiv:2205.13535). Shapes: `(B, …, C_x)` or `(B, C_x, …)`
+    to the shape of y. Parameters: `C_x·d + d + d·C_y + C_y` and the scale's.
+
+    Init: `zero`, Down Kaiming-uniform with zero bias and Up zero, the identity at the start (AdaptFormer, SCEdit);
+    `xavier`, both Xavier-uniform with biases N(0, 1e-6) (U-Tuning's released code); `houlsby`, both N(0, 0.01) cut at
+    two deviations with zero biases (arXiv:1902.00751, and Adapter+, arXiv:2406.06820), nearly the identity.
 
     Folds: widened beside an ffn or an inverted residual whose input and activation it shares; else kept.
     """
@@ -71,7 +80,9 @@ class Adapter(Tuner):
             self.down = conv(source.channels, config.dim, 1, stride=stride, bias=config.bias)
             self.up = conv(config.dim, target.channels, 1, bias=config.bias)
         self.activation = activation
-        self.scale_kind: Scale = config.scale
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+        self.strides = stride if self.linear and any(s != 1 for s in stride) else ()
+        self.factor = config.factor
         self.scale: nn.Parameter | None = None
         self.gate: nn.Linear | None = None
         if config.scale == "scalar":
@@ -84,15 +95,15 @@ class Adapter(Tuner):
         self.identity_at_start = config.init == "zero"
 
     def _initialise(self, init: str) -> None:
-        if init == "zero":
-            nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
-            nn.init.zeros_(self.up.weight)
-        else:
-            nn.init.xavier_uniform_(self.down.weight)
-            nn.init.xavier_uniform_(self.up.weight)
         for layer in (self.down, self.up):
+            if init == "zero":
+                nn.init.zeros_(self.up.weight) if layer is self.up else nn.init.kaiming_uniform_(layer.weight, a=5**0.5)
+            elif init == "xavier":
+                nn.init.xavier_uniform_(layer.weight)
+            else:
+                nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
             if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+                nn.init.normal_(layer.bias, std=1e-6) if init == "xavier" else nn.init.zeros_(layer.bias)
 
     @classmethod
     def build(cls, config: AdapterConfig, site: TunerSite) -> Adapter:
@@ -104,13 +115,18 @@ class Adapter(Tuner):
                 f"an adapter cannot read '{source.name}' {source.value}",
                 why=f"its channels are axis {source.channel_axis}, neither the last nor axis 1 of 3 to 5 dimensions",
             )
-        stride = _stride(source, target)
+        stride = stride_between(source, target)
         activation = make_activation(config.activation, site.captures)
         return cls(config, source, target, activation, stride, residual=site.form == "sequential")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, …, C_x)` or `(B, C_x, …)` -> the shape of the target."""
-        y = self.up(self.activation(self.down(x)))
+        if self.strides:  # channels last: what a strided 1×1 convolution reads
+            x = x[(slice(None), *(slice(None, None, s) for s in self.strides))]
+        hidden = self.activation(self.down(x))
+        y = self.up(hidden if self.dropout is None else self.dropout(hidden))
+        if self.factor != 1.0:
+            y = y * self.factor
         axis = -1 if self.linear else 1
         if self.scale is not None:
             y = y * (
@@ -140,29 +156,5 @@ class Adapter(Tuner):
         if self.scale is not None:
             scale = self.scale.detach().cpu().double().reshape(-1)
             up, biases[1] = up * scale.reshape(-1, 1), biases[1] * scale
+        up, biases[1] = up * self.factor, biases[1] * self.factor
         return down, biases[0], up, biases[1]
-
-
-def _stride(source: Port, target: Port) -> tuple[int, ...]:
-    """The stride with which a 1×1 convolution gets from source's positions to target's: `ceil(n / s)` a dimension."""
-
-    def positions(port: Port) -> list[int | Size]:
-        return [s for i, s in enumerate(port.value.shape) if i != port.channel_axis]
-
-    before, after = positions(source), positions(target)
-    clear = len(before) == len(after) and before[:1] == after[:1]
-    strides = []
-    for n, m in zip(before[1:], after[1:], strict=False):
-        if n == m:
-            strides.append(1)
-        elif isinstance(n, int) and isinstance(m, int) and m < n and -(-n // -(-n // m)) == m:
-            strides.append(-(-n // m))
-        else:
-            clear = False
-    if not clear or (source.channels_last and any(s != 1 for s in strides)):
-        raise UtcError(
-            f"an adapter cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
-            why="only the channels may change, and on feature maps the resolution by a whole stride",
-            fix="choose captures of equal positions, or exclude the site in `where:`",
-        )
-    return tuple(strides) or (1,)

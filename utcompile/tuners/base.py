@@ -14,7 +14,7 @@ from torch import nn
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Operation, Value
 
-Form = Literal["parallel", "sequential", "weight"]
+Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
 
 class TunerConfig(BaseModel):
@@ -32,6 +32,7 @@ class Port:
     value: Value
     channel_axis: int | None
     name: str  # the capture's name in the rule, for messages
+    find_grid: Callable[[], tuple[int, int] | None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def channels(self) -> int:
@@ -44,6 +45,11 @@ class Port:
                 fix="place the tuner at a value that a linear, convolution or norm makes or reads",
             )
         return size
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of the feature map that tokens `(B, N, C)` were, as far as the graph tells."""
+        return self.find_grid() if self.find_grid is not None else None
 
     @property
     def channels_last(self) -> bool:
@@ -62,6 +68,11 @@ class TunerSite:
         operation: the tuned operation, for weight tuners.
         weight_shape: the shape of the tuned weight, for weight tuners.
         captures: operations of the match by name, for `same as a`.
+        heads: for `tokens`, how many sets of keys a sample has: source and target are `(…, heads, S, d)` or, with the
+            batch in front of the heads, `(B·heads, S, d)`.
+        repeats: for `tokens`, how many neighbouring heads share one set of keys (grouped-query attention).
+        previous: for `chain`, what the stage before yields, or what the chain begins with; None where there is nothing.
+        is_last: for `chain`, whether this stage brings its state to `target`.
     """
 
     form: Form
@@ -70,6 +81,10 @@ class TunerSite:
     operation: Operation | None = None
     weight_shape: tuple[int, ...] = ()
     captures: Mapping[str, Operation] = field(default_factory=dict)
+    heads: int = 0
+    repeats: int = 1
+    previous: Port | None = None
+    is_last: bool = False
 
 
 class Tuner(nn.Module):
@@ -77,13 +92,26 @@ class Tuner(nn.Module):
 
     A subclass states `kind`, `config_class`, `forms` and builds itself in `build(config, site)`. Its `forward` takes
     the source value and returns what is added (`parallel`), what replaces it (`sequential`), or, for `weight` tuners,
-    takes the weight and returns the new weight.
+    takes the weight and returns the new weight. A `tokens` tuner takes keys and values and returns those that are put
+    before them; a stage of a `chain` takes its value and the state before, and returns its own state.
+
+    Attributes:
+        identity_at_start: whether the model's outputs are the base's until it is trained; `compile` proves it.
+        length: for `tokens`, how many keys and values it yields.
+        reads_stream: for `tokens`, whether it yields tokens of the stream, which the frozen projections then turn into
+            keys and values; its `forward` takes nothing.
+        state: for `chain`, what the stage yields.
+        joins: for `chain`, whether the last stage's result is added to the chain's target; else it replaces it.
     """
 
     kind: ClassVar[str]
     config_class: ClassVar[type[TunerConfig]]
     forms: ClassVar[tuple[Form, ...]]
     identity_at_start: bool = True
+    reads_stream: ClassVar[bool] = False
+    length: int = 0
+    state: Port | None = None
+    joins: bool = False
 
     @classmethod
     def build(cls, config: Any, site: TunerSite) -> Tuner:

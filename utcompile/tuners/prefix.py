@@ -1,4 +1,4 @@
-"""Prefix tuning in U-Tuning's parallel form: attention to learned keys and values, added to the operation."""
+"""Prefix tuning: learned keys and values before those of an attention, or beside it, or beside anything."""
 
 from __future__ import annotations
 
@@ -12,48 +12,81 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
 
+Shape = tuple[int, ...]
+
 
 class PrefixConfig(TunerConfig):
     """`{kind: prefix, length: 10, scale: none}`."""
 
     kind: Literal["prefix"] = "prefix"
     length: int = Field(10, ge=1, description="number of learned key and value tokens")
-    heads: int = Field(1, ge=1, description="attention heads; must divide the channels")
-    scale: Literal["none", "scalar", "channel"] = Field("none", description="a learned factor on the result")
-    init: Literal["zero", "xavier"] = Field(
-        "zero", description="of the values: zero makes it the identity at the start"
+    heads: int = Field(
+        1, ge=1, description="in parallel, where the value has none: attention heads; divides the channels"
+    )
+    scale: Literal["none", "scalar", "channel"] = Field(
+        "none", description="in parallel: a learned factor on the result"
+    )
+    init: Literal["zero", "xavier", "normal"] = Field(
+        "zero",
+        description="of the values: zero makes a parallel prefix the identity at the start; normal is N(0, 0.02)",
     )
 
 
 @register_tuner("prefix")
 class Prefix(Tuner):
-    """`T(x) = s·Attn(x, K_p, V_p)` (U-Tuning, arXiv:2303.00690, Eq. 8): λ of exact prefix tuning becomes the scale.
+    """Learned keys `K_p` and values `V_p`, in three places.
 
-    Without a query projection, as beside an FFN or a Block, Q = x. `K_p`, `V_p`: `(length, C)`; softmax over the
-    `length` learned tokens of `x·K_pᵀ / √(C/heads)`. Shapes: tokens `(B, …, C)`, or feature maps `(B, C, …)`, to the
-    same shape. Init: keys N(0, 0.02), values zero, so it is the identity at the start. Parameters: `2·length·C` and the
-    scale's. Folds: kept (a softmax of the input stays in between).
+    `tokens: [k, v]`: prefix tuning (arXiv:2101.00190), exact: `Attn(Q, [K_p; K], [V_p; V])`. `K_p` is
+    `(heads, length, d)`, `V_p` `(heads, length, d_v)`; heads that share keys share the prefix. It takes keys
+    `(…, heads, S, d)`, or `(B·heads, S, d)`, and values, and returns what is put before them. Never the identity.
+
+    `parallel: r -> o`, from the queries of an attention to what it yields, both `(…, heads, N, d)`: U-Tuning's form
+    (arXiv:2303.00690, Eq. 8), `T = s·Attn(Q, K_p, V_p)`; the λ of the exact form becomes the scale s.
+
+    `parallel: x -> y` elsewhere, as beside an FFN or a Block: the same with Q = x, `K_p` and `V_p` `(length, C)`,
+    softmax over the learned tokens of `x·K_pᵀ / √(C/heads)`; tokens `(B, …, C)` or feature maps `(B, C, …)`, to the
+    same shape.
+
+    Init: keys N(0, 0.02), values zero, so that a parallel prefix is the identity at the start. Parameters:
+    `length·(C_k + C_v)` and the scale's, where C counts the channels of all heads. Folds: kept.
     """
 
     config_class = PrefixConfig
-    forms = ("parallel",)
+    forms = ("tokens", "parallel")
 
-    def __init__(self, config: PrefixConfig, channels: int, axis: int) -> None:
+    def __init__(
+        self,
+        config: PrefixConfig,
+        keys: Shape,
+        values: Shape,
+        *,
+        repeats: int = 0,
+        axis: int = -1,
+        scale: Shape = (),
+    ) -> None:
         super().__init__()
-        self.heads, self.axis = config.heads, axis
-        self.keys = nn.Parameter(torch.empty(config.length, channels))
-        self.values = nn.Parameter(torch.zeros(config.length, channels))
+        self.length, self.heads, self.axis = config.length, config.heads, axis
+        self.repeats = repeats  # for tokens; 0 in parallel
+        self.keys = nn.Parameter(torch.empty(keys))
+        self.values = nn.Parameter(torch.zeros(values))
         nn.init.normal_(self.keys, std=0.02)
         if config.init == "xavier":
             nn.init.xavier_uniform_(self.values)
-        shape = {"none": None, "scalar": (), "channel": (channels,)}[config.scale]
+        elif config.init == "normal":
+            nn.init.normal_(self.values, std=0.02)
+        shape = {"none": None, "scalar": (), "channel": scale}[config.scale]
         self.scale = None if shape is None else nn.Parameter(torch.ones(shape))
-        self.identity_at_start = config.init == "zero"
+        self.identity_at_start = config.init == "zero" and not repeats
 
     @classmethod
     def build(cls, config: PrefixConfig, site: TunerSite) -> Prefix:
-        """Take the channels from the site; source and target must have one shape."""
+        """Take heads and channels from the site; in parallel, source and target must have one shape."""
+        if site.form == "tokens":
+            return cls._tokens(config, site)
         source, target = site.source, site.target
+        read = site.captures.get(target.name)
+        if read is not None and read.name == "sdpa" and source.value.shape[:-1] == target.value.shape[:-1]:
+            return cls._beside_attention(config, site)
         if source.value.shape != target.value.shape or source.channel_axis != target.channel_axis:
             raise UtcError(
                 f"a prefix cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
@@ -66,15 +99,53 @@ class Prefix(Tuner):
                 fix="choose a divisor",
             )
         assert source.channel_axis is not None
-        return cls(config, source.channels, source.channel_axis)
+        shape = (config.length, source.channels)
+        return cls(config, shape, shape, axis=source.channel_axis, scale=(source.channels,))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(B, …, C)` or `(B, C, …)` -> the same shape."""
+    @classmethod
+    def _tokens(cls, config: PrefixConfig, site: TunerSite) -> Prefix:
+        if config.scale != "none" or config.heads != 1:
+            field = "scale" if config.scale != "none" else "heads"
+            raise UtcError(f"a prefix of tokens has no {field} of its own", fix=f"leave out {field}, or use parallel")
+        own = site.heads // site.repeats
+        keys, values = ((own, config.length, port.channels) for port in (site.source, site.target))
+        return cls(config, keys, values, repeats=site.repeats)
+
+    @classmethod
+    def _beside_attention(cls, config: PrefixConfig, site: TunerSite) -> Prefix:
+        sizes = [(port.value.shape[-3] if port.value.rank > 3 else 1) for port in (site.source, site.target)]
+        widths = [port.value.shape[-1] for port in (site.source, site.target)]
+        if not all(isinstance(n, int) for n in (*sizes, *widths)) or config.heads != 1:
+            why = "its heads come from the attention" if config.heads != 1 else "heads or channels vary"
+            raise UtcError(f"a prefix does not fit beside '{site.target.name}' {site.target.value}", why=why)
+        keys, values = ((h, config.length, d) for h, d in zip(sizes, widths, strict=True))
+        return cls(config, keys, values, scale=(sizes[1], 1, widths[1]))  # type: ignore[arg-type]
+
+    def forward(
+        self, x: torch.Tensor, v: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """In parallel, x to its shape; for tokens, keys and values to `K_p` and `V_p` for every sample."""
+        if v is not None:
+            return self._for_all(self.keys, x), self._for_all(self.values, v)
+        if self.keys.dim() == 3:
+            y = _attend(x, self.keys, self.values)
+            return y if self.scale is None else y * self.scale
         tokens = x.movedim(self.axis, -1)
         split = tokens.flatten(1, -2) if tokens.dim() > 2 else tokens.unsqueeze(1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for t in (split, self.keys, self.values))
-        y = F.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
-        y = y.transpose(-2, -3).flatten(-2).reshape(tokens.shape)
+        y = _attend(q, k, v).transpose(-2, -3).flatten(-2).reshape(tokens.shape)
         if self.scale is not None:
             y = y * self.scale
         return y.movedim(-1, self.axis)
+
+    def _for_all(self, learned: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """`(heads, length, d)` -> `(…, heads, length, d)`, or `(B·heads, length, d)`, as the keys have it."""
+        if self.repeats > 1:
+            learned = learned.repeat_interleave(self.repeats, 0)
+        if like.dim() == 3:
+            return learned.repeat(like.shape[0] // learned.shape[0], 1, 1)
+        return learned.expand(*like.shape[:-3], *learned.shape)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
