@@ -145,8 +145,8 @@ def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
 
 def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, tuple[bool, ...]]:
     """FLOPs, saved bytes without the inputs', and which inputs are saved."""
-    dtype = site.build_from.target.value.dtype
-    with FakeTensorMode(), torch.device(read[0].device):
+    dtype, device = site.build_from.target.value.dtype, site.build_from.target.value.device
+    with FakeTensorMode(), torch.device(device):
         tuner = site.build().train()
         _cast(tuner, dtype)
         inputs = [_input(value, batch) for value in read]

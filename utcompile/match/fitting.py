@@ -57,7 +57,9 @@ def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     captures = tuple((name, _operation_key(op)) for name, op in site.captures.items())
     operation = _operation_key(site.operation) if site.operation is not None else None
     ports = _port_key(site.source), _port_key(site.target)
-    return site.form, *ports, operation, site.weight_shape, captures, site.heads, site.repeats
+    previous = _port_key(site.previous) if site.previous is not None else None
+    place = site.heads, site.repeats, previous, site.is_last
+    return site.form, *ports, operation, site.weight_shape, captures, *place
 
 
 def _port_key(port: Port) -> Hashable:

@@ -18,8 +18,8 @@ from utcompile.match.engine import Bindings, Engine, Trace, named, shown
 from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.fitting import Fitting
 from utcompile.match.hints import absent, hint, other_attributes, scope_hint, unknown
-from utcompile.match.places import wider_glob
 from utcompile.match.parameters import parameters_read
+from utcompile.match.places import wider_glob
 from utcompile.match.plan import Plan
 from utcompile.match.sites import Site, make_site, merge_shared
 from utcompile.rules import (
