@@ -103,10 +103,10 @@ def test_attributes_have_schema_names_and_defaults() -> None:
     ("layer", "classes"),
     [
         (nn.Conv2d(4, 4, 3, groups=4), {"conv", "depthwise_conv", "conv2d"}),
-        (nn.Conv2d(4, 8, 3, groups=2), {"conv", "conv2d"}),
+        (nn.Conv2d(4, 8, 3, groups=2), {"conv", "spatial_conv", "conv2d"}),
         (nn.Conv2d(4, 8, 1), {"conv", "pointwise", "conv2d"}),
         (nn.Conv2d(4, 8, 1, groups=2), {"conv", "conv2d"}),
-        (nn.BatchNorm2d(4), {"norm", "batch_norm"}),
+        (nn.BatchNorm2d(4), {"norm", "branch_norm", "batch_norm"}),
         (nn.AdaptiveAvgPool2d(1), {"pool"}),
         (nn.Identity(), {"layout", "identity"}),
     ],

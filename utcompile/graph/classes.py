@@ -8,9 +8,9 @@ from types import EllipsisType
 from torch import fx
 
 from utcompile.graph.meta import value_of
-from utcompile.graph.operations import ACTIVATIONS, Operation
+from utcompile.graph.operations import ACTIVATIONS, Operation, is_state
 
-_NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
+_NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"])
 _CONVS = frozenset(("conv1d", "conv2d", "conv3d"))
 _LAYOUT = frozenset("reshape permute transpose contiguous detach identity roll pad expand to".split())
 
@@ -24,7 +24,9 @@ def is_slice(op: Operation) -> bool:
 
 def is_layout(node: fx.Node, op: Operation) -> bool:
     """Whether a node only moves one tensor's numbers about: reshape, permute, roll, crop, zero padding, identity."""
-    if value_of(node) is None or not op.inputs or (len(op.inputs) > 1 and op.name != "to"):  # x.type_as(y) is x
+    if (
+        value_of(node) is None or not op.inputs or (len(op.inputs) > 1 and op.name not in ("to", "reshape"))
+    ):  # type_as, view_as
         return False
     if op.name == "pad":  # a reflected border repeats numbers
         return op.attributes.get("mode", "constant") == "constant"
@@ -53,7 +55,15 @@ def _depthwise(node: fx.Node, op: Operation) -> bool:
 def _pointwise(node: fx.Node, op: Operation) -> bool:
     if op.name == "linear":
         return True
+    if op.name in ("matmul", "addmm"):  # x @ weight, as GPT-2 and Falcon write their linears
+        nodes = node.all_input_nodes
+        last = value_of(nodes[-1]) if nodes else None
+        return len(op.inputs) == 1 and is_state(nodes[-1]) and last is not None and last.rank == 2
     return op.name in _CONVS and op.attributes["groups"] == 1 and _unit_kernel(node, op)
+
+
+def _spatial(node: fx.Node, op: Operation) -> bool:
+    return op.name in _CONVS and not _unit_kernel(node, op) and not _depthwise(node, op)
 
 
 def _unit_kernel(node: fx.Node, op: Operation) -> bool:
@@ -64,6 +74,7 @@ def _unit_kernel(node: fx.Node, op: Operation) -> bool:
 CLASSES: dict[str, Callable[[fx.Node, Operation], bool]] = {
     "conv": lambda node, op: op.name in _CONVS,
     "depthwise_conv": _depthwise,
+    "spatial_conv": _spatial,
     "conv_transpose": lambda node, op: op.name.startswith("conv_transpose"),
     "pointwise": _pointwise,
     "activation": lambda node, op: op.name in ACTIVATIONS,

@@ -1,70 +1,78 @@
-"""Spelled-out operations that count as one before any rule matches.
+"""Spelled-out operations that count as one before any rule matches, each read at the node that ends it.
 
-1. Softmax attention: `matmul(softmax(scale · q kᵀ + mask), v)` is `sdpa(q, k, v)` at the last matmul.
+1. Norms (`spelled_norms`): RMSNorm as Llama writes it, LayerNorm by mean and variance.
+2. Activations (`spelled_activations`): `x * sigmoid(x)` is `silu`, the tanh form of GELU is `gelu`.
+3. Softmax attention (`spelled_attention`): `matmul(softmax(scale · q kᵀ + mask), v)` is `sdpa(q, k, v)`.
+4. Patch merging: reshape, permute, reshape that moves blocks of positions into channels is `pixel_unshuffle`.
+
+The nodes inside a composite keep their own operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
-from torch import fx
+from torch import fx, nn
 
-from utcompile.graph.classes import is_layout
+from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
+from utcompile.graph.spelled_activations import SpelledActivations
+from utcompile.graph.spelled_attention import spelled_attention
+from utcompile.graph.spelled_norms import spelled_norm
 
-_BETWEEN_SCORES = frozenset(["add", "sub", "mul", "div", "masked_fill", "where", "to", "clamp"])
-_BETWEEN_WEIGHTS = frozenset(["dropout", "to"])
-_LONGEST = 8
 
+def composites(
+    nodes: Sequence[fx.Node], operations: Mapping[fx.Node, Operation], module: nn.Module
+) -> dict[fx.Node, Operation]:
+    """The operations to read at the nodes that end a composite.
 
-def composites(nodes: Sequence[fx.Node], operations: Mapping[fx.Node, Operation]) -> dict[fx.Node, Operation]:
-    """The operations to read at the nodes that end a composite."""
+    Args:
+        nodes: a graph's nodes, in order.
+        operations: how each of them reads alone.
+        module: what the nodes' targets name.
+    """
     found: dict[fx.Node, Operation] = {}
+    activation = SpelledActivations(operations, module)
     for node in nodes:
-        if operations[node].name == "softmax":
-            attention = _attention(node, operations)
-            if attention is not None:
-                found[attention[0]] = attention[1]
+        name = operations[node].name
+        if name in ("mean", "var"):
+            ended = spelled_norm(node, operations)
+        elif name == "softmax":
+            ended = spelled_attention(node, operations)
+        elif name in SpelledActivations.anchors:
+            ended = activation.at(node)
+        elif name in ("permute", "transpose"):
+            ended = _merged(node, operations)
+        else:
+            continue
+        if ended is not None:
+            found[ended[0]] = ended[1]
     return found
 
 
-def _attention(softmax: fx.Node, operations: Mapping[fx.Node, Operation]) -> tuple[fx.Node, Operation] | None:
-    scores = _above(softmax, operations)
-    weighted = _below(softmax, operations)
-    if scores is None or weighted is None:
+def _merged(permute: fx.Node, operations: Mapping[fx.Node, Operation]) -> tuple[fx.Node, Operation] | None:
+    """`(B, H·r, W·r, C)` to `(B, H, W, r·r·C)`, with the channels last or first: as Swin merges patches."""
+    above = operations[permute].inputs[0] if operations[permute].inputs else None
+    below = _only_reader(permute)
+    if above is None or below is None or operations[above].name != "reshape" or not operations[above].inputs:
         return None
-    q, k = operations[scores].inputs[:2]
-    v = operations[weighted].inputs[1]
-    return weighted, Operation("sdpa", (q, k, v), {"spelled_out": True})
-
-
-def _above(softmax: fx.Node, operations: Mapping[fx.Node, Operation]) -> fx.Node | None:
-    """The matmul of q and k, up through scales, masks and reshapes."""
-    node = softmax
-    for _ in range(_LONGEST):
-        inputs = operations[node].inputs
-        if not inputs:
-            return None
-        node = inputs[0]
-        op = operations[node]
-        if op.name == "matmul":
-            return node if len(op.inputs) == 2 else None
-        if op.name not in _BETWEEN_SCORES and not is_layout(node, op):
-            return None
+    while operations[below].name == "contiguous" and (following := _only_reader(below)) is not None:
+        below = following
+    values = [value_of(n) for n in (operations[above].inputs[0], above, permute, below)]
+    if operations[below].name != "reshape" or any(v is None for v in values):
+        return None
+    before, split, _, after = (v.sizes(2) for v in values if v is not None)
+    if len(before) != 4 or len(split) != 6 or len(after) not in (3, 4) or prod(before) != prod(after):
+        return None
+    for channels, blocks in ((3, (2, 4)), (1, (3, 5))):  # (B, H, r, W, r, C) and (B, C, H, r, W, r)
+        factor = split[blocks[0]]
+        merged = after[1 if len(after) == 4 and channels == 1 else -1]
+        if factor > 1 and factor == split[blocks[1]] and merged == before[channels] * factor * factor:
+            attributes = {"downscale_factor": factor, "spelled_out": True}
+            return below, Operation("pixel_unshuffle", (operations[above].inputs[0],), attributes)
     return None
 
 
-def _below(softmax: fx.Node, operations: Mapping[fx.Node, Operation]) -> fx.Node | None:
-    """The matmul with v, down through dropout and reshapes."""
-    node = softmax
-    for _ in range(_LONGEST):
-        readers = [u for u in node.users if operations[u].inputs]
-        if len(readers) != 1:
-            return None
-        (node,), before = readers, node
-        op = operations[node]
-        if op.name == "matmul":
-            return node if len(op.inputs) == 2 and op.inputs[0] is before else None
-        if op.name not in _BETWEEN_WEIGHTS and not is_layout(node, op):
-            return None
-    return None
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None

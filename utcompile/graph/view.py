@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cached_property
 
 import networkx as nx
@@ -13,6 +14,8 @@ from utcompile.graph.composites import composites
 from utcompile.graph.layout import Layout, layouts
 from utcompile.graph.meta import Frame, origin_of, tensor, value_of
 from utcompile.graph.operations import Operation, operation
+
+_WIDEST = 16  # layouts of one value that are looked at
 
 
 class GraphView:
@@ -32,7 +35,7 @@ class GraphView:
             op = self.operations[node] = operation(node, module)
             if "weight" in op.parameters:
                 node.meta["weight_shape"] = self._shape(op.parameters["weight"])
-        self.operations |= composites(self.nodes, self.operations)
+        self.operations |= composites(self.nodes, self.operations, module)
         self._frames: dict[fx.Node, tuple[Frame, ...]] = {}
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -53,10 +56,37 @@ class GraphView:
     @cached_property
     def classes(self) -> dict[fx.Node, frozenset[str]]:
         """The operation classes of every node, its canonical name among them."""
-        return {
+        found = {
             n: frozenset([op.name, *(c for c, holds in CLASSES.items() if holds(n, op))])
             for n, op in self.operations.items()
         }
+        for node, names in found.items():
+            if "pointwise" in names and self._mixes_tokens(node):
+                found[node] = (names - {"pointwise"}) | {"tokenwise"}
+            elif "norm" in names and not self._is_stream(node, found):
+                found[node] = names | {"branch_norm"}
+        return found
+
+    def _is_stream(self, node: fx.Node, classes: Mapping[fx.Node, frozenset[str]]) -> bool:
+        """Whether something computed from a value is added to it: it is what a residual branch starts from."""
+        frontier = [node]
+        for current in frontier:
+            for reader in current.users:
+                inputs = self.operations[reader].inputs
+                if "add" in classes[reader] and len(inputs) == 2 and tensor(inputs[0]).shape == tensor(inputs[1]).shape:
+                    other = inputs[1] if inputs[0] is current else inputs[0]
+                    if other is not current and self.depends(other, node):
+                        return True
+                elif "layout" in classes[reader] and len(frontier) < _WIDEST:
+                    frontier.append(reader)
+        return False
+
+    def _mixes_tokens(self, node: fx.Node) -> bool:
+        """Whether a linear or 1×1 convolution runs along another axis than its input's channels: a Mixer's."""
+        op = self.operations[node]
+        if not op.inputs or (axis := self.channel_axis.get(op.inputs[0])) is None:
+            return False
+        return axis != (1 if "conv" in op.name else tensor(op.inputs[0]).rank - 1)
 
     @cached_property
     def by_class(self) -> dict[str, list[fx.Node]]:
@@ -72,6 +102,13 @@ class GraphView:
         axis = self.channel_axis.get(node)
         size = tensor(node).shape[axis] if axis is not None else None
         return size if isinstance(size, int) else None
+
+    def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The tensors that a node reads; a part of a split reads what is split."""
+        op = self.operations[node]
+        if op.name == "getitem" and not op.inputs and isinstance(node.args[0], fx.Node):
+            return self.operations[node.args[0]].inputs
+        return op.inputs
 
     def without_layout(self, node: fx.Node) -> fx.Node:
         """The value that a chain of layout operations moves about."""

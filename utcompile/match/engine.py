@@ -7,6 +7,7 @@ alternative that fails takes its bindings with it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import permutations
 
@@ -93,20 +94,25 @@ class Engine:
 
     def anchors(self, pattern: Pattern) -> list[fx.Node]:
         """The nodes where a pattern's last line can stand, in graph order."""
-        found = {n for s in pattern.spellings for n in self._ends(s.steps[-1].value)}
+        found = {n for s in pattern.spellings for n in self._ends(s.steps[-1].value, s)}
         return sorted(found, key=self.view.position.__getitem__)
 
-    def _ends(self, expression: Expression) -> set[fx.Node]:
+    def _ends(self, expression: Expression, spelling: Spelling) -> set[fx.Node]:
+        if isinstance(expression, Name):
+            for step in spelling.steps:
+                if step.targets == (expression.name,):
+                    return self._ends(step.value, spelling)
         if not isinstance(expression, Call):
             return {n for n in self.view.nodes if value_of(n) is not None and not is_state(n)}
         found: set[fx.Node] = set()
         for head in expression.heads:
             if head.is_skip:
-                found |= self._ends(expression.arguments[0])
+                found |= self._ends(expression.arguments[0], spelling)
             elif head.name in self.library:
                 found.update(self.anchors(self.library[head.name]))
-            elif head.name in ("branch_tail", "output_tail"):
-                found.update(self.tails.branches if head.name == "branch_tail" else self.tails.outputs)
+            elif head.name in Tails.words:
+                ends = self.tails.ends(head.name)
+                found.update(self._ends(expression.arguments[0], spelling) if ends is None else ends)
             else:
                 found.update(self.view.by_class[head.name])
         return found
@@ -225,21 +231,31 @@ class Engine:
                 yield from self._expression(call.arguments[0], node, env)
         elif head.name in self.library:
             yield from self._named(head, call, node, env)
-        elif head.name in ("branch_tail", "output_tail"):
-            walk = self.tails.branch(node) if head.name == "branch_tail" else self.tails.output(node)
+        elif head.name in Tails.words:
+            walk = self.tails.walk(head.name, node)
+            if head.name == "unit" and self._ffn_follows(node):
+                walk = ()
             if not walk:
-                self._miss(
-                    node,
-                    "it is no branch of a residual addition"
-                    if head.name == "branch_tail"
-                    else "it is no output of the model",
-                    call,
-                )
+                self._miss(node, self.tails.missed(head.name), call)
             for source in walk:
                 for bound, _ in self._expression(call.arguments[0], source, env):
-                    yield bound, node
+                    if len(call.arguments) == 1:
+                        yield bound, node
+                    elif node in self.tails.branches:  # branch_tail(c, x): x is what the branch is added to
+                        for added, _ in self._expression(call.arguments[1], self.tails.branches[node], bound):
+                            yield added, node
         else:
             yield from self._operation(head, call, node, env)
+
+    def _ffn_follows(self, node: fx.Node) -> bool:
+        """Whether the next branch that is added to a value is a feed-forward network that reads it."""
+        starts = {self.view.without_layout(node), self.tails.normed(node)}
+        return any(
+            self.view.without_layout(inner["x"]) in starts
+            for branch in self.tails.branches_of(node)
+            for name in ("ffn", "gated_ffn")
+            for inner in self._solutions(name, branch)
+        )
 
     def _present(self, head: Head, node: fx.Node) -> bool:
         """Whether an alternative before `skip` stands here."""
@@ -315,7 +331,7 @@ class Engine:
                 for current in self.view.layout_chain(end):
                     if not names & self.view.classes[current]:
                         continue
-                    for source in self.view.operations[current].inputs:
+                    for source in self.view.sources(current):
                         if source not in seen:
                             seen.add(source)
                             following.append(source)
@@ -325,18 +341,19 @@ class Engine:
         """`q, k, v = split(t)`: distinct parts of one value, by unbind, chunk, split, or indexing."""
         call = step.value
         assert isinstance(call, Call)
-        bound = [(i, env[t]) for i, t in enumerate(step.targets) if t in env]
-        parts = [(i, _part(self.view, node)) for i, node in bound]
-        sources = {part[0] for _, part in parts if part}
-        if not all(part for _, part in parts) or len(sources) != 1:
-            self._miss(bound[0][1], f"the pattern wants the parts of one value in {step.text!r}", call)
+        bound = [env[t] for t in step.targets if t in env]
+        parts = [_parts(self.view, node) for node in bound]
+        sources = [s for s in parts[0] if all(s in found for found in parts[1:])]
+        if not sources:
+            self._miss(bound[0], f"the pattern wants the parts of one value in {step.text!r}", call)
             return
-        ranks = [part[1] for _, part in parts if part]
-        if ranks != sorted(set(ranks)):
-            self._miss(bound[0][1], f"the parts come in another order than {', '.join(step.targets)}", call)
-            return
-        for env_bound, _ in self._expression(call.arguments[0], sources.pop(), env):
-            yield env_bound
+        for source in sources:
+            ranks = [found[source] for found in parts]
+            if ranks != sorted(set(ranks)):
+                self._miss(bound[0], f"the parts come in another order than {', '.join(step.targets)}", call)
+                continue
+            for env_bound, _ in self._expression(call.arguments[0], source, env):
+                yield env_bound
 
     def _miss(self, node: fx.Node, reason: str, call: Call | None = None) -> None:
         if self.trace is not None and self._current is not None:
@@ -371,25 +388,35 @@ def _names(expression: Expression) -> Iterator[Name]:
             yield from _names(inner)
 
 
-def _part(view: GraphView, node: fx.Node) -> tuple[fx.Node, int] | None:
-    """The value that a node is a part of, and the part's rank in it."""
+def _parts(view: GraphView, node: fx.Node) -> dict[fx.Node, int]:
+    """The values that a node is a part of, the nearest first, and the part's rank in each: a crop is a part too."""
+    found: dict[fx.Node, int] = {}
     for current in view.layout_chain(node):
         op = view.operations[current]
-        if op.name != "getitem" or "index" not in op.attributes:
+        if op.name != "getitem" or "index" not in op.attributes or not isinstance(current.args[0], fx.Node):
             continue
         source, index = current.args[0], op.attributes["index"]
-        if not isinstance(source, fx.Node):
-            return None
         split = view.operations[source]
-        if split.name == "split":
-            return (split.inputs[0], int(index)) if split.inputs else None
-        return source, _start(index)
-    return None
+        if split.name != "split":
+            found[source] = _start(index)
+        elif split.inputs:
+            found[split.inputs[0]] = int(index)
+    return found
 
 
 def _start(index: object) -> int:
-    """Where an index begins: its first integer, or the start of its first slice that has one."""
+    """Where an index begins: its first integer, or the start of its first slice that has one.
+
+    Those that count from the end come after the others: Falcon reads `[..., :-2, :]`, then `[..., [-2], :]`.
+    """
+    found = _first(index)
+    return found if found >= 0 else sys.maxsize + found
+
+
+def _first(index: object) -> int:
     for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, list) and len(part) == 1:
+            (part,) = part
         if isinstance(part, int) and not isinstance(part, bool):
             return part
         if isinstance(part, slice) and isinstance(part.start, int):

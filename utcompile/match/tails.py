@@ -1,4 +1,4 @@
-"""How a branch ends: back from the operand of a residual addition, or from the model's output.
+"""The structural words of a pattern: where a branch, the model's output and its stem end, and what is on the stream.
 
 `branch_tail(c) = y`: y is what is added to the stream, and c stands before the LayerScale, dropout, stochastic depth
 and layout that lie between. A tuner placed before a LayerScale of 1e-6 would be mute.
@@ -6,21 +6,63 @@ and layout that lie between. A tuner placed before a LayerScale of 1e-6 would be
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 from torch import fx
 
-from utcompile.graph import GraphView, is_state, tensor
+from utcompile.graph import GraphView, is_state, tensor, value_of
 
 _LONGEST = 24
+_MISSES = {
+    "branch_tail": "it is no branch of a residual addition",
+    "tail": "it is followed by the end of a residual branch",
+    "output_tail": "it is no output of the model",
+    "stem_tail": "it is not where the model's first layer ends",
+    "unit": "an ffn follows it on the stream",
+    "stream": "it is inside a residual branch or the stem, or a norm follows it",
+}
+_FIRST_LAYERS = frozenset(("conv", "embedding", "linear"))
+_BEFORE_STEM = frozenset("add sub mul div cat getitem split pixel_unshuffle normalize".split())  # an input made ready
 
 
 class Tails:
-    """The residual branches and output tails of one graph."""
+    """The residual branches, output tails and stems of one graph."""
+
+    words = frozenset(_MISSES)
 
     def __init__(self, view: GraphView) -> None:
         self.view = view
-        self._outputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self._streams: dict[fx.Node, bool] = {}
+
+    def ends(self, word: str) -> Iterable[fx.Node] | None:
+        """Where a word can end a pattern; None where its operand decides."""
+        if word == "tail":
+            return {*self.branches, *self._alone}
+        known: dict[str, Callable[[], Iterable[fx.Node]]] = {
+            "branch_tail": lambda: self.branches,
+            "output_tail": lambda: self.outputs,
+            "stem_tail": lambda: self.stems,
+        }
+        return known[word]() if word in known else None
+
+    def walk(self, word: str, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The values that the operand of a word may be, where the word's value is a node; the nearest first."""
+        if word == "branch_tail":
+            return self._walk(node) if node in self.branches else ()
+        if word == "tail":
+            return self._walk(node) if node in self.branches else (node,) if node in self._alone else ()
+        if word == "output_tail":
+            return self._walk(node, output=True) if node in self.outputs else ()
+        if word == "stem_tail":
+            return (self.stems[node],) if node in self.stems else ()
+        if word == "unit":
+            return (node,)
+        return (node,) if self._on_stream(node) else ()
+
+    def missed(self, word: str) -> str:
+        """Why a word has no operand at a node, for messages."""
+        return _MISSES[word]
 
     @cached_property
     def branches(self) -> dict[fx.Node, fx.Node]:
@@ -31,17 +73,49 @@ class Tails:
         """
         found: dict[fx.Node, fx.Node] = {}
         for node in self.view.by_class["add"]:
-            inputs = self.view.operations[node].inputs
-            if len(inputs) != 2 or inputs[0] is inputs[1] or tensor(inputs[0]).shape != tensor(inputs[1]).shape:
-                continue
-            for branch, stream in (inputs, inputs[::-1]):
+            inputs = self._summed(node)
+            for branch, stream in (inputs, inputs[::-1]) if inputs else ():
                 if not self.view.depends(self.view.without_layout(stream), self.view.without_layout(branch)):
                     found.setdefault(branch, stream)
         return found
 
-    def branch(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The values from which a residual branch ends in `node`, the nearest first; empty where it is no branch."""
-        return self._walk(node) if node in self.branches else ()
+    @cached_property
+    def _of_stream(self) -> dict[fx.Node, list[fx.Node]]:
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for branch, stream in self.branches.items():
+            found.setdefault(self.view.without_layout(stream), []).append(branch)
+        return found
+
+    def branches_of(self, stream: fx.Node) -> list[fx.Node]:
+        """The branches that are added to a value, or to the norm that alone reads it."""
+        value = self.view.without_layout(stream)
+        return self._of_stream.get(value) or self._of_stream.get(self.normed(value) or value, [])
+
+    def _summed(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The two different values of one shape that an addition adds."""
+        inputs = self.view.operations[node].inputs
+        if len(inputs) != 2 or inputs[0] is inputs[1] or tensor(inputs[0]).shape != tensor(inputs[1]).shape:
+            return ()
+        return inputs
+
+    @cached_property
+    def _alone(self) -> frozenset[fx.Node]:
+        """The results of layers that end no branch, with the norm that follows some of them."""
+        tailed = {n for branch in self.branches for n in self._walk(branch, norms=True)}
+        return frozenset(self.normed(n) or n for n in self.view.by_class["pointwise"] if n not in tailed)
+
+    def normed(self, node: fx.Node) -> fx.Node | None:
+        """The norm that alone reads a value, through layout."""
+        for _ in range(_LONGEST):
+            readers = [u for u in node.users if value_of(u) is not None]
+            if len(readers) != 1:
+                return None
+            (node,) = readers
+            if "norm" in self.view.classes[node]:
+                return node
+            if "layout" not in self.view.classes[node]:
+                return None
+        return None
 
     @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
@@ -52,19 +126,95 @@ class Tails:
                 found += [n for n in node.all_input_nodes if n not in found]
         return tuple(n for n in found if "value" in n.meta and not is_state(n))
 
-    def output(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The values from which the model's output ends in `node`, through layout and averaging."""
-        return self._walk(node, averaging=True) if node in self.outputs else ()
-
-    def _walk(self, node: fx.Node, averaging: bool = False) -> tuple[fx.Node, ...]:
+    def _walk(self, node: fx.Node, output: bool = False, norms: bool = False) -> tuple[fx.Node, ...]:
         found = [node]
+        passed = {"layout", "dropout"} | ({"softmax"} if output else set()) | ({"norm"} if norms else set())
         for current in found:
             if len(found) > _LONGEST:
                 break
             names, op = self.view.classes[current], self.view.operations[current]
-            scales = op.name in ("mul", "div") and len(op.inputs) == 1  # by a parameter or a number
-            averaged = averaging and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
-            mean = averaging and op.name == "mean" and "stack" in self.view.classes[op.inputs[0]]
-            if averaged or mean or (len(op.inputs) == 1 and (scales or names & {"layout", "dropout"})):
+            scales = op.name in ("mul", "div", *(["add"] if output else [])) and len(op.inputs) == 1  # by a parameter
+            if output and op.name == "add" and len(op.inputs) == 2:  # BART adds a bias that it brings to the device
+                whole = [n for n in op.inputs if tensor(n).shape == tensor(current).shape]
+                found += [n for n in whole if len(whole) == 1 and n not in found]
+            averaged = output and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
+            mean = output and op.name == "mean" and "stack" in self.view.classes[op.inputs[0]]
+            if averaged or mean:
                 found += [n for n in op.inputs if n not in found]
+            elif scales or names & passed:  # of two inputs the second tells a shape or dtype: reshape_as, type_as
+                found += [n for n in op.inputs[:1] if n not in found]
         return tuple(found)
+
+    # --- stems --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def stems(self) -> dict[fx.Node, fx.Node]:
+        """Where each stem ends -> its layer: the first that an input of the model meets.
+
+        From that layer the stem goes on through what follows alone: norm, activation, pooling, dropout, layout, class
+        tokens and positions; it ends where the first block reads it twice, or another layer does.
+        """
+        found: dict[fx.Node, fx.Node] = {}
+        for placeholder in self.view.nodes:
+            if placeholder.op != "placeholder":
+                continue
+            frontier = [placeholder]
+            for node in frontier:
+                if len(frontier) > _LONGEST or self.branches_of(node):
+                    break  # what is added to is the stream already
+                for reader in node.users:
+                    names = self.view.classes[reader]
+                    if names & _FIRST_LAYERS and self.view.operations[reader].inputs[:1] == (node,):
+                        found.setdefault(self._stem_end(reader), reader)
+                    elif (names & _BEFORE_STEM or "layout" in names) and reader not in frontier:
+                        frontier.append(reader)
+        return found
+
+    def _stem_end(self, node: fx.Node) -> fx.Node:
+        for _ in range(_LONGEST):
+            readers = [u for u in node.users if value_of(u) is not None or u.op == "output"]
+            if len(readers) != 1 or readers[0].op == "output":
+                return node
+            (reader,) = readers
+            op = self.view.operations[reader]
+            follows = self.view.classes[reader] & {"norm", "activation", "pool", "dropout", "layout"}
+            joins = op.name in ("add", "mul", "cat") and not any(
+                self.view.depends(other, node) for other in op.inputs if other is not node
+            )
+            if not joins and not (follows and len(op.inputs) == 1):
+                return node
+            node = reader
+        return node
+
+    @cached_property
+    def _stem_nodes(self) -> frozenset[fx.Node]:
+        found: set[fx.Node] = set()
+        for end, layer in self.stems.items():
+            node = layer
+            while node is not end and node not in found:
+                found.add(node)
+                node = next(u for u in node.users if value_of(u) is not None)
+            found.add(end)
+        return frozenset(found)
+
+    # --- the stream ---------------------------------------------------------------------------------------------
+
+    def _on_stream(self, node: fx.Node) -> bool:
+        """Whether the next residual addition that a value leads to adds nothing that does without the value."""
+        if node not in self._streams:
+            self._streams[node] = self._leads_on(node)
+        return self._streams[node]
+
+    def _leads_on(self, node: fx.Node) -> bool:
+        if self.view.without_layout(node) in self._stem_nodes or self.normed(node) is not None:
+            return False
+        reached = {node}
+        for place in range(self.view.position[node] + 1, len(self.view.nodes)):
+            later = self.view.nodes[place]
+            if reached.isdisjoint(later.all_input_nodes):
+                continue
+            reached.add(later)
+            summed = self._summed(later) if "add" in self.view.classes[later] else ()
+            if summed:
+                return reached.issuperset(summed)
+        return True

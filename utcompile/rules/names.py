@@ -303,9 +303,12 @@ CLASSES: Mapping[str, str] = MappingProxyType(
         "conv": "any convolution, grouped too",
         "depthwise_conv": "a convolution with as many groups as channels",
         "conv_transpose": "any transposed convolution",
-        "pointwise": "a linear, or an ungrouped convolution with a kernel of 1",
+        "spatial_conv": "a convolution over space that mixes channels: of a kernel above 1, not depthwise",
+        "pointwise": "a linear, or an ungrouped convolution with a kernel of 1, over the channels",
+        "tokenwise": "a linear, or an ungrouped convolution with a kernel of 1, along the tokens",
         "activation": "any elementwise nonlinearity",
         "norm": "any normalisation",
+        "branch_norm": "a norm whose result is not itself the stream: a pre-norm, not BERT's post-norm",
         "dropout": "dropout of elements, channels or whole paths",
         "pool": "any pooling, maximum or average, adaptive too",
         "layout": "reshape, transpose, permute and the like: no arithmetic",
@@ -316,7 +319,11 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 STRUCTURAL: Mapping[str, str] = MappingProxyType(
     {
         "branch_tail": "what becomes of a value until it is added to the residual stream: LayerScale, dropout, layout",
+        "tail": "branch_tail where the value is added to the stream, otherwise the value itself",
         "output_tail": "what becomes of a value until it is the model's output: layout, dtype, softmax",
+        "stem_tail": "what becomes of the first layer's result until the first block: norm, pooling, positions",
+        "stream": "the value itself, where it is on the stream: in no branch that is added to it, nor in the stem",
+        "unit": "the value itself, where no ffn follows it on the stream: the end of a repeated unit",
         "skip": "nothing: the last alternative of an optional step",
         "path": "a chain of operations: path(x, through=conv | norm, max=6, min=1)",
     }
@@ -327,5 +334,5 @@ OPERATIONS: Mapping[str, str] = MappingProxyType(
 )
 
 # `skip` and `path` have a syntax of their own; the tails are called as an operation is.
-CALLABLE: frozenset[str] = frozenset({*OPERATIONS, *CLASSES, "branch_tail", "output_tail"})
+CALLABLE: frozenset[str] = frozenset({*OPERATIONS, *CLASSES, *STRUCTURAL} - {"skip", "path"})
 RESERVED: frozenset[str] = frozenset({*OPERATIONS, *CLASSES, *STRUCTURAL})
