@@ -18,10 +18,14 @@ def test_every_pattern_can_be_called(name: str) -> None:
 
 
 def test_the_patterns_that_the_language_promises() -> None:
-    promised = {"attention", "ffn", "residual_block", "inverted_residual", "squeeze_excite", "head", "block"}
-    assert promised <= library_patterns().keys()
-    assert {"x", "n", "q", "k", "v", "y"} <= library_patterns()["attention"].names
-    assert {"x", "n", "h", "a", "c", "y"} <= library_patterns()["ffn"].names
+    promised = (
+        "attention ffn gated_ffn token_mixer residual_block inverted_residual bottleneck_block squeeze_excite stem "
+        "downsample head block"
+    )
+    assert set(promised.split()) <= library_patterns().keys()
+    offered = {"attention": "xnqkvocy", "ffn": "xnhacy", "gated_ffn": "xnhagmcy", "token_mixer": "xncy", "stem": "xhy"}
+    for name, letters in offered.items():
+        assert set(letters) <= library_patterns()[name].names, name
 
 
 def test_patterns_call_one_another_in_no_circle() -> None:

@@ -233,7 +233,7 @@ class Engine:
             yield from self._named(head, call, node, env)
         elif head.name in Tails.words:
             walk = self.tails.walk(head.name, node)
-            if head.name == "unit" and self._ffn_follows(node):
+            if head.name == "block_end" and self._ffn_follows(node):
                 walk = ()
             if not walk:
                 self._miss(node, self.tails.missed(head.name), call)

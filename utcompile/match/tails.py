@@ -16,11 +16,11 @@ from utcompile.graph import GraphView, is_state, tensor, value_of
 _LONGEST = 24
 _MISSES = {
     "branch_tail": "it is no branch of a residual addition",
-    "tail": "it is followed by the end of a residual branch",
+    "any_tail": "it is followed by the end of a residual branch",
     "output_tail": "it is no output of the model",
     "stem_tail": "it is not where the model's first layer ends",
-    "unit": "an ffn follows it on the stream",
-    "stream": "it is inside a residual branch or the stem, or a norm follows it",
+    "block_end": "an ffn follows it on the stream",
+    "on_stream": "it is inside a residual branch or the stem, or a norm follows it",
 }
 _FIRST_LAYERS = frozenset(("conv", "embedding", "linear"))
 _BEFORE_STEM = frozenset("add sub mul div cat getitem split pixel_unshuffle normalize".split())  # an input made ready
@@ -37,7 +37,7 @@ class Tails:
 
     def ends(self, word: str) -> Iterable[fx.Node] | None:
         """Where a word can end a pattern; None where its operand decides."""
-        if word == "tail":
+        if word == "any_tail":
             return {*self.branches, *self._alone}
         known: dict[str, Callable[[], Iterable[fx.Node]]] = {
             "branch_tail": lambda: self.branches,
@@ -50,13 +50,13 @@ class Tails:
         """The values that the operand of a word may be, where the word's value is a node; the nearest first."""
         if word == "branch_tail":
             return self._walk(node) if node in self.branches else ()
-        if word == "tail":
+        if word == "any_tail":
             return self._walk(node) if node in self.branches else (node,) if node in self._alone else ()
         if word == "output_tail":
             return self._walk(node, output=True) if node in self.outputs else ()
         if word == "stem_tail":
             return (self.stems[node],) if node in self.stems else ()
-        if word == "unit":
+        if word == "block_end":
             return (node,)
         return (node,) if self._on_stream(node) else ()
 

@@ -319,11 +319,11 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 STRUCTURAL: Mapping[str, str] = MappingProxyType(
     {
         "branch_tail": "what becomes of a value until it is added to the residual stream: LayerScale, dropout, layout",
-        "tail": "branch_tail where the value is added to the stream, otherwise the value itself",
+        "any_tail": "branch_tail where the value is added to the stream, otherwise the value itself",
         "output_tail": "what becomes of a value until it is the model's output: layout, dtype, softmax",
         "stem_tail": "what becomes of the first layer's result until the first block: norm, pooling, positions",
-        "stream": "the value itself, where it is on the stream: in no branch that is added to it, nor in the stem",
-        "unit": "the value itself, where no ffn follows it on the stream: the end of a repeated unit",
+        "on_stream": "the value itself, where it is on the stream: in no branch that is added to it, nor in the stem",
+        "block_end": "the value itself, where no ffn follows it on the stream: the end of a repeated unit",
         "skip": "nothing: the last alternative of an optional step",
         "path": "a chain of operations: path(x, through=conv | norm, max=6, min=1)",
     }
