@@ -330,7 +330,7 @@ def _selects_nothing(train: Train, engine: Engine, names: Sequence[str]) -> tupl
         return "it matches, and nothing that it covers has a parameter of the model's own", "name another pattern"
     if train.glob != "head" or not engine.tails.outputs:
         return "the pattern matches nowhere", "see `utcompile inspect` for what there is"
-    last = engine.tails.output(engine.tails.outputs[0])[-1]
+    last = engine.tails.walk("output_tail", engine.tails.outputs[0])[-1]
     return (
         f"the model ends without a classifier, in {named(last, engine.view)}: {shown(last)}",
         "give it one (timm: num_classes=N; on the command line --num-classes N), or name what is to be trained with "
