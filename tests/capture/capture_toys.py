@@ -25,6 +25,18 @@ class Calls(nn.Module):
         return self.function(self, x)
 
 
+class Minus(nn.Module):
+    """Two inputs, of which one is taken from the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: T, y: T) -> T:
+        result: T = self.linear(x) - y
+        return result
+
+
 class Attends(nn.Module):
     """`nn.MultiheadAttention`, with or without the weights it returns."""
 

@@ -270,6 +270,20 @@ def test_outputs_of_any_structure() -> None:
     assert torch.equal(found.second.keys, 2 * found.first.logits) and found.second.length == 3
 
 
+def test_one_tensor_given_for_two_inputs_is_two_inputs() -> None:
+    model = toys.Minus()
+    captured = utc.capture(model, (X, X), verify="full")
+    y = torch.randn_like(X)
+    assert torch.equal(captured(X, y), model(X, y))
+
+
+def test_a_function_that_is_a_closure_pickles() -> None:
+    model = toys.Calls(lambda self, x: torch.nn.functional.max_pool1d(self.linear(x), 2))
+    captured = utc.capture(model, X)
+    again = pickle.loads(pickle.dumps(captured))
+    assert torch.equal(again(X), model(X))
+
+
 # --- opaque -------------------------------------------------------------------------------------------------------
 
 

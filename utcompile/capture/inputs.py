@@ -78,10 +78,23 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     By default the batch is dimension 0 of every tensor whose dimension 0 equals the first tensor's, and the length is
     dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
     """
-    arguments = bind_inputs(model, example_inputs)
+    arguments = _told_apart(bind_inputs(model, example_inputs))
     if dynamic is None:
         return Inputs(arguments, _inferred(arguments))
     return Inputs(arguments, _stated(arguments, dynamic))
+
+
+def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:
+    """One tensor given for several inputs becomes one tensor an input: a recording finds values by identity."""
+    seen: set[int] = set()
+
+    def own(tensor: T) -> T:
+        if id(tensor) in seen:
+            return tensor.detach()
+        seen.add(id(tensor))
+        return tensor
+
+    return {name: map_tensors(own, value) for name, value in arguments.items()}
 
 
 def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:

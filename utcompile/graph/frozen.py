@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx
 
 
@@ -13,6 +14,20 @@ class _Ref:
     """The place of a node in its graph."""
 
     index: int
+
+
+@dataclass(frozen=True)
+class _Functional:
+    """A function of `torch.nn.functional` that pickle cannot name, such as `max_pool2d`: a closure by its own account."""
+
+    name: str
+
+
+def _by_name(target: Any) -> Any:
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        found = next((name for name, value in vars(F).items() if value is target), None)
+        return target if found is None else _Functional(found)
+    return target
 
 
 class FrozenGraph:
@@ -32,7 +47,7 @@ class FrozenGraph:
             return value
 
         self.rows = [
-            (n.op, n.name, n.target, freeze(n.args), freeze(n.kwargs), {k: freeze_meta(v) for k, v in n.meta.items()})
+            (n.op, n.name, _by_name(n.target), freeze(n.args), freeze(n.kwargs), {k: freeze_meta(v) for k, v in n.meta.items()})
             for n in graph.nodes
         ]
 
@@ -54,7 +69,8 @@ class FrozenGraph:
             return value
 
         for op, name, target, args, kwargs, _ in self.rows:
-            nodes.append(graph.create_node(op, target, thaw(args), thaw(kwargs), name=name))
+            called = getattr(F, target.name) if isinstance(target, _Functional) else target
+            nodes.append(graph.create_node(op, called, thaw(args), thaw(kwargs), name=name))
         for node, row in zip(nodes, self.rows, strict=True):
             node.meta = {
                 k: thaw(v) if isinstance(v, tuple) and any(isinstance(i, _Ref) for i in v) else v
