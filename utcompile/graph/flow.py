@@ -202,7 +202,8 @@ def _channel_norm(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) ->
 
 
 def _last_norm(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
-    if len(op.attributes.get("normalized_shape", (1,))) == 1:
+    # without a weight a channel it may run over anything
+    if op.parameters and len(op.attributes.get("normalized_shape", (1,))) == 1:
         flow.say(op.inputs[0], -1, "channel")
     return _keep(flow, node, op, sizes)
 

@@ -47,7 +47,14 @@ class FrozenGraph:
             return value
 
         self.rows = [
-            (n.op, n.name, _by_name(n.target), freeze(n.args), freeze(n.kwargs), {k: freeze_meta(v) for k, v in n.meta.items()})
+            (
+                n.op,
+                n.name,
+                _by_name(n.target),
+                freeze(n.args),
+                freeze(n.kwargs),
+                {k: freeze_meta(v) for k, v in n.meta.items()},
+            )
             for n in graph.nodes
         ]
 

@@ -110,7 +110,7 @@ def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, li
     if heads:
         return "groups" if rank - at > 2 and all(i < at for i in heads) and rank > 4 else "heads"
     for origin, places in parts.items():
-        if origin.role == "space" and len({i for i, _ in places if i != at}) > 1:
+        if origin.role == "space" and len({i for i, _ in places if i != at}) > 1 and not _is_grid(origin, places):
             return "windows"
     if rank == 2:
         return "vectors" if at == 1 else None
@@ -121,6 +121,14 @@ def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, li
         return None  # two of an image's sides on one axis, beside others
     names = {(3, 1): "NCL", (4, 1): "NCHW", (4, 3): "NHWC", (5, 1): "NCDHW", (5, 4): "NDHWC"}
     return names.get((rank, at))
+
+
+def _is_grid(origin: Origin, places: list[tuple[int, Atom]]) -> bool:
+    """Whether positions that stood on one axis are laid out as the rows and columns of an image, and no finer."""
+    if origin.letter or len(places) > 3 or prod(a.size for _, a in places) != origin.size:
+        return False
+    rows = sorted(places, key=lambda place: -place[1].stride)
+    return [i for i, _ in rows] == list(range(rows[0][0], rows[0][0] + len(rows)))
 
 
 def _is_whole(axis: Axis) -> bool:

@@ -160,8 +160,9 @@ NORM_ROWS: tuple[Row, ...] = (
 
 DROPOUT: tuple[Row, ...] = (
     ("dropout", "input, p=0.5, training=True, inplace=False",
-     "F.dropout F.dropout1d F.dropout2d F.dropout3d F.alpha_dropout F.feature_alpha_dropout nn.Dropout nn.Dropout1d "
-     "nn.Dropout2d nn.Dropout3d nn.AlphaDropout nn.FeatureAlphaDropout"),
+     "F.dropout F.dropout1d F.dropout2d F.dropout3d nn.Dropout nn.Dropout1d nn.Dropout2d nn.Dropout3d nn.AlphaDropout "
+     "nn.FeatureAlphaDropout"),
+    ("dropout", "input, p=0.5, training=False, inplace=False", "F.alpha_dropout F.feature_alpha_dropout"),
     ("dropout", "input, p, training", "torch.dropout"),
 )  # fmt: skip
 
