@@ -1,58 +1,67 @@
-"""One training step (forward, loss, backward, AdamW) of LoRA r=8 on every linear of ViT-S/16."""
+"""One training step (forward, loss, backward, AdamW) of LoRA r=8: every linear of ViT-S/16, every conv of ResNet-50."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import utcompile as utc
 from benchmarks.measure import Row, paired
 
 R = 8
+CASES = (
+    ("vit_small_patch16_224", "every linear", "lora/all_linear", nn.Linear, "head"),
+    ("resnet50", "every convolution", "lora/all_conv", nn.Conv2d, "fc"),
+)
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """LoRA by utcompile and, where it is installed, by PEFT, between two floors.
+    """LoRA by utcompile and, where it is installed, by PEFT, which then is the reference, between two floors.
 
-    The first is the frozen model with a gradient for its input: the backward pass that every tuner inside needs. The
-    other trains the head alone and needs no backward pass through the backbone.
+    The first floor is the frozen model with a gradient for its input: the backward pass that every tuner inside needs.
+    The other trains the head alone and needs no backward pass through the backbone. The notes are the bytes that
+    autograd saves for backward, parameters and buffers aside.
     """
-    torch.manual_seed(0)
-    batch = 2 if quick else 8
-    model = timm.create_model("vit_small_patch16_224", num_classes=10).eval()
-    x, labels = torch.randn(batch, 3, 224, 224), torch.randint(10, (batch,))
-    tuned = utc.compile(model, "lora/all_linear", (x,), vars={"r": R, "alpha": R}, verify="shapes")
-    leaf = x.clone().requires_grad_()
-    candidates = {
-        "frozen model, gradient to the input": _step(_probe(model), leaf, labels),
-        "frozen model, head alone": _step(_probe(model), x, labels),
-        "utcompile": _step(tuned, x, labels),
-    }
-    if find_spec("peft"):
-        candidates["peft"] = _step(_peft(model), x, labels)
-    rows = paired(
-        f"training step, ViT-S/16, LoRA r={R}, batch {batch}", candidates, rounds=2 if quick else 12, warmup=2
-    )
-    yield from rows.values()
+    for name, where, rules, layer, head in CASES:
+        torch.manual_seed(0)
+        batch = 2 if quick else 8
+        model = timm.create_model(name, num_classes=10).eval()
+        x, labels = torch.randn(batch, 3, 224, 224), torch.randint(10, (batch,))
+        models: dict[str, tuple[nn.Module, torch.Tensor]] = {}
+        if find_spec("peft"):
+            models["peft"] = _peft(model, layer, head), x
+        models["utcompile"] = utc.compile(model, rules, (x,), vars={"r": R, "alpha": R}, verify="shapes"), x
+        models["frozen model, gradient to the input"] = _probe(model, head), x.clone().requires_grad_()
+        models["frozen model, head alone"] = _probe(model, head), x
+        rows = paired(
+            f"training step, {name}, LoRA r={R} on {where}, batch {batch}",
+            {what: _step(m, given, labels) for what, (m, given) in models.items()},
+            rounds=2 if quick else 12,
+            warmup=2,
+        )
+        for what, row in rows.items():
+            yield replace(row, note=f"{_saved(*models[what], labels) / 1e6:,.0f} MB saved")
 
 
-def _probe(model: nn.Module) -> nn.Module:
+def _probe(model: nn.Module, head: str) -> nn.Module:
     probe = copy.deepcopy(model).requires_grad_(False)
-    probe.get_submodule("head").requires_grad_(True)
+    probe.get_submodule(head).requires_grad_(True)
     return probe
 
 
-def _peft(model: nn.Module) -> nn.Module:
+def _peft(model: nn.Module, layer: type[nn.Module], head: str) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "head"]
-    config = LoraConfig(r=R, lora_alpha=R, target_modules=linears, modules_to_save=["head"])
+    names = [n for n, m in model.named_modules() if isinstance(m, layer) and n != head]
+    config = LoraConfig(r=R, lora_alpha=R, target_modules=names, modules_to_save=[head])
     return get_peft_model(copy.deepcopy(model), config)
 
 
@@ -65,3 +74,20 @@ def _step(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[[
         optimizer.step()
 
     return step
+
+
+def _saved(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> int:
+    """Bytes of the distinct storages that autograd saves, parameters and buffers aside."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    seen: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        memory = t.untyped_storage()
+        if memory.data_ptr() not in own:
+            seen[memory.data_ptr()] = memory.nbytes()
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t):
+        kept = F.cross_entropy(model(x), labels)
+    del kept
+    return sum(seen.values())

@@ -176,10 +176,12 @@ def keys_tables() -> str:
 
 def tuners_table() -> str:
     """The fields of every shipped tuner's config."""
-    from utcompile.tuners import tuner_class
+    from utcompile.tuners import tuner_class, tuner_kinds
 
     rows = ["| kind | field | default | meaning |", "|---|---|---|---|"]
-    for kind in ("adapter", "bypass", "conv_adapter", "ladder", "lora", "prefix", "prompt"):
+    for kind in tuner_kinds():
+        if not tuner_class(kind).__module__.startswith("utcompile."):
+            continue
         for name, field in tuner_class(kind).config_class.model_fields.items():
             if name != "kind":
                 rows.append(f"| `{kind}` | `{name}` | `{field.default}` | {_cell(field.description or '')} |")

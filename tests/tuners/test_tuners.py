@@ -158,7 +158,7 @@ def test_lora_refuses_what_has_no_weight_to_share() -> None:
     with pytest.raises(utc.UtcError, match="LoRA does not apply to pool"):
         Lora.build(LoraConfig(), site(TOKENS, form="weight", operation=pool))
     grouped = Operation("conv2d", (), {"groups": 2})
-    with pytest.raises(utc.UtcError, match="LoRA with dropout does not apply to a grouped convolution"):
+    with pytest.raises(utc.UtcError, match="LoRA with dropout does not apply here: the convolution is grouped"):
         Lora.build(LoraConfig(dropout=0.1), site(MAPS, form="weight", operation=grouped, weight_shape=(6, 4, 3, 3)))
 
 

@@ -1,20 +1,52 @@
-"""Absorption: the tuner's effect becomes part of a frozen weight, and no operation is left.
+"""Absorption of weight tuners: what the tuner makes of the parameters becomes the parameters.
 
-1. LoRA as a branch, `y + s·B(A(x))`: `W += s·BA`, and the sum goes.
-2. LoRA reparametrised, `OP(x; T(W))`: `W = T(W)`, and the original call comes back.
+1. As a branch, `T(x, y)` beside `y = OP(x; W)`: `W = T.changed(W)`, and the branch goes.
+2. Reparametrised, `OP(x; T(W))`: `W = T.changed(W)`, and the original call comes back.
+
+`Tuner.changed`, run in float64, is all that is asked of a tuner, so a user's own is absorbed too.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import fx
 
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import is_state, operation
-from utcompile.rewrite import TunedSite
-from utcompile.tuners import Lora
+from utcompile.graph import is_state, value_of
+from utcompile.rewrite import TunedSite, to_module, written_again
+from utcompile.tuners import Tuner
 
 _RETAINED = 0.95  # below this share of the tuner's effect, rounding has eaten it: the site is kept
+_BETWEEN = ("parameter", "tuner")  # roles of nodes that hand a changed parameter on
+
+
+def operations_of(nodes: dict[str, list[fx.Node]]) -> list[fx.Node]:
+    """The operations that a weight site changes, in graph order."""
+    if "branch" in nodes:
+        return [b.args[1] for b in nodes["branch"] if isinstance(b.args[1], fx.Node)]
+    found: dict[fx.Node, None] = {}
+    stack = list(nodes["tuner"])
+    while stack:
+        for user in stack.pop().users:
+            data = any(_is_data(n) for n in user.all_input_nodes)
+            if user.meta.get("role") in _BETWEEN or not data:
+                stack.append(user)
+            else:
+                found[user] = None
+    return sorted(found)
+
+
+def _is_data(node: fx.Node) -> bool:
+    return (value_of(node) is not None or node.meta.get("role") == "padding") and not of_parameters(node)
+
+
+def of_parameters(node: fx.Node) -> bool:
+    """Whether a node is computed from parameters and weight tuners alone."""
+    if is_state(node):
+        return True
+    return node.meta.get("role") in _BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)
 
 
 def absorb(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> tuple[list[fx.Node], float]:
@@ -24,55 +56,101 @@ def absorb(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> tupl
         The nodes that now yield what it changed, and the share of its effect that rounding leaves.
 
     Raises:
-        Unfoldable: the weight is shared with an operation outside the site, or rounding would lose the effect.
+        Unfoldable: a parameter is shared with an operation outside the site, or rounding would lose the effect.
     """
     tuner = work.root.get_submodule(site.name)
-    assert isinstance(tuner, Lora)
-    calls = nodes["operation"] if "operation" in nodes else [_tuned_call(work, s) for s in nodes["sum"]]
-    name = _weight_name(work, calls[0], nodes)
-    _check_readers(work, name, set(calls) | set(nodes["tuner"]))
-    weight = work.state(name)
-    changed = weight + tuner.delta(torch.float64).detach().cpu()
-    retained = _retained(weight, changed, work.home_of(name)[0])
+    assert isinstance(tuner, Tuner)
+    operations = operations_of(nodes)
+    names = list(site.tunes.values())
+    for known in filter(None, names):
+        _check_readers(work, known, {*operations, *nodes.get("tuner", ())})
+    before = [work.state(n) if n is not None else None for n in names]
+    with torch.no_grad():
+        made = copy.deepcopy(tuner).cpu().double().eval().changed(*before)
+    after = list(made) if isinstance(made, tuple) else [made]
+    homes = [work.home_of(n) for n in names if n is not None]
+    changes = [(n, b, a) for n, b, a in zip(names, before, after, strict=True) if n is not None and b is not None]
+    retained = min((_retained(b, a, work.home_of(n)[0]) for n, b, a in changes), default=1.0)
     if retained < _RETAINED:
         raise Unfoldable(f"rounding to the weight's dtype would keep {retained:.0%} of the tuner's effect")
-    work.put(name, changed)
-    results = [_drop(work, total) for total in nodes.get("sum", ())]
-    results += [_restore(work, call) for call in nodes.get("operation", ())]
-    return results, retained
+    added: dict[int, str] = {}
+    for i, (name, value) in enumerate(zip(names, after, strict=True)):
+        if name is not None:
+            work.put(name, value)
+        elif value is not None:
+            added[i] = _add(work, operations, value, homes[0] if homes else work.home)
+    if "branch" in nodes:
+        for branch, node in zip(nodes["branch"], operations, strict=True):
+            branch.replace_all_uses_with(node)
+            work.graph.erase_node(branch)
+        return operations, retained
+    for node in nodes["tuner"]:
+        _restore(work, node, added)
+    for node in operations:
+        _call_again(work, node)
+    return operations, retained
 
 
-def _drop(work: Work, total: fx.Node) -> fx.Node:
-    """Take a branch and its sum out."""
-    value, added = total.args
-    assert isinstance(value, fx.Node) and isinstance(added, fx.Node)
-    total.replace_all_uses_with(value)
-    work.graph.erase_node(total)
-    work.graph.erase_node(added)
-    return value
+def _restore(work: Work, tuner: fx.Node, added: dict[int, str]) -> None:
+    """Let what read the tuner's parameters read the parameters themselves."""
+
+    def parameter(index: int) -> fx.Node:
+        given = tuner.args[index]
+        if isinstance(given, fx.Node):
+            return given
+        with work.graph.inserting_before(tuner):
+            node = work.graph.get_attr(added[index])
+        node.meta.update(origin=tuner.meta["origin"], state=True)
+        return node
+
+    if len(tuner.args) == 1:
+        tuner.replace_all_uses_with(parameter(0))
+    else:
+        for part in list(tuner.users):
+            index = part.args[1]
+            assert isinstance(index, int)
+            part.replace_all_uses_with(parameter(index))
+            work.graph.erase_node(part)
+    work.graph.erase_node(tuner)
 
 
-def _tuned_call(work: Work, total: fx.Node) -> fx.Node:
-    """The operation whose result a branch is added to, below the sums of other sites."""
-    node = total.args[0]
-    assert isinstance(node, fx.Node)
-    while node.meta.get("role") == "sum":
-        inner = node.args[0]
-        assert isinstance(inner, fx.Node)
-        node = inner
-    return node
+def _call_again(work: Work, node: fx.Node) -> None:
+    """Write an operation as it was, once nothing of it is tuned any more."""
+    if any(n.meta.get("role") in _BETWEEN and not _only_parameters(n) for n in node.all_input_nodes):
+        return
+    written_again(node)
+    before = node.all_input_nodes
+    if "module_call" in node.meta:
+        to_module(work.graph, node)
+    node.meta.pop("role", None)
+    _sweep(work, before)
 
 
-def _weight_name(work: Work, call: fx.Node, nodes: dict[str, list[fx.Node]]) -> str:
-    if "operation" in nodes:
-        weight = nodes["tuner"][0].args[0]
-        assert isinstance(weight, fx.Node)
-        return str(weight.target)
-    return operation(call, work.root).parameters["weight"]
+def _only_parameters(node: fx.Node) -> bool:
+    """Whether a node reads parameters through no tuner."""
+    if node.meta.get("role") == "tuner":
+        return False
+    return all(_only_parameters(n) for n in node.all_input_nodes)
+
+
+def _add(work: Work, operations: list[fx.Node], value: torch.Tensor, home: tuple[torch.dtype, torch.device]) -> str:
+    """A bias for an operation that had none: in its module, or under a new name beside the weight."""
+    path = next((str(n.meta["module_call"]) for n in operations if "module_call" in n.meta), None)
+    if path is None:
+        read = next(n for n in operations[0].all_input_nodes if of_parameters(n))
+        while read.op != "get_attr":
+            read = read.all_input_nodes[0]
+        path = str(read.target).rpartition(".")[0]
+    name = f"{path}.bias".lstrip(".")
+    while name in dict(work.root.named_parameters(remove_duplicate=False)):
+        name += "_"
+    work.changed[name] = home
+    work.put(name, value)
+    return name
 
 
 def _check_readers(work: Work, name: str, mine: set[fx.Node]) -> None:
-    """Every reader of the weight must be part of the site; a tie to another name is cut by the new parameter."""
+    """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
     owner = name.rpartition(".")[0]
     for node in work.graph.nodes:
         reads = node.op == "call_module" and str(node.target) == owner
@@ -90,33 +168,10 @@ def _retained(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> 
     return (((after.to(dtype).double() - before) * delta).sum() / energy).item()
 
 
-def _restore(work: Work, call: fx.Node) -> fx.Node:
-    """Put a module's call back in place of the function that took the tuner's weight; a function reads its own."""
-    before = call.all_input_nodes
-    source, tuner = call.args[:2]
-    assert isinstance(source, fx.Node) and isinstance(tuner, fx.Node)
-    module = call.meta.pop("module_call")
-    for key in ("site", "role"):
-        del call.meta[key]
-    if module is None:
-        call.args = (source, tuner.args[0], *call.args[2:])
-    else:
-        if source.meta.get("role") == "padding":
-            source = source.all_input_nodes[0]
-        with work.graph.inserting_before(call):
-            node = work.graph.call_module(module, (source,))
-        node.meta = dict(call.meta)
-        call.replace_all_uses_with(node)
-        work.graph.erase_node(call)
-        call = node
-    _sweep(work, before)
-    return call
-
-
 def _sweep(work: Work, nodes: list[fx.Node]) -> None:
-    """Erase what nothing reads any more: the tuner, its weight, an explicit padding."""
+    """Erase what nothing reads any more: parameters, an explicit padding."""
     for node in nodes:
-        if not node.users and (is_state(node) or node.meta.get("role") in ("tuner", "padding")):
+        if not node.users and (is_state(node) or node.meta.get("role") in ("parameter", "padding")):
             inputs = node.all_input_nodes
             work.graph.erase_node(node)
             _sweep(work, inputs)

@@ -51,9 +51,9 @@ def find_chain(work: Work, end: fx.Node, source: fx.Node) -> Chain:
     """
     view = work.view()
     scales: dict[fx.Node, list[Scale]] = {}
-    while end.meta.get("role") == "sum":  # other tuners beside the same branch
+    while end.meta.get("role") in ("sum", "branch"):  # other tuners beside the same branch
         _single(end)
-        end = end.all_input_nodes[0]
+        end = end.all_input_nodes[end.meta["role"] == "branch"]
     last_node = _walk(work, view, end, scales, ("pointwise",))
     last = Layer(work, last_node, view.operations[last_node])
     inner = view.operations[last_node].inputs[0]

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.fold.absorb import absorb
+from utcompile.fold.absorb import absorb, of_parameters, operations_of
 from utcompile.fold.layers import Unfoldable, Work
+from utcompile.fold.maps import absorb_map
 from utcompile.fold.proof import SiteProof, model_inputs, relative_error
 from utcompile.fold.report import FoldedSite, FoldReport
 from utcompile.fold.widen import widen
-from utcompile.graph import GraphView, UtcGraphModule, clear_inplace, copy_graph, set_inplace
+from utcompile.graph import (
+    GraphView,
+    UtcGraphModule,
+    affine_batch_norm,
+    clear_inplace,
+    copy_graph,
+    operation,
+    set_affine_norms,
+    set_inplace,
+    value_of,
+)
 from utcompile.graph.structure import structural_copy
 from utcompile.rewrite import TunedModule, TunedSite, site_nodes
-from utcompile.tuners import Adapter, Lora
+from utcompile.tuners import Adapter, Tuner
 
 # a fold is exact in real arithmetic; float64 leaves 2.2e-16 an operation, sums of some thousand terms less than this
 _SITE_TOLERANCE = 1e-9
@@ -32,9 +44,11 @@ class _Disproved(Exception):
 def fold(tuned: UtcGraphModule, strict: bool = False) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
-    LoRA is absorbed; adapters beside an ffn or an inverted residual widen it (see `fold/widen.py`); the rest is kept
-    with its reason. Each fold is computed in float64 and proven on the site with random inputs; the whole model is
-    compared in its own dtype. `tuned` stays as it was.
+    Weight tuners and linear tuners of values are absorbed; adapters beside an ffn or an inverted residual widen it
+    (see `fold/widen.py`); the rest is kept with its reason.
+
+    Each fold is computed in float64 and proven on the site with random inputs; the whole model is compared in its own
+    dtype. `tuned` stays as it was.
 
     Args:
         tuned: a `TunedModule`; a `CapturedModule` has no tuners and is only copied.
@@ -81,6 +95,10 @@ def fold(tuned: UtcGraphModule, strict: bool = False) -> tuple[UtcGraphModule, F
 def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphModule, list[FoldedSite]]:
     work = Work(copy_graph(tuned.graph), structural_copy(tuned))
     clear_inplace(work.graph, work.root)
+    set_affine_norms(work.root, False)
+    for node in work.graph.nodes:
+        if node.target is affine_batch_norm:
+            node.target = F.batch_norm
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done: dict[str, FoldedSite] = {}
     # weights first: a widening wants plain layers beside it
@@ -101,31 +119,62 @@ def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphMod
 def _fold_site(work: Work, site: TunedSite) -> FoldedSite:
     """Fold one site and prove it; a reason where it must be kept."""
     tuner = work.root.get_submodule(site.name)
+    assert isinstance(tuner, Tuner)
     nodes = site_nodes(work.graph, site.id)
-    if not (isinstance(tuner, Lora) or (isinstance(tuner, Adapter) and site.form == "parallel")):
+    linear = tuner.channel_map() if site.form in ("parallel", "sequential") else None
+    widens = isinstance(tuner, Adapter) and site.form == "parallel"
+    if site.form != "weight" and linear is None and not widens:
         return FoldedSite(site.id, "kept", reason=f"no exact fold is known for a {site.form} {site.tuner}")
-    outputs = nodes.get("sum") or nodes["operation"]
+    outputs = _outputs(work.root, site, nodes)
+    reads = [_source(site, nodes, o) for o in outputs]
     view = GraphView(work.graph, work.root)
-    proofs = [SiteProof(view, view.without_layout(_source(nodes, i)), o) for i, o in enumerate(outputs)]
-    before = [p.run(o) for p, o in zip(proofs, outputs, strict=True)]
+    proofs = {o: SiteProof(view, view.without_layout(r), o) for o, r in zip(outputs, reads, strict=True)}
+    before = {o: p.run(o) for o, p in proofs.items()}
+    retained, status = 1.0, "absorbed"
     try:
-        if isinstance(tuner, Lora):
+        if site.form == "weight":
             results, retained = absorb(work, site, nodes)
+            pairs = list(zip(outputs, results, strict=True))
+        elif linear is not None:
+            pairs = absorb_map(work, nodes, linear)
         else:
-            results, retained = [widen(work, site, nodes)], 1.0
+            pairs, status = [(nodes["sum"][0], widen(work, site, nodes))], "widened"
     except Unfoldable as reason:
         return FoldedSite(site.id, "kept", reason=str(reason))
-    error = max(relative_error(p.run(r), b) for p, r, b in zip(proofs, results, before, strict=True))
+    error = max(relative_error(proofs[old].run(new), before[old]) for old, new in pairs)
     if error > _SITE_TOLERANCE:
         raise _Disproved(site.id, error)
-    return FoldedSite(site.id, "absorbed" if isinstance(tuner, Lora) else "widened", error, retained=retained)
+    return FoldedSite(site.id, status, error, retained=retained)  # type: ignore[arg-type]
 
 
-def _source(nodes: dict[str, list[fx.Node]], index: int) -> fx.Node:
-    """What the site's tuner, or its operation, reads."""
-    reader = nodes["operation"][index] if "operation" in nodes else nodes["tuner"][index]
-    source = reader.args[0]
-    assert isinstance(source, fx.Node)
+def _outputs(root: nn.Module, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> list[fx.Node]:
+    """The nodes whose values must stay the same: what a site changes, or what reads it."""
+    if site.form == "weight":
+        return nodes.get("branch") or operations_of(nodes)
+    if "sum" in nodes:
+        return nodes["sum"]
+    found, stack = list(nodes["tuner"]), list(nodes["tuner"])
+    while stack:  # dropout in eval stands between a value and the layer that reads it
+        for user in stack.pop().users:
+            if value_of(user) is not None:
+                found.append(user)
+                stack += [user] if operation(user, root).name in ("dropout", "identity") else []
+    return found
+
+
+def _source(site: TunedSite, nodes: dict[str, list[fx.Node]], output: fx.Node) -> fx.Node:
+    """The value from which both the tuner's work and what stands beside it are computed."""
+    if site.form == "weight":
+        # a branch reads what its operation reads
+        source = next(n for n in output.all_input_nodes if not of_parameters(n) and "size" not in n.meta)
+    else:
+        read = nodes["tuner"][0].args[0]
+        assert isinstance(read, fx.Node)
+        source = read
+        if site.form == "sequential" and value_of(source) is not None:
+            inputs = [n for n in source.all_input_nodes if value_of(n) is not None and not of_parameters(n)]
+            if source.op in ("call_module", "call_function", "call_method") and len(inputs) == 1:
+                source = inputs[0]  # the layer before it is part of what changes
     return source.all_input_nodes[0] if source.meta.get("role") == "padding" else source
 
 

@@ -30,6 +30,12 @@ class Work:
     root: nn.Module
     changed: dict[str, tuple[torch.dtype, torch.device]] = field(default_factory=dict)
 
+    @property
+    def home(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and device of the model's first floating-point parameter."""
+        found = next((n for n, p in self.root.named_parameters() if p.is_floating_point()), None)
+        return self.home_of(found) if found else (torch.get_default_dtype(), torch.device("cpu"))
+
     def view(self) -> GraphView:
         """A fresh index of the graph as it is now."""
         return GraphView(self.graph, self.root)
@@ -40,8 +46,10 @@ class Work:
 
     def home_of(self, name: str) -> tuple[torch.dtype, torch.device]:
         """The dtype and device that a parameter has in the end."""
+        if name in self.changed:
+            return self.changed[name]
         found = self._get(name)
-        return self.changed.get(name, (found.dtype, found.device))
+        return found.dtype, found.device
 
     def _get(self, name: str) -> torch.Tensor:
         path, _, attribute = name.rpartition(".")
@@ -53,7 +61,7 @@ class Work:
         """Replace a parameter by a float64 value."""
         path, _, attribute = name.rpartition(".")
         owner = self.root.get_submodule(path)
-        self.changed.setdefault(name, self.home_of(name))
+        self.changed[name] = self.home_of(name)
         owner.register_parameter(attribute, nn.Parameter(value.cpu().double(), requires_grad=False))
 
     def finish(self) -> None:
@@ -107,6 +115,26 @@ class Layer:
         """The bias in float64; zeros where there is none."""
         name = self.op.parameters.get("bias")
         return self.work.state(name) if name else self.weight.new_zeros(self.weight.shape[0])
+
+    def outputs_bias(self, count: int) -> torch.Tensor:
+        """The bias in float64, in its own shape; zeros of a number of outputs where there is none."""
+        name = self.op.parameters.get("bias")
+        return self.work.state(name) if name else self.weight.new_zeros(count)
+
+    def change(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Replace weight and bias by others of the same sizes; a bias of zeros is not added."""
+        name = self.op.parameters["weight"]
+        home, existing = self.work.home_of(name), self.op.parameters.get("bias")
+        self.work.put(name, weight)
+        if existing:
+            self.work.put(existing, bias)
+        elif bool(bias.any()):
+            owner = name.rpartition(".")[0]
+            if self.node.op == "call_function":
+                self._add_bias(owner, bias)
+            added = f"{owner}.bias".lstrip(".")
+            self.work.changed[added] = home
+            self.work.put(added, bias)
 
     def check(self) -> None:
         """Refuse what cannot be rewritten."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
+from utcompile.fold.absorb import of_parameters
 from utcompile.fold.execute import run_node
 from utcompile.graph import GraphView, UtcGraphModule, Value, is_state, value_of
 
@@ -48,16 +50,13 @@ class SiteProof:
                 known[node] = self.given[node] = self._outside(node)
         for node in nodes:
             known[node] = self._compute(node, known)
-        result = known[output]
-        assert isinstance(result, torch.Tensor)
-        return result
+        parts = [t for t in pytree.tree_leaves(known[output]) if isinstance(t, torch.Tensor)]
+        return parts[0] if len(parts) == 1 else torch.cat([t.flatten() for t in parts])  # a recurrent layer has several
 
     def _outside(self, node: fx.Node) -> Any:
         if "size" in node.meta:
             return node.meta["size"].at(_BATCH)
-        if node.op == "call_module" and all(
-            is_state(n) for n in node.all_input_nodes
-        ):  # a weight as its tuner gives it
+        if of_parameters(node):  # a weight as its tuner gives it
             return self._compute(node, {})
         value = value_of(node)
         assert value is not None
@@ -65,7 +64,7 @@ class SiteProof:
 
     def _compute(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         def lookup(n: fx.Node) -> Any:
-            if n not in known and is_state(n):
+            if n not in known and of_parameters(n):
                 known[n] = self._compute(n, known)
             return known[n]
 
@@ -79,8 +78,8 @@ def _has_no_sizes(view: GraphView, source: fx.Node, nodes: list[fx.Node]) -> boo
         return False
     inside = {source, *nodes}
     return all(
-        (view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "sum", "operation", "padding"))
-        and all(i in inside or is_state(i) or i.meta.get("role") == "tuner" for i in n.all_input_nodes)
+        (view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "branch", "sum", "operation", "padding"))
+        and all(i in inside or of_parameters(i) for i in n.all_input_nodes)
         for n in nodes
     )
 

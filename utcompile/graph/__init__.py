@@ -1,5 +1,6 @@
 """One name for every spelling of an operation; shapes, channel axis, module scope, dependence."""
 
+from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
@@ -27,6 +28,7 @@ __all__ = [
     "Symbol",
     "UtcGraphModule",
     "Value",
+    "affine_batch_norm",
     "clear_inplace",
     "collector_paused",
     "copy_graph",
@@ -42,6 +44,7 @@ __all__ = [
     "operation",
     "origin_of",
     "place_of",
+    "set_affine_norms",
     "set_inplace",
     "state_name",
     "tensor",

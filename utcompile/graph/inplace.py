@@ -15,6 +15,8 @@ from torch import fx, nn
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import is_state
 
+_KEEPING = ("tuner", "branch", "operation")  # what a tuner reads, autograd keeps for its backward
+
 
 @dataclass(frozen=True)
 class InPlace:
@@ -70,7 +72,7 @@ def _is_free(node: fx.Node, by_storage: dict[int, list[fx.Node]], position: dict
         return False
     here = position[node]
     readers = [u for n in by_storage[value.storage] if position[n] < here for u in n.users if u is not node]
-    return all(position[u] < here and u.meta.get("role") != "tuner" for u in readers)
+    return all(position[u] < here and u.meta.get("role") not in _KEEPING for u in readers)
 
 
 def _write(node: fx.Node, root: nn.Module, inplace: bool) -> None:

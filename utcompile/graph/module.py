@@ -125,7 +125,8 @@ def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
 def keep_state(root: nn.Module, module: nn.Module) -> None:
     """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers."""
     for path, owner in root.named_modules():
-        if path and _is_bare(module, path) and type(owner).__module__.startswith("torch.nn.") and not owner._modules:
+        ours = type(owner).__module__.startswith(("torch.nn.", "utcompile.graph."))
+        if path and _is_bare(module, path) and ours and not owner._modules:
             module.set_submodule(path, owner)  # a layer of which the graph reads the weight alone
         for name, parameter in owner._parameters.items():
             _register(module, f"{path}.{name}" if path else name, parameter, None)

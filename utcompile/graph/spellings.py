@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utcompile.graph.affine_norm import affine_batch_norm
 from utcompile.graph.table import ROWS
 
 _HOMES: Mapping[str, Any] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
@@ -146,6 +147,7 @@ def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], 
             spelling = _read(name, signature, _digit(word))
             for kind, value in spelled(word):
                 tables[kind].setdefault(value, spelling)
+    functions[affine_batch_norm] = functions[F.batch_norm]  # ours, the same call
     return functions, methods, modules
 
 

@@ -87,7 +87,7 @@ def _attribute(node: fx.Node, path: tuple[str, ...], view: GraphView) -> Any:
     name = path[0]
     if name == "op":
         op = view.operations[view.without_layout(node)]
-        found = op.name if path[1:] == ("name",) else op.attributes.get(path[1])
+        found = op.name if path[1:] == ("name",) else op.attributes.get(path[1], op.parameters.get(path[1]))
         return tuple(found) if isinstance(found, list) else found
     simple: dict[str, Callable[[], Any]] = {
         "shape": lambda: tensor(node).shape,

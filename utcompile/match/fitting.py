@@ -6,39 +6,53 @@ Repeated blocks are alike in all that a tuner is built from, so one of them is t
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 import torch
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners import Port, TunerConfig, TunerSite, tuner_class
+from utcompile.tuners import Port, TunerConfig, TunerSite, build_tuner, tuner_class
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is known of a tuner before it is built.
+
+    Attributes:
+        parameters: how many it has.
+        how: of a weight tuner, `branch` or `reparametrised`.
+    """
+
+    parameters: int
+    how: str
 
 
 class Fitting:
-    """The parameters of tuners by config and site, each kind of site tried once."""
+    """What tuners are by config and site, each kind of site tried once."""
 
     def __init__(self) -> None:
-        self._parameters: dict[Hashable, int] = {}
+        self._fitted: dict[Hashable, Fitted] = {}
 
-    def parameters(self, config: TunerConfig, site: TunerSite) -> int:
-        """How many parameters a tuner has at a site.
+    def fit(self, config: TunerConfig, site: TunerSite) -> Fitted:
+        """Try a tuner at a site.
 
         Raises:
             UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
         """
         key = (type(config), str(config), *site_key(site))
-        if key not in self._parameters:
-            self._parameters[key] = _tried(config, site)
-        return self._parameters[key]
+        if key not in self._fitted:
+            self._fitted[key] = _tried(config, site)
+        return self._fitted[key]
 
 
-def _tried(config: TunerConfig, site: TunerSite) -> int:
+def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
     cls = tuner_class(config.kind)
     if site.form not in cls.forms:
         what = f"a {config.kind} tuner cannot be inserted as '{site.form}'"
         raise UtcError(what, fix=f"use: {', '.join(cls.forms)}")
     with torch.device("meta"):
-        tuner = cls.build(config, site)
+        tuner = build_tuner(cls, config, site)
     if site.form in ("parallel", "sequential"):
         for batch in (2, 3):
             given, wanted = site.source.value.sizes(batch), site.target.value.sizes(batch)
@@ -49,7 +63,7 @@ def _tried(config: TunerConfig, site: TunerSite) -> int:
                     f"the tuner yields {list(found)} where {list(wanted)} is wanted, at batch {batch}",
                     fix="choose captures of matching shapes",
                 )
-    return sum(p.numel() for p in tuner.parameters())
+    return Fitted(sum(p.numel() for p in tuner.parameters()), tuner.how)
 
 
 def site_key(site: TunerSite) -> tuple[Hashable, ...]:
@@ -59,7 +73,8 @@ def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     ports = _port_key(site.source), _port_key(site.target)
     previous = _port_key(site.previous) if site.previous is not None else None
     place = site.heads, site.repeats, previous, site.is_last
-    return site.form, *ports, operation, site.weight_shape, captures, *place
+    weights = (site.weight_shape, tuple(site.parameters.items()), site.direct, site.rows)
+    return site.form, *ports, operation, weights, captures, *place
 
 
 def _port_key(port: Port) -> Hashable:

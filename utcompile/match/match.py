@@ -68,7 +68,7 @@ def match(
     trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine)))
     _check_sites(sites)
     misses = cache(lambda: _misses(ruleset, engine))
-    return Plan(tuple(merge_shared(sites, view)), trained, ruleset, captured, view, misses, rewriter)
+    return Plan(tuple(merge_shared(sites)), trained, ruleset, captured, view, misses, rewriter)
 
 
 def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:
@@ -188,18 +188,16 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fit
 
 
 def _check_sites(sites: Sequence[Site]) -> None:
-    """A weight may carry one tuner of one rule."""
+    """A parameter may carry one tuner of one rule."""
     owners: dict[str, Site] = {}
     for site in sites:
-        op = site.build_from.operation
-        if op is None:
-            continue
-        first = owners.setdefault(op.parameters["weight"], site)
-        if first.rule != site.rule:
-            raise UtcError(
-                f"rules '{first.rule}' and '{site.rule}' both tune the weight {op.parameters['weight']}",
-                fix="narrow one of them with `where:`, `inside:` or `except:`",
-            )
+        for name in filter(None, site.tunes.values()):
+            first = owners.setdefault(name, site)
+            if first.rule != site.rule:
+                raise UtcError(
+                    f"rules '{first.rule}' and '{site.rule}' both tune the parameter {name}",
+                    fix="narrow one of them with `where:`, `inside:` or `except:`",
+                )
 
 
 def _check_expect(

@@ -95,7 +95,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        keys = ("id", "rule", "path", "form", "tuner", "parameters", "reads", "writes")
+        keys = ("id", "rule", "path", "form", "tuner", "parameters", "reads", "writes", "how")
         sites = []
         for site in self.sites:
             cost = self.cost.sites.get(site.id)
@@ -113,7 +113,7 @@ class Plan:
     def __str__(self) -> str:
         rows = [("rule", "at", "inserts", "reads", "changes", "parameters", "FLOPs", "saved")]
         for s in self.sites:
-            where = (s.rule, s.path or "(root)", f"{s.form} {s.tuner}", s.reads, s.writes)
+            where = (s.rule, s.path or "(root)", s.inserts, s.reads, s.writes)
             rows.append((*where, f"{s.parameters:,}", *self.cost.shown(s.id)))
         rows += [("train", name, "trained itself", "", "", f"{size:,}", "", "") for name, size in self.sizes.items()]
         return "\n".join([*columns(rows, right=3), *self.summary()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from utcompile.match.grid import grid_of
 from utcompile.match.parameters import channel_axis_of, reads_of
 from utcompile.match.projection import projection_of
 from utcompile.match.tokens import attention_of, tokens_site
+from utcompile.match.weights import TunedWeight, rows_of, tuned_weight
 from utcompile.rules import Rule
-from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, tuner_class
+from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, build_tuner, tuner_class
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Site:
         parameters: how many parameters the tuner trains.
         reads: the shape it reads, and `writes`: the shape it changes, with B for the batch.
         note: what the plan says of it below its table.
+        how: of a weight tuner, `branch` or `reparametrised`.
+        tunes: of a weight tuner, role to the name of the parameter it changes; None for one that it adds.
     """
 
     id: str
@@ -64,9 +67,17 @@ class Site:
             ports = (self.build_from.source,)
         return tuple(port.value for port in ports)
 
+    how: str | None = None
+    tunes: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def inserts(self) -> str:
+        """`parallel adapter`, `weight lora branch`."""
+        return " ".join(filter(None, (self.form, self.tuner, self.how)))
+
     def build(self) -> Tuner:
         """Make the tuner, on the current default device."""
-        return tuner_class(self.tuner).build(self.config, self.build_from)
+        return build_tuner(tuner_class(self.tuner), self.config, self.build_from)
 
 
 def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphView, fitting: Fitting) -> Site:
@@ -76,13 +87,17 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         UtcError: where (rule file and graph node), why, and how to exclude the place.
     """
     insertion = rule.insert
+    config = insertion.tuner.config
+    cls = tuner_class(config.kind)
+    tuned: TunedWeight | None = None
     place: Any = None
     try:
         if insertion.form == "tokens":
             place = attention_of(rule, env, view)
             source, target, reader = place.key, place.value, None
         elif insertion.form == "weight":
-            source, target, reader = _weight(rule, env, view)
+            tuned = _weight(rule, cls, env, view)
+            source, target, reader = tuned.source, tuned.node, None
         else:
             target = env[insertion.target]
             source = env[insertion.source] if insertion.source else target
@@ -90,23 +105,30 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
             reader = _reader(rule, env, view)
         form: Any = insertion.form
         captures = {k: view.operations[view.without_layout(n)] for k, n in env.items()}
-        op = view.operations[target] if form == "weight" else None
-        site = TunerSite(
-            form,
-            port_of(insertion.source or insertion.target, source, view),
-            port_of(insertion.target, target, view),
-            op,
-            tuple(target.meta.get("weight_shape", ())) if form == "weight" else (),
-            captures,
-        )
+        read = port_of(insertion.source or insertion.target, source, view)
+        if tuned is None:
+            site = TunerSite(form, read, port_of(insertion.target, target, view), captures=captures)
+        else:
+            written = port_of(insertion.target, target, view) if value_of(target) is not None else read
+            slices = getattr(config, "slices", None)
+            site = TunerSite(
+                form,
+                read,
+                written,
+                tuned.operation,
+                tuned.shapes.get("weight") or (),
+                captures,
+                parameters=tuned.shapes,
+                direct=tuned.direct,
+                rows=rows_of(slices, env, tuned, view) if slices else (),
+            )
         if form == "tokens":
             site = tokens_site(rule, place, env, view)
         _check_legal(rule, source, target, view)
-        config = insertion.tuner.config
-        if form == "tokens" and tuner_class(config.kind).reads_stream:
+        if form == "tokens" and cls.reads_stream:
             place = (place, projection_of(place, view))
             site = replace(site, source=port_of("the stream", place[1].stream, view))
-        parameters = fitting.parameters(config, site)
+        fitted = fitting.fit(config, site)
     except UtcError as error:
         at = describe(env[insertion.target])
         raise UtcError(
@@ -121,16 +143,18 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         path,
         insertion.form,
         config.kind,
-        parameters,
-        str(tensor(source)),
-        str(tensor(target)),
+        fitted.parameters,
+        str(read.value),
+        str(site.target.value),
         config,
         site,
         source,
-        reads_of(target, view) if target.op == "get_attr" else (target,),
+        reads_of(target, view) if target.op == "get_attr" and tuned is None else (target,),
         reader,
         env,
         place,
+        how=fitted.how if tuned else None,
+        tunes=tuned.names if tuned else {},
     )
 
 
@@ -164,22 +188,19 @@ def port_of(name: str, node: fx.Node, view: GraphView) -> Port:
     return Port(value, view.channel_axis[node], name, lambda: grid_of(node, view))
 
 
-def _weight(rule: Rule, env: Bindings, view: GraphView) -> tuple[fx.Node, fx.Node, None]:
-    target = view.without_layout(env[rule.insert.target])
-    op = view.operations[target]
-    if "weight" not in op.parameters or not op.inputs:
-        raise UtcError(
-            f"'{rule.insert.target}' is the result of {op.name}, which has no weight",
-            fix="name the capture of a linear or convolution",
-        )
-    tied = _tied(view, op.parameters["weight"])
-    if tied and not rule.insert.all_uses:
-        raise UtcError(
-            f"the weight {op.parameters['weight']} is tied to {', '.join(tied)}",
-            why="this tuner would change one use of it alone",
-            fix="say `all_uses: true` to let each use have its own tuner, or exclude the place in `where:`",
-        )
-    return op.inputs[0], target, None
+def _weight(rule: Rule, cls: type[Tuner], env: Bindings, view: GraphView) -> TunedWeight:
+    found = env[rule.insert.target]
+    made = found if found.op == "get_attr" else view.without_layout(found)
+    tuned = tuned_weight(made, cls.roles, rule.insert.target, view)
+    for name in filter(None, tuned.names.values()):
+        tied = _tied(view, name)
+        if tied and not rule.insert.all_uses:
+            raise UtcError(
+                f"the weight {name} is tied to {', '.join(tied)}",
+                why="this tuner would change one use of it alone",
+                fix="say `all_uses: true` to let each use have its own tuner, or exclude the place in `where:`",
+            )
+    return tuned
 
 
 def _tied(view: GraphView, name: str) -> list[str]:
@@ -215,7 +236,8 @@ def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) 
 def check_unwritten(nodes: Sequence[fx.Node], view: GraphView) -> None:
     """Raise where the memory of a value is overwritten after it is made."""
     for node in nodes:
-        for write in view.mutations.get(tensor(node).storage, ()):
+        value = value_of(node)
+        for write in view.mutations.get(value.storage, ()) if value is not None else ():
             if view.position[write] > view.position[node]:
                 raise UtcError(
                     f"the memory of {node.name} is overwritten in place later",
@@ -224,23 +246,22 @@ def check_unwritten(nodes: Sequence[fx.Node], view: GraphView) -> None:
                 )
 
 
-def merge_shared(sites: Sequence[Site], view: GraphView) -> list[Site]:
+def merge_shared(sites: Sequence[Site]) -> list[Site]:
     """The calls of one module share its weight tuner: their sites become one."""
-    found: dict[tuple[str, str], Site] = {}
+    found: dict[tuple[str, str, object], Site] = {}
     result: list[Site] = []
     for site in sites:
         if site.form != "weight":
             result.append(site)
             continue
-        assert site.build_from.operation is not None
-        key = (site.rule, site.build_from.operation.parameters["weight"])
+        named = frozenset(filter(None, site.tunes.values()))
+        # a bias that is added belongs to a layer, not to a parameter
+        key = (site.rule, site.tuner, named or str(site.targets[0].target))
         first = found.get(key)
         if first is None:
             found[key] = site
             result.append(site)
             continue
-        joined = Site(
-            **{**{f: getattr(first, f) for f in first.__dataclass_fields__}, "targets": (*first.targets, *site.targets)}
-        )
+        joined = replace(first, targets=(*first.targets, *site.targets))
         result[result.index(first)] = found[key] = joined
     return result

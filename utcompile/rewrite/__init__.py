@@ -2,7 +2,9 @@
 
 from utcompile.rewrite.apply import apply_plan
 from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tuners, read_manifest, save_tuners
+from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.tuned import TunedModule, TunedSite, disable_tuners, site_nodes
+from utcompile.rewrite.weights import written_again
 
 __all__ = [
     "MANIFEST",
@@ -16,4 +18,6 @@ __all__ = [
     "read_manifest",
     "save_tuners",
     "site_nodes",
+    "to_module",
+    "written_again",
 ]

@@ -2,10 +2,9 @@
 
 1. `parallel: x -> y`: `y' = y + T(x)` for all readers of y.
 2. `sequential: v`: `v' = T(v)` for all readers of v, or (`for: op`) for one.
-3. `weight: h`, as a branch: `h' = h + T(x)`, where x is what the operation reads.
-4. `weight: h`, reparametrised: `h' = OP(x; T(W))`.
-5. `tokens: [k, v]`: see `rewrite/tokens.py`.
-6. `chain: v -> z`: `s_l = T_l(detach(v_l), s_{l-1})`; z becomes the last state, or z plus it.
+3. `weight: h`: see `rewrite/weights.py`.
+4. `tokens: [k, v]`: see `rewrite/tokens.py`.
+5. `chain: v -> z`: `s_l = T_l(detach(v_l), s_{l-1})`; z becomes the last state, or z plus it.
 
 Parallel tuners on one value add up; sequential ones compose in file order. What a tuner reads is the value as all the
 others have changed it, as every other reader sees it.
@@ -15,21 +14,28 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.errors import UtcError
-from utcompile.graph import GraphView, copy_graph, set_inplace, tensor
+from utcompile.graph import (
+    GraphView,
+    affine_batch_norm,
+    copy_graph,
+    is_state,
+    set_affine_norms,
+    set_inplace,
+    tensor,
+)
 from utcompile.graph.structure import structural_copy
 from utcompile.match import Plan, Site, Stage
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.weights import frozen_parameters, reparametrise
 from utcompile.tuners import Tuner
 
 
@@ -40,7 +46,7 @@ def apply_plan(plan: Plan) -> TunedModule:
     _clone_trained(root, plan.trained)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
-    work = _Rewriter(root, graph, plan.view, mapping)
+    work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode)
     sites = tuple(work.insert(site) for site in plan.sites)
     work.finish()
     check_reach(graph, sites)
@@ -68,8 +74,16 @@ def _clone_trained(root: nn.Module, names: tuple[str, ...]) -> None:
 class _Rewriter:
     """Inserts sites one by one, then lets every reader see the changed values."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, view: GraphView, mapping: dict[fx.Node, fx.Node]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        view: GraphView,
+        mapping: dict[fx.Node, fx.Node],
+        follows_mode: bool,
+    ) -> None:
         self.root, self.graph, self.view, self.mapping = root, graph, view, mapping
+        self.follows_mode = follows_mode
         self.current: dict[fx.Node, fx.Node] = {}  # a recorded node -> its value as changed so far
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
         self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
@@ -77,10 +91,14 @@ class _Rewriter:
 
     def insert(self, site: Site) -> TunedSite:
         """Build a site's tuner and add its nodes."""
-        name = self._add_module(site, _build(site, self.root))
+        tuner = _build(site, self.root)
+        name = self._add_module(site, tuner)
         source = self.mapping[site.source]
-        for target in (self.mapping[t] for t in site.targets):
-            tuner = self.root.get_submodule(name)
+        targets = [self.mapping[t] for t in site.targets]
+        if site.form == "weight" and tuner.how == "reparametrised":
+            reparametrise(self.graph, self.root, site, name, targets)
+            targets = []
+        for target in targets:
             if site.form == "tokens":
                 self._tokens(site, name)
             elif site.form == "chain":
@@ -89,15 +107,15 @@ class _Rewriter:
                 self._for_reader(site, name, target, self.mapping[site.reader])
             elif site.form == "sequential":
                 self._link(target, self._node(site, "tuner", target, name, (self._value(target),)))
-            elif site.form == "weight" and getattr(tuner, "branch", None) is None:
-                self._reparametrise(site, name, target)
+            elif site.form == "weight":
+                self._branch(site, name, target)
             else:
-                read = source if site.form == "parallel" else self._input_of(site, target)
-                added = self._node(site, "tuner", target, name, (read,))
+                added = self._node(site, "tuner", target, name, (source,))
                 self._link(
                     target, self._node(site, "sum", target, operator.add, (self._value(target), added), after=added)
                 )
-        return TunedSite(site.id, site.rule, site.path, site.form, site.tuner, name, site.config)
+        how = tuner.how if site.form == "weight" else None
+        return TunedSite(site.id, site.rule, site.path, site.form, site.tuner, name, site.config, how, dict(site.tunes))
 
     def _tokens(self, site: Site, name: str) -> None:
         writer = TokensWriter(self.graph, self.mapping, site, name, self._tuner(name))
@@ -136,9 +154,17 @@ class _Rewriter:
         assert isinstance(tuner, Tuner)
         return tuner
 
-    def _input_of(self, site: Site, target: fx.Node) -> fx.Node:
+    def _branch(self, site: Site, name: str, target: fx.Node) -> None:
+        """Add to the operation's own result; tuners that earlier rules placed on it read the sum."""
         recorded = next(t for t in site.targets if self.mapping[t] is target)
-        return self.mapping[self.view.operations[recorded].inputs[0]]
+        source = self.mapping[self.view.operations[recorded].inputs[0]]
+        node = self._node(site, "branch", target, name, (source, target), after=target)
+        for reader, value in [link for link in self.running if link[1] is target]:
+            reader.replace_input_with(target, node)
+            self.running.remove((reader, value))
+            self.running.add((reader, node))
+        self.running.add((node, target))
+        self.current.setdefault(target, node)
 
     def _value(self, target: fx.Node) -> fx.Node:
         return self.current.get(target, target)
@@ -154,34 +180,6 @@ class _Rewriter:
         node = self._node(site, "tuner", target, name, (given,))
         node.meta["instead_of"] = target.name
         reader.replace_input_with(given, node)
-
-    def _reparametrise(self, site: Site, name: str, target: fx.Node) -> None:
-        """Replace a convolution's module call by the function, and its weight by the tuner's result."""
-        if self._value(target) is not target:
-            raise UtcError(
-                f"site {site.id} tunes the weight of an operation whose result another rule changed before",
-                fix="put the rule that tunes the weight first in the file",
-            )
-        recorded = next(t for t in site.targets if self.mapping[t] is target)
-        op = self.view.operations[recorded]
-        with self.graph.inserting_before(target):
-            weight, bias = (
-                self.graph.get_attr(op.parameters[k]) if op.parameters.get(k) else None for k in ("weight", "bias")
-            )
-            tuned = self.graph.call_module(name, (weight,))
-            source = self.mapping[op.inputs[0]]
-            function, arguments = _functional(op.name, op.attributes, self.graph, source)
-            node = self.graph.call_function(function, (arguments.pop("input"), tuned, bias), arguments)
-        for made, role in ((tuned, "tuner"), (node, "operation")):
-            made.meta.update(site=site.id, role=role, origin=target.meta["origin"])
-        node.meta["value"] = tensor(target)
-        node.meta["module_call"] = target.target if target.op == "call_module" else None
-        for read in (weight, bias):
-            if read is not None:
-                read.meta.update(origin=target.meta["origin"], state=True)
-        target.replace_all_uses_with(node)
-        self.graph.erase_node(target)
-        self.mapping[recorded] = node
 
     def _node(
         self, site: Site, role: str, target: fx.Node, what: Any, args: tuple[Any, ...], after: fx.Node | None = None
@@ -211,7 +209,15 @@ class _Rewriter:
                     reader.replace_input_with(target, value)
             if target.op == "get_attr":  # what is computed from a tuned parameter is no parameter any more
                 _forget_state(value)
+        for node in reversed(list(self.graph.nodes)):
+            if is_state(node) and not node.users:
+                self.graph.erase_node(node)
         sort_graph(self.graph)
+        if not self.follows_mode:
+            set_affine_norms(self.root, True)
+            for node in self.graph.nodes:
+                if node.target is F.batch_norm:
+                    node.target = affine_batch_norm
         set_inplace(self.graph, self.root)
         self.graph.lint()
 
@@ -229,23 +235,7 @@ def _build(site: Site, root: nn.Module) -> Tuner:
     value = site.build_from.target.value
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
     reference = next(root.parameters(), None)
-    return tuner.to(device=reference.device if reference is not None else value.device, dtype=dtype)
-
-
-_FUNCTIONS = {"linear": F.linear, "conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
-
-
-def _functional(
-    name: str, attributes: Mapping[str, Any], graph: fx.Graph, source: fx.Node
-) -> tuple[Any, dict[str, Any]]:
-    """A convolution as a function call; padding modes other than zeros become an `F.pad` before it."""
-    if name == "linear":
-        return F.linear, {"input": source}
-    arguments = {k: attributes[k] for k in ("stride", "padding", "dilation", "groups")}
-    if attributes.get("padding_mode", "zeros") != "zeros":
-        padding = arguments["padding"]
-        edges = [e for p in reversed(padding) for e in (p, p)]
-        source = graph.call_function(F.pad, (source, edges), {"mode": attributes["padding_mode"]})
-        source.meta["role"] = "padding"
-        arguments["padding"] = 0
-    return _FUNCTIONS[name], {"input": source, **arguments}
+    tuner.to(device=reference.device if reference is not None else value.device, dtype=dtype)
+    if site.form == "weight":
+        tuner.start(*frozen_parameters(site, root))
+    return tuner

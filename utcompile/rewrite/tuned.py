@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class TunedSite:
     Attributes:
         id: rule name, module path and ordinal.
         name: the tuner's module in the tuned model, `tuners.mha_blocks_0_0`.
+        how: of a weight tuner, `branch` or `reparametrised`.
+        tunes: of a weight tuner, role to the name of the parameter it changes; None for one that it adds.
     """
 
     id: str
@@ -32,6 +34,8 @@ class TunedSite:
     tuner: str
     name: str
     config: TunerConfig
+    how: str | None = None
+    tunes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class TunedModule(UtcGraphModule):
@@ -123,7 +127,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def site_nodes(graph: fx.Graph, site_id: str) -> dict[str, list[fx.Node]]:
-    """The nodes that rewriting made for a site, by role: `tuner`, `sum`, `operation`."""
+    """The nodes that rewriting made for a site, by role: `tuner`, `sum`, `branch`."""
     found: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.meta.get("site") == site_id:

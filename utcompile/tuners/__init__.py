@@ -2,6 +2,7 @@
 
 from utcompile.tuners.adapter import Adapter, AdapterConfig
 from utcompile.tuners.base import (
+    ChannelMap,
     Form,
     Port,
     Tuner,
@@ -12,33 +13,63 @@ from utcompile.tuners.base import (
     tuner_class,
     tuner_kinds,
 )
+from utcompile.tuners.bias import Bias, BiasConfig
+from utcompile.tuners.branches import edges
 from utcompile.tuners.conv_adapter import ConvAdapter, ConvAdapterConfig
+from utcompile.tuners.dora import Dora, DoraConfig
+from utcompile.tuners.ia3 import Ia3, Ia3Config
 from utcompile.tuners.lora import Lora, LoraConfig
+from utcompile.tuners.norm_affine import NormAffine, NormAffineConfig
+from utcompile.tuners.outputs import Outputs, outputs_of
 from utcompile.tuners.prefix import Prefix, PrefixConfig
 from utcompile.tuners.prompt import Prompt, PromptConfig
+from utcompile.tuners.recompute import recomputed
+from utcompile.tuners.recurrent import RECURRENT, EachParameter, build_tuner
+from utcompile.tuners.rep_adapter import RepAdapter, RepAdapterConfig
 from utcompile.tuners.side_chain import Bypass, BypassConfig, Ladder, LadderConfig
+from utcompile.tuners.ssf import Ssf, SsfConfig
 
 __all__ = [
+    "RECURRENT",
     "Adapter",
     "AdapterConfig",
+    "Bias",
+    "BiasConfig",
     "Bypass",
     "BypassConfig",
+    "ChannelMap",
     "ConvAdapter",
     "ConvAdapterConfig",
+    "Dora",
+    "DoraConfig",
+    "EachParameter",
     "Form",
+    "Ia3",
+    "Ia3Config",
     "Ladder",
     "LadderConfig",
     "Lora",
     "LoraConfig",
+    "NormAffine",
+    "NormAffineConfig",
+    "Outputs",
     "Port",
     "Prefix",
     "PrefixConfig",
     "Prompt",
     "PromptConfig",
+    "RepAdapter",
+    "RepAdapterConfig",
+    "Ssf",
+    "SsfConfig",
     "Tuner",
     "TunerConfig",
     "TunerSite",
+    "build_tuner",
     "config_for",
+    "edges",
+    "outputs_of",
+    "recomputed",
     "register_tuner",
     "tuner_class",
     "tuner_kinds",

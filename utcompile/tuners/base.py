@@ -8,11 +8,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Operation, Value
+from utcompile.tuners.recompute import remember
 
 Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
@@ -73,6 +75,9 @@ class TunerSite:
         repeats: for `tokens`, how many neighbouring heads share one set of keys (grouped-query attention).
         previous: for `chain`, what the stage before yields, or what the chain begins with; None where there is nothing.
         is_last: for `chain`, whether this stage brings its state to `target`.
+        parameters: role to shape of the parameters that a weight tuner changes; None where the operation has none.
+        direct: whether the operation reads its weight itself, and not something computed from it.
+        rows: for a config's `slices`, the rows of the weight that each of them stands for.
     """
 
     form: Form
@@ -85,18 +90,43 @@ class TunerSite:
     repeats: int = 1
     previous: Port | None = None
     is_last: bool = False
+    parameters: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
+    direct: bool = True
+    rows: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """What a linear tuner does to every position: `v -> matrix · v + shift` along the channels, in float64 on the CPU.
+
+    Attributes:
+        axis: where the channels are.
+        matrix: `(C_out, C_in)`, or `(C,)` where it is diagonal.
+        shift: `(C_out,)`.
+    """
+
+    axis: int
+    matrix: torch.Tensor
+    shift: torch.Tensor
 
 
 class Tuner(nn.Module):
     """A small trainable module beside a frozen operation.
 
-    A subclass states `kind`, `config_class`, `forms` and builds itself in `build(config, site)`. Its `forward` takes
-    the source value and returns what is added (`parallel`), what replaces it (`sequential`), or, for `weight` tuners,
-    takes the weight and returns the new weight. A `tokens` tuner takes keys and values and returns those that are put
-    before them; a stage of a `chain` takes its value and the state before, and returns its own state.
+    A subclass states `config_class` and `forms` and builds itself in `build(config, site)`. Beside values, its
+    `forward` takes the source value and returns what is added (`parallel`) or what replaces it (`sequential`). For
+    `weight`, its `changed` takes the parameters named in `roles` and returns what takes their place. A `tokens` tuner
+    takes keys and values and returns those that are put before them; a stage of a `chain` takes its value and the state
+    before, and returns its own state.
+
+    It carries its own fold: `changed`, run in float64, is absorbed as it stands; a tuner of values that is linear says
+    so in `channel_map`.
 
     Attributes:
         identity_at_start: whether the model's outputs are the base's until it is trained; `compile` proves it.
+        roles: the operation's parameters that a `weight` tuner reads and changes.
+        how: of a `weight` tuner, `reparametrised` (the operation runs with the changed parameters) or `branch` (it runs
+            as it is, and `forward(x, y)` adds the tuner's share, computed from its input x, to its result y).
         length: for `tokens`, how many keys and values it yields.
         reads_stream: for `tokens`, whether it yields tokens of the stream, which the frozen projections then turn into
             keys and values; its `forward` takes nothing.
@@ -107,6 +137,8 @@ class Tuner(nn.Module):
     kind: ClassVar[str]
     config_class: ClassVar[type[TunerConfig]]
     forms: ClassVar[tuple[Form, ...]]
+    roles: tuple[str, ...] = ("weight",)
+    how: Literal["branch", "reparametrised"] = "reparametrised"
     identity_at_start: bool = True
     reads_stream: ClassVar[bool] = False
     length: int = 0
@@ -117,6 +149,24 @@ class Tuner(nn.Module):
     def build(cls, config: Any, site: TunerSite) -> Tuner:
         """Make the tuner for one site; a `UtcError` says why it does not fit."""
         raise NotImplementedError
+
+    def start(self, *parameters: torch.Tensor | None) -> None:
+        """For `weight`: set what depends on the frozen parameters; called once, when the tuner is inserted."""
+
+    def changed(self, *args: Any, **kwargs: Any) -> Any:
+        """For `weight`: the parameters of `roles` as the tuner makes them, one tensor or a tuple, in the dtypes given.
+
+        A parameter that the operation lacks is None; a tensor in its place is added to the operation.
+        """
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """For `weight`, reparametrised: what the operation reads instead of its own parameters."""
+        return remember(self.changed(*args), self.changed, args, self.parameters())
+
+    def channel_map(self) -> ChannelMap | None:
+        """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""
+        return None
 
 
 _REGISTRY: dict[str, type[Tuner]] = {}

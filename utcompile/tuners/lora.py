@@ -1,18 +1,21 @@
-"""LoRA on linears and convolutions: `W + (α/r)·B·A`."""
+"""LoRA on any operation with a weight: `W + s·B·A`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from math import prod
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph import Operation
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.branches import BRANCHES, Branch
+from utcompile.tuners.forms import How, cheaper_form
 
-_OPERATIONS = ("linear", "conv1d", "conv2d", "conv3d")
+_STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
 
 
 class LoraConfig(TunerConfig):
@@ -21,97 +24,132 @@ class LoraConfig(TunerConfig):
     kind: Literal["lora"] = "lora"
     r: int = Field(8, ge=1, description="rank of the update")
     alpha: float = Field(8, gt=0, description="the update is scaled by alpha / r")
+    rslora: bool = Field(False, description="scale by alpha / √r instead")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the branch's input, in training")
+    slices: tuple[str, ...] | None = Field(
+        None, min_length=1, description="of a packed weight: captures such as [q, v], or parts such as [1/3, 3/3]"
+    )
+    how: How = Field("auto", description="branch, reparametrised, or by cost")
+
+    @field_validator("slices", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
 
 @register_tuner("lora")
 class Lora(Tuner):
-    """Low-rank adaptation (arXiv:2106.09685, Eq. 3) of a linear's or convolution's weight: `W' = W + (α/r)·B·A`.
+    """Low-rank adaptation (arXiv:2106.09685, Eq. 3) of a weight: `W' = W + s·B·A`, `s = α/r`.
 
-    The weight is read as a matrix `(out, in/groups · kernel)`: A is `(r, in/groups·k…)`, B `(out, r)`. Two forms, equal
-    in exact arithmetic: as a *branch*, `y + s·B(A(x))`, where A is a convolution with the operation's own kernel,
-    stride, padding and dilation, and B is 1×1; *reparametrised*, `OP(x; W + s·BA)`, for grouped convolutions, where a
-    branch does not exist. Init: A Kaiming-uniform, B zero, so it is the identity at the start.
-    Parameters: `r·(in/groups·k… + out)`. Folds: absorbed, `W += s·BA`.
+    The weight is read as a matrix, its first axis against all others: B is `(rows, r)`, A `(r, *rest)`. A linear's or
+    convolution's rows are the outputs (and A is `(r, in/groups, *kernel)`), a transposed convolution's, a matmul's and
+    an embedding's are the inputs. Stacked weights `(E, …, …)` of a matmul or einsum have an A and a B for each of E.
+
+    Two forms, equal in exact arithmetic, chosen by cost (`tuners/forms.py`) or by `how`: as a *branch*,
+    `y + s·B(A(x))`; *reparametrised*, `OP(x; W + s·BA)`, the second weight computed again in backward. Grouped
+    convolutions, einsums, recurrent layers and weights that the model computes first (slices, weight standardisation)
+    have no branch.
+    `rslora`: `s = α/√r` (arXiv:2312.03732). `slices`: factors for some rows of a packed projection alone.
+
+    Init: A Kaiming-uniform, B zero, so it is the identity at the start. Parameters: `r·(rows + rest)`, a slice.
+    Folds: absorbed, `W += s·BA`.
     """
 
-    config_class = LoraConfig
+    config_class: ClassVar[type[TunerConfig]] = LoraConfig
     forms = ("weight",)
 
-    def __init__(self, config: LoraConfig, weight_shape: tuple[int, ...], branch: Branch | None) -> None:
+    def __init__(
+        self,
+        config: LoraConfig,
+        weight_shape: tuple[int, ...],
+        branch: Branch | None,
+        rows: tuple[tuple[int, ...], ...] = (),
+        stacked: bool = False,
+    ) -> None:
         super().__init__()
-        out, *rest = weight_shape
         self.weight_shape = tuple(weight_shape)
-        columns = 1
-        for n in rest:
-            columns *= n
-        self.scaling = config.alpha / config.r
-        self.lora_A = nn.Parameter(torch.empty(config.r, *rest) if branch else torch.empty(config.r, columns))
-        self.lora_B = nn.Parameter(torch.zeros(out, config.r))
-        nn.init.kaiming_uniform_(self.lora_A.view(config.r, columns), a=5**0.5)
+        self.stack = self.weight_shape[:1] if stacked else ()
+        out, *rest = self.weight_shape[len(self.stack) :]
+        self.scaling = config.alpha / (config.r**0.5 if config.rslora else config.r)
+        self.rank, self.slice_count = config.r, max(len(rows), 1)
+        tuned = sum(map(len, rows)) if rows else out
+        self.lora_A = nn.Parameter(torch.empty(*self.stack, self.slice_count * config.r, *rest))
+        self.lora_B = nn.Parameter(torch.zeros(*self.stack, tuned, config.r))
+        for a in self.lora_A.view(-1, config.r, prod(rest)):
+            nn.init.kaiming_uniform_(a, a=5**0.5)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self.branch = branch
+        self.how = "reparametrised" if branch is None else "branch"
+        self.slice_sizes = tuple(map(len, rows))
+        if rows:
+            place = torch.full((out,), tuned)  # rows of no slice read the row of zeros after the last
+            place[torch.tensor([r for part in rows for r in part])] = torch.arange(tuned)
+            self.register_buffer("place", place, persistent=False)
 
     @classmethod
     def build(cls, config: LoraConfig, site: TunerSite) -> Lora:
-        """Read the operation's attributes; groups decide between branch and reparametrised form."""
-        op = site.operation
-        if op is None or op.name not in _OPERATIONS or not site.weight_shape:
-            name = op.name if op else "this value"
-            raise UtcError(f"LoRA does not apply to {name}", fix=f"match one of: {', '.join(_OPERATIONS)}")
-        grouped = op.attributes.get("groups", 1) != 1
-        if grouped and config.dropout:
+        """Read the operation's attributes and choose the form."""
+        op = site.operation or Operation("parameter")
+        if len(site.weight_shape) < 2:
             raise UtcError(
-                "LoRA with dropout does not apply to a grouped convolution",
+                f"LoRA does not apply to {op.name}, whose weight is {list(site.weight_shape)}",
+                why="an update of low rank needs a matrix",
+                fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the place in `where:`",
+            )
+        stacked = op.name in _STACKED and len(site.weight_shape) == 3
+        branch, why_not = cls.branch_of(op, site)
+        if stacked and site.rows:
+            raise UtcError("stacked weights have no slices", fix="leave out `slices:`")
+        if config.how == "branch" and branch is None:
+            raise UtcError(f"LoRA has no branch here: {why_not}", fix="leave out `how:`, or say how: reparametrised")
+        if config.how == "reparametrised":
+            branch, why_not = None, "the rule says how: reparametrised"
+        elif config.how == "auto" and branch is not None and not config.dropout:
+            rank = config.r * max(len(site.rows), 1)
+            if cheaper_form(op.name, site, rank) == "reparametrised":
+                branch = None
+        if config.dropout and branch is None:
+            raise UtcError(
+                f"LoRA with dropout does not apply here: {why_not}",
                 why="its update is added to the weight, where there is no input to drop",
                 fix="set dropout: 0 for this rule",
             )
-        return cls(config, site.weight_shape, None if grouped else Branch(op.name, op.attributes))
+        return cls(config, site.weight_shape, branch, site.rows, stacked)
 
-    def delta(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The update `(α/r)·B·A` in the shape of the weight, computed in a dtype (its own by default)."""
-        a, b = self.lora_A.flatten(1).to(dtype), self.lora_B.to(dtype)
-        return (self.scaling * (b @ a)).reshape(self.weight_shape)
+    @classmethod
+    def branch_of(cls, op: Operation, site: TunerSite) -> tuple[Branch | None, str]:
+        """The operation's branch; None and the reason where it has none."""
+        if op.attributes.get("groups", 1) != 1:
+            return None, "the convolution is grouped"
+        if op.name not in BRANCHES:
+            return None, f"{op.name} has none"
+        if not site.direct:
+            return None, "the model computes the weight before it uses it"
+        return Branch(op.name, op.attributes), ""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Branch: the operation's input -> what is added to its result. Reparametrised: W -> W'."""
-        if self.branch is None:
-            return x + self.delta().to(x.dtype)
+    def delta(self) -> torch.Tensor:
+        """The update `s·B·A` in the shape of the weight."""
+        a = self.lora_A.flatten(1 + len(self.stack))
+        return (self.scaling * (self._up() @ a)).reshape(self.weight_shape)
+
+    def changed(self, weight: torch.Tensor) -> torch.Tensor:
+        """W -> W + s·BA."""
+        return weight + self.delta().to(weight.dtype)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> Any:
+        """Branch: the operation's input and result -> its new result. Reparametrised: W -> W'."""
+        if self.branch is None or y is None:
+            return super().forward(x)
         if self.dropout is not None:
             x = self.dropout(x)
-        return self.branch(x, self.lora_A, self.lora_B, self.scaling)
+        return self.branch(x, y, self.lora_A, self._up(), self.scaling)
 
-
-class Branch:
-    """`x -> s·B(A(x))` with the stride, padding and dilation of the tuned operation."""
-
-    def __init__(self, name: str, attributes: Mapping[str, Any]) -> None:
-        self.name = name
-        self.spatial = 0 if name == "linear" else int(name[4])
-        self.stride, self.padding, self.dilation = (
-            attributes.get(k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))
-        )
-        self.padding_mode = attributes.get("padding_mode", "zeros")
-
-    def __call__(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Apply A, then B, to `(B, …, in)` or `(B, in, …)`."""
-        if not self.spatial:
-            return nn.functional.linear(nn.functional.linear(x, a), b) * scaling
-        conv = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[self.spatial - 1]
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = nn.functional.pad(x, self._edges(a), mode=self.padding_mode)
-            padding = 0
-        hidden = conv(x, a, None, self.stride, padding, self.dilation)
-        return conv(hidden, b.reshape(*b.shape, *[1] * self.spatial)) * scaling
-
-    def _edges(self, weight: torch.Tensor) -> list[int]:
-        """`F.pad`'s order: the last dimension first, before and after."""
-        if isinstance(self.padding, str):
-            dilation = self.dilation if isinstance(self.dilation, tuple) else (self.dilation,) * self.spatial
-            totals = [
-                d * (k - 1) if self.padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)
-            ]
-            return [e for t in reversed(totals) for e in (t // 2, t - t // 2)]
-        padding = self.padding if isinstance(self.padding, tuple) else (self.padding,) * self.spatial
-        return [e for p in reversed(padding) for e in (p, p)]
+    def _up(self) -> torch.Tensor:
+        """B, `(rows, r)`; with slices the block matrix of theirs, each in its rows, `(rows, slices·r)`."""
+        if not self.slice_sizes:
+            return self.lora_B
+        last = self.slice_count - 1
+        parts = self.lora_B.split(self.slice_sizes)
+        blocks = [nn.functional.pad(b, (i * self.rank, (last - i) * self.rank)) for i, b in enumerate(parts)]
+        blocks.append(self.lora_B.new_zeros(1, self.slice_count * self.rank))
+        return torch.cat(blocks).index_select(0, self.get_buffer("place"))

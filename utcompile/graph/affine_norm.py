@@ -1,0 +1,107 @@
+"""BatchNorm in eval is an affine map of its channels; run as one, it saves nothing for backward.
+
+`F.batch_norm` keeps its input for the gradients of its weight and statistics, which a frozen one does not have. The
+forward here is the same call, bit for bit; the backward is `grad · w / √(var + ε)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def affine_batch_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.batch_norm` in eval; where nothing but its input wants a gradient, nothing is saved for backward.
+
+    Example:
+        >>> x = torch.randn(2, 3, 4, requires_grad=True)
+        >>> y = affine_batch_norm(x, torch.zeros(3), torch.ones(3), torch.tensor([1.0, 2.0, 3.0]), eps=0.0)
+        >>> y.sum().backward()
+        >>> x.grad[0, :, 0]
+        tensor([1., 2., 3.])
+    """
+    plain = training or not torch.is_grad_enabled() or not input.requires_grad or torch.compiler.is_compiling()
+    others = (running_mean, running_var, weight, bias)
+    if plain or any(t is not None and t.requires_grad for t in others) or _watched(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    result: torch.Tensor = _Affine.apply(input, running_mean, running_var, weight, bias, eps)
+    return result
+
+
+def _watched(x: torch.Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type) or torch._C._are_functorch_transforms_active()
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        eps: float,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(variance, weight)  # the model's own tensors
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        variance, weight = ctx.saved_tensors
+        factor = (variance + ctx.eps).rsqrt()
+        if weight is not None:
+            factor = factor * weight
+        factor = factor.to(grad.dtype).reshape(-1, *[1] * (grad.dim() - 2))
+        return grad * factor, None, None, None, None, None
+
+
+class _AffineBatchNorm(nn.modules.batchnorm._BatchNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        statistics = self.running_mean, self.running_var
+        if self.training or statistics[0] is None or statistics[1] is None:
+            return super().forward(input)
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return affine_batch_norm(input, *statistics, self.weight, self.bias, False, momentum, self.eps)  # type: ignore[arg-type]
+
+
+class AffineBatchNorm1d(_AffineBatchNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` that saves nothing for backward in eval."""
+
+
+class AffineBatchNorm2d(_AffineBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that saves nothing for backward in eval."""
+
+
+class AffineBatchNorm3d(_AffineBatchNorm, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` that saves nothing for backward in eval."""
+
+
+_AFFINE = {
+    nn.BatchNorm1d: AffineBatchNorm1d,
+    nn.BatchNorm2d: AffineBatchNorm2d,
+    nn.BatchNorm3d: AffineBatchNorm3d,
+}
+_PLAIN = {affine: plain for plain, affine in _AFFINE.items()}
+
+
+def set_affine_norms(root: nn.Module, affine: bool) -> None:
+    """Let the batch norms among the modules of a copy of ours run as affine maps, or as what they were."""
+    table: dict[Any, Any] = _AFFINE if affine else _PLAIN
+    for module in root.modules():
+        if type(module) in table:
+            module.__class__ = table[type(module)]

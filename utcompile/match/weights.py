@@ -1,0 +1,272 @@
+"""What a `weight: h` insertion tunes: the parameters behind an operation, and the rows that `slices` name.
+
+1. A leaf module: its own parameters; a recurrent layer has several of each role (`weight_ih_l0`, `weight_hh_l0` …).
+2. A function or method: the parameters it reads, as they are or through a chain of the model's own (slices,
+   transposes, weight standardisation). Matmul, einsum and everything else: the one parameter among its operands.
+3. A parameter itself (`match: {parameter: …}`): all its readers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.graph import GraphView, Operation, describe, is_state, tensor, value_of
+from utcompile.match.engine import Bindings
+from utcompile.tuners import RECURRENT
+
+_LAYERS = frozenset(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding batch_norm layer_norm "
+    "group_norm instance_norm rms_norm".split()
+)
+_MOVES = frozenset(
+    "split getitem reshape permute transpose contiguous detach identity to expand repeat cat roll stack".split()
+)
+_PART = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
+_PROBED = 2  # the batch at which captures are traced back to rows
+
+
+@dataclass(frozen=True)
+class TunedWeight:
+    """The parameters that a tuner changes at one operation.
+
+    Attributes:
+        node: the operation.
+        operation: as the tuner is to see it.
+        source: what the operation reads; the parameter itself where there is no operation.
+        names: role to the parameter's name; None where the operation has none.
+        shapes: role to its shape.
+        direct: whether the operation reads its weight itself.
+    """
+
+    node: fx.Node
+    operation: Operation
+    source: fx.Node
+    names: Mapping[str, str | None]
+    shapes: Mapping[str, tuple[int, ...] | None]
+    direct: bool = True
+
+
+def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphView) -> TunedWeight:
+    """Find the parameters that play some roles at an operation.
+
+    Args:
+        node: the value whose maker is tuned.
+        roles: `weight`, `bias`.
+        capture: its name in the rule, for messages.
+        view: the graph.
+
+    Raises:
+        UtcError: the operation has none of them, or reads what is made of several.
+    """
+    op = view.operations[node]
+    if op.name == "getitem" and node.args and isinstance(node.args[0], fx.Node):
+        maker = view.operations[node.args[0]]
+        if maker.name in RECURRENT:
+            node, op = node.args[0], maker
+    if node.op == "get_attr":
+        found: dict[str, str | None] = {r: str(node.target) if r == "weight" else None for r in roles}
+        op, source, direct = Operation("parameter"), node, True
+    elif not op.inputs:
+        raise _nothing(capture, op)
+    else:
+        source = op.inputs[0]
+        if node.op == "call_module":
+            found, direct = _of_module(node, op, roles, view, capture), True
+        else:
+            found, direct, op = _of_function(node, op, roles, view, capture)
+    if not any(found.values()) and "weight" in roles:
+        raise _nothing(capture, op)
+    named = dict(view.module.named_parameters(remove_duplicate=False))
+    shapes = {r: tuple(named[n].shape) if n is not None else None for r, n in found.items()}
+    return TunedWeight(node, op, source, found, shapes, direct)
+
+
+def _nothing(capture: str, op: Operation) -> UtcError:
+    return UtcError(
+        f"'{capture}' is the result of {op.name}, which has no weight",
+        fix="name the capture of an operation that has one: a linear, a convolution, a norm …",
+    )
+
+
+def _of_module(
+    node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView, capture: str
+) -> dict[str, str | None]:
+    leaf = view.module.get_submodule(str(node.target))
+    mine = {n for n, p in leaf._parameters.items() if p is not None}
+    if op.name in RECURRENT:
+        names = [n for r in roles for n in leaf._parameters if n.startswith(r) and n in mine]
+        return {n: f"{node.target}.{n}" for n in names}
+    if op.name not in _LAYERS:
+        if not mine:
+            raise _nothing(capture, op)
+        raise UtcError(
+            f"the weights of {type(leaf).__name__} cannot be tuned",
+            why="it is one node of the graph, and what its code does with them is not seen",
+            fix="tune its result instead: `sequential:` or `parallel:`",
+        )
+    return {r: f"{node.target}.{r}" if r in mine else None for r in roles}
+
+
+def _of_function(
+    node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView, capture: str
+) -> tuple[dict[str, str | None], bool, Operation]:
+    operands = [a for a in node.all_input_nodes if is_state(a) and _parameters_behind(a, view)]
+    if op.name in _LAYERS:
+        found: dict[str, str | None] = {}
+        direct = True
+        for role in roles:
+            operand = operand_of(node, role, op)
+            found[role] = _behind(operand, view) if operand is not None else None
+            if role == "weight" and operand is not None:
+                direct = operand.op == "get_attr"
+        return found, direct, op
+    if "weight" not in roles:
+        return dict.fromkeys(roles), True, op
+    if len(operands) != 1:
+        if not operands:
+            raise _nothing(capture, op)
+        raise UtcError(
+            f"{op.name} reads {len(operands)} parameters: {', '.join(_behind(o, view) for o in operands)}",
+            fix="match the parameter itself: {parameter: …}",
+        )
+    (operand,) = operands
+    is_product = op.name == "matmul" and node.args[1:2] == (operand,)
+    kept = op if is_product or op.name == "einsum" else Operation("parameter", op.inputs)
+    found = {r: _behind(operand, view) if r == "weight" else None for r in roles}
+    return found, operand.op == "get_attr", kept
+
+
+def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
+    """The argument of a function that plays a role, None where there is none."""
+    if role in node.kwargs:
+        found = node.kwargs[role]
+    elif op.name in _LAYERS:
+        place = _POSITIONS.get(op.name, {"weight": 1, "bias": 2}).get(role)
+        found = node.args[place] if place is not None and place < len(node.args) else None
+    else:
+        found = next((a for a in node.all_input_nodes if is_state(a)), None)
+    return found if isinstance(found, fx.Node) else None
+
+
+_POSITIONS = {
+    "batch_norm": {"weight": 3, "bias": 4},
+    "instance_norm": {"weight": 3, "bias": 4},
+    "layer_norm": {"weight": 2, "bias": 3},
+    "group_norm": {"weight": 2, "bias": 3},
+    "rms_norm": {"weight": 2},
+    "embedding": {"weight": 1},
+}
+
+
+def _parameters_behind(operand: fx.Node, view: GraphView) -> list[str]:
+    """The parameters that a state node is computed from."""
+    named = dict(view.module.named_parameters(remove_duplicate=False))
+    found, stack, seen = [], [operand], set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr" and str(node.target) in named:
+            found.append(str(node.target))
+        stack.extend(node.all_input_nodes)
+    return found
+
+
+def _behind(operand: fx.Node, view: GraphView) -> str:
+    """The one parameter that an operand is, or is computed from."""
+    found = _parameters_behind(operand, view)
+    if len(found) > 1:  # weight standardisation with a gain: the weight is the one of the operand's size
+        value = value_of(operand)
+        named = dict(view.module.named_parameters(remove_duplicate=False))
+        size = torch.Size(value.sizes(_PROBED)).numel() if value is not None else 0
+        alike = [n for n in found if named[n].numel() == size]
+        if len(alike) != 1:
+            raise UtcError(
+                f"the weight is made of several parameters: {', '.join(sorted(found))}",
+                fix="match one of them: {parameter: …}",
+            )
+        found = alike
+    return found[0]
+
+
+def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: GraphView) -> tuple[tuple[int, ...], ...]:
+    """The rows of a packed weight that slices name.
+
+    `3/3` is the third of three equal parts. A capture stands for the rows it is made of: the packed result's channel
+    numbers are sent through what stands between it and the capture, which may only move numbers about.
+
+    Raises:
+        UtcError: a name is no capture, does not come from the operation, or is computed and not only moved.
+    """
+    shape = tuned.shapes.get("weight")
+    value = value_of(tuned.node)
+    axis = view.channel_axis.get(tuned.node)
+    if not shape or value is None or axis is None or value.shape[axis] != shape[0] or not tuned.direct:
+        raise UtcError(
+            f"{tuned.operation.name} has no rows to slice",
+            why="slices are rows of a linear's or convolution's weight, which are its result's channels",
+            fix="leave out `slices:`",
+        )
+    result = tuple(_rows(text, env, tuned.node, shape[0], axis, view) for text in slices)
+    every = [r for part in result for r in part]
+    if len(set(every)) != len(every):
+        raise UtcError(f"slices {list(slices)} overlap", fix="name each part once")
+    return result
+
+
+def _rows(text: str, env: Bindings, packed: fx.Node, count: int, axis: int, view: GraphView) -> tuple[int, ...]:
+    part = _PART.fullmatch(text)
+    if part:
+        i, n = int(part[1]), int(part[2])
+        if not 1 <= i <= n or count % n:
+            raise UtcError(f"slice '{text}' is no whole part of {count} rows", fix="write 1/3 for the first of three")
+        return tuple(range((i - 1) * (count // n), i * (count // n)))
+    if text not in env:
+        fix = f"{did_you_mean(text, env)}; or state equal parts, such as [1/3, 3/3]"
+        raise UtcError(f"the match offers no capture '{text}' for `slices`", fix=fix)
+    numbers = _trace(packed, env[text], count, axis, view)
+    rows = sorted(set(numbers.long().flatten().tolist()))
+    if len(rows) == count and view.without_layout(env[text]) is not view.without_layout(packed):
+        raise UtcError(f"'{text}' is made of all {count} rows", fix="leave out `slices:`")
+    return tuple(rows)
+
+
+def _trace(packed: fx.Node, wanted: fx.Node, count: int, axis: int, view: GraphView) -> torch.Tensor:
+    """The numbers of the packed channels, moved as the model moves them."""
+    sizes = tensor(packed).sizes(_PROBED)
+    shape = [-1 if a == axis else 1 for a in range(len(sizes))]
+    known: dict[fx.Node, Any] = {packed: torch.arange(float(count)).reshape(shape).expand(sizes).contiguous()}
+
+    def compute(node: fx.Node) -> Any:
+        if node not in known:
+            if "size" in node.meta:
+                known[node] = node.meta["size"].at(_PROBED)
+            elif view.operations[node].name in ("identity", "dropout") and view.position[node] > view.position[packed]:
+                known[node] = compute(view.operations[node].inputs[0])
+            elif view.position[node] < view.position[packed] or node.op not in ("call_function", "call_method"):
+                raise UtcError(f"'{wanted.name}' is not made of {packed.name}", fix="name captures of its parts")
+            elif view.operations[node].name not in _MOVES and value_of(node) is not None:
+                raise UtcError(
+                    f"{describe(node)} computes between {packed.name} and '{wanted.name}'",
+                    why="so the capture's numbers are no rows of the weight",
+                    fix="name captures nearer to the projection, or state equal parts, such as [1/3, 3/3]",
+                )
+            else:
+                args: Any = fx.node.map_arg(node.args, compute)
+                kwargs: Any = fx.node.map_arg(node.kwargs, compute)
+                method = node.op == "call_method"
+                call: Any = getattr(args[0], str(node.target)) if method else node.target
+                known[node] = call(*args[method:], **kwargs)
+        return known[node]
+
+    result = compute(wanted)
+    assert isinstance(result, torch.Tensor)
+    return result

@@ -1,0 +1,159 @@
+"""`weight: h`: an operation with other parameters.
+
+1. Branch: the operation runs as it is, and `y' = T(x, y)` adds the tuner's share.
+2. Reparametrised: `OP(x; T(W))`. A leaf module's call becomes a function's; a weight that the model computes first
+   (slices, weight standardisation) is computed again from `T(W)`.
+3. A parameter itself: all its readers read `T(W)`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from utcompile.graph import Operation, is_state
+from utcompile.match import Site
+from utcompile.rewrite.functional import recurrent, to_function
+from utcompile.tuners import recomputed
+
+# what saves a tuned weight for backward, and is called so that it does not
+_RECOMPUTED: Mapping[Any, str] = {
+    **{getattr(F, n): n for n in ("linear", "conv1d", "conv2d", "conv3d")},
+    **{getattr(F, f"conv_transpose{n}d"): f"conv_transpose{n}d" for n in (1, 2, 3)},
+    **{getattr(torch, n): n for n in ("conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum")},
+    operator.matmul: "matmul",
+}
+_BIAS_AT = {"batch_norm": 4, "instance_norm": 4, "layer_norm": 3, "group_norm": 3}
+
+
+def frozen_parameters(site: Site, root: nn.Module) -> tuple[torch.Tensor | None, ...]:
+    """The frozen parameters that a site's tuner changes, in the order of its roles."""
+    named = dict(root.named_parameters(remove_duplicate=False))
+    return tuple(named[n].detach() if n is not None else None for n in site.tunes.values())
+
+
+def reparametrise(graph: fx.Graph, root: nn.Module, site: Site, name: str, targets: list[fx.Node]) -> None:
+    """Let the operations of a site read what its tuner makes of their parameters.
+
+    Args:
+        graph: changed in place; the operations keep their nodes.
+        root: what its targets name.
+        site: the site.
+        name: the tuner's module.
+        targets: the operations, in graph order: one, or the calls of a shared module.
+    """
+    made = _changed_parameters(graph, site, name, targets[0])
+    for node in targets:
+        if node.op == "get_attr":
+            _replace_everywhere(node, made["weight"])
+            continue
+        if node.op == "call_module":
+            to_function(graph, node, root)
+        for role, parameter in site.tunes.items():
+            if parameter is not None:
+                _replace(graph, node, parameter, made[role])
+            elif role in made:
+                _add_bias(node, made[role], site.build_from.operation or Operation("?"))
+        _call_recomputed(node, site)
+        node.meta["role"] = "operation"
+
+
+def _changed_parameters(graph: fx.Graph, site: Site, name: str, first: fx.Node) -> dict[str, fx.Node]:
+    """What the tuner yields by role; a role stays out where the operation will have no such parameter."""
+    origin = first.meta["origin"] if "origin" in first.meta else site.targets[0].meta.get("origin")
+    place = graph.inserting_after(first) if first.op == "get_attr" else graph.inserting_before(first)
+    with place:
+        given: list[fx.Node | None] = []
+        for parameter in site.tunes.values():
+            read = None
+            if parameter is not None:
+                read = first if first.op == "get_attr" else graph.get_attr(parameter)
+                read.meta.update(origin=origin, state=True)
+            given.append(read)
+        tuner = graph.call_module(name, tuple(given))
+    tuner.meta.update(site=site.id, role="tuner", origin=origin, state=False)
+    if len(given) == 1:
+        return {next(iter(site.tunes)): tuner}
+    result: dict[str, fx.Node] = {}
+    after = tuner
+    for i, (role, parameter) in enumerate(site.tunes.items()):
+        if parameter is None and not _adds(site, role):
+            continue
+        with graph.inserting_after(after):
+            after = result[role] = graph.call_function(operator.getitem, (tuner, i))
+        after.meta.update(role="parameter", origin=origin, state=False)
+    return result
+
+
+def _adds(site: Site, role: str) -> bool:
+    """Whether the tuner gives the operation a parameter that it lacks."""
+    with torch.device("meta"):
+        tuner = site.build()
+        named = site.build_from.parameters
+        changed = tuner.changed(*(torch.empty(shape) if shape is not None else None for shape in named.values()))
+    return isinstance(changed, tuple) and changed[list(site.tunes).index(role)] is not None
+
+
+def _replace_everywhere(node: fx.Node, made: fx.Node) -> None:
+    for reader in list(node.users):
+        if reader.meta.get("role") != "tuner":
+            reader.replace_input_with(node, made)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, parameter: str, made: fx.Node) -> None:
+    """Let an operation read a changed parameter, itself or through the model's own computation on it."""
+    copies: dict[fx.Node, fx.Node] = {}
+
+    def changed(operand: fx.Node) -> fx.Node:
+        if operand.op == "get_attr":
+            return made if str(operand.target) == parameter else operand
+        if operand not in copies:
+            copies[operand] = operand
+            if is_state(operand) and any(changed(n) is not n for n in operand.all_input_nodes):
+                with graph.inserting_before(node):
+                    copies[operand] = graph.node_copy(operand, changed)
+                copies[operand].meta.update(role="parameter", state=False)
+        return copies[operand]
+
+    for operand in [n for n in node.all_input_nodes if is_state(n)]:
+        new = changed(operand)
+        if new is not operand:
+            node.replace_input_with(operand, new)
+
+
+def _add_bias(node: fx.Node, made: fx.Node, op: Operation) -> None:
+    place = _BIAS_AT.get(op.name, 2) + (node.target is recomputed)  # whose first argument is the function's name
+    args = list(node.args)
+    if len(args) > place:
+        args[place] = made
+        node.args = tuple(args)
+    else:
+        node.kwargs = {**node.kwargs, "bias": made}
+
+
+def _call_recomputed(node: fx.Node, site: Site) -> None:
+    """Where the weight is tuned, a call that does not keep it for backward."""
+    if node.target is recurrent or site.tunes.get("weight") is None:
+        return
+    if node.op == "call_method" and node.target in ("matmul", "bmm", "__matmul__"):
+        function = "bmm" if node.target == "bmm" else "matmul"
+    elif node.op == "call_function" and node.target in _RECOMPUTED:
+        function = _RECOMPUTED[node.target]
+    else:
+        return
+    node.meta["written_as"] = (node.op, node.target)
+    node.op, node.target = "call_function", recomputed
+    node.args = (function, *node.args)
+
+
+def written_again(node: fx.Node) -> None:
+    """Undo `_call_recomputed`."""
+    how = node.meta.pop("written_as", None)
+    if how is not None:
+        node.op, node.target = how
+        node.args = node.args[1:]

@@ -1,0 +1,49 @@
+"""Branch or reparametrised: the two forms of a weight tuner, compared by what they cost in one training step.
+
+Counted a site, over the operation's own forward and the gradient of its input, which both forms need (P positions of
+the result, a weight of `rows × columns`, rank r):
+
+- *branch*: A and B, forward and twice backward, `6·P·r·(columns + rows)` FLOPs in thin products; the result is read
+  and written once more, the input's gradient too; A(x), `P·r` numbers, is saved.
+- *reparametrised*: the whole weight's gradient, `2·P·rows·columns` FLOPs in one thick product, and `8·r·rows·columns`
+  for `BA` (twice) and the gradients of A and B; nothing but the input is saved, as in the branch.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal
+
+from utcompile.tuners.base import TunerSite
+
+How = Literal["auto", "branch", "reparametrised"]
+BATCH = 8  # the batch that is counted with; only the cost of `BA` does not grow with it
+_THIN = 3.0  # thin products (r of 4 to 64) reach about a third of a thick one's FLOPs a second
+_BYTE = 8.0  # FLOPs in the time of moving a byte
+
+
+def cheaper_form(name: str, site: TunerSite, rank: int) -> Literal["branch", "reparametrised"]:
+    """The form with the lower count.
+
+    Args:
+        name: the operation.
+        site: the site; its weight is read directly.
+        rank: columns of B.
+    """
+    branch, reparametrised = costs(name, site, rank)
+    return "branch" if branch <= reparametrised else "reparametrised"
+
+
+def costs(name: str, site: TunerSite, rank: int) -> tuple[float, float]:
+    """What branch and reparametrised form add to a training step, in FLOPs of a thick product."""
+    rows, *rest = site.weight_shape
+    columns = prod(rest)
+    read, written = (prod(port.value.sizes(BATCH)) for port in (site.source, site.target))
+    if name == "embedding":  # a look-up multiplies nothing, and its weight's gradient is as large as the table
+        return rank * written, 8.0 * rank * rows * columns
+    transposed = name.startswith("conv_transpose")
+    positions = (read if transposed or name == "matmul" else written) / rows
+    saved = 4.0 * positions * rank
+    moved = 4.0 * (2 * written + 2 * read) + saved
+    branch = _THIN * 6 * positions * rank * (columns + rows) + _BYTE * moved
+    return branch, 2 * positions * rows * columns + 8.0 * rank * rows * columns

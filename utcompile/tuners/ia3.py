@@ -1,0 +1,32 @@
+"""IA3: one learned factor a channel."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from utcompile.tuners.base import TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.scaling import Scaling
+
+
+class Ia3Config(TunerConfig):
+    """`{kind: ia3}`."""
+
+    kind: Literal["ia3"] = "ia3"
+
+
+@register_tuner("ia3")
+class Ia3(Scaling):
+    """Infused adapter by inhibiting and amplifying inner activations (arXiv:2205.05638, §3.3): `v' = l ⊙ v`.
+
+    The paper scales keys, values and the hidden layer of the ffn. `sequential: v` scales a value's channels, l `(C,)`;
+    `weight: h` scales the rows of the weight, and the bias, of the operation that makes h.
+
+    Init: ones, so it is the identity at the start. Parameters: `C`. Folds: absorbed.
+    """
+
+    config_class = Ia3Config
+
+    @classmethod
+    def build(cls, config: Ia3Config, site: TunerSite) -> Ia3:
+        """One factor a channel of the value, or output channel of the weight."""
+        return cls(**cls.place(site, shift=False))

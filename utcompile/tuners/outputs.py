@@ -1,0 +1,70 @@
+"""Where an operation's weight has its output channels: what a scale of the result is, as a scale of the weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from utcompile.errors import UtcError
+from utcompile.graph import Operation
+
+_FIRST = frozenset(["linear", "conv1d", "conv2d", "conv3d", "parameter"])
+_LAST = frozenset(["matmul", "embedding"])
+NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The output channels of a weight.
+
+    Attributes:
+        shape: the weight's shape with its axes split so that the channels have axes of their own.
+        axes: those axes.
+
+    >>> found = outputs_of(Operation("conv_transpose2d", (), {"groups": 2}), (4, 3, 5, 5))
+    >>> found.count, found.shape, found.axes  # (groups, in/groups, out/groups, kernel)
+    (6, (2, 2, 3, 25), (0, 2))
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return prod(self.shape[a] for a in self.axes)
+
+    def scaled(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The weight, each output channel of it times its factor `(count,)`."""
+        spread = factor.reshape([n if a in self.axes else 1 for a, n in enumerate(self.shape)])
+        return (weight.reshape(self.shape) * spread).reshape(weight.shape)
+
+    def norms(self, weight: torch.Tensor) -> torch.Tensor:
+        """The Euclidean norm of each output channel's weights, `(count,)`."""
+        others = [a for a in range(len(self.shape)) if a not in self.axes]
+        split = weight.reshape(self.shape)
+        return split.square().sum(others).sqrt().reshape(-1) if others else split.abs().reshape(-1)
+
+
+def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
+    """Find the output channels in a weight.
+
+    Raises:
+        UtcError: nothing says where they are.
+    """
+    if op.name in NORMS:
+        return Outputs((prod(shape),), (0,))
+    if op.name in _FIRST:
+        return Outputs((shape[0], prod(shape[1:])), (0,))
+    if op.name.startswith("conv_transpose"):
+        groups = op.attributes.get("groups", 1)
+        return Outputs((groups, shape[0] // groups, shape[1], prod(shape[2:])), (0, 2))
+    if op.name in _LAST and len(shape) in (2, 3):
+        return Outputs(shape, (0, 2) if len(shape) == 3 else (1,))
+    raise UtcError(
+        f"the output channels of {op.name} with a weight {list(shape)} are unknown",
+        why="a scale of its result is no scale of one axis of its weight",
+        fix="tune its result instead: `sequential:`, or its weight with {kind: lora}",
+    )

@@ -1,0 +1,64 @@
+"""One tuner for each weight of a recurrent layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import Operation
+from utcompile.tuners.base import Tuner, TunerConfig, TunerSite
+
+RECURRENT = frozenset(["lstm", "gru"])
+
+
+class EachParameter(Tuner):
+    """A tuner for each parameter of an LSTM or GRU, by the parameter's name: `weight_ih_l0`, `weight_hh_l0` …"""
+
+    forms = ("weight",)
+
+    def __init__(self, tuners: Mapping[str, Tuner]) -> None:
+        super().__init__()
+        self.roles = tuple(tuners)
+        self.tuners = nn.ModuleDict(tuners)
+        self.identity_at_start = all(t.identity_at_start for t in tuners.values())
+
+    def _each(self, parameters: tuple[torch.Tensor | None, ...]) -> list[tuple[Any, torch.Tensor | None]]:
+        return list(zip(self.tuners.values(), parameters, strict=True))
+
+    def start(self, *parameters: torch.Tensor | None) -> None:
+        """Start each."""
+        for tuner, parameter in self._each(parameters):
+            tuner.start(parameter)
+
+    def changed(self, *parameters: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Change each."""
+        return tuple(tuner.changed(parameter) for tuner, parameter in self._each(parameters))
+
+
+def build_tuner(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
+    """Build a tuner for a site; at a recurrent layer, one for each of the parameters that the tuner's role stands for.
+
+    Raises:
+        UtcError: the tuner does not fit the site.
+    """
+    if site.form != "weight" or site.operation is None or site.operation.name not in RECURRENT:
+        return cls.build(config, site)
+    if len(cls.roles) != 1:
+        raise UtcError(
+            f"a {config.kind} tuner does not apply to the weights of {site.operation.name}",
+            why="it scales a result channel by channel, and the gates of a recurrent layer are nonlinear",
+            fix="use {kind: lora}, {kind: dora} or {kind: bias}, or `sequential:` after the layer",
+        )
+    (role,) = cls.roles
+    alone = {
+        name: replace(site, operation=Operation("parameter"), weight_shape=shape or (), parameters={role: shape})
+        for name, shape in site.parameters.items()
+    }
+    if not alone:
+        raise UtcError(f"this {site.operation.name} has no {role}")
+    return EachParameter({name: cls.build(config, part) for name, part in alone.items()})

@@ -1,0 +1,99 @@
+"""Scale and shift of channels, `γ ⊙ v + β`, of a value or of the weight that makes it: the core of SSF and IA3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import Operation
+from utcompile.tuners.base import ChannelMap, Tuner, TunerSite
+from utcompile.tuners.outputs import Outputs, outputs_of
+
+
+class Scaling(Tuner):
+    """`v' = γ ⊙ v + β` along the channels of v (`sequential`), or `W' = γ ⊙ W`, `b' = γ ⊙ b + β` (`weight`).
+
+    Args:
+        channels: of the value, or output channels of the weight.
+        shift: whether there is a β.
+        axis: the value's channel axis and rank; None for weights.
+        outputs: the weight's output channels; None for values.
+    """
+
+    forms = ("sequential", "weight")
+    roles = ("weight", "bias")
+
+    def __init__(
+        self, channels: int, shift: bool, axis: tuple[int, int] | None = None, outputs: Outputs | None = None
+    ) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels)) if shift else None
+        self.axis, self.outputs = axis, outputs
+
+    @classmethod
+    def place(cls, site: TunerSite, shift: bool) -> dict[str, Any]:
+        """The constructor's arguments at a site.
+
+        Raises:
+            UtcError: the operation has no weight, or cannot take the β.
+        """
+        if site.form != "weight":
+            port = site.target
+            channels = port.channels
+            assert port.channel_axis is not None
+            return {"channels": channels, "shift": shift, "axis": (port.channel_axis, port.value.rank)}
+        op = site.operation or Operation("parameter")
+        if not site.weight_shape:
+            raise UtcError(
+                f"{op.name} has no weight to scale", why="it has no affine part", fix="use `sequential:` instead"
+            )
+        if not site.direct:
+            raise UtcError(
+                f"the weight of this {op.name} cannot be scaled",
+                why="the model computes it first, and its channels are no longer the result's",
+                fix="use `sequential:` instead",
+            )
+        outputs = outputs_of(op, site.weight_shape)
+        if shift and not takes_bias(op):
+            raise UtcError(
+                f"{op.name} adds no bias, so β has no place in its parameters", fix="use `sequential:` instead"
+            )
+        return {"channels": outputs.count, "shift": shift, "outputs": outputs}
+
+    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        """(W, b) -> (γ ⊙ W, γ ⊙ b + β)."""
+        assert self.outputs is not None
+        gamma = self.gamma.to(weight.dtype)
+        new = None if bias is None else (gamma * bias.reshape(-1)).reshape(bias.shape)
+        if self.beta is not None:
+            beta = self.beta.to(weight.dtype)
+            new = beta if new is None else new + beta.reshape(new.shape)
+        return self.outputs.scaled(weight, gamma), new
+
+    def forward(self, *values: torch.Tensor | None) -> Any:
+        """Sequential: v -> γ ⊙ v + β. Weight: what the operation reads instead of its own parameters."""
+        if self.axis is None:
+            return super().forward(*values)
+        (v,) = values
+        assert v is not None
+        axis, rank = self.axis
+        shape = [-1 if a == axis else 1 for a in range(rank)]
+        scaled = v * self.gamma.reshape(shape)
+        return scaled if self.beta is None else scaled + self.beta.reshape(shape)
+
+    def channel_map(self) -> ChannelMap | None:
+        """`diag(γ) v + β`."""
+        if self.axis is None:
+            return None
+        gamma = self.gamma.detach().cpu().double()
+        shift = torch.zeros_like(gamma) if self.beta is None else self.beta.detach().cpu().double()
+        return ChannelMap(self.axis[0], gamma, shift)
+
+
+def takes_bias(op: Operation) -> bool:
+    """Whether an operation adds a bias, or could."""
+    return op.name.startswith(("linear", "conv", "batch_norm", "layer_norm", "group_norm", "instance_norm"))
