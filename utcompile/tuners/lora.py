@@ -137,11 +137,13 @@ class Lora(Tuner):
         return weight + self.delta().to(weight.dtype)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> Any:
-        """Branch: the operation's input and result -> its new result. Reparametrised: W -> W'."""
-        if self.branch is None or y is None:
+        """Branch: the operation's input and result -> its new result, or what is added to it. Reparametrised: W -> W'."""
+        if self.branch is None:
             return super().forward(x)
         if self.dropout is not None:
             x = self.dropout(x)
+        if y is None:
+            return self.branch.share(x, self.lora_A, self._up()) * self.scaling
         return self.branch(x, y, self.lora_A, self._up(), self.scaling)
 
     def _up(self) -> torch.Tensor:
