@@ -275,7 +275,7 @@ def test_two_tuners_on_one_operation_and_a_third_behind_it(how: str, order: tupl
 
 def test_two_rules_may_not_tune_one_parameter() -> None:
     text = (BOTH % "auto").replace("kind: bias, add: true", "kind: ssf")
-    with pytest.raises(utc.UtcError, match=r"rules 'l' and 'b' both tune the parameter 0\.weight"):
+    with pytest.raises(utc.UtcError, match=r"rules 'l' and 'b' both tune the weight 0\.weight"):
         utc.compile(nn.Sequential(nn.Conv2d(3, 4, 3)), text, torch.randn(2, 3, 6, 6))
 
 

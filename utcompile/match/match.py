@@ -191,11 +191,13 @@ def _check_sites(sites: Sequence[Site]) -> None:
     """A parameter may carry one tuner of one rule."""
     owners: dict[str, Site] = {}
     for site in sites:
-        for name in filter(None, site.tunes.values()):
+        for role, name in site.tunes.items():
+            if name is None:
+                continue
             first = owners.setdefault(name, site)
             if first.rule != site.rule:
                 raise UtcError(
-                    f"rules '{first.rule}' and '{site.rule}' both tune the parameter {name}",
+                    f"rules '{first.rule}' and '{site.rule}' both tune the {role} {name}",
                     fix="narrow one of them with `where:`, `inside:` or `except:`",
                 )
 

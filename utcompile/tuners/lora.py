@@ -137,7 +137,10 @@ class Lora(Tuner):
         return weight + self.delta().to(weight.dtype)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> Any:
-        """Branch: the operation's input and result -> its new result, or what is added to it. Reparametrised: W -> W'."""
+        """Branch: the operation's input and result -> its new result; without the result, what is added to it.
+
+        Reparametrised: W -> W'.
+        """
         if self.branch is None:
             return super().forward(x)
         if self.dropout is not None:
