@@ -6,10 +6,10 @@ counted by the same measure.
 
 *Saved bytes* are those of the distinct storages that autograd saves for backward in the tuner's own forward, in
 training, reading an input that requires grad; parameters are not counted. Inputs that several tuners save count once
-in the plan's sum. A weight tuner that is no branch makes a second weight, which its operation saves: it counts, and so
-does that operation's input. Left out: what the frozen backbone saves because a gradient now flows through it, whatever
-the backbone would save anyway (a tuner's input counts all the same), the backward's temporaries, gradients, and the
-optimizer's state.
+in the plan's sum. A weight tuner that is no branch makes a second weight, which is computed again for backward: what
+counts is its operation's input. Left out: what the frozen backbone saves because a gradient now flows through it,
+whatever the backbone would save anyway (a tuner's input counts all the same), the backward's temporaries, gradients, and
+the optimizer's state.
 
 Both are found by running the tuners on fake tensors, and only when they are asked for.
 """
@@ -134,7 +134,8 @@ def _read(site: Site, view: GraphView) -> Iterator[Value]:
     if site.form != "weight":
         yield from site.given
         return
-    yield from (tensor(view.operations[target].inputs[0]) for target in site.targets)
+    calls = [view.operations[target].inputs for target in site.targets]
+    yield from (tensor(inputs[0] if inputs else site.source) for inputs in calls)  # a parameter itself reads nothing
 
 
 def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
@@ -158,14 +159,12 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
             return saved
 
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda saved: saved):
-            made = _forward(site, tuner, inputs)
+            keeps = _forward(site, tuner, inputs)
         for parameter in (*tuner.parameters(), *tuner.buffers()):
             storages.pop(parameter.untyped_storage()._cdata, None)
         addresses = [t.untyped_storage()._cdata for t in inputs]
         own = {address: s.nbytes() for address, s in storages.items() if address not in addresses}
-        for weight in made:  # the operation saves its tuned weight, and what it reads
-            own[weight.untyped_storage()._cdata] = weight.untyped_storage().nbytes()
-        saved = tuple(bool(made) or address in storages for address in addresses)
+        saved = tuple(keeps or address in storages for address in addresses)
         return int(counter.get_total_flops()), sum(own.values()), saved
 
 
@@ -180,16 +179,22 @@ def _cast(tuner: Tuner, dtype: torch.dtype) -> None:
                 module._buffers[name] = buffer.to(dtype)
 
 
-def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Run a tuner as it will run, once a call; the tuned weights, where it makes such."""
-    if site.form == "weight" and getattr(tuner, "branch", None) is None:
-        return [tuner(torch.empty(site.build_from.weight_shape, dtype=value.dtype)) for value in inputs]
+def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
+    """Run a tuner as it will run; whether the operation then saves what it reads, for its weight's gradient.
+
+    A branch runs in each call, a weight is changed once for all of them.
+    """
+    if site.form == "weight" and tuner.how == "reparametrised":
+        dtype = site.build_from.target.value.dtype
+        shapes = site.build_from.parameters.values()
+        tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
+        return any(role != "bias" for role in site.tunes)
     if site.form in ("tokens", "chain"):  # one call reads all of them
         tuner(*inputs)
-        return []
+        return False
     for value in inputs:
         tuner(value)
-    return []
+    return False
 
 
 def _input(value: Value, batch: int) -> torch.Tensor:
