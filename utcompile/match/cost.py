@@ -8,8 +8,8 @@ counted by the same measure.
 training, reading an input that requires grad; parameters are not counted. Inputs that several tuners save count once
 in the plan's sum. A weight tuner that is no branch makes a second weight, which is computed again for backward: what
 counts is its operation's input. Left out: what the frozen backbone saves because a gradient now flows through it,
-whatever the backbone would save anyway (a tuner's input counts all the same), the backward's temporaries, gradients, and
-the optimizer's state.
+whatever the backbone would save anyway (a tuner's input counts all the same), the backward's temporaries, gradients,
+and the optimizer's state.
 
 Both are found by running the tuners on fake tensors, and only when they are asked for.
 """
