@@ -81,8 +81,8 @@ def saved_in_truth(plan: Plan, site: Site) -> int:
         if site.form == "weight" and getattr(tuner, "branch", None) is None:
             (op,), (x,) = operations, inputs
             weight = tuner(torch.randn(site.build_from.weight_shape))
-            options = {k: op.attributes[k] for k in ("stride", "padding", "dilation", "groups")}
-            torch.nn.functional.conv2d(x, weight, None, **options)
+            options = {k: op.attributes[k] for k in ("stride", "padding", "dilation", "groups") if k in op.attributes}
+            getattr(torch.nn.functional, op.name)(x, weight, None, **options)
             kept.pop(weight.untyped_storage().data_ptr())  # it is made again: tests/tuners/test_weights.py
         else:
             outputs = [tuner(x) for x in inputs]
