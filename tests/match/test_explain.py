@@ -132,10 +132,10 @@ def test_a_head_that_where_excludes() -> None:
 
 
 def test_where_on_what_is_unknown() -> None:
-    text = rule("o = sdpa(q, k, v)\n", "{sequential: o, tuner: {kind: adapter}}", where="[q.channels >= 4]")
-    said = explained(text)
-    assert "None >= 4 is false in `where`: q.channels is unknown: [B, 3, 197, 64] is made by getitem" in said
-    assert "fix: compare q.shape or q.rank, or a value that a layer or norm makes" in said
+    text = rule("{op: softmax}", "{sequential: h, tuner: {kind: adapter}}", where="[h.channels >= 4]")
+    said = explained(text, "swin_tiny_patch4_window7_224")
+    assert "None >= 4 is false in `where`: h.channels is unknown: [64*B, 3, 49, 49] is made by softmax" in said
+    assert "fix: compare h.shape or h.rank, or a value that a layer or norm makes" in said
     said = explained(rule("{op: linear}", LORA, where="[h.op.groups == 1]"))
     assert "h.op.groups is unknown: linear has no attribute 'groups'; its attributes: " in said
     assert "fix: name the capture of an operation that has 'groups'" in said

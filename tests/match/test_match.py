@@ -327,7 +327,7 @@ def test_a_rule_that_matches_nothing_names_the_nearest_miss() -> None:
         (rule("ffn", "{parallel: y -> x, tuner: {kind: adapter}}"), "'y' is computed from 'x'"),
         (rule("ffn", "{parallel: h -> y, tuner: {kind: lora}}"), "a lora tuner cannot be inserted as 'parallel'"),
         (rule("ffn", "{weight: a, tuner: {kind: lora}}"), "'a' is the result of gelu, which has no weight"),
-        (rule("attention", "{parallel: q -> y, tuner: {kind: adapter}}"), r"an adapter cannot bring 'q' \[B, 3, 197, 64\] to 'y'"),
+        (rule("attention", "{parallel: q -> y, tuner: {kind: adapter}}"), r"a tuner cannot bring 'q' \[B, 3, 197, 64\] to 'y'"),
         (rule("ffn", ADAPT) + "train: ['module:heads.*']\n", "train: 'module:heads.\\*' selects no parameter"),
         (rule("ffn", ADAPT) + "train: ['pattern:haed']\n", "did you mean 'head'"),
     ],

@@ -56,7 +56,7 @@ MISTAKES = {
     "x.shape.rank == 1": "f:3:9: 'x.shape.rank' is one attribute too deep\n  fix: write x.shape",
     "x.op.a.b == 1": "f:3:9: 'x.op.a.b' is one attribute too deep\n  fix: write x.op.a",
     "x == h": "f:3:9: the capture 'x' itself cannot be compared\n"
-    "  fix: compare an attribute of it, such as x.shape: shape, channels, rank, dtype, path, index, users, op",
+    "  fix: compare an attribute of it, such as x.shape: shape, channels, layout, rank, dtype, path, index, users, op",
     "x.dtype == float32": "f:3:20: 'float32' is neither a number nor an attribute of a capture\n"
     "  fix: put a word in quotes: 'float32'",
     "x.rank == 3 and h.rank == 3": "f:3:9: 'x.rank == 3 and h.rank == 3' is not a comparison\n"

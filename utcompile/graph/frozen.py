@@ -18,7 +18,7 @@ class _Ref:
 
 @dataclass(frozen=True)
 class _Functional:
-    """A function of `torch.nn.functional` that pickle cannot name, such as `max_pool2d`: a closure by its own account."""
+    """A function of `torch.nn.functional` that pickle cannot name: `max_pool2d` is a closure."""
 
     name: str
 

@@ -199,6 +199,7 @@ REDUCTIONS: tuple[Row, ...] = (
     ("vector_norm", "input, p=2, dim=None, keepdim=False, dtype=None", "torch.linalg.vector_norm"),
     ("count_nonzero", "input, dim=None", "count_nonzero"),
     ("one_hot", "input, num_classes=-1", "F.one_hot"),
+    ("mse_loss", "input, target, size_average=None, reduce=None, reduction='mean', weight=None", "F.mse_loss"),
     ("glu", "input, dim=-1", "F.glu nn.GLU"),
     *((name, "input, dim, dtype=None", name) for name in ("cumsum", "cumprod")),
     *((name, "input, dim=-1", name) for name in ("cummax", "logcumsumexp")),

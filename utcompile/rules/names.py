@@ -219,6 +219,7 @@ OPERATIONS_BY_GROUP: Mapping[str, _Group] = MappingProxyType(
                 "nonzero": "places that are not zero",
                 "unique": "different values",
                 "one_hot": "integers as unit vectors",
+                "mse_loss": "mean square of a difference",
                 "interpolate": "resize by interpolation",
                 "pixel_shuffle": "channels moved into space",
                 "pixel_unshuffle": "space moved into channels",
