@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import timm
 import torch
+from torch import nn
 
 import utcompile as utc
 from benchmarks.measure import Row, repeated
-from utcompile.rules import shipped_rules
+from utcompile.graph import GraphView
+from utcompile.match import Engine
+from utcompile.rules import RuleSet, library_patterns, shipped_rules
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -28,3 +31,53 @@ def run(quick: bool) -> Iterator[Row]:
             note = f"{len(plan.sites)} sites"
             yield repeated("match", where, lambda c=captured, r=rules: utc.match(c, r), rounds, note)
             yield repeated("rewrite", where, plan.apply, rounds, note)
+    yield from _twenty(
+        utc.capture(timm.create_model("vit_base_patch16_224").eval(), SHAPE, verify="shapes"), "ViT-B/16", 9
+    )
+    for blocks in (200,) if quick else (200, 2_000, 10_000):
+        model = nn.Sequential(*(Block() for _ in range(blocks))).eval()
+        captured = utc.capture(model, (torch.randn(2, 5, 4),), dynamic=(), verify="shapes")
+        yield from _twenty(captured, f"a graph of {len(captured.graph.nodes):,} nodes", 1 if quick else 3)
+
+
+SHAPE = (torch.randn(2, 3, 224, 224),)
+TWENTY = """version: 1
+name: twenty
+tuners: {u: {kind: adapter, dim: 4}}
+rules:
+""" + "".join(
+    f"  - {{name: {name}-{i}, match: {name}, insert: {{sequential: y, tuner: u}}, expect: {{optional: true}}}}\n"
+    for i in (1, 2)
+    for name in sorted({*library_patterns()} - {"head", "gated_ffn"})
+)
+
+
+class Block(nn.Module):
+    """A pre-norm ffn with its residual: five nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.act, self.fc2 = nn.LayerNorm(4), nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The ffn, and the sum."""
+        result: torch.Tensor = x + self.fc2(self.act(self.fc1(self.norm(x))))
+        return result
+
+
+def _twenty(captured: utc.CapturedModule, where: str, rounds: int) -> Iterator[Row]:
+    """Ten patterns twice: found on a graph that is indexed, and as `utc.match`, with all that belongs to it."""
+    rules = RuleSet.load(TWENTY)
+    view = GraphView(captured.graph, captured)
+    assert view.by_class and view.layouts  # the index, made once
+
+    def find() -> None:
+        engine = Engine(view, library_patterns())
+        for rule in rules.rules:
+            pattern = library_patterns()[rule.name.rpartition("-")[0]]
+            for anchor in engine.anchors(pattern):
+                next(engine.solve(pattern, anchor), None)
+
+    yield repeated("match", f"20 rules on {where}, found on an indexed graph", find, rounds)
+    note = f"{len(utc.match(captured, rules).sites)} sites"
+    yield repeated("match", f"20 rules on {where}, utc.match", lambda: utc.match(captured, rules), rounds, note)

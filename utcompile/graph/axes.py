@@ -38,7 +38,7 @@ class Origin:
 
     def __init__(self, size: int, role: str | None, order: int, letter: str = "", maker: fx.Node | None = None) -> None:
         self.size, self.role, self.order, self.letter = size, role, order, letter
-        self.makers: list[fx.Node] = [] if maker is None else [maker]
+        self.makers: dict[fx.Node, None] = {} if maker is None else {maker: None}  # in order, each once
         self.solid = False
         self.alias: Axis | None = None
 
@@ -167,5 +167,5 @@ def same(kept: Axis, other: Axis) -> None:
         return
     if theirs.role == "channel" and all(a.origin.role == "channel" for a in kept):
         for origin in {id(a.origin): a.origin for a in kept}.values():
-            origin.makers += [m for m in theirs.makers if m not in origin.makers]
+            origin.makers |= theirs.makers
     theirs.alias = kept

@@ -91,7 +91,7 @@ class Flow:
         role = _role(axis) if len({a.origin.role for a in axis}) == 1 else None
         made = self.fresh(size, role, letter=_letter([axis]))
         if made and role == "channel":
-            made[0].origin.makers += [m for a in axis for m in a.origin.makers]
+            made[0].origin.makers |= {m: None for a in axis for m in a.origin.makers}
         return made
 
     def say(self, node: fx.Node, index: int, role: str, letter: str = "") -> None:
@@ -166,7 +166,7 @@ def _conv(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     elif groups == sizes[at] == prod(a.size for a in channels):  # depthwise: the same channels
         made = channels
         for origin in {id(a.origin): a.origin for a in channels if a.origin.role == "channel"}.values():
-            origin.makers.append(node)
+            origin.makers[node] = None
     else:
         made = flow.fresh(sizes[at], "channel", maker=node)
     space = []
@@ -316,7 +316,7 @@ def _roll(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     for dim in range(len(axes)) if dims is None else dims if isinstance(dims, tuple) else (dims,):
         if _role(axes[dim]) == "channel":
             made = flow.fresh(sizes[dim], "channel")
-            made[0].origin.makers += [m for a in axes[dim] for m in a.origin.makers]
+            made[0].origin.makers |= {m: None for a in axes[dim] for m in a.origin.makers}
             made[0].origin.solid = True
             axes[dim] = made
     return [*axes]
@@ -420,7 +420,7 @@ def _rebased(flow: Flow, axes: list[Axis], origin: Origin, resized: Mapping[Atom
     role = origin.role if prod(a.size for a in digits) == origin.size else None  # some of it was summed over
     made = flow.fresh(prod(sizes), role, letter=origin.letter)
     if made and role == "channel":
-        made[0].origin.makers += origin.makers
+        made[0].origin.makers |= origin.makers
         made[0].origin.solid = origin.solid
     strides = dict(zip(digits, accumulate([1, *sizes[:-1]], mul), strict=True))
     return [
@@ -447,7 +447,7 @@ def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
         role = None  # more heads: what is within a head has no whole any more
     made = flow.fresh(sizes[dim], role, letter=_letter(parts))
     if made and role == "channel":
-        made[0].origin.makers += [m for p in parts for a in p for m in a.origin.makers]
+        made[0].origin.makers |= {m: None for p in parts for a in p for m in a.origin.makers}
     found[dim] = made
     return found
 

@@ -11,7 +11,7 @@ is permuted. Where nothing of the kind is known, there is no layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -50,7 +50,7 @@ class Layout:
     kind: str | None
     axis: int
     axes: tuple[str, ...]
-    made_by: tuple[fx.Node, ...] = field(default=(), compare=False, repr=False)
+    made_by: Collection[fx.Node] = field(default=(), compare=False, repr=False)  # shared by all values of one stream
 
     def __str__(self) -> str:
         return " ".join(self.axes)
@@ -98,7 +98,7 @@ def _layout(axes: list[Axis]) -> Layout | None:
         return None
     origin, at = found
     names = tuple(_name(axis, origin) for axis in axes)
-    return Layout(_kind(axes, origin, at, parts), at, names, tuple(origin.makers))
+    return Layout(_kind(axes, origin, at, parts), at, names, origin.makers.keys())
 
 
 def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, list[tuple[int, Atom]]]) -> str | None:
