@@ -49,8 +49,11 @@ def explain(
         output.emit({**plan.to_dict(), "explanation": explanation.to_dict()})
     else:
         shown = [site for rule in explanation.rules for site in rule.sites]
-        output.stdout().print(_table(plan, shown, {} if at else plan.sizes))
-        output.say("\n".join(["", *plan.summary(), "", str(explanation)]))
+        trained = {} if at else plan.sizes
+        if shown or trained:
+            output.stdout().print(_table(plan, shown, trained))
+            output.say("")
+        output.say("\n".join([*plan.summary(), "", str(explanation)]))
     utc.match(captured, ruleset)
 
 
