@@ -10,7 +10,7 @@ from torch import nn
 
 import utcompile as utc
 from benchmarks.measure import Row, repeated
-from utcompile.graph import GraphView
+from utcompile.graph import GraphView, collector_paused
 from utcompile.match import Engine
 from utcompile.rules import RuleSet, library_patterns, shipped_rules
 
@@ -71,6 +71,7 @@ def _twenty(captured: utc.CapturedModule, where: str, rounds: int) -> Iterator[R
     view = GraphView(captured.graph, captured)
     assert view.by_class and view.layouts  # the index, made once
 
+    @collector_paused()  # as utc.match does
     def find() -> None:
         engine = Engine(view, library_patterns())
         for rule in rules.rules:
