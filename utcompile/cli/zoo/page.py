@@ -97,6 +97,9 @@ def _problems(rows: Sequence[Row]) -> str:
             parts.append(f"### {rows[0].library}: {status}\n\n{_line('model', 'reason')}\n{_line('---', '---')}")
             parts += [_line(r.name, _reason(r)) for r in found]
             parts.append("")
+    large = [r for r in rows if "values were not compared" in r.note]
+    if large:
+        parts.append(f"Captured, but too large here to compare values: {', '.join(r.name for r in large)}.\n")
     return "\n".join(parts)
 
 

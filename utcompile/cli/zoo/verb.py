@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,12 +119,28 @@ def _run(tasks: list[Task], file: RowFile, jobs: int, limits: Limits) -> None:
     from utcompile.cli.zoo.pool import run_tasks
     from utcompile.cli.zoo.work import work
 
-    for i, row in enumerate(run_tasks(tasks, work, jobs, limits), 1):
+    before = file.read()
+    for i, found in enumerate(run_tasks(tasks, work, jobs, limits), 1):
+        row = kept(before.get(found.key), found)
         file.append(row)
         what = (
             row.status if row.status in ("ok", "built") else f"{row.status}: {row.reason.partition(chr(10))[0][:160]}"
         )
         output.progress(f"{i}/{len(tasks)}  {row.library}:{row.name}  {row.capture_seconds:.1f} s  {what}")
+
+
+def kept(before: Row | None, row: Row) -> Row:
+    """The row that counts: a model that was captured stays captured where comparing its values needs more than a limit.
+
+    Example:
+        >>> ok, large = Row("timm", "m", "ok"), Row("timm", "m", "failed", verify="full", reason="it took more than 10 GB")
+        >>> kept(ok, large).status, kept(ok, large).note
+        ('ok', 'values were not compared: it took more than 10 GB')
+    """
+    if before is None or before.status not in ("ok", "opaque") or not row.reason.startswith("it took more than"):
+        return row
+    note = f"values were not compared: {row.reason}"
+    return replace(before, verify=row.verify, note="; ".join(filter(None, (before.note, note))))
 
 
 def _names(library: str) -> list[str]:
