@@ -133,7 +133,7 @@ def kept(before: Row | None, row: Row) -> Row:
     """The row that counts: a model that was captured stays captured where comparing its values needs more than a limit.
 
     Example:
-        >>> ok, large = Row("timm", "m", "ok"), Row("timm", "m", "failed", verify="full", reason="it took more than 10 GB")
+        >>> ok, large = Row("timm", "m", "ok"), Row("timm", "m", "failed", reason="it took more than 10 GB")
         >>> kept(ok, large).status, kept(ok, large).note
         ('ok', 'values were not compared: it took more than 10 GB')
     """
