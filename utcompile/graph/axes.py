@@ -52,6 +52,7 @@ class Atom(NamedTuple):
 
 
 Axis = tuple[Atom, ...]
+Found = list[Axis | None] | None  # of a value: its axes, None where one is unknown; None where nothing is known
 
 
 class Sizes:
@@ -169,3 +170,18 @@ def same(kept: Axis, other: Axis) -> None:
         for origin in {id(a.origin): a.origin for a in kept}.values():
             origin.makers |= theirs.makers
     theirs.alias = kept
+
+
+def role_of(axis: Axis) -> str | None:
+    """What an axis holds: channels where any of it is, else positions, else what all of it is."""
+    roles = {a.origin.role for a in axis}
+    for role in ("channel", "space"):
+        if role in roles:
+            return role
+    return roles.pop() if len(roles) == 1 else None
+
+
+def letter_of(axes: Sequence[Axis]) -> str:
+    """What axes are called that are one side of an image each."""
+    letters = {axis[0].origin.letter if len(axis) == 1 else "" for axis in axes}
+    return letters.pop() if len(letters) == 1 else ""

@@ -1,0 +1,289 @@
+"""How operations without a weight carry axes: elementwise, reductions, and what moves, cuts and joins values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from math import prod
+from operator import mul
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from utcompile.graph.axes import Atom, Axis, Found, Origin, letter_of, regrouped, resolved, role_of, whole
+from utcompile.graph.operations import Operation
+from utcompile.graph.table import ELEMENTWISE
+
+if TYPE_CHECKING:
+    from utcompile.graph.flow import Flow
+
+_KEPT = frozenset(
+    "contiguous detach identity to flip softmax log_softmax normalize tril triu scatter scatter_add index_copy "
+    "scatter_reduce index_add index_fill index_put masked_scatter copy fill channel_shuffle requires_grad real imag "
+    "fftshift ifftshift".split()
+)
+_REDUCED = frozenset(
+    "mean sum prod max min std var median nanmean nansum logsumexp vector_norm all any argmax argmin "
+    "count_nonzero".split()
+)
+_ALONG = frozenset("cumsum cumprod cummax logcumsumexp sort argsort diff topk gather index_select narrow glu".split())
+
+
+def keep(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes = flow.read(op.inputs[0])
+    return [*axes] if len(axes) == len(sizes) else None
+
+
+def _elementwise(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    return flow.together(op.inputs, sizes)
+
+
+def _reshape(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    return regrouped((a for axis in flow.read(op.inputs[0]) for a in axis), sizes)
+
+
+def _permute(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes = flow.read(op.inputs[0])
+    return [axes[i] for i in permutation_of(op, len(axes))]
+
+
+def _roll(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    """Rolled channels are channels, but cannot be divided as they were: a head would hold another's last one."""
+    axes, dims = flow.read(op.inputs[0]), op.attributes.get("dims")
+    for dim in range(len(axes)) if dims is None else dims if isinstance(dims, tuple) else (dims,):
+        if role_of(axes[dim]) == "channel":
+            made = flow.fresh(sizes[dim], "channel")
+            made[0].origin.makers |= {m: None for a in axes[dim] for m in a.origin.makers}
+            made[0].origin.solid = True
+            axes[dim] = made
+    return [*axes]
+
+
+def _expand(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    return flow.together(op.inputs[:1], sizes)
+
+
+def _repeat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes = flow.read(op.inputs[0])
+    found: list[Axis | None] = []
+    for axis, size in zip([()] * (len(sizes) - len(axes)) + axes, sizes, strict=True):
+        before = prod(a.size for a in axis)
+        found.append((*flow.fresh(size // before), *axis) if before and size % before == 0 else None)
+    return found
+
+
+def _repeat_interleave(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes, dim = flow.read(op.inputs[0]), op.attributes.get("dim")
+    if not isinstance(dim, int):
+        return None
+    before = prod(a.size for a in axes[dim])
+    axes[dim] = (*axes[dim], *flow.fresh(sizes[dim] // before)) if sizes[dim] % before == 0 else ()
+    return [*axes]
+
+
+def _resized(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes = flow.read(op.inputs[0])
+    return _cut(flow, axes, sizes) if len(axes) == len(sizes) else None
+
+
+def _cut(flow: Flow, axes: list[Axis], sizes: Sequence[int]) -> Found:
+    """Axes of other sizes; a cut through some digits of an origin leaves a smaller origin."""
+    found = [*axes]
+    for i, size in enumerate(sizes):
+        axis = found[i]
+        if prod(a.size for a in axis) == size:
+            continue
+        if len(axis) == 1 and whole(axis) is None:
+            found = _rebased(flow, found, axis[0].origin, {axis[0]: size})
+        else:
+            found[i] = flow.like(axis, size)
+    return [*found]
+
+
+def _along(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    """What mixes or picks places of one axis: the others stay."""
+    axes, dim = flow.read(op.inputs[0]), op.attributes.get("dim")
+    if not isinstance(dim, int) or len(axes) != len(sizes):
+        return None
+    role = role_of(axes[dim])
+    picked = op.name in ("narrow", "index_select", "glu")
+    axes[dim] = flow.fresh(sizes[dim], role if picked or role != "channel" else None)
+    return [*axes]
+
+
+def _pixels(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes = flow.read(op.inputs[0])
+    spaces = [flow.fresh(s, "space", letter=c) for s, c in zip(sizes[-2:], "HW", strict=True)]
+    return [*axes[:-3], flow.fresh(sizes[-3], "channel", maker=node), *spaces]
+
+
+def _unfold(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes = flow.read(op.inputs[0])
+    if len(axes) != 4 or not (channels := prod(a.size for a in axes[1])) or sizes[1] % channels:
+        return None
+    return [axes[0], (*axes[1], *flow.fresh(sizes[1] // channels)), flow.fresh(sizes[2], "space")]
+
+
+def _reduce(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes, dims = flow.read(op.inputs[0]), op.attributes.get("dim")
+    if dims is None:
+        return None
+    gone = {d % len(axes) for d in (dims if isinstance(dims, tuple) else (dims,)) if isinstance(d, int)}
+    if op.attributes.get("keepdim"):
+        return [() if i in gone else a for i, a in enumerate(axes)]
+    return [a for i, a in enumerate(axes) if i not in gone]
+
+
+def _select(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    dim = op.attributes.get("dim")
+    return _taken(flow, op.inputs[0], {dim}) if isinstance(dim, int) else None
+
+
+def _taken(flow: Flow, source: fx.Node, dims: set[int]) -> Found:
+    """One place of some axes: where they held a digit of an origin, the other digits are an origin of their own."""
+    axes = flow.read(source)
+    gone = {d % len(axes) for d in dims}
+    for index in gone:
+        for atom in axes[index]:
+            if atom.size < atom.origin.size:
+                axes = _rebased(flow, axes, atom.origin, {atom: 1})
+    return [a for i, a in enumerate(axes) if i not in gone]
+
+
+def _rebased(flow: Flow, axes: list[Axis], origin: Origin, resized: Mapping[Atom, int]) -> list[Axis]:
+    """The digits of an origin as a new origin, some of them of another size."""
+    digits = sorted((a for axis in axes for a in axis if a.origin is origin), key=lambda a: a.stride)
+    sizes = [resized.get(a, a.size) for a in digits]
+    role = origin.role if prod(a.size for a in digits) == origin.size else None  # some of it was summed over
+    made = flow.fresh(prod(sizes), role, letter=origin.letter)
+    if made and role == "channel":
+        made[0].origin.makers |= origin.makers
+        made[0].origin.solid = origin.solid
+    strides = dict(zip(digits, accumulate([1, *sizes[:-1]], mul), strict=True))
+    return [
+        tuple(
+            Atom(made[0].origin, strides[a], resized.get(a, a.size)) if a.origin is origin else a
+            for a in axis
+            if a.origin is not origin or (made and resized.get(a, a.size) > 1)
+        )
+        for axis in axes
+    ]
+
+
+def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    dim = op.attributes.get("dim", 0)
+    if not isinstance(dim, int):
+        return None
+    dim %= len(sizes)
+    others = [s if i != dim else -1 for i, s in enumerate(sizes)]
+    found = flow.together(op.inputs, others)
+    parts = [resolved(flow.axes[i][dim]) for i in op.inputs]
+    roles = [role_of(p) for p in parts if p]
+    role = next((r for r in ("channel", "space") if r in roles), None)
+    if role == "channel" and any(a.stride > 1 for p in parts for a in p if a.origin.role == "channel"):
+        role = None  # more heads: what is within a head has no whole any more
+    made = flow.fresh(sizes[dim], role, letter=letter_of(parts))
+    if made and role == "channel":
+        made[0].origin.makers |= {m: None for p in parts for a in p for m in a.origin.makers}
+    found[dim] = made
+    return found
+
+
+def _stack(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    dim = op.attributes.get("dim", 0)
+    if not isinstance(dim, int):
+        return None
+    dim %= len(sizes)
+    found = flow.together(op.inputs, sizes[:dim] + sizes[dim + 1 :])
+    return [*found[:dim], flow.fresh(sizes[dim]), *found[dim:]]
+
+
+def _getitem(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    source, index = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)
+    parts = list(index) if isinstance(index, tuple) else [index]
+    rank = len(flow.axes[source])
+    used = sum(p is not None and not isinstance(p, EllipsisType) for p in parts)
+    at = next((i for i, p in enumerate(parts) if isinstance(p, EllipsisType)), len(parts))
+    parts[at : at + 1] = [slice(None)] * (rank - used)
+    chosen: set[int] = set()
+    shape: list[bool] = []  # whether an axis of the result is one of the source
+    dim = 0
+    for part in parts:
+        if part is None:
+            shape.append(False)
+            continue
+        if isinstance(part, int) and not isinstance(part, bool):
+            chosen.add(dim)
+        elif isinstance(part, slice):
+            shape.append(True)
+        else:
+            return None  # places by a tensor
+        dim += 1
+    axes = _taken(flow, source, chosen)
+    if axes is None or dim != rank or len(shape) != len(sizes):
+        return None
+    kept = [size for there, size in zip(shape, sizes, strict=True) if there]
+    cut = iter(_cut(flow, [a or () for a in axes], kept) or ())
+    return [next(cut) if there else () for there in shape]
+
+
+def part_of(flow: Flow, node: fx.Node, source: fx.Node, sizes: list[int]) -> Found:
+    """One of several outputs: of a split, of a recurrent layer, of a maximum with its places."""
+    op = flow.operations[source]
+    if op.name in ("lstm", "gru", "rnn") and node.args[1] == 0 and op.inputs and op.inputs[0] in flow.axes:
+        flow.say(op.inputs[0], -1, "channel")
+        return [*flow.read(op.inputs[0])[:-1], flow.fresh(sizes[-1], "channel", maker=source)]
+    if not op.inputs or op.inputs[0] not in flow.axes:
+        return None
+    if op.name in ("max", "min", "median"):
+        return _reduce(flow, node, op, sizes)
+    if op.name in ("sort", "topk", "cummax"):
+        return _along(flow, node, op, sizes)
+    dim = op.attributes.get("dim", 0)
+    if op.name != "split" or not isinstance(dim, int):
+        return None
+    if len(flow.axes[op.inputs[0]]) > len(sizes):  # unbind
+        return _taken(flow, op.inputs[0], {dim})
+    return _resized(flow, node, op, sizes)
+
+
+def permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
+    """The axis order of a permute or transpose: axis i of the result is axis `order[i]` of its input."""
+    order = list(range(rank))
+    given: Any = op.attributes
+    if op.name == "transpose":
+        a, b = given["dim0"] % rank, given["dim1"] % rank
+        order[a], order[b] = order[b], order[a]
+    elif "dims" in given:
+        order = [d % rank for d in given["dims"]]
+    else:  # movedim
+        source, destination = (
+            x if isinstance(x, (tuple, list)) else (x,) for x in (given["source"], given["destination"])
+        )
+        order = [d for d in order if d not in {s % rank for s in source}]
+        for s, d in sorted(zip(source, destination, strict=True), key=lambda pair: pair[1] % rank):
+            order.insert(d % rank, s % rank)
+    return tuple(order)
+
+
+MOVES: Mapping[str, Callable[..., Found]] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_KEPT, keep),
+    **dict.fromkeys(_REDUCED, _reduce),
+    **dict.fromkeys(_ALONG, _along),
+    **dict.fromkeys(("pool", "interpolate", "pad"), _resized),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _pixels),
+    **dict.fromkeys(("permute", "transpose"), _permute),
+    "reshape": _reshape,
+    "expand": _expand,
+    "roll": _roll,
+    "repeat": _repeat,
+    "repeat_interleave": _repeat_interleave,
+    "unfold": _unfold,
+    "select": _select,
+    "cat": _cat,
+    "stack": _stack,
+    "getitem": _getitem,
+}
