@@ -73,5 +73,7 @@ def _torchvision(name: str) -> Specimen:
         return Specimen(model, (torch.randn(1, *_SEGMENTATION),))
     crop = models.get_model_weights(name).DEFAULT.transforms().crop_size
     height, width = crop if len(crop) == 2 else crop * 2
+    if isinstance(model, models.VisionTransformer):  # without weights it is built for its own default
+        height = width = model.image_size
     frames = (_FRAMES,) if kind == "video" else ()
     return Specimen(model, (torch.randn(1, 3, *frames, height, width),))
