@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import timm
@@ -36,7 +37,10 @@ def run(quick: bool) -> Iterator[Row]:
     )
     for blocks in (200,) if quick else (200, 2_000, 10_000):
         model = nn.Sequential(*(Block() for _ in range(blocks))).eval()
+        started = time.perf_counter()
         captured = utc.capture(model, (torch.randn(2, 5, 4),), dynamic=(), verify="shapes")
+        taken = 1e3 * (time.perf_counter() - started)
+        yield Row("capture", f"{len(captured.graph.nodes):,} nodes, verify=shapes", taken, taken, taken, 1)
         yield from _twenty(captured, f"a graph of {len(captured.graph.nodes):,} nodes", 1 if quick else 3)
 
 

@@ -45,7 +45,7 @@ def _reshape(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Foun
 
 def _permute(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     axes = flow.read(op.inputs[0])
-    return [axes[i] for i in permutation_of(op, len(axes))]
+    return [axes[i] for i in _permutation_of(op, len(axes))]
 
 
 def _roll(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
@@ -249,7 +249,7 @@ def part_of(flow: Flow, node: fx.Node, source: fx.Node, sizes: list[int]) -> Fou
     return _resized(flow, node, op, sizes)
 
 
-def permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
+def _permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
     """The axis order of a permute or transpose: axis i of the result is axis `order[i]` of its input."""
     order = list(range(rank))
     given: Any = op.attributes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,7 @@ from utcompile.cli.zoo.rows import STATUSES, Row
 
 _DONE = tuple(s for s in STATUSES if s != "built")
 _LONGEST = 220  # characters of a reason
+_INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries stand on one machine
 _HEAD = """# The zoo
 
 What `utcompile.capture` makes of every model of timm, torchvision and transformers. Written by `make zoo`; do not edit.
@@ -17,7 +19,8 @@ What `utcompile.capture` makes of every model of timm, torchvision and transform
 reason. *not built*: the library itself cannot make or run the model here. Shares are of what was built. Weights are
 random. *values*: the outputs were compared with the model's, bit for bit, at the example's batch and at 2, 3 and 5;
 *shapes*: captured without computing, on weights that were never written. An architecture of transformers is built
-from its default configuration, made small.
+from its default configuration, made small. A run that is resumed keeps the rows there are, so rows may come from more
+than one commit; seconds are those of a machine that did other work too.
 """
 
 
@@ -104,7 +107,7 @@ def _problems(rows: Sequence[Row]) -> str:
 
 
 def _reason(row: Row) -> str:
-    text = " ".join((row.reason or row.note).split())
+    text = _INSTALLED.sub("", " ".join((row.reason or row.note).split()))
     cut = text if len(text) <= _LONGEST else text[: _LONGEST - 2].rstrip() + " …"
     return cut.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
