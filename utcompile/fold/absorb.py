@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import fx
 
-from utcompile.fold.layers import Unfoldable, Work
+from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.graph import is_state, value_of
 from utcompile.rewrite import TunedSite, to_module, written_again
 from utcompile.tuners import Tuner
@@ -49,11 +49,8 @@ def of_parameters(node: fx.Node) -> bool:
     return node.meta.get("role") in _BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)
 
 
-def absorb(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> tuple[list[fx.Node], float]:
-    """Fold a weight tuner.
-
-    Returns:
-        The nodes that now yield what it changed, and the share of its effect that rounding leaves.
+def plan_absorption(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+    """Find out whether a weight tuner can go into the parameters.
 
     Raises:
         Unfoldable: a parameter is shared with an operation outside the site, or rounding would lose the effect.
@@ -73,22 +70,33 @@ def absorb(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> tupl
     retained = min((_retained(b, a, work.home_of(n)[0]) for n, b, a in changes), default=1.0)
     if retained < _RETAINED:
         raise Unfoldable(f"rounding to the weight's dtype would keep {retained:.0%} of the tuner's effect")
-    added: dict[int, str] = {}
-    for i, (name, value) in enumerate(zip(names, after, strict=True)):
-        if name is not None:
-            work.put(name, value)
-        elif value is not None:
-            added[i] = _add(work, operations, value, homes[0] if homes else work.home)
-    if "branch" in nodes:
-        for branch, node in zip(nodes["branch"], operations, strict=True):
-            branch.replace_all_uses_with(node)
-            work.graph.erase_node(branch)
-        return operations, retained
-    for node in nodes["tuner"]:
-        _restore(work, node, added)
-    for node in operations:
-        _call_again(work, node)
-    return operations, retained
+
+    def commit() -> list[fx.Node]:
+        added: dict[int, str] = {}
+        for i, (name, value) in enumerate(zip(names, after, strict=True)):
+            if name is not None:
+                work.put(name, value)
+            elif value is not None:
+                added[i] = _add(work, operations, value, homes[0] if homes else work.home)
+        if "branch" in nodes:
+            for branch, node in zip(nodes["branch"], operations, strict=True):
+                branch.replace_all_uses_with(node)
+                work.graph.erase_node(branch)
+            return operations
+        for node in nodes["tuner"]:
+            _restore(work, node, added)
+        for node in operations:
+            _call_again(work, node)
+        return operations
+
+    outputs = nodes.get("branch") or operations
+    return Planned(tuple(map(_read_by, outputs)), tuple(outputs), commit, retained)
+
+
+def _read_by(output: fx.Node) -> fx.Node:
+    """What an operation, or the branch beside it, reads."""
+    source = next(n for n in output.all_input_nodes if not of_parameters(n) and "size" not in n.meta)
+    return source.all_input_nodes[0] if source.meta.get("role") == "padding" else source
 
 
 def _restore(work: Work, tuner: fx.Node, added: dict[int, str]) -> None:

@@ -8,22 +8,20 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.fold.absorb import absorb, of_parameters, operations_of
+from utcompile.fold.absorb import plan_absorption
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.fold.maps import absorb_map
+from utcompile.fold.maps import plan_map
 from utcompile.fold.proof import SiteProof, model_inputs, relative_error
-from utcompile.fold.report import FoldedSite, FoldReport
-from utcompile.fold.widen import widen
+from utcompile.fold.report import FoldedSite, FoldReport, Status
+from utcompile.fold.widen import plan_widening
 from utcompile.graph import (
     GraphView,
     UtcGraphModule,
     affine_batch_norm,
     clear_inplace,
     copy_graph,
-    operation,
     set_affine_norms,
     set_inplace,
-    value_of,
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.rewrite import TunedModule, TunedSite, site_nodes
@@ -102,10 +100,17 @@ def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphMod
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done: dict[str, FoldedSite] = {}
     # weights first: a widening wants plain layers beside it
-    for site in sorted(sites, key=lambda s: s.form != "weight"):
-        done[site.id] = (
-            FoldedSite(site.id, "kept", reason=disproved[site.id]) if site.id in disproved else _fold_site(work, site)
-        )
+    waiting = sorted(sites, key=lambda s: s.form != "weight")
+    while waiting:
+        for site in waiting:
+            done[site.id] = (
+                FoldedSite(site.id, "kept", reason=disproved[site.id])
+                if site.id in disproved
+                else _fold_site(work, site)
+            )
+        # what was kept because another tuner stood in its way may have none there now
+        kept = [s for s in waiting if done[s.id].status == "kept" and s.id not in disproved]
+        waiting = kept if len(kept) < len(waiting) else []
     work.finish()
     _sweep_state(work.graph)
     set_inplace(work.graph, work.root)
@@ -125,57 +130,23 @@ def _fold_site(work: Work, site: TunedSite) -> FoldedSite:
     widens = isinstance(tuner, Adapter) and site.form == "parallel"
     if site.form != "weight" and linear is None and not widens:
         return FoldedSite(site.id, "kept", reason=f"no exact fold is known for a {site.form} {site.tuner}")
-    outputs = _outputs(work.root, site, nodes)
-    reads = [_source(site, nodes, o) for o in outputs]
-    view = GraphView(work.graph, work.root)
-    proofs = {o: SiteProof(view, view.without_layout(r), o) for o, r in zip(outputs, reads, strict=True)}
-    before = {o: p.run(o) for o, p in proofs.items()}
-    retained, status = 1.0, "absorbed"
     try:
         if site.form == "weight":
-            results, retained = absorb(work, site, nodes)
-            pairs = list(zip(outputs, results, strict=True))
+            planned = plan_absorption(work, site, nodes)
         elif linear is not None:
-            pairs = absorb_map(work, nodes, linear)
+            planned = plan_map(work, nodes, linear)
         else:
-            pairs, status = [(nodes["sum"][0], widen(work, site, nodes))], "widened"
+            planned = plan_widening(work, site, nodes)
     except Unfoldable as reason:
         return FoldedSite(site.id, "kept", reason=str(reason))
-    error = max(relative_error(proofs[old].run(new), before[old]) for old, new in pairs)
+    proof = SiteProof(GraphView(work.graph, work.root), planned.sources, planned.outputs)
+    before = [proof.run(node) for node in planned.outputs]
+    results = planned.commit()
+    error = max(relative_error(proof.run(new), old) for new, old in zip(results, before, strict=True))
     if error > _SITE_TOLERANCE:
         raise _Disproved(site.id, error)
-    return FoldedSite(site.id, status, error, retained=retained)  # type: ignore[arg-type]
-
-
-def _outputs(root: nn.Module, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> list[fx.Node]:
-    """The nodes whose values must stay the same: what a site changes, or what reads it."""
-    if site.form == "weight":
-        return nodes.get("branch") or operations_of(nodes)
-    if "sum" in nodes:
-        return nodes["sum"]
-    found, stack = list(nodes["tuner"]), list(nodes["tuner"])
-    while stack:  # dropout in eval stands between a value and the layer that reads it
-        for user in stack.pop().users:
-            if value_of(user) is not None:
-                found.append(user)
-                stack += [user] if operation(user, root).name in ("dropout", "identity") else []
-    return found
-
-
-def _source(site: TunedSite, nodes: dict[str, list[fx.Node]], output: fx.Node) -> fx.Node:
-    """The value from which both the tuner's work and what stands beside it are computed."""
-    if site.form == "weight":
-        # a branch reads what its operation reads
-        source = next(n for n in output.all_input_nodes if not of_parameters(n) and "size" not in n.meta)
-    else:
-        read = nodes["tuner"][0].args[0]
-        assert isinstance(read, fx.Node)
-        source = read
-        if site.form == "sequential" and value_of(source) is not None:
-            inputs = [n for n in source.all_input_nodes if value_of(n) is not None and not of_parameters(n)]
-            if source.op in ("call_module", "call_function", "call_method") and len(inputs) == 1:
-                source = inputs[0]  # the layer before it is part of what changes
-    return source.all_input_nodes[0] if source.meta.get("role") == "padding" else source
+    status: Status = "absorbed" if site.form == "weight" or linear is not None else "widened"
+    return FoldedSite(site.id, status, error, retained=planned.retained)
 
 
 def _sweep_state(graph: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,20 +59,22 @@ class Work:
         return found
 
     def put(self, name: str, value: torch.Tensor) -> None:
-        """Replace a parameter by a float64 value."""
-        path, _, attribute = name.rpartition(".")
-        owner = self.root.get_submodule(path)
+        """Replace a parameter or buffer by a float64 value."""
         self.changed[name] = self.home_of(name)
-        owner.register_parameter(attribute, nn.Parameter(value.cpu().double(), requires_grad=False))
+        self._set(name, value.cpu().double())
 
     def finish(self) -> None:
         """Round what changed to the dtype it had, where it was."""
         for name, (dtype, device) in self.changed.items():
-            path, _, attribute = name.rpartition(".")
-            owner = self.root.get_submodule(path)
-            owner.register_parameter(
-                attribute, nn.Parameter(self._get(name).detach().to(device, dtype), requires_grad=False)
-            )
+            self._set(name, self._get(name).detach().to(device, dtype))
+
+    def _set(self, name: str, value: torch.Tensor) -> None:
+        path, _, attribute = name.rpartition(".")
+        owner = self.root.get_submodule(path)
+        if attribute in owner._buffers:
+            owner._buffers[attribute] = value
+        else:
+            owner.register_parameter(attribute, nn.Parameter(value, requires_grad=False))
 
     def remove_scale(self, node: fx.Node) -> None:
         """Take a frozen affine map out; its readers read what it read."""
@@ -84,6 +87,20 @@ class Work:
         assert isinstance(result, torch.Tensor)
         return result
 
+    def check_read_once(self, node: fx.Node, name: str) -> None:
+        """Refuse a parameter or buffer that anything but one node reads, or that has a second name."""
+        owner = name.rpartition(".")[0]
+        readers = [n for n in self.graph.nodes if n.op == "call_module" and str(n.target) == owner]
+        stack = [n for n in self.graph.nodes if n.op == "get_attr" and str(n.target) == name]
+        while stack:
+            for user in stack.pop().users:
+                (stack if is_state(user) else readers).append(user)
+        tensor = self._get(name)
+        every = (*self.root.named_parameters(remove_duplicate=False), *self.root.named_buffers(remove_duplicate=False))
+        others = [r.name for r in readers if r is not node] + [n for n, t in every if t is tensor and n != name]
+        if others:
+            raise Unfoldable(f"{name} is shared with {others[0]}")
+
     def check_unshared(self, node: fx.Node, op: Operation) -> None:
         """Refuse a weight that another operation reads too."""
         readers = [n for n in self.graph.nodes if n is not node and n.op == "call_module" and n.target == node.target]
@@ -95,6 +112,23 @@ class Work:
         if readers or len(named) > 1:
             other = readers[0].name if readers else named[1]
             raise Unfoldable(f"the weight {op.parameters['weight']} is shared with {other}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fold that has been found possible, and not yet been done.
+
+    Attributes:
+        sources: values that it leaves alone, from which everything that it changes is computed.
+        outputs: the nodes whose values must stay the same.
+        commit: does it; returns the nodes that then yield the values of `outputs`.
+        retained: the share of the tuner's effect that rounding to the model's dtype leaves.
+    """
+
+    sources: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    commit: Callable[[], Sequence[fx.Node]]
+    retained: float = 1.0
 
 
 @dataclass

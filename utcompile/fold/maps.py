@@ -1,162 +1,340 @@
-"""Absorption of linear tuners of values: `v -> M v + c` along the channels goes into the layer before or after.
+"""Absorption of tuners that are one affine map of channels, `v -> M v + c`.
 
-1. Sequential, into the layer that makes v: `M (W x + b) + c = (M W) x + (M b + c)`.
-2. Sequential, into the layers that read v': `W (M v + c) + b = (W M) v + (W c + b)`; not where a border of zeros is
-   added between, which has no c.
-3. Parallel, beside the layer that reads the same x: `W x + b + M x + c = (W + M) x + (b + c)`.
+1. Sequential, into what makes v: back through what lies between (`travel`) to layers that take it at their output.
+2. Sequential, into what reads v': on through what lies between to layers that take it at their input, all of them.
+3. Parallel, into the layer beside it that reads the same x.
 
-A diagonal M goes into grouped and transposed convolutions and into the affine part of a norm too.
+On the way back to a layer, an addition wants both of its operands changed, `T(a + b) = (M a + c) + M b`, a product of
+two values one of them. A frozen factor γ between is never divided by, for it may be 1e-6: the layer takes it,
+`W' = M γ W`, and γ becomes 1, so that the module that holds it can stay. A BatchNorm that cannot take the map itself is
+treated likewise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from utcompile.fold.layers import Layer, Unfoldable, Work
-from utcompile.graph import GraphView, Operation, tensor
-from utcompile.tuners import ChannelMap, outputs_of
-
-_CONVS = ("conv1d", "conv2d", "conv3d")
-_NORMS = ("batch_norm", "layer_norm", "group_norm")
-
-
-Pairs = list[tuple[fx.Node, fx.Node]]
+from utcompile.fold.layers import Planned, Unfoldable, Work
+from utcompile.fold.scales import Scale, scale_of
+from utcompile.fold.sinks import Parameters, after_layer, before_layer, beside_layer
+from utcompile.fold.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
+from utcompile.graph import Operation, operation, tensor, value_of
+from utcompile.tuners import ChannelMap
 
 
-def absorb_map(work: Work, nodes: dict[str, list[fx.Node]], linear: ChannelMap) -> Pairs:
-    """Fold a tuner that is one linear map of channels.
+@dataclass
+class Changes:
+    """What is to become of parameters: those of layers, and others by name."""
 
-    Returns:
-        Nodes of before, and those that now yield their values.
+    layers: list[Parameters] = field(default_factory=list)
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+    sources: list[fx.Node] = field(default_factory=list)
+
+    def add(self, other: Changes) -> None:
+        """Both of them.
+
+        Raises:
+            Unfoldable: they change the same parameter.
+        """
+        mine, theirs = (
+            {layer.op.parameters["weight"] for layer, _, _ in c.layers} | {*c.values} for c in (self, other)
+        )
+        if shared := mine & theirs:
+            raise Unfoldable(f"{min(shared)} would be changed twice")
+        self.layers += other.layers
+        self.values |= other.values
+        self.sources += other.sources
+
+    def make(self, work: Work) -> None:
+        """Change the model."""
+        for layer, weight, bias in self.layers:
+            layer.change(weight, layer.outputs_bias(1) if bias is None else bias)
+        for name, value in self.values.items():
+            work.put(name, value)
+
+
+def plan_map(work: Work, nodes: dict[str, list[fx.Node]], linear: ChannelMap) -> Planned:
+    """Find where a tuner that is one affine map of channels can go.
 
     Raises:
-        Unfoldable: no layer beside it can take it; nothing has been changed.
+        Unfoldable: nowhere.
     """
-    view = work.view()
     (tuner,) = nodes["tuner"]
     source = tuner.args[0]
     assert isinstance(source, fx.Node)
     if "sum" in nodes:
-        (total,) = nodes["sum"]
-        return _beside(work, view, tuner, total, source, linear)
-    why = []
-    for attempt in (_into_maker, _into_readers):
+        return _beside(work, tuner, nodes["sum"][0], source, _as_map(linear, tensor(tuner).rank))
+    m = _as_map(linear, tensor(source).rank)
+    try:
+        changes, outputs = _before(work, source, m, [tuner]), [tuner]
+    except Unfoldable as first:
         try:
-            return attempt(work, view, tuner, source, linear)
-        except Unfoldable as reason:
-            why.append(str(reason))
-    raise Unfoldable("; ".join(why))
+            changes, outputs = _after(work, tuner, m)
+            changes.sources = [source]
+        except Unfoldable as second:
+            raise Unfoldable(f"before it, {first}; after it, {second}") from None
+
+    def commit() -> list[fx.Node]:
+        changes.make(work)
+        _replace(work, tuner, source)
+        return [source if o is tuner else o for o in outputs]
+
+    return Planned(tuple(changes.sources), tuple(outputs), commit)
 
 
-def _into_maker(work: Work, view: GraphView, tuner: fx.Node, source: fx.Node, linear: ChannelMap) -> Pairs:
-    op = view.operations[source]
-    layer = _layer(work, source, op)
-    if len(source.users) != 1:
-        raise Unfoldable(f"{source.name}, which it changes, is read in {len(source.users)} places")
-    if view.channel_axis[source] != linear.axis:
-        raise Unfoldable(f"the channels of {source.name} are not {op.name}'s outputs")
-    weight, m = layer.weight, linear.matrix
-    if m.dim() == 1:
-        weight = outputs_of(op, tuple(weight.shape)).scaled(weight, m)
-        bias = (m * layer.outputs_bias(len(m)).reshape(-1)).reshape(layer.outputs_bias(len(m)).shape)
-    elif op.name in ("linear", *_CONVS) and op.attributes.get("groups", 1) == 1:
-        weight = torch.tensordot(m, weight, ([1], [0]))
-        bias = m @ layer.outputs_bias(len(m))
+def _as_map(linear: ChannelMap, rank: int) -> Map:
+    if linear.matrix.dim() > 1:
+        return Mixing(linear.axis, linear.matrix, linear.shift)
+    shape = [-1 if a == linear.axis else 1 for a in range(rank)]
+    return Elementwise(linear.matrix.reshape(shape), linear.shift.reshape(shape))
+
+
+def _replace(work: Work, node: fx.Node, by: fx.Node) -> None:
+    node.replace_all_uses_with(by)
+    work.graph.erase_node(node)
+
+
+# --- back to what makes a value --------------------------------------------------------------------------------------
+
+
+def _before(work: Work, value: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
+    """Changes that turn what a node yields into `m` of it; `path` is what reads it and wants that."""
+    op = operation(value, work.root)
+    if op.name == "getitem" and operation(value.args[0], work.root).name == "split":  # type: ignore[arg-type]
+        return _before_split(work, value, m, path)
+    _check_others(work, value, m, path)
+    why = ""
+    try:
+        layer = after_layer(work, value, op, m)
+        return Changes([layer], sources=list(op.inputs))
+    except Unfoldable as reason:
+        why = str(reason)
+    scale = scale_of(work, value, op)
+    if scale is not None:
+        return _before_scale(work, scale, m, path=[value])
+    if op.name == "add" and len(op.inputs) == 2:
+        return _before_sum(work, value, op, m)
+    if op.name == "mul" and len(op.inputs) == 2 and isinstance(m, Elementwise) and not bool(m.shift.any()):
+        return _before_product(work, value, op, m)
+    if passes(op) and len(op.inputs) == 1:
+        (source,) = op.inputs
+        return _before(work, source, backward(work, [value], source, m), [value])
+    raise Unfoldable(why)
+
+
+def _before_split(work: Work, part: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
+    _check_others(work, part, m, path)
+    split = part.args[0]
+    assert isinstance(split, fx.Node)
+    (source,) = operation(split, work.root).inputs
+    if isinstance(m, Mixing):
+        raise Unfoldable(f"{part.name} is a part of {source.name}, and a full matrix cannot be taken to a part")
+    return _before(work, source, backward(work, [split, part], source, m), [split, part])
+
+
+def _before_scale(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
+    """`M (f z + t) + c`."""
+    f, t = scale.map.factor, scale.map.shift
+    if scale.number is not None and bool((f == f.flatten()[0]).all()) and not bool(t.any()):
+        if scale.number == 0:
+            raise Unfoldable(f"{scale.node.name} multiplies by zero")
+        return _before(work, scale.source, _map(m, m.shift / f.flatten()[0]), path)
+    role = set(scale.parameters or ())
+    if role == {"bias"}:
+        return _before_addition(work, scale, m, path)
+    if role == {"weight"} and isinstance(m, Elementwise) and not bool(m.shift.any()):
+        factor = f * m.factor
+        if factor.shape == f.shape:  # the factor itself takes it
+            assert scale.parameters is not None
+            name = scale.parameters["weight"]
+            work.check_read_once(scale.node, name)
+            return Changes(values={name: factor.reshape(work.state(name).shape)}, sources=[scale.source])
+    found = Changes(values=scale.neutral(work))
+    found.add(_before(work, scale.source, _after_scale(m, f, t, tensor(scale.node).rank), path))
+    return found
+
+
+def _before_addition(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
+    """`M (z + p) + c = M z + (M p + c)`."""
+    assert scale.parameters is not None
+    name, p = scale.parameters["bias"], scale.map.shift
+    work.check_read_once(scale.node, name)
+    if isinstance(m, Mixing):
+        if p.shape[m.axis] != len(m.shift):
+            raise Unfoldable(f"{name}, which is added between, has no channels of its own")
+        added = _mixed(m, p)
     else:
-        raise Unfoldable(f"{op.name} before it cannot take a full matrix")
-    layer.change(weight, bias + linear.shift.reshape(bias.shape))
-    _remove(work, tuner, source)
-    return [(tuner, source)]
+        added = m.factor * p + m.shift
+    if added.shape != p.shape:
+        raise Unfoldable(f"{name}, which is added between, has not the size that would take the shift")
+    found = Changes(values={name: added.reshape(work.state(name).shape)})
+    found.add(_before(work, scale.source, _map(m, torch.zeros_like(m.shift)), path))
+    return found
 
 
-def _into_readers(work: Work, view: GraphView, tuner: fx.Node, source: fx.Node, linear: ChannelMap) -> Pairs:
-    changes: list[tuple[Layer, torch.Tensor, torch.Tensor]] = []
-    if not tuner.users:
-        raise Unfoldable("nothing reads what it makes")
-    for value, reader in _read(view, tuner):
-        op = view.operations[reader]
-        if op.name not in ("linear", *_CONVS) or "weight" not in op.parameters or op.inputs != (value,):
-            raise Unfoldable(f"{op.name} ({reader.name}), which reads it, is no linear or convolution")
-        if linear.axis != (1 if op.name in _CONVS else tensor(tuner).rank - 1):
-            raise Unfoldable(f"the channels of {tuner.name} are not {op.name}'s inputs")
-        layer = _layer(work, reader, op)
-        weight, shift = layer.weight, linear.shift
-        if bool(shift.any()) and _adds_zeros(op):
-            raise Unfoldable(f"{reader.name} pads its input with zeros, where the tuner's bias would be missing")
-        groups = op.attributes.get("groups", 1) if op.name in _CONVS else 1
-        if linear.matrix.dim() == 1:
-            spread = _by_group(linear.matrix, groups, weight)
-            new = weight * spread
-        elif groups == 1:
-            new = torch.tensordot(weight.movedim(1, -1), linear.matrix, ([-1], [0])).movedim(-1, 1)
+def _before_sum(work: Work, value: fx.Node, op: Operation, m: Map) -> Changes:
+    a, b = op.inputs
+    if a is b or tensor(a).shape != tensor(b).shape:
+        raise Unfoldable(f"{value.name} adds a value to itself or to one of another size")
+    bare = _map(m, torch.zeros_like(m.shift))
+    reasons = []
+    for first, second in ((a, b), (b, a)):
+        try:
+            found = _before(work, first, m, [value])
+            found.add(_before(work, second, bare, [value]))
+            return found
+        except Unfoldable as reason:
+            reasons.append(str(reason))
+    raise Unfoldable(reasons[0])
+
+
+def _before_product(work: Work, value: fx.Node, op: Operation, m: Elementwise) -> Changes:
+    reasons = []
+    for operand in dict.fromkeys(op.inputs):
+        if tensor(operand).shape == tensor(value).shape and op.inputs.count(operand) == 1:
+            try:
+                return _before(work, operand, m, [value])
+            except Unfoldable as reason:
+                reasons.append(str(reason))
+    raise Unfoldable(reasons[0] if reasons else f"mul ({value.name}) stands between")
+
+
+def _check_others(work: Work, value: fx.Node, m: Map, path: list[fx.Node]) -> None:
+    """Whatever else reads a value must not see what is changed of it."""
+    others = list(_parts(work, (u for u in value.users if u is not path[0])))
+    if len(path) > 1:  # the other parts of a split
+        others += [[path[0], u] for u in path[0].users if u is not path[1]]
+    if not others:
+        return
+    if isinstance(m, Elementwise):
+        sizes = tensor(value).sizes(2)
+        changed = ((m.factor != 1) | (m.shift != 0)).expand(sizes)
+        others = [p for p in others if bool((seen(work, p, value) & changed).any())]
+    if others:
+        raise Unfoldable(f"{value.name} is read by {others[0][-1].name} too")
+
+
+def _parts(work: Work, users: Iterable[fx.Node]) -> Iterator[list[fx.Node]]:
+    """What reads a value; for a split, each of its parts."""
+    for user in users:
+        if value_of(user) is None and user.op != "output" and operation(user, work.root).name == "split":
+            yield from ([user, part] for part in user.users)
         else:
-            raise Unfoldable(f"{reader.name} is grouped and cannot take a full matrix")
-        added = (weight * _by_group(shift, groups, weight)).flatten(1).sum(1)
-        changes.append((layer, new, layer.bias + added))
-    for layer, weight, bias in changes:
-        layer.change(weight, bias)
-    _remove(work, tuner, source)
-    return [(layer.node, layer.node) for layer, _, _ in changes]
+            yield [user]
 
 
-def _read(view: GraphView, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """A value, or what dropout in eval makes of it, and its readers."""
-    for user in node.users:
-        if view.operations[user].name in ("dropout", "identity"):
-            yield from _read(view, user)
+# --- on to what reads a value ----------------------------------------------------------------------------------------
+
+
+def _after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
+    """Changes with which whatever reads a node can read what `m` is made of; the layers that end the way."""
+    found, ends = Changes(), []
+    for path in _parts(work, value.users):
+        user = path[-1]
+        op = operation(user, work.root)
+        if user.op == "output":
+            raise Unfoldable("the model returns it")
+        try:
+            layer = before_layer(work, user, op, value, m)
+            found.add(Changes([layer]))
+            ends.append(user)
+            continue
+        except Unfoldable as reason:
+            why = reason
+        further = _carried(work, path, op, value, m)
+        if further is None:
+            raise why
+        changes, layers = _after(work, user, further)
+        found.add(changes)
+        ends += layers
+    if not ends:
+        raise Unfoldable("nothing reads it")
+    return found, list(dict.fromkeys(ends))
+
+
+def _carried(work: Work, path: list[fx.Node], op: Operation, value: fx.Node, m: Map) -> Map | None:
+    """The map behind an operation that lets it through; None where it does not."""
+    user = path[-1]
+    scale = scale_of(work, user, op)
+    if scale is not None and isinstance(m, Elementwise) and not bool(scale.map.shift.any()):
+        return Elementwise(m.factor, m.shift * scale.map.factor)
+    if op.name == "mul" and len(op.inputs) == 2 and isinstance(m, Elementwise) and not bool(m.shift.any()):
+        other = op.inputs[op.inputs[0] is value]
+        return m if other is not value and tensor(other).shape == tensor(value).shape else None
+    if len(path) > 1 or passes(op) or op.name == "cat":
+        return forward(work, path, value, m)
+    return None
+
+
+# --- beside a layer --------------------------------------------------------------------------------------------------
+
+
+def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map) -> Planned:
+    """Into the layer that reads what the tuner reads, through the frozen scales that stand between it and the sum."""
+    value, reader = total.args[0], total
+    assert isinstance(value, fx.Node)
+    rank = tensor(total).rank
+    scale: Elementwise | None = None
+    neutral: dict[str, torch.Tensor] = {}
+    while True:
+        if len(value.users) != 1:
+            other = next(u for u in value.users if u is not reader)
+            raise Unfoldable(f"{value.name} is read by {other.name} too")
+        op = operation(value, work.root)
+        found = scale_of(work, value, op)
+        if value.meta.get("role") in ("sum", "branch"):  # other tuners beside it
+            step = value.all_input_nodes[value.meta["role"] == "branch"]
+        elif found is not None:
+            if scale is None:
+                scale = Elementwise(torch.ones((1,) * rank).double(), torch.zeros((1,) * rank).double())
+            f, t = found.map.factor, found.map.shift
+            scale = Elementwise(scale.factor * f, scale.factor * t + scale.shift)
+            neutral |= found.neutral(work)
+            step = found.source
+        elif op.name in ("dropout", "identity", "contiguous"):
+            (step,) = op.inputs
         else:
-            yield node, user
+            break
+        value, reader = step, value
+    if op.inputs != (source,):
+        reads = op.inputs[0].name if op.inputs else "nothing"
+        raise Unfoldable(f"it reads {source.name}, and {op.name} ({value.name}) beside it reads {reads}")
+    changes = Changes([beside_layer(work, value, op, m, scale)], neutral)
+
+    def commit() -> list[fx.Node]:
+        changes.make(work)
+        end = total.args[0]
+        assert isinstance(end, fx.Node)
+        _replace(work, total, end)
+        work.graph.erase_node(tuner)
+        return [end]
+
+    return Planned((source,), (total,), commit)
 
 
-def _beside(work: Work, view: GraphView, tuner: fx.Node, total: fx.Node, source: fx.Node, linear: ChannelMap) -> Pairs:
-    end = total.args[0]
-    assert isinstance(end, fx.Node)
-    op = view.operations[end]
-    layer = _layer(work, end, op)
-    if op.inputs != (source,) or len(end.users) != 1:
-        raise Unfoldable(f"it reads {source.name}, and {end.name} beside it reads {op.inputs[0].name}")
-    pointwise = "pointwise" in view.classes[end] and set(_sides(op.attributes.get("stride", 1))) == {1}
-    if not pointwise or set(_sides(op.attributes.get("padding", 0))) != {0}:
-        raise Unfoldable(f"{op.name} ({end.name}) beside it is no linear or pointwise convolution")
-    weight = layer.weight
-    matrix = torch.diag(linear.matrix) if linear.matrix.dim() == 1 else linear.matrix
-    layer.change(weight + matrix.reshape(weight.shape), layer.bias + linear.shift)
-    total.replace_all_uses_with(end)
-    work.graph.erase_node(total)
-    work.graph.erase_node(tuner)
-    return [(total, end)]
+# --- maps ------------------------------------------------------------------------------------------------------------
 
 
-def _layer(work: Work, node: fx.Node, op: Operation) -> Layer:
-    known = op.name in ("linear", *_CONVS, *_NORMS) or op.name.startswith("conv_transpose")
-    if not known or "weight" not in op.parameters:
-        raise Unfoldable(f"{op.name} ({node.name}) has no weight that could take it")
-    layer = Layer(work, node, op)
-    layer.check()
-    return layer
+def _map(m: Map, shift: torch.Tensor) -> Map:
+    return Elementwise(m.factor, shift) if isinstance(m, Elementwise) else Mixing(m.axis, m.matrix, shift)
 
 
-def _remove(work: Work, tuner: fx.Node, source: fx.Node) -> None:
-    tuner.replace_all_uses_with(source)
-    work.graph.erase_node(tuner)
+def _mixed(m: Mixing, t: torch.Tensor) -> torch.Tensor:
+    """`matrix · t + shift` along the axis."""
+    moved = t.movedim(m.axis, -1) @ m.matrix.T + m.shift
+    return moved.movedim(-1, m.axis)
 
 
-def _sides(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-def _adds_zeros(op: Operation) -> bool:
-    padding = op.attributes.get("padding", 0)
-    return op.attributes.get("padding_mode", "zeros") == "zeros" and (
-        padding == "same" if isinstance(padding, str) else any(p != 0 for p in _sides(padding))
-    )
-
-
-def _by_group(vector: torch.Tensor, groups: int, weight: torch.Tensor) -> torch.Tensor:
-    """A vector of input channels, as it meets a weight `(out, in/groups, …)`."""
-    rows = vector.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
-    return rows.reshape(*rows.shape, *[1] * (weight.dim() - 2))
+def _after_scale(m: Map, f: torch.Tensor, t: torch.Tensor, rank: int) -> Map:
+    """`M f z + (M t + c)`."""
+    if isinstance(m, Elementwise):
+        return Elementwise(m.factor * f, m.factor * t + m.shift)
+    if any(n != 1 for v in (f, t) for a, n in enumerate(v.shape) if a != m.axis):
+        raise Unfoldable("a factor that differs by position stands between")
+    vectors = (v.reshape(-1).expand(len(m.shift)) for v in (f, t))
+    factor, shift = vectors
+    return Mixing(m.axis, m.matrix * factor, m.matrix @ shift + m.shift)

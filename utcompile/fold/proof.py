@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -26,24 +27,27 @@ class SiteProof:
 
     Args:
         view: an index of the graph.
-        source: the value from which both the tuner and what stands beside it are computed.
-        output: the value that the tuner changes.
+        sources: values that folding leaves alone, from which both the tuner and what stands beside it are computed.
+        outputs: the values that are to be compared.
     """
 
-    def __init__(self, view: GraphView, source: fx.Node, output: fx.Node) -> None:
-        self.root, self.source = view.module, source
+    def __init__(self, view: GraphView, sources: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
+        self.root, self.sources = view.module, dict.fromkeys(sources)
         self.given: dict[fx.Node, Any] = {}
         self._generator = torch.Generator().manual_seed(0)
-        value = value_of(source)
-        if value is not None:
-            sample = _sample(value, self._generator, _BATCH)
-            if _has_no_sizes(view, source, _cone(output, source)):
-                sample = sample[(slice(None), slice(None), *[slice(_POSITIONS)] * (sample.dim() - 2))]
-            self.given[source] = sample
+        nodes = dict.fromkeys(n for output in outputs for n in _cone(output, self.sources))
+        cut = all(_has_no_sizes(view, source, nodes, self.sources) for source in self.sources)
+        for source in self.sources:
+            value = value_of(source)
+            if value is not None:
+                sample = _sample(value, self._generator, _BATCH)
+                if cut:
+                    sample = sample[(slice(None), slice(None), *[slice(_POSITIONS)] * (sample.dim() - 2))]
+                self.given[source] = sample
 
     def run(self, output: fx.Node) -> torch.Tensor:
         """The value of `output`; the same random inputs in every run."""
-        nodes = _cone(output, self.source)
+        nodes = _cone(output, self.sources)
         known = dict(self.given)
         for node in (i for n in nodes for i in n.all_input_nodes):
             if node not in known and node not in nodes and not is_state(node):
@@ -71,12 +75,12 @@ class SiteProof:
         return run_node(self.root, node, lookup)
 
 
-def _has_no_sizes(view: GraphView, source: fx.Node, nodes: list[fx.Node]) -> bool:
+def _has_no_sizes(view: GraphView, source: fx.Node, nodes: Collection[fx.Node], sources: Collection[fx.Node]) -> bool:
     """Whether a site computes the same on a feature map of any size."""
     value = value_of(source)
     if value is None or value.rank < 4 or view.channel_axis[source] != 1:
         return False
-    inside = {source, *nodes}
+    inside = {*sources, *nodes}
     return all(
         (view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "branch", "sum", "operation", "padding"))
         and all(i in inside or of_parameters(i) for i in n.all_input_nodes)
@@ -84,23 +88,23 @@ def _has_no_sizes(view: GraphView, source: fx.Node, nodes: list[fx.Node]) -> boo
     )
 
 
-def _cone(output: fx.Node, source: fx.Node) -> list[fx.Node]:
-    """The nodes between: computed from the source, and needed for the output, in graph order."""
-    below: set[fx.Node] = {source}
+def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
+    """The nodes between: computed from the sources, and needed for the output, in graph order."""
+    below: set[fx.Node] = {*sources}
     upward: set[fx.Node] = set()
     stack = [output]
     order: list[fx.Node] = []
     started = False
     for node in output.graph.nodes:
-        started |= node is source
-        if started and node is not source and any(i in below for i in node.all_input_nodes):
+        started |= node in sources
+        if started and node not in sources and any(i in below for i in node.all_input_nodes):
             below.add(node)
             order.append(node)
         if node is output:
             break
     while stack:
         node = stack.pop()
-        if node in upward or node not in below or node is source:
+        if node in upward or node not in below or node in sources:
             continue
         upward.add(node)
         stack.extend(node.all_input_nodes)

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from utcompile.fold.chain import Chain, Scale, find_chain
-from utcompile.fold.layers import Layer, Unfoldable, Work, widen_groups
+from utcompile.fold.layers import Layer, Planned, Unfoldable, Work, widen_groups
 from utcompile.graph import Value, module_operation, tensor
 from utcompile.rewrite import TunedSite
 from utcompile.tuners import Adapter
@@ -28,11 +28,11 @@ from utcompile.tuners import Adapter
 _IDEMPOTENT = {("relu", "relu"), ("relu6", "relu6"), ("relu6", "relu")}  # σ, σ' with σ'(σ(z)) = σ(z)
 
 
-def widen(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> fx.Node:
-    """Fold a parallel adapter into the chain beside it; returns the node that now yields the sum.
+def plan_widening(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+    """Find out whether a parallel adapter can go into the chain beside it.
 
     Raises:
-        Unfoldable: the chain, the activation or the adapter's form does not allow it; nothing has been changed.
+        Unfoldable: the chain, the activation or the adapter's form does not allow it.
     """
     adapter = work.root.get_submodule(site.name)
     assert isinstance(adapter, Adapter)
@@ -48,16 +48,20 @@ def widen(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> fx.No
     assert isinstance(end, fx.Node) and isinstance(source, fx.Node)
     chain = find_chain(work, end, source)
     _check_activations(chain, adapter)
-    for layer in filter(None, (chain.first, chain.gate, chain.depthwise, chain.last)):
-        _absorb_scales(work, layer, chain.scales.get(layer.node, []))
-    _widen_layers(chain, *bottleneck)
-    _widen_values(chain, bottleneck[0].shape[0])
-    end = total.args[0]  # another node now, where a scale at the end has gone
-    assert isinstance(end, fx.Node)
-    total.replace_all_uses_with(end)
-    work.graph.erase_node(total)
-    work.graph.erase_node(call)
-    return end
+
+    def commit() -> list[fx.Node]:
+        for layer in filter(None, (chain.first, chain.gate, chain.depthwise, chain.last)):
+            _absorb_scales(work, layer, chain.scales.get(layer.node, []))
+        _widen_layers(chain, *bottleneck)
+        _widen_values(chain, bottleneck[0].shape[0])
+        end = total.args[0]  # another node now, where a scale at the end has gone
+        assert isinstance(end, fx.Node)
+        total.replace_all_uses_with(end)
+        work.graph.erase_node(total)
+        work.graph.erase_node(call)
+        return [end]
+
+    return Planned((work.view().without_layout(source),), (total,), commit)
 
 
 def _check_activations(chain: Chain, adapter: Adapter) -> None:

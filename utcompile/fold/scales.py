@@ -1,0 +1,101 @@
+"""Frozen affine maps that stand between layers: BatchNorm in eval, LayerScale, constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from utcompile.fold.layers import Unfoldable, Work
+from utcompile.fold.travel import Elementwise
+from utcompile.graph import Operation, is_state, state_name, tensor, value_of
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A node that computes `map(z)` of the value z that `source` yields.
+
+    Attributes:
+        parameters: by role, the parameters and buffers that say what it is; None where they cannot be changed.
+        number: the constant that it is, where it is one.
+        eps: of a BatchNorm.
+    """
+
+    node: fx.Node
+    source: fx.Node
+    map: Elementwise
+    parameters: dict[str, str] | None = None
+    number: float | None = None
+    eps: float = 0.0
+
+    def neutral(self, work: Work) -> dict[str, torch.Tensor]:
+        """Values of its parameters with which it does nothing, so that the module that holds them can stay.
+
+        Raises:
+            Unfoldable: they are shared, or are not parameters of the model themselves.
+        """
+        if self.parameters is None:
+            raise Unfoldable(f"the constant of {self.node.name}, which stands between, cannot be changed")
+        found: dict[str, torch.Tensor] = {}
+        for role, name in self.parameters.items():
+            work.check_read_once(self.node, name)
+            number = {"weight": 1.0, "running_var": 1.0 - self.eps}.get(role, 0.0)
+            found[name] = torch.full_like(work.state(name), number)
+        return found
+
+
+def scale_of(work: Work, node: fx.Node, op: Operation) -> Scale | None:
+    """Read a node as a frozen affine map of what it reads, where it is one."""
+    value = value_of(node)
+    if value is None or len(op.inputs) != 1:
+        return None
+    (source,) = op.inputs
+    if op.name == "batch_norm":
+        return _batch_norm(work, node, op)
+    if op.name not in ("mul", "div", "add", "sub") or tensor(source).shape != value.shape:
+        return None
+    others = [a for a in node.args if a is not source]
+    if len(others) != 1 or node.kwargs:
+        return None
+    number, name = None, None
+    (other,) = others
+    if isinstance(other, fx.Node):
+        if not is_state(other):
+            return None
+        name = state_name(other)
+        t = work.evaluate(other)
+        if t.dim() > value.rank:
+            return None
+    elif isinstance(other, (int, float)):
+        number = float(other)
+        t = torch.tensor(number, dtype=torch.float64)
+    else:
+        return None
+    t = t.reshape((1,) * (value.rank - t.dim()) + tuple(t.shape))
+    first = node.args[0] is source
+    if op.name == "mul":
+        found = Elementwise(t, torch.zeros_like(t))
+    elif op.name == "div" and first:
+        found, name = Elementwise(1 / t, torch.zeros_like(t)), None
+    elif op.name == "add":
+        found = Elementwise(torch.ones_like(t), t)
+    else:
+        return None
+    role = "weight" if op.name == "mul" else "bias"
+    return Scale(node, source, found, None if name is None else {role: name}, number)
+
+
+def _batch_norm(work: Work, node: fx.Node, op: Operation) -> Scale | None:
+    if op.attributes.get("training", False) or "running_mean" not in op.parameters:
+        return None
+    mean, variance = (work.state(op.parameters[k]) for k in ("running_mean", "running_var"))
+    factor = (variance + op.attributes["eps"]).rsqrt()
+    if "weight" in op.parameters:
+        factor = factor * work.state(op.parameters["weight"])
+    shift = -mean * factor
+    if "bias" in op.parameters:
+        shift = shift + work.state(op.parameters["bias"])
+    shape = (1, -1, *[1] * (tensor(node).rank - 2))
+    found = Elementwise(factor.reshape(shape), shift.reshape(shape))
+    return Scale(node, op.inputs[0], found, dict(op.parameters), eps=op.attributes["eps"])

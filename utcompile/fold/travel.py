@@ -1,0 +1,288 @@
+"""How an affine map of a value passes the operations around it, exactly.
+
+`T(v) = factor ⊙ v + shift`, or `matrix · v + shift` along one axis. With an operation `w = g(v)` between:
+
+1. g moves numbers about (reshape, permute, roll, windows, slices, padding): running g on the indices of the numbers
+   says where each of them goes.
+2. g averages positions of one channel (average pooling, interpolation): `g(m v + c) = m g(v) + c` where its weights
+   sum to one; where they do not, at a zero-padded border, only for c = 0.
+3. g takes the largest of some positions of one channel: the same, for m > 0.
+4. g is positively homogeneous (ReLU, LeakyReLU): `g(m v) = m g(v)` for m > 0; a shift does not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from utcompile.fold.execute import run_node
+from utcompile.fold.layers import Unfoldable, Work
+from utcompile.graph import Operation, is_state, operation, tensor, value_of
+
+_BATCH = 2
+_SAME = frozenset("dropout identity contiguous detach to".split())
+_MOVES = frozenset(
+    "reshape permute transpose roll flip pad expand getitem select narrow repeat pixel_shuffle pixel_unshuffle "
+    "channel_shuffle unfold sliding_window".split()
+)
+_HOMOGENEOUS = frozenset(["relu", "leaky_relu"])
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """`v -> factor ⊙ v + shift`; both have v's rank, and size 1 on the axes along which they do not vary."""
+
+    factor: torch.Tensor
+    shift: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """`v -> matrix · v + shift` along one axis, the same at every position."""
+
+    axis: int
+    matrix: torch.Tensor
+    shift: torch.Tensor
+
+
+Map = Elementwise | Mixing
+
+
+def compressed(t: torch.Tensor) -> torch.Tensor:
+    """A tensor with the axes along which it does not vary cut to 1; NaN stands for any number.
+
+    >>> compressed(torch.tensor([[1.0, 2.0], [1.0, float("nan")]]))
+    tensor([[1., 2.]])
+    """
+    for axis in range(t.dim()):
+        if t.shape[axis] <= 1:
+            continue
+        unknown = t.isnan()
+        low = t.masked_fill(unknown, torch.inf).amin(axis, keepdim=True)
+        high = t.masked_fill(unknown, -torch.inf).amax(axis, keepdim=True)
+        if bool((low >= high).all()):
+            t = low.masked_fill(low > high, torch.nan)
+    return t
+
+
+def passes(op: Operation) -> bool:
+    """Whether an operation with one input lets maps through, on conditions."""
+    return op.name in _SAME | _MOVES | _HOMOGENEOUS or _pools(op)
+
+
+def backward(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Map) -> Map:
+    """The map of `source` that is, behind the operations of `path`, the map `after`.
+
+    Args:
+        work: the model.
+        path: one operation, or a split and the part that is taken of it.
+        source: what the first reads.
+        after: the map of what the last yields.
+
+    Raises:
+        Unfoldable: there is none.
+    """
+    node, op = path[-1], operation(path[-1], work.root)
+    if op.name in _SAME:
+        return after
+    if isinstance(after, Mixing):
+        return _mixed_before(work, path, source, after)
+    if op.name in _HOMOGENEOUS:
+        return _homogeneous(node, op, after)
+    if _pools(op):
+        axes = _pooled_axes(node, op)
+        factor, shift = after.factor, after.shift
+        if op.name == "mean" and not op.attributes.get("keepdim", False):
+            for axis in axes:
+                factor, shift = factor.unsqueeze(axis), shift.unsqueeze(axis)
+        _check_pool(work, node, op, source, Elementwise(factor, shift), axes)
+        return Elementwise(factor, shift)
+    return _moved_before(work, path, source, after)
+
+
+def forward(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Map) -> Map:
+    """The map of what the last of `path` yields, where the value it reads, `source`, has the map `before`.
+
+    Raises:
+        Unfoldable: there is none.
+    """
+    node, op = path[-1], operation(path[-1], work.root)
+    if op.name in _SAME:
+        return before
+    if isinstance(before, Mixing):
+        return _mixed_after(work, path, source, before)
+    if op.name in _HOMOGENEOUS:
+        return _homogeneous(node, op, before)
+    if _pools(op):
+        axes = _pooled_axes(node, op)
+        _check_pool(work, node, op, source, before, axes)
+        if op.name == "mean" and not op.attributes.get("keepdim", False):
+            kept = [a for a in range(before.factor.dim()) if a not in axes]
+            return Elementwise(*(t.permute(*kept, *axes).flatten(len(kept))[..., 0] for t in _pair(before)))
+        return before
+    return _moved_after(work, path, source, before)
+
+
+def seen(work: Work, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
+    """Which numbers of `source` the last of `path` sees, as a mask of its shape; only for what moves numbers about."""
+    if operation(path[-1], work.root).name not in _MOVES:
+        return torch.ones(tensor(source).sizes(_BATCH), dtype=torch.bool)
+    index = _indices(work, path, source)
+    mask = torch.zeros(tensor(source).sizes(_BATCH), dtype=torch.bool).flatten()
+    mask[index[index > 0] - 1] = True
+    return mask.reshape(tensor(source).sizes(_BATCH))
+
+
+def _pair(m: Elementwise) -> tuple[torch.Tensor, torch.Tensor]:
+    return m.factor, m.shift
+
+
+def _pools(op: Operation) -> bool:
+    if op.name == "pool":
+        return str(op.attributes.get("kind", "max")) in ("avg", "max", "adaptive_avg", "adaptive_max")
+    return op.name in ("mean", "interpolate")
+
+
+def _pooled_axes(node: fx.Node, op: Operation) -> tuple[int, ...]:
+    rank = tensor(op.inputs[0]).rank
+    if op.name != "mean":
+        return tuple(range(2, rank))
+    dims = op.attributes.get("dim")
+    if dims is None:
+        raise Unfoldable(f"mean ({node.name}) mixes the channels")
+    return tuple(sorted(d % rank for d in (dims if isinstance(dims, (tuple, list)) else (dims,))))
+
+
+def _check_pool(
+    work: Work, node: fx.Node, op: Operation, source: fx.Node, m: Elementwise, axes: tuple[int, ...]
+) -> None:
+    if any(t.shape[a] != 1 for t in _pair(m) for a in axes):
+        raise Unfoldable(f"{op.name} ({node.name}) mixes what the tuner treats differently")
+    if "max" in str(op.attributes.get("kind", "" if op.name != "pool" else "max")):
+        if not bool((m.factor > 0).all()):
+            raise Unfoldable(f"{node.name} takes the largest value, and its factor is not positive everywhere")
+    elif bool(m.shift.any()):
+        ones = _run(work, [node], {source: torch.ones(_one_channel(source, axes), dtype=torch.float64)})
+        if not bool(((ones - 1).abs() < 1e-12).all()):
+            raise Unfoldable(f"{node.name} averages zeros at the border, where the tuner's shift would be missing")
+
+
+def _one_channel(source: fx.Node, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n if a in axes else 1 for a, n in enumerate(tensor(source).sizes(1)))
+
+
+def _homogeneous(node: fx.Node, op: Operation, m: Elementwise) -> Elementwise:
+    if bool(m.shift.any()) or not bool((m.factor > 0).all()):
+        raise Unfoldable(f"{op.name} ({node.name}) stands between, through which only positive factors pass")
+    return m
+
+
+# --- what moves numbers about ---------------------------------------------------------------------------------------
+
+
+def _indices(work: Work, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
+    """For every number that the path yields, the place in `source` that it comes from, from 1; 0 for a padded zero."""
+    sizes = tensor(source).sizes(_BATCH)
+    index = torch.arange(1, torch.Size(sizes).numel() + 1, dtype=torch.float64).reshape(sizes)
+    return _run(work, path, {source: index}).long()
+
+
+def _moved_before(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Elementwise) -> Elementwise:
+    index = _indices(work, path, source)
+    padded = index == 0
+    if bool(padded.any()) and bool(after.shift.any()):
+        raise Unfoldable(f"{path[-1].name} pads with zeros, which the tuner's shift would change")
+    found = []
+    for t, rest in ((after.factor, 1.0), (after.shift, 0.0)):
+        spread = t.expand(index.shape)
+        flat = torch.full((torch.Size(tensor(source).sizes(_BATCH)).numel(),), torch.nan, dtype=torch.float64)
+        flat[index[~padded] - 1] = spread[~padded]
+        if not torch.equal(flat[index[~padded] - 1], spread[~padded]):
+            raise Unfoldable(f"{path[-1].name} repeats numbers that the tuner treats differently")
+        whole = flat.reshape(tensor(source).sizes(_BATCH))
+        if bool(whole.isnan().any()):  # what the path does not see stays as it is
+            whole = whole.nan_to_num(rest)
+        found.append(compressed(whole))
+    return Elementwise(*found)
+
+
+def _moved_after(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Elementwise) -> Elementwise:
+    sizes = tensor(source).sizes(_BATCH)
+    ones = torch.ones(sizes, dtype=torch.float64)
+    factor = _run(work, path, {source: before.factor.expand(sizes)}, 1.0)
+    shift = _run(work, path, {source: before.shift.expand(sizes)}, 0.0)
+    padded = _run(work, path, {source: ones}, 1.0) == 0
+    return Elementwise(compressed(factor.masked_fill(padded, torch.nan)).nan_to_num(1.0), compressed(shift))
+
+
+def _mixed(work: Work, path: Sequence[fx.Node], source: fx.Node, axis: int) -> tuple[int, torch.Tensor]:
+    """Where an axis of the source is afterwards, and in which order.
+
+    Raises:
+        Unfoldable: it is no whole axis any more, or zeros were padded to other axes.
+    """
+    sizes = tensor(source).sizes(_BATCH)
+    generator = torch.Generator().manual_seed(0)
+    labels = 1 + torch.rand(sizes[axis], generator=generator, dtype=torch.float64)  # an average of labels is none
+    spread = labels.reshape([-1 if a == axis else 1 for a in range(len(sizes))]).expand(sizes)
+    out = compressed(_run(work, path, {source: spread}))
+    long = [a for a, n in enumerate(out.shape) if n > 1]
+    if len(long) == 1 and out.shape[long[0]] == len(labels):
+        distance, order = (out.flatten()[:, None] - labels).abs().min(1)
+        if bool((distance < 1e-9).all()) and len(order.unique()) == len(labels):
+            return long[0], order
+    raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
+
+
+def _mixed_before(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Mixing) -> Mixing:
+    sizes = tensor(source).sizes(_BATCH)
+    for axis, size in enumerate(sizes):
+        if size != len(after.shift) or len(after.shift) == 1:
+            continue
+        try:
+            moved, order = _mixed(work, path, source, axis)
+        except Unfoldable:
+            continue
+        if moved == after.axis:
+            matrix, shift = torch.empty_like(after.matrix), torch.empty_like(after.shift)
+            matrix[order[:, None], order] = after.matrix
+            shift[order] = after.shift
+            return Mixing(axis, matrix, shift)
+    raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
+
+
+def _mixed_after(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Mixing) -> Mixing:
+    axis, order = _mixed(work, path, source, before.axis)
+    return Mixing(axis, before.matrix[order][:, order], before.shift[order])
+
+
+def _run(
+    work: Work, path: Sequence[fx.Node], known: dict[fx.Node, torch.Tensor], other: float | None = None
+) -> torch.Tensor:
+    """Run operations on stand-ins for the values they read; other tensors that they join are full of `other`."""
+    found: dict[fx.Node, Any] = dict(known)
+
+    def lookup(node: fx.Node) -> Any:
+        if node in found:
+            return found[node]
+        if "size" in node.meta:
+            return node.meta["size"].at(_BATCH)
+        if is_state(node):
+            return work.evaluate(node)
+        value = value_of(node)
+        if value is None or other is None:
+            raise Unfoldable(f"{path[-1].name} reads {node.name} too")
+        return torch.full(value.sizes(_BATCH), other, dtype=torch.float64)
+
+    for node in path:
+        op = operation(node, work.root)
+        if op.name == "pad" and op.attributes.get("mode", "constant") == "constant" and op.attributes.get("value"):
+            raise Unfoldable(f"{node.name} pads with a number that is not zero")
+        found[node] = run_node(work.root, node, lookup)
+    result = found[path[-1]]
+    assert isinstance(result, torch.Tensor)
+    return result
