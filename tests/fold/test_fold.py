@@ -252,10 +252,10 @@ rules:
     ("options", "reason"),
     [
         ({}, ""), ({"act": "relu"}, ""), ({"kernel": 5}, ""), ({"dilation": 2}, ""), ({"second": "relu"}, ""),
-        ({"act": "relu", "second": "relu6"}, "relu6 after relu is not idempotent"),
+        ({"act": "relu", "second": "relu6"}, "its activation is relu, that of the layers beside it is relu6"),
         ({"act": "silu"}, "silu after silu is not idempotent"),
         ({"act": "hardswish"}, "hardswish after hardswish is not idempotent"),
-        ({"squeeze": True}, "of which none is an activation and the other a layer"),
+        ({"squeeze": True}, ""),
         ({"multiplier": 2}, "several filters a channel"),
     ],
 )  # fmt: skip

@@ -1,187 +1,270 @@
-"""The straight chain of frozen operations beside which an adapter stands, from the value it is added to back to the
-value it reads: `h`, its activation, perhaps a depthwise convolution, the last layer `c`, and the scales in between."""
+"""The chain of frozen operations beside which a tuner stands, from the value it is added to back to the one it reads.
+
+    source [scale] first [scale] [σ] [padding depthwise [scale]] [σ'] [squeeze] last [scale]
+
+With a gate, what comes before `last` is the product of the activated value and of what `gate` makes of the source; the
+gate may be the other half of a packed `first`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
 
-import torch
 from torch import fx
 
 from utcompile.fold.layers import Layer, Unfoldable, Work
-from utcompile.graph import GraphView, Operation, is_state, value_of
+from utcompile.fold.scales import Scale, scale_of
+from utcompile.graph import GraphView, Operation, tensor
+
+_STILL = frozenset("reshape permute transpose contiguous identity detach to dropout".split())  # every number stays
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """A squeeze-excite: `v ⊙ gate(expand(… reduce(mean(v))))`."""
+
+    reduce: Layer
+    expand: Layer
+    gate: Operation
 
 
 @dataclass
 class Chain:
-    """What stands between the value an adapter reads and the value it is added to.
+    """What stands between the value a tuner reads and the value it is added to.
 
     Attributes:
-        first: the layer that reads what the adapter reads.
-        gate: a second layer beside it, whose result multiplies the activated one (gated ffns).
-        activations: the activations, first to last.
-        depthwise: the depthwise convolution between two activations.
+        first: the layer that reads what the tuner reads.
         last: the layer whose result is added to the stream.
-        scales: after each of the layers, the frozen affine maps of its result, in order: node, factor, shift.
+        before, after: the activations in front of and behind the depthwise convolution; without one, there is one.
+        depthwise: the depthwise convolution, and the zeros that are padded before it, on the left of each side.
+        gate: a second layer beside the first, whose result multiplies the activated one (gated ffns).
+        split: where the gate is the other half of the first layer, the operation that halves it, and the half that is
+            activated.
+        squeeze: a squeeze-excite before the last layer.
+        entry: frozen affine maps between the source and the layers that read it.
+        scales: after each of the layers, the frozen affine maps of its result, in order.
+        moved: the operations between that only move numbers, and their channel axes.
     """
 
     first: Layer
     last: Layer
-    activations: list[tuple[fx.Node, Operation]]
+    before: fx.Node | None = None
+    after: fx.Node | None = None
     depthwise: Layer | None = None
+    padding: tuple[int, ...] = ()
     gate: Layer | None = None
+    split: tuple[fx.Node, int] | None = None
+    squeeze: Squeeze | None = None
+    entry: list[Scale] = field(default_factory=list)
     scales: dict[fx.Node, list[Scale]] = field(default_factory=dict)
+    moved: list[tuple[fx.Node, int]] = field(default_factory=list)
 
-
-@dataclass
-class Scale:
-    """A frozen affine map of channels, `factor · z + shift`: BatchNorm in eval, LayerScale, a constant."""
-
-    node: fx.Node
-    factor: torch.Tensor
-    shift: torch.Tensor
+    @property
+    def layers(self) -> list[Layer]:
+        """All that are widened."""
+        parts = (self.first, self.gate, self.depthwise, self.last)
+        more = (self.squeeze.reduce, self.squeeze.expand) if self.squeeze is not None else ()
+        return [layer for layer in (*parts, *more) if layer is not None]
 
 
 def find_chain(work: Work, end: fx.Node, source: fx.Node) -> Chain:
-    """Walk back from the value an adapter is added to.
+    """Walk back from the value a tuner is added to.
 
     Raises:
         Unfoldable: what stands there is no chain that can be widened.
     """
-    view = work.view()
-    scales: dict[fx.Node, list[Scale]] = {}
-    while end.meta.get("role") in ("sum", "branch"):  # other tuners beside the same branch
-        _single(end)
-        end = end.all_input_nodes[end.meta["role"] == "branch"]
-    last_node = _walk(work, view, end, scales, ("pointwise",))
-    last = Layer(work, last_node, view.operations[last_node])
-    inner = view.operations[last_node].inputs[0]
-    gate = None
-    product = _through(view, inner)
-    if view.operations[product].name == "mul" and len(view.operations[product].inputs) == 2:
-        activated, gate = _gated(work, view, product, scales)
-    else:
-        activated = _walk(work, view, inner, scales, ("activation",), scaled=False)
-    activations = [activated]
-    before = _walk(work, view, view.operations[activated].inputs[0], scales, ("pointwise", "depthwise_conv"))
-    depthwise = None
-    if "depthwise_conv" in view.classes[before]:
-        if gate is not None:
-            raise Unfoldable("a gate and a depthwise convolution stand between")
-        depthwise = Layer(work, before, view.operations[before])
-        activations.insert(0, _walk(work, view, depthwise.op.inputs[0], scales, ("activation",), scaled=False))
-        before = _walk(work, view, view.operations[activations[0]].inputs[0], scales, ("pointwise",))
-    first = Layer(work, before, view.operations[before])
-    for layer in filter(None, (first, gate)):
-        if view.without_layout(layer.op.inputs[0]) is not view.without_layout(source):
-            raise Unfoldable(
-                f"it reads {source.name}, and the layer beside it, {layer.node.name}, reads {layer.op.inputs[0].name}"
-            )
-    chain = Chain(first, last, [(n, view.operations[n]) for n in activations], depthwise, gate, scales)
-    for layer in filter(None, (first, depthwise, gate, last)):
-        layer.check()
-    return chain
+    return _Walk(work, source).chain(end)
 
 
-def _gated(work: Work, view: GraphView, product: fx.Node, scales: dict[fx.Node, list[Scale]]) -> tuple[fx.Node, Layer]:
-    """The activation and the second layer of `σ(W1 n) ⊙ (W3 n)`."""
-    _single(product)
-    a, b = (_through(view, n) for n in view.operations[product].inputs)
-    for activated, other in ((a, b), (b, a)):
-        if "activation" in view.classes[activated] and "pointwise" in view.classes[other]:
-            for node in (activated, other):
-                _single(node)
-            return activated, Layer(work, other, view.operations[other])
-    raise Unfoldable(f"{product.name} multiplies two values, of which none is an activation and the other a layer")
+class _Walk:
+    """One walk back through a graph; the readers of values in `shared` are all of the chain."""
 
+    def __init__(self, work: Work, source: fx.Node) -> None:
+        self.work, self.source, self.view = work, source, work.view()
+        self.scales: dict[fx.Node, list[Scale]] = {}
+        self.moved: list[tuple[fx.Node, int]] = []
+        self.shared: dict[fx.Node, set[fx.Node]] = {}
 
-def _walk(
-    work: Work,
-    view: GraphView,
-    node: fx.Node,
-    scales: dict[fx.Node, list[Scale]],
-    ends: tuple[str, ...],
-    scaled: bool = True,
-) -> fx.Node:
-    """Back through layout, dropout and frozen affine maps to an operation of one of the wanted classes."""
-    found: list[Scale] = []
-    while True:
-        _single(node)
-        op = view.operations[node]
-        if view.classes[node] & set(ends):
-            scales[node] = found[::-1]
-            return node
-        scale = _scale(work, view, node, op) if scaled else None
-        if scale is not None:
+    def chain(self, end: fx.Node) -> Chain:
+        while end.meta.get("role") in ("sum", "branch"):  # other tuners beside the same branch
+            self.single(end)
+            end = end.all_input_nodes[end.meta["role"] == "branch"]
+        last = self.layer(self.back(end, "pointwise"))
+        self.moved.clear()  # behind the last layer, nothing grows
+        chain = Chain(last, last, scales=self.scales, moved=self.moved)
+        inner = self.still(last.op.inputs[0])
+        if self.view.operations[inner].name == "mul" and len(self.view.operations[inner].inputs) == 2:
+            inner = self.product(chain, inner)
+        if chain.split is None:
+            self.hidden(chain, inner)
+        self.enter(chain)
+        for layer in chain.layers:
+            layer.check()
+        return chain
+
+    def hidden(self, chain: Chain, inner: fx.Node) -> None:
+        """From what the last layer reads back to the first."""
+        found = self.back(inner, "activation", "pointwise", "depthwise_conv", scaled=False)
+        if "activation" in self.view.classes[found]:
+            chain.after = found
+            found = self.back(self.input(found), "pointwise", "depthwise_conv")
+        if "depthwise_conv" in self.view.classes[found]:
+            if chain.gate is not None:
+                raise Unfoldable("a gate and a depthwise convolution stand between")
+            chain.depthwise = self.layer(found)
+            found, chain.padding = self.unpadded(chain.depthwise.op.inputs[0])
+            found = self.back(found, "activation", "pointwise")
+            if "activation" in self.view.classes[found]:
+                if self.scales[found]:
+                    raise Unfoldable(f"{self.scales[found][0].node.name} stands between")
+                chain.before = found
+                found = self.back(self.input(found), "pointwise")
+        chain.first = self.layer(found)
+
+    def enter(self, chain: Chain) -> None:
+        """From what the first layers read back to the source."""
+        readers = [layer for layer in (chain.first, chain.gate) if layer is not None]
+        value = readers[0].op.inputs[0]
+        if any(layer.op.inputs[0] is not value for layer in readers):
+            raise Unfoldable(f"{readers[0].node.name} and {readers[1].node.name} read different values")
+        origin = self.view.without_layout(self.source)
+        mine = {layer.node for layer in readers}
+        node = value
+        while self.view.without_layout(node) is not origin:
+            scale = scale_of(self.work, node, self.view.operations[node])
+            if scale is None and self.view.operations[node].name in _STILL:
+                onward = self.input(node)
+            elif scale is not None and scale.number is None and _of_channels(scale, self.view):
+                chain.entry.append(scale)
+                onward = scale.source
+            else:
+                raise Unfoldable(
+                    f"it reads {self.source.name}, and the layer beside it, {chain.first.node.name}, reads {value.name}"
+                )
+            if not set(node.users) <= mine:
+                self.single(node)
+            mine, node = {node}, onward
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def layer(self, node: fx.Node) -> Layer:
+        return Layer(self.work, node, self.view.operations[node])
+
+    def input(self, node: fx.Node) -> fx.Node:
+        return self.view.operations[node].inputs[0]
+
+    def single(self, node: fx.Node) -> None:
+        if len(node.users) != 1 and not set(node.users) <= self.shared.get(node, set()):
+            readers = ", ".join(u.name for u in list(node.users)[:3])
+            raise Unfoldable(f"{node.name} is read in {len(node.users)} places ({readers})")
+
+    def back(self, node: fx.Node, *ends: str, scaled: bool = True) -> fx.Node:
+        """Back through what moves numbers and through frozen affine maps to an operation of one of these classes."""
+        found: list[Scale] = []
+        while True:
+            node = self.still(node)
+            self.single(node)
+            op = self.view.operations[node]
+            if self.view.classes[node] & set(ends):
+                self.scales[node] = found[::-1]
+                return node
+            scale = scale_of(self.work, node, op) if scaled else None
+            if scale is None or not _of_channels(scale, self.view):
+                raise Unfoldable(f"{op.name} ({node.name}) stands between")
             found.append(scale)
-        elif not view.classes[node] & {"layout", "dropout"} or not op.inputs:
-            raise Unfoldable(f"{op.name} ({node.name}) stands between")
-        node = op.inputs[0]
+            node = scale.source
 
+    def still(self, node: fx.Node) -> fx.Node:
+        """Back through what leaves every number as it is."""
+        while self.view.operations[node].name in _STILL and self.view.operations[node].inputs:
+            self.single(node)
+            axis = self.view.channel_axis[node]
+            if axis is not None:
+                self.moved.append((node, axis))
+            node = self.input(node)
+        return node
 
-def _through(view: GraphView, node: fx.Node) -> fx.Node:
-    """Back through layout and dropout."""
-    while view.classes[node] & {"layout", "dropout"}:
-        _single(node)
-        node = view.operations[node].inputs[0]
-    return node
+    def unpadded(self, node: fx.Node) -> tuple[fx.Node, tuple[int, ...]]:
+        """Back through zeros padded to the positions of a feature map; how many there are on the left of each side."""
+        op = self.view.operations[node]
+        if op.name != "pad":
+            return node, ()
+        self.single(node)
+        pad, sides = op.attributes["pad"], tensor(node).rank - 2
+        plain = op.attributes.get("mode", "constant") == "constant" and not op.attributes.get("value")
+        if not plain or not isinstance(pad, (tuple, list)) or not all(isinstance(p, int) for p in pad):
+            raise Unfoldable(f"pad ({node.name}) stands between")
+        left = [int(p) for p in pad[::2]][::-1]  # the last axis comes first
+        if len(left) > sides:
+            raise Unfoldable(f"pad ({node.name}) stands between, and pads channels")
+        self.moved.append((node, 1))
+        return op.inputs[0], (*[0] * (sides - len(left)), *left)
 
+    # --- products ---------------------------------------------------------------------------------------------------
 
-def _single(node: fx.Node) -> None:
-    if len(node.users) != 1:
-        readers = ", ".join(u.name for u in list(node.users)[:3])
-        raise Unfoldable(f"{node.name} is read in {len(node.users)} places ({readers})")
+    def product(self, chain: Chain, node: fx.Node) -> fx.Node:
+        """A squeeze-excite's or a gated ffn's product; the operand in which the chain goes on."""
+        self.single(node)
+        operands = self.view.operations[node].inputs
+        for value, gate in (operands, operands[::-1]):
+            squeeze = self.squeeze(value, gate)
+            if squeeze is not None:
+                chain.squeeze, pool = squeeze
+                self.shared[value] = {node, pool}
+                return value
+        a, b = (self.still(n) for n in operands)
+        for activated, other in ((a, b), (b, a)):
+            if "activation" in self.view.classes[activated] and "pointwise" in self.view.classes[other]:
+                self.single(other)
+                chain.gate, self.scales[other] = self.layer(other), []
+                return activated
+            if "activation" in self.view.classes[activated] and self.view.operations[other].name == "getitem":
+                self.packed(chain, activated, other)
+                return activated
+        raise Unfoldable(f"{node.name} multiplies two values, of which none is an activation and the other a layer")
 
+    def packed(self, chain: Chain, activated: fx.Node, other: fx.Node) -> None:
+        """Both halves of one layer's result: one is activated, the other is the gate."""
+        self.single(activated)
+        half = self.still(self.input(activated))
+        split = other.args[0]
+        same = half.op == "call_function" and half.args[0] is split and isinstance(split, fx.Node)
+        if not same or self.view.operations[split].attributes.get("chunks") != 2:  # type: ignore[index]
+            raise Unfoldable(f"{other.name} is no half of what {activated.name} is made of")
+        assert isinstance(split, fx.Node) and isinstance(half.args[1], int)
+        self.single(half)
+        self.single(other)
+        first = self.still(self.input(split))
+        self.single(first)
+        if "pointwise" not in self.view.classes[first]:
+            raise Unfoldable(f"{self.view.operations[first].name} ({first.name}) stands between")
+        chain.after, chain.first, chain.split = activated, self.layer(first), (split, half.args[1])
+        self.scales[first] = []
 
-def _scale(work: Work, view: GraphView, node: fx.Node, op: Operation) -> Scale | None:
-    """Read a node as an affine map of its channels, where it is one."""
-    axis, value = view.channel_axis[node], value_of(node)
-    if axis is None or value is None or not isinstance(value.shape[axis], int):
-        return None
-    channels = value.shape[axis]
-    assert isinstance(channels, int)
-    ones = torch.ones(channels, dtype=torch.float64)
-    if op.name == "batch_norm" and not op.attributes.get("training", False):
-        if "running_mean" not in op.parameters:
+    def squeeze(self, value: fx.Node, gate: fx.Node) -> tuple[Squeeze, fx.Node] | None:
+        """A gate that is computed from the channels' means, where it is one; and the node that takes the means."""
+        classes, operations = self.view.classes, self.view.operations
+        found: list[fx.Node] = []
+        node = gate
+        for wanted in ("activation", "pointwise", "activation", "pointwise", "pool"):
+            while operations[node].name in _STILL | {"expand"} and len(node.users) == 1:
+                node = self.input(node)
+            if wanted not in classes[node] or len(node.users) != 1:
+                return None
+            found.append(node)
+            node = self.input(node)
+        while operations[node].name in _STILL and node is not value:
+            node = self.input(node)
+        if node is not value:
             return None
-        mean, variance = (work.state(op.parameters[k]) for k in ("running_mean", "running_var"))
-        factor = (variance + op.attributes["eps"]).rsqrt()
-        if "weight" in op.parameters:
-            factor = factor * work.state(op.parameters["weight"])
-        shift = -mean * factor
-        if "bias" in op.parameters:
-            shift = shift + work.state(op.parameters["bias"])
-        return Scale(node, factor, shift)
-    if op.name not in ("mul", "div") or len(op.inputs) != 1:
-        return None
-    others = [a for a in node.args if a is not op.inputs[0]]
-    if len(others) != 1:
-        return None
-    if isinstance(others[0], fx.Node):
-        if not is_state(others[0]):
-            return None
-        vector = _as_channels(work.evaluate(others[0]), value.rank, axis, channels)
-        if vector is None:
-            return None
-    elif isinstance(others[0], (int, float)):
-        vector = ones * others[0]
-    else:
-        return None
-    if op.name == "div":
-        if node.args[0] is not op.inputs[0]:
-            return None
-        vector = 1 / vector
-    return Scale(node, vector, torch.zeros_like(vector))
+        for layer in (found[1], found[3]):
+            self.scales[layer] = []
+        return Squeeze(self.layer(found[3]), self.layer(found[1]), operations[found[0]]), found[4]
 
 
-def _as_channels(tensor: torch.Tensor, rank: int, axis: int, channels: int) -> torch.Tensor | None:
-    """A tensor that broadcasts over everything but the channels, as a vector of them."""
-    if tensor.dim() > rank:
-        return None
-    shape = (1,) * (rank - tensor.dim()) + tuple(tensor.shape)
-    if prod(shape) == 1:
-        return tensor.reshape(1).expand(channels).clone()
-    if shape[axis] != channels or prod(shape) != channels:
-        return None
-    return tensor.reshape(channels)
+def _of_channels(scale: Scale, view: GraphView) -> bool:
+    """Whether an affine map of a value treats every position alike."""
+    axis = view.channel_axis[scale.node]
+    if axis is None:
+        return False
+    return all(n == 1 for t in (scale.map.factor, scale.map.shift) for a, n in enumerate(t.shape) if a != axis)

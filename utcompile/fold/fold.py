@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.fold.absorb import plan_absorption
-from utcompile.fold.layers import Unfoldable, Work
+from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.maps import plan_map
 from utcompile.fold.proof import SiteProof, model_inputs, relative_error
 from utcompile.fold.report import FoldedSite, FoldReport, Status
@@ -25,7 +25,7 @@ from utcompile.graph import (
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.rewrite import TunedModule, TunedSite, site_nodes
-from utcompile.tuners import Adapter, Tuner
+from utcompile.tuners import Adapter, ChannelMap, Tuner
 
 # a fold is exact in real arithmetic; float64 leaves 2.2e-16 an operation, sums of some thousand terms less than this
 _SITE_TOLERANCE = 1e-9
@@ -127,16 +127,15 @@ def _fold_site(work: Work, site: TunedSite) -> FoldedSite:
     assert isinstance(tuner, Tuner)
     nodes = site_nodes(work.graph, site.id)
     linear = tuner.channel_map() if site.form in ("parallel", "sequential") else None
-    widens = isinstance(tuner, Adapter) and site.form == "parallel"
+    widens = site.form == "parallel" and (linear is not None or isinstance(tuner, Adapter))
     if site.form != "weight" and linear is None and not widens:
         return FoldedSite(site.id, "kept", reason=f"no exact fold is known for a {site.form} {site.tuner}")
+    status: Status = "absorbed"
     try:
         if site.form == "weight":
             planned = plan_absorption(work, site, nodes)
-        elif linear is not None:
-            planned = plan_map(work, nodes, linear)
         else:
-            planned = plan_widening(work, site, nodes)
+            planned, status = _of_values(work, site, nodes, linear)
     except Unfoldable as reason:
         return FoldedSite(site.id, "kept", reason=str(reason))
     proof = SiteProof(GraphView(work.graph, work.root), planned.sources, planned.outputs)
@@ -145,8 +144,24 @@ def _fold_site(work: Work, site: TunedSite) -> FoldedSite:
     error = max(relative_error(proof.run(new), old) for new, old in zip(results, before, strict=True))
     if error > _SITE_TOLERANCE:
         raise _Disproved(site.id, error)
-    status: Status = "absorbed" if site.form == "weight" or linear is not None else "widened"
     return FoldedSite(site.id, status, error, retained=planned.retained)
+
+
+def _of_values(
+    work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]], linear: ChannelMap | None
+) -> tuple[Planned, Status]:
+    """A tuner of values: absorbed where it is linear and a layer takes it, else widened."""
+    if linear is None:
+        return plan_widening(work, site, nodes), "widened"
+    try:
+        return plan_map(work, nodes, linear), "absorbed"
+    except Unfoldable as alone:
+        if site.form != "parallel":
+            raise
+        try:
+            return plan_widening(work, site, nodes), "widened"
+        except Unfoldable as beside:
+            raise Unfoldable(f"{alone}; {beside}") from None
 
 
 def _sweep_state(graph: fx.Graph) -> None:
