@@ -12,10 +12,10 @@ from benchmarks.measure import Row, repeated
 
 
 def run(quick: bool) -> Iterator[Row]:
-    """LoRA on every convolution of EfficientNet-Lite0, and the dual rule's foldable sibling on ViT-B/16."""
+    """LoRA on every layer, and the foldable siblings of adapters: EfficientNet-Lite0 and ViT-B/16."""
     jobs = [("efficientnet_lite0", "lora/all_conv"), ("efficientnet_lite0", "convnet/inverted_residual_foldable")]
     if not quick:
-        jobs.append(("vit_base_patch16_224", "u_tuning/dual_foldable"))
+        jobs += [("vit_base_patch16_224", rules) for rules in ("lora/all_linear", "u_tuning/dual_foldable")]
     for name, rules in jobs[:1] if quick else jobs:
         tuned = utc.compile(timm.create_model(name).eval(), rules, (torch.randn(2, 3, 224, 224),), verify="shapes")
         shake(tuned)

@@ -1,34 +1,43 @@
-"""Run one node of a graph in float64, on the CPU whatever device the model is on."""
+"""Run one node of a graph with its parameters and buffers in float64, rounded, or as shapes alone: as a cast says."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+Cast = Callable[[str, torch.Tensor], torch.Tensor]
 
-def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any]) -> Any:
-    """The value of a node, parameters and buffers converted to float64.
+
+def in_float64(name: str, state: torch.Tensor) -> torch.Tensor:
+    """A parameter or buffer in float64, on the CPU whatever device the model is on."""
+    state = state.detach().cpu()
+    return state.double() if state.is_floating_point() else state
+
+
+def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], cast: Cast = in_float64) -> Any:
+    """The value of a node.
 
     Args:
         root: what the graph's targets name; it stays as it is.
         node: the node.
         lookup: the values of the nodes it reads.
+        cast: makes of each parameter and buffer, given with its name, what the node is run with.
     """
+    target = str(node.target)
     if node.op == "get_attr":
-        path, _, attribute = str(node.target).rpartition(".")
-        state = getattr(root.get_submodule(path), attribute).detach()
-        return state.cpu().double() if state.is_floating_point() else state.cpu()
+        path, _, attribute = target.rpartition(".")
+        return cast(target, getattr(root.get_submodule(path), attribute))
     args: Any = fx.node.map_arg(node.args, lookup)
     kwargs: Any = fx.node.map_arg(node.kwargs, lookup)
     with torch.no_grad():
         if node.op == "call_module":
-            leaf = copy.deepcopy(root.get_submodule(str(node.target)))
-            return leaf.to("cpu", torch.float64).eval()(*args, **kwargs)
+            leaf = root.get_submodule(target)
+            state = {n: cast(f"{target}.{n}", t) for n, t in [*leaf.named_parameters(), *leaf.named_buffers()]}
+            return torch.func.functional_call(leaf, state, args, kwargs)
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return getattr(args[0], target)(*args[1:], **kwargs)
         function: Any = node.target
         return function(*args, **kwargs)

@@ -15,7 +15,6 @@ from utcompile.fold.proof import SiteProof, model_inputs, relative_error
 from utcompile.fold.report import FoldedSite, FoldReport, Status
 from utcompile.fold.widen import plan_widening
 from utcompile.graph import (
-    GraphView,
     UtcGraphModule,
     affine_batch_norm,
     clear_inplace,
@@ -102,7 +101,9 @@ def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphMod
     # weights first: a widening wants plain layers beside it
     waiting = sorted(sites, key=lambda s: s.form != "weight")
     while waiting:
-        for site in waiting:
+        for number, site in enumerate(waiting):
+            if site.form != "weight" and (number == 0 or waiting[number - 1].form == "weight"):
+                work.forget_view(layouts=True)  # reparametrised operations are the original ones again
             done[site.id] = (
                 FoldedSite(site.id, "kept", reason=disproved[site.id])
                 if site.id in disproved
@@ -111,7 +112,7 @@ def _fold(tuned: UtcGraphModule, disproved: dict[str, str]) -> tuple[UtcGraphMod
         # what was kept because another tuner stood in its way may have none there now
         kept = [s for s in waiting if done[s.id].status == "kept" and s.id not in disproved]
         waiting = kept if len(kept) < len(waiting) else []
-    work.finish()
+    work.settle(all=True)
     _sweep_state(work.graph)
     set_inplace(work.graph, work.root)
     work.graph.lint()
@@ -138,12 +139,14 @@ def _fold_site(work: Work, site: TunedSite) -> FoldedSite:
             planned, status = _of_values(work, site, nodes, linear)
     except Unfoldable as reason:
         return FoldedSite(site.id, "kept", reason=str(reason))
-    proof = SiteProof(GraphView(work.graph, work.root), planned.sources, planned.outputs)
-    before = [proof.run(node) for node in planned.outputs]
+    proof = SiteProof(work, planned.sources, planned.outputs)
     results = planned.commit()
-    error = max(relative_error(proof.run(new), old) for new, old in zip(results, before, strict=True))
+    if site.form != "weight":  # a weight leaves the values between as they are
+        work.forget_view()
+    error = proof.error(results)
     if error > _SITE_TOLERANCE:
         raise _Disproved(site.id, error)
+    work.settle()
     return FoldedSite(site.id, status, error, retained=planned.retained)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from utcompile.fold.execute import run_node
+from utcompile.fold.execute import in_float64, run_node
 from utcompile.graph import GraphView, Operation, is_state
 
 _CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
@@ -30,6 +30,8 @@ class Work:
     graph: fx.Graph
     root: nn.Module
     changed: dict[str, tuple[torch.dtype, torch.device]] = field(default_factory=dict)
+    _view: GraphView | None = None
+    _read: dict[str, torch.Tensor] = field(default_factory=dict)  # in float64, until the site is done
 
     @property
     def home(self) -> tuple[torch.dtype, torch.device]:
@@ -38,12 +40,29 @@ class Work:
         return self.home_of(found) if found else (torch.get_default_dtype(), torch.device("cpu"))
 
     def view(self) -> GraphView:
-        """A fresh index of the graph as it is now."""
-        return GraphView(self.graph, self.root)
+        """An index of the graph, as it was when the last site had been folded."""
+        if self._view is None:
+            self._view = GraphView(self.graph, self.root)
+        return self._view
+
+    def forget_view(self, layouts: bool = False) -> None:
+        """The graph has changed; and the layout of its values, or what its operations are."""
+        if self._view is not None:
+            self._view = None if layouts else self._view.rewritten()
 
     def state(self, name: str) -> torch.Tensor:
         """A parameter or buffer in float64."""
-        return self._get(name).detach().cpu().double()
+        found = self._get(name)
+        if found.dtype == torch.float64:
+            return found.detach().cpu()
+        if name not in self._read:
+            self._read[name] = found.detach().cpu().double()
+        return self._read[name]
+
+    def cast(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        """For `run_node`: everything in float64; a tuner's own state is not kept."""
+        is_tuner = name.startswith("tuners.")
+        return self.state(name) if state.is_floating_point() and not is_tuner else in_float64(name, state)
 
     def home_of(self, name: str) -> tuple[torch.dtype, torch.device]:
         """The dtype and device that a parameter has in the end."""
@@ -61,11 +80,19 @@ class Work:
     def put(self, name: str, value: torch.Tensor) -> None:
         """Replace a parameter or buffer by a float64 value."""
         self.changed[name] = self.home_of(name)
+        self._read.pop(name, None)
         self._set(name, value.cpu().double())
 
-    def finish(self) -> None:
-        """Round what changed to the dtype it had, where it was."""
-        for name, (dtype, device) in self.changed.items():
+    def settle(self, all: bool = False) -> None:
+        """A site is done: round what it changed to the dtype it had, where it was; what is half only at last.
+
+        In float32 a second rounding is none that counts, and the memory of a large model in float64 is one that does.
+        """
+        self._read.clear()
+        for name, (dtype, device) in list(self.changed.items()):
+            if dtype.itemsize < 4 and not all:
+                continue
+            del self.changed[name]
             self._set(name, self._get(name).detach().to(device, dtype))
 
     def _set(self, name: str, value: torch.Tensor) -> None:

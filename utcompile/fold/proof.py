@@ -11,10 +11,12 @@ from torch import fx
 
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.execute import run_node
+from utcompile.fold.layers import Work
 from utcompile.graph import GraphView, UtcGraphModule, Value, is_state, value_of
 
 _BATCH = 2
-_POSITIONS = 16
+_POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
+_VECTORS = 4  # where no position is computed from another
 _ANY_SIZE = frozenset("conv norm activation dropout identity contiguous permute linear mul add".split())
 
 
@@ -22,35 +24,45 @@ class SiteProof:
     """One site's computation, from what its tuner reads to the value that the tuner changes.
 
     Everything is computed in float64, whatever the model's dtype. Values that come from elsewhere are random too. A
-    feature map of a site that has no sizes written into it is cut to 16 positions a dimension, where convolutions in
-    float64 take a hundredth of the time.
+    site that has no sizes written into it computes at every position alike, so a few positions an axis prove it; with
+    all of them, convolutions in float64 would take a hundred times as long.
 
     Args:
-        view: an index of the graph.
+        work: the model being folded, before this site is.
         sources: values that folding leaves alone, from which both the tuner and what stands beside it are computed.
         outputs: the values that are to be compared.
     """
 
-    def __init__(self, view: GraphView, sources: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
-        self.root, self.sources = view.module, dict.fromkeys(sources)
-        self.given: dict[fx.Node, Any] = {}
+    def __init__(self, work: Work, sources: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
+        self.work, self.sources = work, dict.fromkeys(sources)
         self._generator = torch.Generator().manual_seed(0)
         nodes = dict.fromkeys(n for output in outputs for n in _cone(output, self.sources))
-        cut = all(_has_no_sizes(view, source, nodes, self.sources) for source in self.sources)
-        for source in self.sources:
-            value = value_of(source)
-            if value is not None:
-                sample = _sample(value, self._generator, _BATCH)
-                if cut:
-                    sample = sample[(slice(None), slice(None), *[slice(_POSITIONS)] * (sample.dim() - 2))]
-                self.given[source] = sample
+        positions = _positions_needed(work.view(), self.sources, nodes)
+        self.given = self._samples(positions)
+        try:
+            self.before = [self.run(output) for output in outputs]
+        except (RuntimeError, ValueError):
+            if positions is None:
+                raise
+            self.given = self._samples(None)  # a tuner or a parameter knows the positions
+            self.before = [self.run(output) for output in outputs]
+
+    def _samples(self, positions: int | None) -> dict[fx.Node, Any]:
+        values = {s: value for s in self.sources if (value := value_of(s)) is not None}
+        axes = self.work.view().channel_axis
+        return {s: _sample(v, self._generator, _BATCH, axes[s], positions) for s, v in values.items()}
+
+    def error(self, results: Sequence[fx.Node]) -> float:
+        """The largest difference of what takes the outputs' places, each relative to its largest value."""
+        return max(relative_error(self.run(new), old) for new, old in zip(results, self.before, strict=True))
 
     def run(self, output: fx.Node) -> torch.Tensor:
         """The value of `output`; the same random inputs in every run."""
         nodes = _cone(output, self.sources)
+        inside = set(nodes)
         known = dict(self.given)
         for node in (i for n in nodes for i in n.all_input_nodes):
-            if node not in known and node not in nodes and not is_state(node):
+            if node not in known and node not in inside and not is_state(node):
                 known[node] = self.given[node] = self._outside(node)
         for node in nodes:
             known[node] = self._compute(node, known)
@@ -72,20 +84,23 @@ class SiteProof:
                 known[n] = self._compute(n, known)
             return known[n]
 
-        return run_node(self.root, node, lookup)
+        return run_node(self.work.root, node, lookup, self.work.cast)
 
 
-def _has_no_sizes(view: GraphView, source: fx.Node, nodes: Collection[fx.Node], sources: Collection[fx.Node]) -> bool:
-    """Whether a site computes the same on a feature map of any size."""
-    value = value_of(source)
-    if value is None or value.rank < 4 or view.channel_axis[source] != 1:
-        return False
+def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Collection[fx.Node]) -> int | None:
+    """How many positions an axis prove a site; None for all, where sizes seem to be written into it."""
+    for source in sources:
+        value, axis = value_of(source), view.channel_axis[source]
+        if value is None or value.rank < 3 or axis not in (1, value.rank - 1):
+            return None
     inside = {*sources, *nodes}
-    return all(
-        (view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "branch", "sum", "operation", "padding"))
-        and all(i in inside or of_parameters(i) for i in n.all_input_nodes)
-        for n in nodes
-    )
+    for n in nodes:
+        known = view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "branch", "sum", "operation", "padding")
+        if not known or "tokenwise" in view.classes[n]:
+            return None
+        if not all(i in inside or of_parameters(i) for i in n.all_input_nodes):
+            return None
+    return _POSITIONS if any("conv" in view.classes[n] for n in nodes) else _VECTORS
 
 
 def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
@@ -134,7 +149,13 @@ def model_inputs(module: UtcGraphModule, device: torch.device, batch: int = _BAT
     return found
 
 
-def _sample(value: Value, generator: torch.Generator, batch: int) -> torch.Tensor:
+def _sample(
+    value: Value, generator: torch.Generator, batch: int, channels: int | None = None, positions: int | None = None
+) -> torch.Tensor:
+    """Random numbers in float64, zeros for integers; axes other than that of the channels may be cut."""
+    sizes = value.sizes(batch)
+    if positions is not None:
+        sizes = tuple(n if i == channels else min(n, positions) for i, n in enumerate(sizes))
     if value.dtype.is_floating_point:
-        return torch.randn(value.sizes(batch), generator=generator, dtype=torch.float64)
-    return torch.zeros(value.sizes(batch), dtype=value.dtype)
+        return torch.randn(sizes, generator=generator, dtype=torch.float64)
+    return torch.zeros(sizes, dtype=value.dtype)

@@ -38,6 +38,16 @@ class GraphView:
         self.operations |= composites(self.nodes, self.operations, module)
         self._frames: dict[fx.Node, tuple[Frame, ...]] = {}
 
+    def rewritten(self) -> GraphView:
+        """The graph indexed anew after changes that left every value's layout, and what the operations are, alone.
+
+        Of nodes that were added since, the layout is unknown.
+        """
+        found = GraphView(self.nodes[0].graph, self.module)
+        found.layouts = {n: self.layouts.get(n) for n in found.nodes}
+        found.classes = {n: self.classes.get(n) or frozenset([op.name]) for n, op in found.operations.items()}
+        return found
+
     def _shape(self, name: str) -> tuple[int, ...]:
         path, _, attribute = name.rpartition(".")
         found = getattr(self.module.get_submodule(path), attribute, None)

@@ -130,7 +130,7 @@ class Lora(Tuner):
     def delta(self) -> torch.Tensor:
         """The update `s·B·A` in the shape of the weight."""
         a = self.lora_A.flatten(1 + len(self.stack))
-        return (self.scaling * (self._up() @ a)).reshape(self.weight_shape)
+        return (self._up() @ (self.scaling * a)).reshape(self.weight_shape)
 
     def changed(self, weight: torch.Tensor) -> torch.Tensor:
         """W -> W + s·BA."""
