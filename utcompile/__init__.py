@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from utcompile.errors import UtcError
     from utcompile.fold import FoldReport, fold
     from utcompile.match import Plan
-    from utcompile.rewrite import TunedModule, disable_tuners, load_tuners, save_tuners
+    from utcompile.rewrite import (
+        TunedModule,
+        disable_tuners,
+        load_peft,
+        load_tuners,
+        peft_rules,
+        save_peft,
+        save_tuners,
+    )
     from utcompile.rules import RuleSet
     from utcompile.tuners import register_tuner
 
@@ -36,9 +44,12 @@ _HOMES = {
     "disable_tuners": "rewrite",
     "export_onnx": "deploy",
     "fold": "fold",
+    "load_peft": "rewrite",
     "load_tuners": "rewrite",
     "match": "api",
+    "peft_rules": "rewrite",
     "register_tuner": "tuners",
+    "save_peft": "rewrite",
     "save_tuners": "rewrite",
 }
 
@@ -55,9 +66,12 @@ __all__ = [
     "disable_tuners",
     "export_onnx",
     "fold",
+    "load_peft",
     "load_tuners",
     "match",
+    "peft_rules",
     "register_tuner",
+    "save_peft",
     "save_tuners",
 ]
 

@@ -177,8 +177,9 @@ def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
         return None
     dim %= len(sizes)
     others = [s if i != dim else -1 for i, s in enumerate(sizes)]
-    found = flow.together(op.inputs, others)
-    parts = [resolved(flow.axes[i][dim]) for i in op.inputs]
+    inputs = [i for i in op.inputs if len(flow.axes[i]) == len(sizes)]  # torch lets an empty vector join any tensor
+    found = flow.together(inputs, others)
+    parts = [resolved(flow.axes[i][dim]) for i in inputs]
     roles = [role_of(p) for p in parts if p]
     role = next((r for r in ("channel", "space") if r in roles), None)
     if role == "channel" and any(a.stride > 1 for p in parts for a in p if a.origin.role == "channel"):

@@ -9,6 +9,7 @@
 7. A value in `where:` that is unknown.
 8. A glob that matches nothing, or is one segment short.
 9. An operation, module or parameter that the model has nowhere.
+10. A path of a list, `h.path in (…)`, that is none of the model's.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from collections.abc import Iterable, Sequence
 from torch import fx
 
 from utcompile.errors import did_you_mean
-from utcompile.graph import Frame, GraphView, is_state, tensor, value_of
+from utcompile.graph import Frame, GraphView, is_state, place_of, tensor, value_of
 from utcompile.match.conditions import within
 from utcompile.match.engine import Bindings, Trace, same_attribute
 from utcompile.match.kin import FAMILIES, families
-from utcompile.match.places import places, wider_glob
+from utcompile.match.places import nearest_path, places, wider_glob
 from utcompile.match.text import listed
 from utcompile.rules import (
     Attribute,
     Call,
     Comparison,
     Head,
+    Literal,
     MatchModule,
     MatchOperation,
     MatchParameter,
@@ -207,6 +209,23 @@ def absent(rule: Rule, view: GraphView) -> tuple[str, str | None]:
 def _last_heads(wanted: MatchPattern) -> tuple[Head, ...]:
     values = [spelling.steps[-1].value for spelling in wanted.pattern.spellings]
     return tuple(head for value in values if isinstance(value, Call) for head in value.heads)
+
+
+def unlisted(rule: Rule, taken: Sequence[Bindings], view: GraphView) -> tuple[str, str] | None:
+    """Which paths of a list in `where:` have no match, and what to write instead (case 10)."""
+    for comparison in rule.where:
+        left, *others = comparison.operands
+        if not isinstance(left, Attribute) or left.path != ("path",) or comparison.operators != ("in",):
+            continue
+        paths = others[0].value if isinstance(others[0], Literal) else None
+        met = {place_of(env[left.capture]) for env in taken}
+        missing = [p for p in paths if p not in met] if isinstance(paths, tuple | list) else []
+        if missing:
+            known = places(view)
+            absent = [p for p in missing if p not in known]
+            fix = nearest_path(absent[0], known) if absent else "see `utcompile inspect` for what is computed there"
+            return f"nothing matches at {listed(missing)}", fix
+    return None
 
 
 def _no_operation(heads: Sequence[Head], view: GraphView) -> tuple[str, str | None]:

@@ -17,7 +17,7 @@ from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine, Trace, named, shown
 from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.fitting import Fitting
-from utcompile.match.hints import absent, hint, other_attributes, scope_hint, unknown
+from utcompile.match.hints import absent, hint, other_attributes, scope_hint, unknown, unlisted
 from utcompile.match.parameters import parameters_read
 from utcompile.match.places import wider_glob
 from utcompile.match.plan import Plan
@@ -222,7 +222,7 @@ def _check_expect(
     if most is not None and count > most:
         why, fix = too_many(rule, [_path(rule, env, engine.view) for env in taken], most)
     else:
-        why, fix = too_few(nearest(misses(), rule.name, 2), found=count > 0)
+        why, fix = unlisted(rule, taken, engine.view) or too_few(nearest(misses(), rule.name, 2), found=count > 0)
     raise UtcError(
         f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}", where=str(rule.mark), why=why, fix=fix
     )

@@ -127,6 +127,10 @@ def _of_function(
             if role == "weight" and operand is not None:
                 direct = operand.op == "get_attr"
         return found, direct, op
+    if op.name == "addmm" and len(op.inputs) == 1 and len(operands) == 2 and op.attributes.get("alpha", 1) == 1:
+        at = [operand_of(node, role, op) for role in roles]  # x @ W + b, as GPT-2 writes its linears
+        found = {r: _behind(o, view) if o is not None else None for r, o in zip(roles, at, strict=True)}
+        return found, all(o is None or o.op == "get_attr" for o in at), Operation("matmul", op.inputs)
     if "weight" not in roles:
         return dict.fromkeys(roles), True, op
     if len(operands) != 1:
@@ -147,7 +151,7 @@ def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
     """The argument of a function that plays a role, None where there is none."""
     if role in node.kwargs:
         found = node.kwargs[role]
-    elif op.name in _LAYERS:
+    elif op.name in _LAYERS or op.name == "addmm":
         place = _POSITIONS.get(op.name, {"weight": 1, "bias": 2}).get(role)
         found = node.args[place] if place is not None and place < len(node.args) else None
     else:
@@ -162,6 +166,7 @@ _POSITIONS = {
     "group_norm": {"weight": 2, "bias": 3},
     "rms_norm": {"weight": 2},
     "embedding": {"weight": 1},
+    "addmm": {"weight": 2, "bias": 0},
 }
 
 

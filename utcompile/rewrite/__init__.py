@@ -2,7 +2,9 @@
 
 from utcompile.rewrite.apply import apply_plan
 from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tuners, read_manifest, save_tuners
+from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
+from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import TunedModule, TunedSite, disable_tuners, site_nodes
 from utcompile.rewrite.weights import written_again
 
@@ -14,8 +16,11 @@ __all__ = [
     "apply_plan",
     "disable_tuners",
     "fingerprint",
+    "load_peft",
     "load_tuners",
+    "peft_rules",
     "read_manifest",
+    "save_peft",
     "save_tuners",
     "site_nodes",
     "to_module",

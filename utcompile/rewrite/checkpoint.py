@@ -35,10 +35,6 @@ def save_tuners(tuned: TunedModule, folder: str | Path, extra: Mapping[str, Any]
     """
     if not isinstance(tuned, TunedModule):
         raise UtcError(f"save_tuners takes a TunedModule, not {type(tuned).__name__}")
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UtcError("a checkpoint is a folder, and this is a file", where=str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().contiguous().cpu().clone() for k, v in _tensors(tuned).items()}
     manifest = {
         "format": _FORMAT,
@@ -57,11 +53,29 @@ def save_tuners(tuned: TunedModule, folder: str | Path, extra: Mapping[str, Any]
         },
         **(extra or {}),
     }
-    beside = [folder / f".{name}.{os.getpid()}" for name in (TENSORS, MANIFEST)]
+    text = json.dumps(manifest, indent=2, default=str)
+    return write_checkpoint(folder, TENSORS, tensors, MANIFEST, text)
+
+
+def write_checkpoint(
+    folder: str | Path,
+    tensors_name: str,
+    tensors: dict[str, torch.Tensor],
+    text_name: str,
+    text: str,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Write a file of tensors and one of text, both or neither; the folder is made if it does not exist."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UtcError("a checkpoint is a folder, and this is a file", where=str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (tensors_name, text_name)
+    beside = [folder / f".{name}.{os.getpid()}" for name in names]
     try:
-        save_file(tensors, beside[0])
-        beside[1].write_text(json.dumps(manifest, indent=2, default=str) + "\n", encoding="utf-8")
-        for temporary, name in zip(beside, (TENSORS, MANIFEST), strict=True):
+        save_file(tensors, beside[0], metadata)
+        beside[1].write_text(f"{text}\n", encoding="utf-8")
+        for temporary, name in zip(beside, names, strict=True):
             temporary.replace(folder / name)
     finally:
         for temporary in beside:
