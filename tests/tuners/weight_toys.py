@@ -88,6 +88,17 @@ class Product(nn.Module):
         return torch.bmm(x.mean(0).unsqueeze(0).expand(3, -1, -1), self.w).sum(0) + x.sum((1, 2))[:, None, None]
 
 
+class Added(nn.Module):
+    """`torch.addmm`, as transformers' `Conv1D` of GPT-2 is written: the weight is `(in, out)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.b, x.reshape(-1, 4), self.w).reshape(*x.shape[:-1], 6)
+
+
 class Recurrent(nn.Module):
     """An LSTM or GRU; two layers, both directions."""
 
@@ -183,6 +194,7 @@ TOYS = {
     "standardised": Toy(lambda: Standardised(4, 6, 3), (2, 4, 5, 5), "conv", RAW),
     "matmul": Toy(lambda: Product("matmul"), (2, 5, 4), "matmul", NO_BIAS),
     "einsum": Toy(lambda: Product("einsum"), (2, 5, 4), "einsum", {**NO_BIAS, **dict.fromkeys(("ssf", "ia3", "dora"), "are unknown")}),
+    "addmm": Toy(Added, (2, 5, 4), "addmm", LAYER),
     "experts": Toy(lambda: Product("experts"), (2, 5, 4), "matmul", NO_BIAS),
     "einsum experts": Toy(lambda: Product("einsum experts"), (2, 5, 4), "einsum", {**NO_BIAS, **dict.fromkeys(("ssf", "ia3", "dora"), "are unknown")}),
     "lstm": Toy(lambda: Recurrent(nn.LSTM), (2, 5, 4), "lstm", EACH),

@@ -32,6 +32,8 @@ def reads_of(parameter: fx.Node, view: GraphView) -> tuple[fx.Node, ...]:
 def channel_axis_of(parameter: fx.Node, view: GraphView) -> int | None:
     """The channel axis of a parameter: that of what it meets, aligned from the end as broadcasting aligns."""
     known, rank = view.channel_axis[parameter], tensor(parameter).rank
+    if rank == 1:  # a gain or a shift, whatever it is reshaped to
+        return 0
     stack, seen = [parameter], {parameter}
     while known is None and stack:
         for user in stack.pop().users:

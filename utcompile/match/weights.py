@@ -127,7 +127,8 @@ def _of_function(
             if role == "weight" and operand is not None:
                 direct = operand.op == "get_attr"
         return found, direct, op
-    if op.name == "addmm" and len(op.inputs) == 1 and len(operands) == 2 and op.attributes.get("alpha", 1) == 1:
+    is_plain = op.attributes.get("alpha", 1) == op.attributes.get("beta", 1) == 1
+    if op.name == "addmm" and len(op.inputs) == 1 and len(operands) == 2 and is_plain:
         at = [operand_of(node, role, op) for role in roles]  # x @ W + b, as GPT-2 writes its linears
         found = {r: _behind(o, view) if o is not None else None for r, o in zip(roles, at, strict=True)}
         return found, all(o is None or o.op == "get_attr" for o in at), Operation("matmul", op.inputs)

@@ -58,7 +58,7 @@ class Scaling(Tuner):
                 fix="use `sequential:` instead",
             )
         outputs = outputs_of(op, site.weight_shape)
-        if shift and not takes_bias(op):
+        if shift and not takes_bias(op) and site.parameters.get("bias") is None:
             raise UtcError(
                 f"{op.name} adds no bias, so β has no place in its parameters", fix="use `sequential:` instead"
             )
