@@ -15,7 +15,7 @@ setup: .venv/.ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade --quiet pip
-	$(BIN)/python -m pip install --progress-bar on --editable '.[dev,demo,hf]'
+	$(BIN)/python -m pip install --progress-bar on --editable '.[dev,demo,hf,peft]'
 	@touch $@
 
 demo: setup

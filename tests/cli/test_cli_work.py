@@ -110,6 +110,16 @@ def test_export_unfolded(run, tmp_path):
     assert "equal in ONNX Runtime at batch sizes 1, 2, 3, 8: largest difference" in text
 
 
+def test_export_for_peft(run, tmp_path):
+    """The run's own rules, and PEFT's reading of them, say the same."""
+    assert "from_pretrained" in passed("export", run, "--peft", "-o", tmp_path / "adapter").stdout
+    assert names(tmp_path / "adapter") == ["adapter_config.json", "adapter_model.safetensors"]
+    again = utc("export", run, "--peft", "-o", tmp_path / "adapter")
+    assert again.exit_code == 1 and "the folder is not empty" in again.stderr
+    folder = tmp_path / "json"
+    assert parsed("export", run, "--peft", "-o", folder) == {"path": str(folder)}
+
+
 def test_verify(run, exported):
     path, _ = exported
     assert "equal in ONNX Runtime and PyTorch" in passed("verify", path, run).stdout

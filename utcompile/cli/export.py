@@ -1,4 +1,4 @@
-"""`utcompile export`: fold, export to ONNX, prove."""
+"""`utcompile export`: fold, export to ONNX, prove; or write the tuners as PEFT does."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.folders import check_file
+from utcompile.cli.folders import check_file, check_free
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, batches_of, examples
 
 EXAMPLES = examples(
     "utcompile export run/ -o model.onnx",
     "utcompile export run/ -o model.onnx --opset 20 --batch-sizes 1,16",
     "utcompile export run/ -o model.onnx --no-fold --json",
+    "utcompile export run/ --peft -o adapter/",
 )
 
 
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX file to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX file to write; with --peft, a folder.")
+    ],
     fold: Annotated[bool, typer.Option(help="Fold the tuners first.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
+    peft: Annotated[bool, typer.Option("--peft", help="Write the LoRA or DoRA tuners for PEFT, and no ONNX.")] = False,
     opset: Annotated[int | None, typer.Option(min=1, help="Of ONNX operators; the exporter's own by default.")] = None,
     batch_sizes: BatchSizes = "1,3,8",
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
@@ -37,6 +41,14 @@ def export(
     from utcompile.deploy import export_onnx
 
     sizes = batches_of(batch_sizes)
+    if peft:
+        check_free(out, overwrite=False, flag="remove it")
+        path = utc.save_peft(open_run(run, model, weights, trust).tuned, out)
+        if json:
+            output.emit({"path": str(path)})
+        else:
+            output.say(f"{path}: for peft.PeftModel.from_pretrained(model, …)")
+        return
     check_file(out)
     opened = open_run(run, model, weights, trust)
     module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
