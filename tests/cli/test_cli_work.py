@@ -13,6 +13,7 @@ import torch
 from cli_toys import MODEL, RULES, TRAINING, names, parsed, passed, utc, write_data
 from safetensors.torch import load_file
 
+from utcompile import compile, peft_rules, save_tuners
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.runs import open_run
 
@@ -111,13 +112,19 @@ def test_export_unfolded(run, tmp_path):
 
 
 def test_export_for_peft(run, tmp_path):
-    """The run's own rules, and PEFT's reading of them, say the same."""
-    assert "from_pretrained" in passed("export", run, "--peft", "-o", tmp_path / "adapter").stdout
+    choice = ModelChoice("timm:test_vit", num_classes=2, input_size=(3, 32, 32))
+    torch.manual_seed(choice.seed)
+    tuned = compile(choice.build(), "lora/all_linear", (choice.example(),), vars={"r": 2})
+    save_tuners(tuned, tmp_path / "run", extra={"model": choice.as_dict()})
+    assert "from_pretrained" in passed("export", tmp_path / "run", "--peft", "-o", tmp_path / "adapter").stdout
     assert names(tmp_path / "adapter") == ["adapter_config.json", "adapter_model.safetensors"]
-    again = utc("export", run, "--peft", "-o", tmp_path / "adapter")
+    assert len(peft_rules(tmp_path / "adapter").rules) == 1
+    again = utc("export", tmp_path / "run", "--peft", "-o", tmp_path / "adapter")
     assert again.exit_code == 1 and "the folder is not empty" in again.stderr
-    folder = tmp_path / "json"
-    assert parsed("export", run, "--peft", "-o", folder) == {"path": str(folder)}
+    assert parsed("export", tmp_path / "run", "--peft", "-o", tmp_path / "b") == {"path": str(tmp_path / "b")}
+    refused = utc("export", run, "--peft", "-o", tmp_path / "none")  # it has depthwise convolutions
+    assert refused.exit_code == 1 and "PEFT cannot hold these sites" in refused.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_verify(run, exported):
