@@ -237,12 +237,18 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def vera_file() -> str:
+    """The tuner of `examples/vera.py`, as it stands there."""
+    return f"```python\n{(ROOT / 'examples' / 'vera.py').read_text(encoding='utf-8')}```"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "rules": shipped_rules_table,
     "patterns": patterns_table,
     "operations": operations_table,
     "attributes": attributes_table,
     "tuners": tuners_table,
+    "vera": vera_file,
     "errors": errors_table,
     "limits": limits_table,
     "keys": keys_tables,

@@ -156,7 +156,7 @@ def alone(layer: nn.Module) -> Callable[[], nn.Module]:
     return make
 
 
-NORM = {"lora": "needs a matrix", "dora": "needs a matrix"}
+NORM = {"lora": "needs a matrix", "dora": "needs a matrix", "vera": "needs a matrix", "oft": "have no blocks"}
 LAYER = {"norm_affine": "norm_affine does not apply to"}
 NO_BIAS = {"ssf": "adds no bias", "bias": "takes none", **LAYER}
 RAW = {**LAYER, "ssf": "the weight of this|adds no bias", "ia3": "the weight of this"}
@@ -193,10 +193,10 @@ TOYS = {
     "borrowed slice": Toy(lambda: Borrowed(True), (2, 4), "linear", {**RAW, "bias": "has no bias"}),
     "standardised": Toy(lambda: Standardised(4, 6, 3), (2, 4, 5, 5), "conv", RAW),
     "matmul": Toy(lambda: Product("matmul"), (2, 5, 4), "matmul", NO_BIAS),
-    "einsum": Toy(lambda: Product("einsum"), (2, 5, 4), "einsum", {**NO_BIAS, **dict.fromkeys(("ssf", "ia3", "dora"), "are unknown")}),
+    "einsum": Toy(lambda: Product("einsum"), (2, 5, 4), "einsum", {**NO_BIAS, **dict.fromkeys(("ssf", "ia3", "dora", "oft"), "are unknown")}),
     "addmm": Toy(Added, (2, 5, 4), "addmm", LAYER),
     "experts": Toy(lambda: Product("experts"), (2, 5, 4), "matmul", NO_BIAS),
-    "einsum experts": Toy(lambda: Product("einsum experts"), (2, 5, 4), "einsum", {**NO_BIAS, **dict.fromkeys(("ssf", "ia3", "dora"), "are unknown")}),
+    "einsum experts": Toy(lambda: Product("einsum experts"), (2, 5, 4), "einsum", {**NO_BIAS, **dict.fromkeys(("ssf", "ia3", "dora", "oft"), "are unknown")}),
     "lstm": Toy(lambda: Recurrent(nn.LSTM), (2, 5, 4), "lstm", EACH),
     "gru": Toy(lambda: Recurrent(nn.GRU), (2, 5, 4), "gru", EACH),
     "parameter": Toy(Position, (2, 5, 4), "{parameter: pos}", {**NO_BIAS, "bias": "bias"}),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Value, describe, tensor, value_of
@@ -75,9 +75,14 @@ class Site:
         """`parallel adapter`, `weight lora branch`."""
         return " ".join(filter(None, (self.form, self.tuner, self.how)))
 
-    def build(self) -> Tuner:
-        """Make the tuner, on the current default device."""
-        return build_tuner(tuner_class(self.tuner), self.config, self.build_from)
+    def build(self, shared: dict[Hashable, nn.Module] | None = None) -> Tuner:
+        """Make the tuner, on the current default device.
+
+        Args:
+            shared: what the sites of one tuned model share (`TunerSite.share`); nothing where there is None.
+        """
+        site = replace(self.build_from, shared={} if shared is None else shared)
+        return build_tuner(tuner_class(self.tuner), self.config, site)
 
 
 def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphView, fitting: Fitting) -> Site:

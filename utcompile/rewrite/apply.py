@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -87,11 +88,12 @@ class _Rewriter:
         self.current: dict[fx.Node, fx.Node] = {}  # a recorded node -> its value as changed so far
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
         self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
+        self.shared: dict[Hashable, nn.Module] = {}  # what tuners have in common
         root.add_module("tuners", nn.Module())
 
     def insert(self, site: Site) -> TunedSite:
         """Build a site's tuner and add its nodes."""
-        tuner = _build(site, self.root)
+        tuner = _build(site, self.root, self.shared)
         name = self._add_module(site, tuner)
         source = self.mapping[site.source]
         targets = [self.mapping[t] for t in site.targets]
@@ -230,8 +232,8 @@ def _forget_state(node: fx.Node) -> None:
             stack += user.users
 
 
-def _build(site: Site, root: nn.Module) -> Tuner:
-    tuner = site.build()
+def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module]) -> Tuner:
+    tuner = site.build(shared)
     value = site.build_from.target.value
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
     reference = next(root.parameters(), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -78,6 +78,7 @@ class TunerSite:
         parameters: role to shape of the parameters that a weight tuner changes; None where the operation has none.
         direct: whether the operation reads its weight itself, and not something computed from it.
         rows: for a config's `slices`, the rows of the weight that each of them stands for.
+        shared: what `share` has made so far, for all sites of one tuned model.
     """
 
     form: Form
@@ -93,6 +94,17 @@ class TunerSite:
     parameters: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
     direct: bool = True
     rows: tuple[tuple[int, ...], ...] = ()
+    shared: dict[Hashable, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+
+    def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
+        """One module for all sites of a model that ask for a key; `make(*args)` the first time.
+
+        As a submodule of each tuner it stays one, also when the model is moved, cast, copied or pickled. A plan counts
+        its parameters at every site.
+        """
+        if key not in self.shared:
+            self.shared[key] = make(*args)
+        return self.shared[key]
 
 
 @dataclass(frozen=True)

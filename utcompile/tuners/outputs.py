@@ -34,7 +34,7 @@ class Outputs:
     @property
     def count(self) -> int:
         """How many there are."""
-        return prod(self.shape[a] for a in self.axes)
+        return prod([self.shape[a] for a in self.axes])  # a list: Dynamo folds no product of a generator
 
     def scaled(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The weight, each output channel of it times its factor `(count,)`."""
