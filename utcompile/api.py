@@ -16,7 +16,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 from utcompile.match import Plan
 from utcompile.match import match as find
-from utcompile.rewrite import TunedModule, apply_plan
+from utcompile.rewrite import TunedModule, apply_plan, check_learning
 from utcompile.rules import RuleSet
 
 
@@ -52,10 +52,12 @@ def compile(
     """Capture a model, match rules and insert their tuners.
 
     Where every tuner is the identity at the start, the result's outputs on the example inputs are proven equal to the
-    model's, bit for bit (not with `verify="shapes"`).
+    model's, bit for bit. A tuner of each kind takes two steps alone, in which each of its parameters must get a finite
+    gradient other than zero. Neither with `verify="shapes"`.
 
     Raises:
-        UtcError: as `capture` and `match`; or a tuner that should be the identity at the start changes an output.
+        UtcError: as `capture` and `match`; or a tuner that should be the identity at the start changes an output; or a
+            tuner has a parameter that gets no gradient.
 
     Example:
         >>> import torch, utcompile as utc
@@ -65,8 +67,10 @@ def compile(
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
     captured = capture(model, example_inputs, dynamic, base, verify)
-    tuned = match(captured, rules, vars).apply()
+    plan = match(captured, rules, vars)
+    tuned: TunedModule = plan.apply()
     if verify != "shapes":
+        check_learning(plan.sites, tuned)
         _prove_identity(captured, tuned, bind_inputs(captured, example_inputs))
     return tuned
 

@@ -13,6 +13,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
+from utcompile.tuners import base
 
 
 def rules(*entries: tuple[str, str], train: str = "") -> str:
@@ -236,3 +237,109 @@ def test_a_tuner_that_another_rule_replaces_is_refused_by_name() -> None:
     with pytest.raises(utc.UtcError) as caught:
         utc.compile(model, last, x)
     assert "reaches no output of the model" in str(caught.value) and "which site r1" in str(caught.value)
+
+
+# --- zero weights -------------------------------------------------------------------------------------------------------
+
+
+class Branched(nn.Module):
+    """A residual branch that ends in a LayerScale or a norm, and a head."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.gamma = nn.Parameter(torch.ones(4)) if end == "gamma" else None
+        nn.init.zeros_(self.norm.weight if end == "norm" else self.gamma if end == "gamma" else self.head.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.fc(x))
+        return self.head(x + (y if self.gamma is None else self.gamma * y))
+
+
+@pytest.mark.parametrize(
+    ("end", "parameter", "mute"), [("norm", "norm.weight", 1), ("gamma", "gamma", 1), ("head", "head.weight", 2)]
+)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_zero_weights_that_stop_every_gradient_are_named(
+    end: str, parameter: str, mute: int, fixed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And rightly: the gradients of just these are zero."""
+    model, x = Branched(end).eval(), torch.randn(3, 4)
+    more = f'train: ["parameter:{parameter}"]\n' if fixed else ""
+    text = rules(
+        ('{module: "fc"}', adapter("sequential: y")), ('{module: "head"}', adapter("sequential: x")), train=more
+    )
+    tuned = utc.compile(model, text, x)
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    if fixed:  # trained, it is zero at the first step alone
+        assert warned == []
+        return
+    assert len(warned) == 1 and f"{mute} of 2 sites get no gradient (r0/fc/0" in warned[0]
+    assert f"{parameter} is frozen and zero throughout" in warned[0]
+    zoo.shake(tuned)
+    tuned(x).square().sum().backward()
+    still = [s.id for s in tuned.sites if not any(p.grad.any() for p in tuned.tuner(s.id).parameters())]  # type: ignore[union-attr]
+    assert still == ["r0/fc/0", "r1/head/0"][:mute]
+
+
+# --- parameters that cannot learn -----------------------------------------------------------------------------------------
+
+
+def test_a_parameter_of_a_tuner_that_gets_no_gradient_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+    class Config(base.TunerConfig):
+        kind: str = "test_dead"
+        fault: str
+
+    @utc.register_tuner("test_dead")
+    class Dead(base.Tuner):
+        config_class = Config
+        forms = ("parallel", "weight")
+
+        def __init__(self, fault: str, shape: tuple[int, int], form: str) -> None:
+            super().__init__()
+            self.fault, self.form = fault, form
+            self.a = nn.Parameter(torch.zeros(2, shape[1]) if fault == "zeros" else torch.randn(2, shape[1]))
+            self.b = nn.Parameter(torch.zeros(shape[0], 2))
+            self.extra = nn.Parameter(torch.ones(3)) if fault == "forgotten" else None
+
+        @classmethod
+        def build(cls, config: Config, site: base.TunerSite) -> Dead:
+            shape = site.weight_shape or (site.target.channels, site.source.channels)
+            return cls(config.fault, shape, site.form)
+
+        def update(self) -> torch.Tensor:
+            b = self.b.sign() * self.b.abs().sqrt() if self.fault == "root" else self.b
+            return (b.detach() if self.fault == "detached" else b) @ self.a
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if self.form == "weight" else x @ self.update().mT
+
+        def changed(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight + self.update()
+
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4)
+    for fault, message in (
+        ("zeros", "no gradient reaches 'a', 'b' in a test_dead tuner"),
+        ("forgotten", "no gradient reaches 'extra' in a test_dead tuner"),
+        ("detached", "no gradient reaches 'a', 'b' in a test_dead tuner"),
+        ("root", "the gradient of 'b' in a test_dead tuner is not finite"),
+    ):
+        for insert in ("parallel: x -> h", "weight: h"):
+            text = rules(("|\n      h = linear(x)", f"{{{insert}, tuner: {{kind: test_dead, fault: {fault}}}}}"))
+            with pytest.raises(utc.UtcError) as caught:
+                utc.compile(model, text, x)
+            assert message in str(caught.value) and "site r0/" in str(caught.value), (fault, insert)
+            utc.compile(model, text, x, verify="shapes")
+
+
+def test_looking_for_gradients_leaves_the_tuners_and_the_random_state_alone() -> None:
+    model, x = zoo.make("vit")
+    made = []
+    for verify in ("values", "shapes"):
+        torch.manual_seed(3)
+        tuned = utc.compile(model, "u_tuning/tri", x, verify=verify)  # type: ignore[arg-type]
+        made.append([*(p.detach() for p in tuned.parameters() if p.requires_grad), torch.rand(1)])
+        assert all(p.grad is None for p in tuned.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))

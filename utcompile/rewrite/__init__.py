@@ -4,6 +4,7 @@ from utcompile.rewrite.apply import apply_plan
 from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tuners, read_manifest, save_tuners
 from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
+from utcompile.rewrite.learn import check_learning
 from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import TunedModule, TunedSite, disable_tuners, site_nodes
 from utcompile.rewrite.weights import written_again
@@ -14,6 +15,7 @@ __all__ = [
     "TunedModule",
     "TunedSite",
     "apply_plan",
+    "check_learning",
     "disable_tuners",
     "fingerprint",
     "load_peft",

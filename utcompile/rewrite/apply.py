@@ -50,7 +50,7 @@ def apply_plan(plan: Plan) -> TunedModule:
     work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode)
     sites = tuple(work.insert(site) for site in plan.sites)
     work.finish()
-    check_reach(graph, sites)
+    check_reach(graph, root, sites)
     tuned = TunedModule(root, graph, type(plan.module).__name__)
     tuned.inherit(plan.module)
     tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset

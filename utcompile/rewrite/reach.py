@@ -5,22 +5,31 @@ A tuner that is computed and never seen trains without an error and changes noth
 1. no path leads from its tuner to an output; the message names where the path ends and what stands in its place;
 2. every path to an output passes a `detach`, a `no_grad` region, or a value that is no floating-point number.
 
-What happens inside a tuner's module is its author's promise; the tests of each family run two steps and look.
+Where every way passes a frozen weight that is zero throughout (a LayerScale or the last norm of a branch, in a model
+that was never trained), the gradient is zero in every step. That is a property of the weights and no mistake of the
+rules, so it is logged as a warning that names the sites.
+
+What happens inside a tuner's module is for `learn.py`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import describe, value_of
+from utcompile.graph import describe, operation, value_of
 from utcompile.rewrite.tuned import TunedSite
 
+logger = logging.getLogger(__name__)
+_FACTORS = ("weight", "other", "input")  # roles in which a zero parameter makes the result zero
 
-def check_reach(graph: fx.Graph, sites: Sequence[TunedSite]) -> None:
-    """Raise for the first site whose parameters no gradient can reach."""
+
+def check_reach(graph: fx.Graph, root: nn.Module, sites: Sequence[TunedSite]) -> None:
+    """Raise for the first site whose parameters no gradient can reach; warn of those where it is zero."""
     outputs = [graph.output_node()]
     blocked = _blocked(graph)
     trained = _above(outputs, blocked)
@@ -29,6 +38,14 @@ def check_reach(graph: fx.Graph, sites: Sequence[TunedSite]) -> None:
         mine = reads[site.name]
         if trained.isdisjoint(mine):
             raise _refused(site, mine, _above(outputs, {}), blocked, graph)
+    zeros = _zeros(graph, root)
+    passed = _above(outputs, {**blocked, **zeros}) if zeros else trained
+    mute = [s.id for s in sites if passed.isdisjoint(reads[s.name])]
+    if mute:
+        logger.warning(
+            "%d of %d sites get no gradient (%s): %s. Load trained weights, or exclude the places in `where:`",
+            len(mute), len(sites), ", ".join(mute[:3]) + (" …" if len(mute) > 3 else ""), next(iter(zeros.values())),
+        )  # fmt: skip
 
 
 def _reads(graph: fx.Graph, names: set[str]) -> dict[str, list[fx.Node]]:
@@ -71,6 +88,30 @@ def _blocked(graph: fx.Graph) -> dict[fx.Node, str]:
         elif value is not None and not (value.dtype.is_floating_point or value.dtype.is_complex):
             found[node] = f"it yields {str(value.dtype).removeprefix('torch.')}"
     return found
+
+
+def _zeros(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, str]:
+    """The operations that multiply what they read by a frozen parameter that is zero throughout."""
+    named = dict(root.named_parameters(remove_duplicate=False))
+    zero = {n for n, p in named.items() if not p.requires_grad and not n.startswith("tuners.") and _is_zero(p)}
+    found = {}
+    for node in graph.nodes if zero else ():
+        if node.meta.get("role") in ("tuner", "operation", "branch"):  # its parameters are tuned
+            continue
+        read = {f"{node.target}.weight"} if node.op == "call_module" else {str(n.target) for n in node.all_input_nodes}
+        if read.isdisjoint(zero):
+            continue
+        op = operation(node, root)
+        name = next((n for r in _FACTORS if (n := op.parameters.get(r)) in zero), None)
+        if name is not None and op.name not in ("add", "sub"):
+            found[node] = f"{name} is frozen and zero throughout"
+    return found
+
+
+def _is_zero(parameter: torch.Tensor) -> bool:
+    if parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
+        return False
+    return not parameter[(0,) * parameter.dim()] and not parameter.any()  # the first number tells nearly always
 
 
 def _refused(

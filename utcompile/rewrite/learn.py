@@ -1,0 +1,93 @@
+"""Every parameter of a tuner must learn: two steps of the tuner alone, on random values, show it.
+
+`reach.py` reads off the graph that a gradient comes back to a tuner. Whether it comes to each parameter inside is the
+tuner's own affair: a parameter that `forward` forgets, or two factors that both start at zero, train without an error
+and change nothing. A step of the whole model would cost seconds; here one site of each kind is tried, the smallest.
+
+The values are random, the frozen parameters too, so that nothing depends on the base or on the example inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from utcompile.errors import UtcError
+from utcompile.match import Site
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.tuners import Tuner
+
+_BATCH = 2
+_DRAWS = 8  # a bottleneck of one channel may be dead under one draw's ReLU, as under one batch in training
+
+
+def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
+    """Raise for the first tuner with a parameter that gets no gradient, or one that is not finite.
+
+    Args:
+        sites: of the plan.
+        tuned: what it became; its tuners are copied, and the random state stays as it was.
+    """
+    kinds: dict[Hashable, tuple[int, Site, Tuner]] = {}
+    for site, made in zip(sites, tuned.sites, strict=True):
+        tuner = tuned.tuner(made.id)
+        operation = site.build_from.operation
+        named = tuple((n, p.dim()) for n, p in tuner.named_parameters())
+        key = (type(site.config), str(site.config), site.form, operation and operation.name, named)
+        size = sum(torch.Size(s).numel() for s in _shapes(site))
+        if key not in kinds or size < kinds[key][0]:
+            kinds[key] = size, site, tuner
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        for _, site, tuner in kinds.values():
+            _check(site, copy.deepcopy(tuner).cpu().float().train())
+
+
+def _shapes(site: Site) -> list[tuple[int, ...]]:
+    """Of what a tuner reads: values, or the parameters that it changes."""
+    if site.form == "weight":
+        return [shape for shape in site.build_from.parameters.values() if shape is not None]
+    return [value.sizes(_BATCH) for value in site.given]
+
+
+def _check(site: Site, tuner: Tuner) -> None:
+    trained = {n: p for n, p in tuner.named_parameters() if p.requires_grad and p.numel()}
+    if not trained or (site.form != "weight" and not all(v.dtype.is_floating_point for v in site.given)):
+        return
+    if site.form == "weight":
+        tuner.start(*_inputs(site))
+    waiting = set(trained)
+    for draw in range(_DRAWS):
+        made = tuner.changed(*_inputs(site)) if site.form == "weight" else tuner(*_inputs(site))
+        results = [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, torch.Tensor)]
+        loss = torch.stack([(t * torch.randn_like(t)).sum() for t in results]).sum()
+        grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if loss.requires_grad else ()
+        for (name, parameter), grad in zip(trained.items(), grads, strict=False):
+            if grad is None or not grad.any():
+                continue
+            if not grad.isfinite().all():
+                raise UtcError(
+                    f"the gradient of '{name}' in a {site.tuner} tuner is not finite",
+                    where=f"site {site.id}",
+                    why=f"in step {draw + 1} of the tuner alone, on random values",
+                    fix="look for a division by zero, or a root at zero, where the tuner starts",
+                )
+            waiting.discard(name)
+            with torch.no_grad():
+                parameter.sub_(0.1 * grad / grad.abs().max())
+        if not waiting:
+            return
+    raise UtcError(
+        f"no gradient reaches {', '.join(repr(n) for n in trained if n in waiting)} in a {site.tuner} tuner",
+        where=f"site {site.id}",
+        why="in steps of the tuner alone, on random values: it takes no part in what the tuner computes, or what it is "
+        "multiplied by starts at zero and stays there",
+        fix="start only one of two factors at zero; what is not to be trained is a buffer",
+    )
+
+
+def _inputs(site: Site) -> list[torch.Tensor | None]:
+    if site.form == "weight":
+        return [None if s is None else torch.randn(s) for s in site.build_from.parameters.values()]
+    return [torch.randn(shape) for shape in _shapes(site)]
