@@ -123,15 +123,15 @@ class Random(nn.Module):
         return self.head(x.mean((2, 3)) if x.dim() == 4 else x.mean(1))
 
 
-BLOCKS = st.lists(
-    st.tuples(
-        st.lists(st.sampled_from(sorted({*IMAGE, *TOKENS})), min_size=1, max_size=5),
-        st.booleans(),
-        st.sampled_from(["none", "add", "mul"]),
-    ),
-    min_size=1,
-    max_size=3,
+ACTIVATION = st.sampled_from(["relu", "relu6", "gelu", "silu", "leaky", "hardswish"])
+BETWEEN = st.lists(
+    st.sampled_from(["batch", "dropout", "gamma", "tiny", "depthwise", "squeeze", "reflect"]), max_size=2
 )
+CHAIN = st.builds(lambda a, b, c, d: [*a, b, *c, *d], BETWEEN, ACTIVATION, BETWEEN, st.lists(ACTIVATION, max_size=1))
+ANYTHING = st.lists(st.sampled_from(sorted({*IMAGE, *TOKENS})), min_size=1, max_size=5)
+JOIN = st.sampled_from(["none", "add", "mul"])
+BLOCK = st.one_of(st.tuples(ANYTHING, st.booleans(), JOIN), st.tuples(CHAIN, st.just(True), JOIN))
+BLOCKS = st.lists(BLOCK, min_size=1, max_size=3)
 VALUE = ("linear", "conv", "activation", "norm", "mul", "add", "pool", "permute", "reshape", "transpose", "dropout", "mean", "cat", "roll")  # fmt: skip
 ONE = """  - name: r{i}
     match: {match}
