@@ -110,9 +110,12 @@ class Work:
 
     def evaluate(self, node: fx.Node) -> torch.Tensor:
         """The value of a node computed from parameters alone, in float64."""
-        result = run_node(self.root, node, self.evaluate)
+        result = self._evaluate(node)
         assert isinstance(result, torch.Tensor)
         return result
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        return run_node(self.root, node, self._evaluate)
 
     def check_read_once(self, node: fx.Node, name: str) -> None:
         """Refuse a parameter or buffer that anything but one node reads, or that has a second name."""
@@ -199,6 +202,9 @@ class Layer:
 
     def check(self) -> None:
         """Refuse what cannot be rewritten."""
+        computed = [n.name for n in self.node.all_input_nodes if is_state(n) and n.op != "get_attr"]
+        if computed:
+            raise Unfoldable(f"{computed[0]}, a parameter of {self.node.name}, is computed from others")
         self.work.check_unshared(self.node, self.op)
 
     def put(self, weight: torch.Tensor, bias: torch.Tensor) -> None:

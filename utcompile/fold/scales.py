@@ -63,8 +63,10 @@ def scale_of(work: Work, node: fx.Node, op: Operation) -> Scale | None:
     if isinstance(other, fx.Node):
         if not is_state(other):
             return None
-        name = state_name(other)
         t = work.evaluate(other)
+        name = state_name(other)
+        if name is not None and not torch.equal(t.flatten(), work.state(name).flatten()):
+            name = None  # a part of it, or turned
         if t.dim() > value.rank:
             return None
     elif isinstance(other, (int, float)):
