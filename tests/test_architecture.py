@@ -76,7 +76,7 @@ def test_every_error_class_is_a_utc_error() -> None:
                 assert node.name in {
                     "UtcError",
                     "Unfoldable",
-                    "_Disproved",
+                    "Disproved",
                     "Differs",
                     "Unrecordable",
                     "_NeedsValues",

@@ -18,7 +18,6 @@ from utcompile.graph import is_state, value_of
 from utcompile.rewrite import TunedSite, to_module, written_again
 from utcompile.tuners import Tuner
 
-_RETAINED = 0.95  # below this share of the tuner's effect, rounding has eaten it: the site is kept
 _PIECE = 1 << 16
 _BETWEEN = ("parameter", "tuner")  # roles of nodes that hand a changed parameter on
 
@@ -54,7 +53,7 @@ def plan_absorption(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]
     """Find out whether a weight tuner can go into the parameters.
 
     Raises:
-        Unfoldable: a parameter is shared with an operation outside the site, or rounding would lose the effect.
+        Unfoldable: a parameter is shared with an operation outside the site.
     """
     tuner = work.root.get_submodule(site.name)
     assert isinstance(tuner, Tuner)
@@ -69,8 +68,6 @@ def plan_absorption(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]
     homes = [work.home_of(n) for n in names if n is not None]
     changes = [(n, b, a) for n, b, a in zip(names, before, after, strict=True) if n is not None and b is not None]
     retained = min((share_retained(b, a, work.home_of(n)[0]) for n, b, a in changes), default=1.0)
-    if retained < _RETAINED:
-        raise Unfoldable(f"rounding to the weight's dtype would keep {retained:.0%} of the tuner's effect")
 
     def commit() -> list[fx.Node]:
         added: dict[int, str] = {}

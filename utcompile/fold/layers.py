@@ -25,13 +25,16 @@ class Work:
 
     Attributes:
         changed: parameter name -> the dtype and device that it has in the end.
+        touched: what the site that is being folded has changed so far.
     """
 
     graph: fx.Graph
     root: nn.Module
     changed: dict[str, tuple[torch.dtype, torch.device]] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
     _view: GraphView | None = None
     _read: dict[str, torch.Tensor] = field(default_factory=dict)  # in float64, until the site is done
+    _rounded: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def home(self) -> tuple[torch.dtype, torch.device]:
@@ -64,6 +67,17 @@ class Work:
         is_tuner = name.startswith("tuners.")
         return self.state(name) if state.is_floating_point() and not is_tuner else in_float64(name, state)
 
+    def rounded(self, name: str, state: torch.Tensor, into: torch.dtype | None = None) -> torch.Tensor:
+        """For `run_node`: everything as it is in the end, and then in another dtype, on the CPU."""
+        state = state.detach().cpu()
+        if not state.is_floating_point():
+            return state
+        if name in self.changed:
+            if name not in self._rounded:
+                self._rounded[name] = state.to(self.changed[name][0])
+            state = self._rounded[name]
+        return state if into is None else state.to(into)
+
     def home_of(self, name: str) -> tuple[torch.dtype, torch.device]:
         """The dtype and device that a parameter has in the end."""
         if name in self.changed:
@@ -80,8 +94,18 @@ class Work:
     def put(self, name: str, value: torch.Tensor) -> None:
         """Replace a parameter or buffer by a float64 value."""
         self.changed[name] = self.home_of(name)
-        self._read.pop(name, None)
+        self._forget(name)
         self._set(name, value.cpu().double())
+
+    def _forget(self, name: str) -> None:
+        self.touched.add(name)
+        for known in (self._read, self._rounded):
+            known.pop(name, None)
+
+    def in_float32(self, name: str) -> None:
+        """Let a parameter or buffer be float32 in the end."""
+        self.put(name, self.state(name))
+        self.changed[name] = (torch.float32, self.changed[name][1])
 
     def settle(self, all: bool = False) -> None:
         """A site is done: round what it changed to the dtype it had, where it was; what is half only at last.
@@ -89,11 +113,14 @@ class Work:
         In float32 a second rounding is none that counts, and the memory of a large model in float64 is one that does.
         """
         self._read.clear()
+        self.touched.clear()
         for name, (dtype, device) in list(self.changed.items()):
             if dtype.itemsize < 4 and not all:
                 continue
             del self.changed[name]
-            self._set(name, self._get(name).detach().to(device, dtype))
+            value = self._rounded.pop(name, self._get(name).detach())
+            self._set(name, value.to(device, dtype))
+        self._rounded.clear()
 
     def _set(self, name: str, value: torch.Tensor) -> None:
         path, _, attribute = name.rpartition(".")
@@ -152,13 +179,13 @@ class Planned:
         sources: values that it leaves alone, from which everything that it changes is computed.
         outputs: the nodes whose values must stay the same.
         commit: does it; returns the nodes that then yield the values of `outputs`.
-        retained: the share of the tuner's effect that rounding to the model's dtype leaves.
+        retained: the share of the tuner's effect that rounding to the model's dtype leaves; None where it is measured.
     """
 
     sources: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     commit: Callable[[], Sequence[fx.Node]]
-    retained: float = 1.0
+    retained: float | None = None
 
 
 @dataclass

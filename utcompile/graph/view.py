@@ -41,11 +41,12 @@ class GraphView:
     def rewritten(self) -> GraphView:
         """The graph indexed anew after changes that left every value's layout, and what the operations are, alone.
 
-        Of nodes that were added since, the layout is unknown.
+        Of nodes that were added since, the layout is unknown. What has not been asked for yet is found anew.
         """
         found = GraphView(self.nodes[0].graph, self.module)
-        found.layouts = {n: self.layouts.get(n) for n in found.nodes}
-        found.classes = {n: self.classes.get(n) or frozenset([op.name]) for n, op in found.operations.items()}
+        if {"layouts", "classes"} <= self.__dict__.keys():
+            found.layouts = {n: self.layouts.get(n) for n in found.nodes}
+            found.classes = {n: self.classes.get(n) or frozenset([op.name]) for n, op in found.operations.items()}
         return found
 
     def _shape(self, name: str) -> tuple[int, ...]:
