@@ -17,10 +17,10 @@ from utcompile.capture.nested import tensors
 from utcompile.capture.verify import check
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
-from utcompile.graph.structure import named_state, structural_copy
+from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 
 _RESERVED = frozenset(
-    "graph code meta report batch_inputs follows_mode model_attributes sites trained ruleset base_graph tuners "
+    "graph code meta report batch_inputs follows_mode aliased model_attributes sites trained ruleset base_graph tuners "
     "base_values shape_env dtype device".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
@@ -100,6 +100,7 @@ def capture(
     captured = CapturedModule(copied, graph, type(model).__name__)
     captured.requires_grad_(False)
     captured.batch_inputs, captured.follows_mode = inputs.batch_inputs, base == "follow"
+    captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.eval()
     captured.report = CaptureReport(

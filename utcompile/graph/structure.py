@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -47,6 +48,19 @@ def _tensors(value: object, depth: int) -> list[torch.Tensor]:
         inner = value.values() if isinstance(value, dict) else value
         return [t for v in inner for t in _tensors(v, depth - 1)]
     return []
+
+
+def aliased_modules(model: nn.Module) -> tuple[str, ...]:
+    """The paths of modules that stand in two places of the tree: only the first has a path in a graph.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.ReLU())
+    >>> model.append(model[0])
+    Sequential(...)
+    >>> aliased_modules(model)
+    ('0',)
+    """
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    return tuple(path for path, module in model.named_modules() if places[id(module)] > 1)
 
 
 def named_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -72,11 +72,11 @@ def layer_of(tuned: TunedModule, path: str) -> Layer:
     calls = [n for n in tuned.base_graph.nodes if n.op == "call_module" and str(n.target) == path]
     reads = [n for n in tuned.base_graph.nodes if n.op == "get_attr" and str(n.target) == f"{path}.weight"]
     readers = [user for read in reads for user in read.users]
-    if len(calls) + len(readers) > 1:
-        raise UtcError("it is called more than once, and of a module with two names PEFT tunes the first alone")
+    if path in tuned.aliased:
+        raise UtcError("it has two names in the model, and PEFT tunes the first alone")
+    if readers and not calls and all(_is_conv1d(reader, path) for reader in readers):
+        return "conv1d of transformers"
     if readers:
-        if _is_conv1d(readers[0], path):
-            return "conv1d of transformers"
         raise UtcError("its weight is read without a call of the module, where PEFT's tuner has no effect")
     module = tuned.get_submodule(path)
     if isinstance(module, nn.Embedding):
