@@ -229,9 +229,13 @@ SITE = st.tuples(st.integers(1, 4), ALPHAS, st.booleans())
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.dictionaries(st.sampled_from(PATHS), SITE, min_size=1), st.sampled_from(["lora", "dora"]), st.booleans())
+@given(
+    st.dictionaries(st.sampled_from(PATHS), SITE, min_size=1),
+    st.sampled_from(["lora", "dora"]),
+    st.sampled_from(["", "module:head", "parameter:head.bias"]),
+)
 def test_any_sites_ranks_and_scales(
-    tmp_path_factory: pytest.TempPathFactory, sites: dict[str, tuple[int, float, bool]], kind: str, head: bool
+    tmp_path_factory: pytest.TempPathFactory, sites: dict[str, tuple[int, float, bool]], kind: str, train: str
 ) -> None:
     model, x, folder = made(Named), torch.randn(2, 5, 4, dtype=torch.float64), tmp_path_factory.mktemp("peft")
     lines = ["version: 1", "name: t", "rules:"]
@@ -241,7 +245,7 @@ def test_any_sites_ranks_and_scales(
         lines.append(
             f"  - {{name: {path.replace('.', '_')}, match: {{op: linear | conv}}, {where}, insert: {{weight: h, tuner: {tuner}}}}}"
         )
-    lines += ["train: ['module:head']"] if head and "head" not in sites else []
+    lines += [f"train: ['{train}']"] if train and "head" not in sites else []
     tuned = trained(compiled(model, "\n".join([*lines, ""]), x), x)
     utc.save_peft(tuned, folder)
     theirs = into_peft(model, folder)
@@ -250,6 +254,20 @@ def test_any_sites_ranks_and_scales(
     assert wrapped == set(sites)
     again = utc.load_peft(compiled(model, utc.peft_rules(folder), x), folder).eval()
     assert error(output(again, x), output(tuned, x)) < EXACT
+
+
+def test_a_trained_module_whose_name_ends_others(tmp_path: Path) -> None:
+    """PEFT takes `block.fc` and `block.xfc` for `fc` too, and asks the checkpoint for them."""
+    model, x = made(Named), torch.randn(2, 5, 4, dtype=torch.float64)
+    how = rules("linear", LORA, "train: ['module:fc']").replace("except: [head]", "where: [h.path == 'head']")
+    tuned = trained(compiled(model, how, x), x)
+    utc.save_peft(tuned, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == [
+        "fc",
+        "block.fc",
+        "block.xfc",
+    ]
+    assert error(output(into_peft(model, tmp_path), x), output(tuned, x)) < EXACT
 
 
 class Odd(nn.Module):

@@ -12,7 +12,7 @@ PEFT tunes calls of modules, with factors of its own orientation (`r` the rank, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -26,11 +26,12 @@ from utcompile.tuners import Dora, Lora
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE = "utcompile_base"  # of the tensors' file: the fingerprint of the base that they were trained on
+Problems = list[tuple[str, str]]  # what, and why not
 Layer = Literal["linear", "conv", "embedding", "conv1d of transformers"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def by_reason(problems: Sequence[tuple[str, str]], most: int | None = None) -> str | None:
+def by_reason(problems: Problems, most: int | None = None) -> str | None:
     """One line a reason, with what it holds for.
 
     >>> by_reason([("a", "no"), ("b", "no"), ("c", "no"), ("d", "never")], most=2)

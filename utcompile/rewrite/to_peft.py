@@ -13,7 +13,18 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.rewrite.checkpoint import fingerprint, write_checkpoint
-from utcompile.rewrite.peft_layout import BASE, CONFIG, PREFIX, TENSORS, Layer, by_reason, layer_of, module_of, to_peft
+from utcompile.rewrite.peft_layout import (
+    BASE,
+    CONFIG,
+    PREFIX,
+    TENSORS,
+    Layer,
+    Problems,
+    by_reason,
+    layer_of,
+    module_of,
+    to_peft,
+)
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.tuners import Dora, Lora
 
@@ -62,9 +73,6 @@ def save_peft(tuned: TunedModule, folder: str | Path) -> Path:
     tensors = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
     text = json.dumps(_config(tuned, sites, saved), indent=2, sort_keys=True)
     return write_checkpoint(folder, TENSORS, tensors, CONFIG, text, {"format": "pt", BASE: fingerprint(tuned)})
-
-
-Problems = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
