@@ -270,6 +270,13 @@ def test_a_trained_module_whose_name_ends_others(tmp_path: Path) -> None:
     assert error(output(into_peft(model, tmp_path), x), output(tuned, x)) < EXACT
 
 
+class Doubling(nn.Linear):
+    """A linear whose call is not that of a linear."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(2 * x, self.weight, self.bias)
+
+
 class Odd(nn.Module):
     """One of each that PEFT leaves untuned, refuses or computes otherwise, and two that it has."""
 
@@ -280,12 +287,13 @@ class Odd(nn.Module):
         self.reflect = nn.Conv1d(8, 8, 3, padding=1, padding_mode="reflect")
         self.transposed = nn.ConvTranspose1d(8, 8, 1)
         self.read, self.twice = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.doubling = Doubling(8, 8)
         self.again = self.alias = nn.Linear(8, 8)
         self.mha = nn.MultiheadAttention(8, 2, batch_first=True)
         self.own = nn.Parameter(torch.randn(8, 8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.transposed(self.reflect(self.dilated(self.grouped(self.fine(x).mT)))).mT
+        y = self.transposed(self.reflect(self.dilated(self.grouped(self.doubling(self.fine(x)).mT)))).mT
         y = F.linear(self.alias(self.again(self.twice(self.twice(y)))), self.read.weight) @ self.own
         return self.mha(y, y, y, need_weights=False)[0]
 
@@ -304,6 +312,7 @@ def test_what_peft_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
         "l/reflect/0: its padding_mode='reflect', and PEFT's A pads with zeros",
         "l/transposed/0: PEFT does not tune ConvTranspose1d",
         "l/again/0: it has two names in the model, and PEFT tunes the first alone",
+        "l/doubling/0: Doubling computes with its weight in code of its own",
         ": its weight is read without a call of the module, where PEFT's tuner has no effect",
         "it tunes own, and PEFT the weights of modules",
         "it tunes mha.in_proj_weight, and PEFT the weights of modules",

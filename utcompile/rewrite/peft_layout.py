@@ -75,8 +75,11 @@ def layer_of(tuned: TunedModule, path: str) -> Layer:
     readers = [user for read in reads for user in read.users]
     if path in tuned.aliased:
         raise UtcError("it has two names in the model, and PEFT tunes the first alone")
-    if readers and not calls and all(_is_conv1d(reader, path) for reader in readers):
+    classes = {_class_at(reader, path) for reader in readers}
+    if readers and not calls and classes == {"Conv1D"} and {reader.target for reader in readers} == {torch.addmm}:
         return "conv1d of transformers"
+    if readers and not calls and None not in classes:
+        raise UtcError(f"{', '.join(map(str, classes))} computes with its weight in code of its own")
     if readers:
         raise UtcError("its weight is read without a call of the module, where PEFT's tuner has no effect")
     module = tuned.get_submodule(path)
@@ -95,10 +98,10 @@ def layer_of(tuned: TunedModule, path: str) -> Layer:
     return "conv"
 
 
-def _is_conv1d(node: fx.Node, path: str) -> bool:
+def _class_at(node: fx.Node, path: str) -> str | None:
+    """The class of a module, where a node runs in its own code."""
     frame = origin_of(node).scope[-1:]
-    is_its_call = bool(frame) and (frame[0].path, frame[0].cls) == (path, "Conv1D")
-    return is_its_call and node.target is torch.addmm
+    return frame[0].cls if frame and frame[0].path == path else None
 
 
 def to_peft(layer: Layer, tuner: Lora) -> dict[str, torch.Tensor]:
