@@ -12,7 +12,8 @@ from torch import nn
 from weight_toys import TOYS, Attention, Functional
 
 import utcompile as utc
-from utcompile.tuners import Lora, recomputed
+from utcompile.graph import Operation
+from utcompile.tuners import Lora, outputs_of, recomputed
 from utcompile.tuners.branches import Branch
 
 
@@ -90,6 +91,73 @@ def test_slices_follow_the_model_through_interleaved_heads(kind: str, branch: st
     rows = moved.abs().sum(1) > 0
     assert rows.tolist() == [(i // 4) % 3 != 1 for i in range(24)]
     folds(tuned, x)
+
+
+@pytest.mark.parametrize("kind", ["ia3", "ssf"])
+def test_keys_and_values_of_a_packed_projection_are_scaled(kind: str) -> None:
+    """Just their rows of weight and bias, wherever the model packs them; the rest keeps its bits."""
+    model, x = Interleaved().eval(), torch.randn(2, 5, 8)
+    tuned = utc.compile(model, PACKED.replace("r: 1, ", "") % (kind, "[v, k]"), x)
+    count, (site,) = 16, tuned.sites
+    assert tuned.trainable_parameters()[0] == count * (2 if kind == "ssf" else 1)
+    shake(tuned)
+    tuner, keys_and_values = tuned.tuner(site.id), torch.tensor([(i // 4) % 3 != 0 for i in range(24)])
+    weight, bias = tuner.changed(model.qkv.weight, model.qkv.bias)  # type: ignore[operator]
+    for new, old in ((weight, model.qkv.weight), (bias, model.qkv.bias)):
+        assert torch.equal(new[~keys_and_values], old[~keys_and_values])
+    gamma = torch.ones(24)  # in the order of the slices: v first
+    gamma[[8, 9, 10, 11, 20, 21, 22, 23, 4, 5, 6, 7, 16, 17, 18, 19]] = tuner.gamma.detach()  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(weight, gamma[:, None] * model.qkv.weight)
+    folds(tuned, x)
+
+
+def test_slices_are_rows_of_a_weight() -> None:
+    text = rules("{op: linear}", "kind: ia3, slices: [1/2]", "sequential: h")
+    with pytest.raises(utc.UtcError, match="`slices:` are rows of a weight"):
+        utc.compile(nn.Sequential(nn.Linear(4, 4)), text, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "axes"),
+    [
+        ("bnc,cd->bnd", (4, 6), (1,)),
+        ("bnc, ecd -> bend", (3, 4, 6), (0, 2)),
+        ("bnc,hdc->bhnd", (2, 3, 4), (0, 1)),
+        ("bnc,c->bnc", (4,), (0,)),
+        ("bnc,cd", (4, 6), ()),  # nothing says what the result has
+        ("bnc,...c->bn...", (6, 4), ()),
+        ("bnc,cc->bn", (4, 4), ()),
+    ],
+)
+def test_the_output_channels_of_an_einsum(equation: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """A factor on them is a factor on the result."""
+    op = Operation("einsum", (), {"equation": equation, "weight_at": 1})
+    if not axes:
+        with pytest.raises(utc.UtcError, match=r"the output channels of einsum with a weight .* are unknown"):
+            outputs_of(op, shape)
+        return
+    outputs = outputs_of(op, shape)
+    assert outputs.axes == axes
+    x, weight, factor = torch.randn(2, 5, 4), torch.randn(shape), torch.randn(outputs.count)
+    letters = "".join(equation.replace(" ", "").split(",")[1].split("->")[0][a] for a in axes)
+    result = equation.replace(" ", "").split("->")[1]
+    expected = torch.einsum(
+        f"{result},{letters}->{result}", torch.einsum(equation, x, weight), factor.reshape([shape[a] for a in axes])
+    )
+    torch.testing.assert_close(torch.einsum(equation, x, outputs.scaled(weight, factor)), expected)
+
+
+@pytest.mark.parametrize("form", ["parallel: x -> h", "sequential: h"])
+@pytest.mark.parametrize("toy", ["linear", "conv2d pointwise", "conv2d strided"])
+def test_an_adapter_without_an_activation_is_absorbed(form: str, toy: str) -> None:
+    """`s·Up(Down(x))` is one linear map."""
+    model, x = TOYS[toy].make().eval(), TOYS[toy].given()
+    tuner = "kind: adapter, dim: 3, activation: identity, scale: channel, factor: 0.5"
+    tuned = shake(utc.compile(model, rules(TOYS[toy].match, tuner, form), x))
+    strided = toy == "conv2d strided" and form.startswith("parallel")
+    folds(tuned, x, {"kept"} if strided else None)
+    gated = shake(utc.compile(model, rules(TOYS[toy].match, tuner.replace("channel", "input"), form), x))
+    assert folds(gated, x, {"kept"}).sites[0].reason
 
 
 @pytest.mark.parametrize(

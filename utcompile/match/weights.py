@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,7 +143,10 @@ def _of_function(
         )
     (operand,) = operands
     is_product = op.name == "matmul" and node.args[1:2] == (operand,)
-    kept = op if is_product or op.name == "einsum" else Operation("parameter", op.inputs)
+    kept = op if is_product else Operation("parameter", op.inputs)
+    if op.name == "einsum":
+        given = list(node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:])
+        kept = replace(op, attributes={**op.attributes, "weight_at": given.index(operand)})
     found = {r: _behind(operand, view) if r == "weight" else None for r in roles}
     return found, operand.op == "get_attr", kept
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.tuners.activations import check_activation, make_activation
-from utcompile.tuners.base import Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import ChannelMap, Port, Tuner, TunerConfig, TunerSite, register_tuner
 from utcompile.tuners.projection import stride_between
 
 Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -52,7 +52,8 @@ class Adapter(Tuner):
     `xavier`, both Xavier-uniform with biases N(0, 1e-6) (U-Tuning's released code); `houlsby`, both N(0, 0.01) cut at
     two deviations with zero biases (arXiv:1902.00751, and Adapter+, arXiv:2406.06820), nearly the identity.
 
-    Folds: widened beside an ffn or an inverted residual whose input and activation it shares; else kept.
+    Folds: widened beside an ffn or an inverted residual whose input and activation it shares; with `activation:
+    identity` it is one linear map, and absorbed into a layer that can take it; else kept.
     """
 
     config_class = AdapterConfig
@@ -158,3 +159,16 @@ class Adapter(Tuner):
             up, biases[1] = up * scale.reshape(-1, 1), biases[1] * scale
         up, biases[1] = up * self.factor, biases[1] * self.factor
         return down, biases[0], up, biases[1]
+
+    def channel_map(self) -> ChannelMap | None:
+        """`s·U D (+ I)` and `s·(U b_D + b_U)`, where there is no activation between, no stride and no gate."""
+        parts = self.bottleneck()
+        linear = isinstance(self.activation, nn.Identity) and self.source_axis == self.target_axis and not self.strides
+        if parts is None or not linear or set(getattr(self.down, "stride", (1,))) != {1}:
+            return None
+        down, down_bias, up, up_bias = parts
+        matrix = up @ down
+        if self.residual:
+            matrix = matrix + torch.eye(len(matrix), dtype=matrix.dtype)
+        assert self.source_axis is not None
+        return ChannelMap(self.source_axis, matrix, up @ down_bias + up_bias)

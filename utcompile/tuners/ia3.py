@@ -6,12 +6,14 @@ from typing import Literal
 
 from utcompile.tuners.base import TunerConfig, TunerSite, register_tuner
 from utcompile.tuners.scaling import Scaling
+from utcompile.tuners.slices import Slices
 
 
 class Ia3Config(TunerConfig):
     """`{kind: ia3}`."""
 
     kind: Literal["ia3"] = "ia3"
+    slices: Slices = None
 
 
 @register_tuner("ia3")
@@ -19,7 +21,8 @@ class Ia3(Scaling):
     """Infused adapter by inhibiting and amplifying inner activations (arXiv:2205.05638, §3.3): `v' = l ⊙ v`.
 
     The paper scales keys, values and the hidden layer of the ffn. `sequential: v` scales a value's channels, l `(C,)`;
-    `weight: h` scales the rows of the weight, and the bias, of the operation that makes h.
+    `weight: h` scales the rows of the weight, and the bias, of the operation that makes h; with `slices: [k, v]` some
+    rows of a packed projection.
 
     Init: ones, so it is the identity at the start. Parameters: `C`. Folds: absorbed.
     """
@@ -29,4 +32,4 @@ class Ia3(Scaling):
     @classmethod
     def build(cls, config: Ia3Config, site: TunerSite) -> Ia3:
         """One factor a channel of the value, or output channel of the weight."""
-        return cls(**cls.place(site, shift=False))
+        return cls(**cls.arguments(site, shift=False, slices=config.slices))

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
@@ -14,6 +14,7 @@ from utcompile.graph import Operation
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
+from utcompile.tuners.slices import Slices, places
 
 _STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
 
@@ -26,15 +27,8 @@ class LoraConfig(TunerConfig):
     alpha: float = Field(8, gt=0, description="the update is scaled by alpha / r")
     rslora: bool = Field(False, description="scale by alpha / √r instead")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the branch's input, in training")
-    slices: tuple[str, ...] | None = Field(
-        None, min_length=1, description="of a packed weight: captures such as [q, v], or parts such as [1/3, 3/3]"
-    )
+    slices: Slices = None
     how: How = Field("auto", description="branch, reparametrised, or by cost")
-
-    @field_validator("slices", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
 
 @register_tuner("lora")
@@ -81,10 +75,8 @@ class Lora(Tuner):
         self.branch = branch
         self.how = "reparametrised" if branch is None else "branch"
         self.slice_sizes = tuple(map(len, rows))
-        if rows:
-            place = torch.full((out,), tuned)  # rows of no slice read the row of zeros after the last
-            place[torch.tensor([r for part in rows for r in part])] = torch.arange(tuned)
-            self.register_buffer("place", place, persistent=False)
+        if rows:  # rows of no slice read the row of zeros after the last
+            self.register_buffer("place", places(rows, out), persistent=False)
 
     @classmethod
     def build(cls, config: LoraConfig, site: TunerSite) -> Lora:

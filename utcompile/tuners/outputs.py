@@ -61,6 +61,8 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
     if op.name.startswith("conv_transpose"):
         groups = op.attributes.get("groups", 1)
         return Outputs((groups, shape[0] // groups, shape[1], prod(shape[2:])), (0, 2))
+    if op.name == "einsum" and (axes := _of_einsum(op, len(shape))):
+        return Outputs(shape, axes)
     if op.name in _LAST and len(shape) in (2, 3):
         return Outputs(shape, (0, 2) if len(shape) == 3 else (1,))
     raise UtcError(
@@ -68,3 +70,13 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
         why="a scale of its result is no scale of one axis of its weight",
         fix="tune its result instead: `sequential:`, or its weight with {kind: lora}",
     )
+
+
+def _of_einsum(op: Operation, rank: int) -> tuple[int, ...]:
+    """The weight's axes that the result has too: a factor on them leaves the sum. None where that is not clear."""
+    terms, _, result = str(op.attributes.get("equation", "")).replace(" ", "").partition("->")
+    place = op.attributes.get("weight_at")
+    letters = terms.split(",")[place] if isinstance(place, int) and result and terms.count(",") >= place else ""
+    if len(letters) != rank or len(set(letters)) != rank or "." in letters:
+        return ()
+    return tuple(i for i, letter in enumerate(letters) if letter in result)

@@ -11,6 +11,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import Operation
 from utcompile.tuners.base import ChannelMap, Tuner, TunerSite
 from utcompile.tuners.outputs import Outputs, outputs_of
+from utcompile.tuners.slices import places
 
 
 class Scaling(Tuner):
@@ -21,27 +22,40 @@ class Scaling(Tuner):
         shift: whether there is a β.
         axis: the value's channel axis and rank; None for weights.
         outputs: the weight's output channels; None for values.
+        rows: of a config's `slices`, those that γ and β are for; the others keep theirs.
     """
 
+    place: torch.Tensor | None
     forms = ("sequential", "weight")
     roles = ("weight", "bias")
 
     def __init__(
-        self, channels: int, shift: bool, axis: tuple[int, int] | None = None, outputs: Outputs | None = None
+        self,
+        channels: int,
+        shift: bool,
+        axis: tuple[int, int] | None = None,
+        outputs: Outputs | None = None,
+        rows: tuple[tuple[int, ...], ...] = (),
     ) -> None:
         super().__init__()
+        place = None
+        if rows:
+            place, channels = places(rows, channels), sum(map(len, rows))
+        self.register_buffer("place", place, persistent=False)
         self.gamma = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.zeros(channels)) if shift else None
         self.axis, self.outputs = axis, outputs
 
     @classmethod
-    def place(cls, site: TunerSite, shift: bool) -> dict[str, Any]:
+    def arguments(cls, site: TunerSite, shift: bool, slices: tuple[str, ...] | None) -> dict[str, Any]:
         """The constructor's arguments at a site.
 
         Raises:
-            UtcError: the operation has no weight, or cannot take the β.
+            UtcError: the operation has no weight, or cannot take the β; or a value has slices.
         """
         if site.form != "weight":
+            if slices:
+                raise UtcError("`slices:` are rows of a weight", fix="use `weight:`, or name the part in the pattern")
             port = site.target
             channels = port.channels
             assert port.channel_axis is not None
@@ -62,17 +76,22 @@ class Scaling(Tuner):
             raise UtcError(
                 f"{op.name} adds no bias, so β has no place in its parameters", fix="use `sequential:` instead"
             )
-        return {"channels": outputs.count, "shift": shift, "outputs": outputs}
+        return {"channels": outputs.count, "shift": shift, "outputs": outputs, "rows": site.rows}
 
     def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
         """(W, b) -> (γ ⊙ W, γ ⊙ b + β)."""
         assert self.outputs is not None
-        gamma = self.gamma.to(weight.dtype)
+        gamma = self._spread(self.gamma, 1.0).to(weight.dtype)
         new = None if bias is None else (gamma * bias.reshape(-1)).reshape(bias.shape)
         if self.beta is not None:
-            beta = self.beta.to(weight.dtype)
+            beta = self._spread(self.beta, 0.0).to(weight.dtype)
             new = beta if new is None else new + beta.reshape(new.shape)
         return self.outputs.scaled(weight, gamma), new
+
+    def _spread(self, own: torch.Tensor, other: float) -> torch.Tensor:
+        """One number an output channel: its own, or that which leaves a channel of no slice as it is."""
+        place = self.place
+        return own if place is None else nn.functional.pad(own, (0, 1), value=other).index_select(0, place)
 
     def forward(self, *values: torch.Tensor | None) -> Any:
         """Sequential: v -> γ ⊙ v + β. Weight: what the operation reads instead of its own parameters."""

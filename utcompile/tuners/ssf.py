@@ -9,6 +9,7 @@ from torch import nn
 
 from utcompile.tuners.base import TunerConfig, TunerSite, register_tuner
 from utcompile.tuners.scaling import Scaling
+from utcompile.tuners.slices import Slices
 
 
 class SsfConfig(TunerConfig):
@@ -18,6 +19,7 @@ class SsfConfig(TunerConfig):
     init: Literal["identity", "normal"] = Field(
         "identity", description="scale 1 and shift 0; or drawn as in the paper, N(1, 0.02) and N(0, 0.02)"
     )
+    slices: Slices = None
 
 
 @register_tuner("ssf")
@@ -26,7 +28,8 @@ class Ssf(Scaling):
 
     `sequential: v`, after any operation: v `(B, …, C)` or `(B, C, …)` to the same, γ and β `(C,)`. `weight: h`, in the
     parameters of the operation that makes h: `W' = γ ⊙ W` an output channel, `b' = γ ⊙ b + β`; a linear or convolution
-    that has no bias gets one. The two train alike; `weight` adds no operation on activations.
+    that has no bias gets one; `slices` takes some rows of a packed projection. The two train alike; `weight` adds no
+    operation on activations.
 
     Init: `identity` (the default here), or the paper's draw. Parameters: `2·C`. Folds: absorbed.
     """
@@ -36,7 +39,7 @@ class Ssf(Scaling):
     @classmethod
     def build(cls, config: SsfConfig, site: TunerSite) -> Ssf:
         """One γ and β a channel of the value, or output channel of the weight."""
-        tuner = cls(**cls.place(site, shift=True))
+        tuner = cls(**cls.arguments(site, shift=True, slices=config.slices))
         if config.init == "normal":
             nn.init.normal_(tuner.gamma, 1.0, 0.02)
             assert tuner.beta is not None
