@@ -40,12 +40,8 @@ REFUSED = {
     ("rep_adapter", "NCHW strided"): r"the tuner yields \[2, 6, 4, 4\] where \[2, 6, 2, 2\] is wanted",
     ("rep_adapter", "NCHW to NHWC"): "both must be the last, or both axis 1",
 }
-# linear tuners that no layer can take: what stands there moves axes, has a kernel, or scales channels alone
-KEPT = {
-    **{(f, "NCHW to NHWC"): "permute" for f in ("ssf", "ia3", "rep_adapter in sequence")},
-    **{("rep_adapter", t): "is no linear or pointwise convolution" for t in ("NCHW", "signal", "norm")},
-    ("rep_adapter in sequence", "norm"): "batch_norm before it cannot take a full matrix",
-}
+# a linear tuner that no layer can take: a norm scales channels and does not mix them
+KEPT = {("rep_adapter", "norm"): "is read in 2 places"}
 CELLS = [(f, t) for f in FAMILIES for t in LAYOUTS if (f, t) not in REFUSED]
 ALWAYS = {  # each family and each layout once or twice
     ("adapter", "NCHW strided"), ("adapter", "NCHW to NHWC"), ("adapter", "windows"), ("adapter in sequence", "volume"),

@@ -402,13 +402,15 @@ def test_a_linear_tuner_after_a_layer(tuner: str, toy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("toy", "kept"), [("linear", ""), ("conv2d pointwise", ""), ("conv2d dilated", "no linear or pointwise")]
+    ("toy", "kept"),
+    [("linear", ""), ("conv2d pointwise", ""), ("conv2d 3x3", ""), ("batch norm", "is read in 2 places")],
 )
 def test_a_rep_adapter_beside_a_layer(toy: str, kept: str) -> None:
-    model, x = TOYS[toy].make().eval(), TOYS[toy].given()
-    if kept:
-        model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1))
-    tuned = shake(utc.compile(model, rules(TOYS[toy].match, "kind: rep_adapter, dim: 4", "parallel: x -> h"), x))
+    if toy == "conv2d 3x3":  # it goes into the middle of the kernel
+        model, x, match = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)).eval(), torch.randn(2, 4, 6, 6), "{op: conv}"
+    else:
+        model, x, match = TOYS[toy].make().eval(), TOYS[toy].given(), TOYS[toy].match
+    tuned = shake(utc.compile(model, rules(match, "kind: rep_adapter, dim: 4", "parallel: x -> h"), x))
     assert kept in folds(tuned, x, {"kept"} if kept else None).sites[0].reason
 
 
