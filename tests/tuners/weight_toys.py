@@ -110,6 +110,33 @@ class Recurrent(nn.Module):
         return self.layer(x)[0]
 
 
+class Stateful(nn.Module):
+    """An LSTM or GRU that is given its first state."""
+
+    def __init__(self, cls: Any) -> None:
+        super().__init__()
+        self.fc, self.layer, self.is_lstm = nn.Linear(4, 6), cls(4, 6), cls is nn.LSTM
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.tanh(self.fc(x.mean(1)))[None]
+        return self.layer(x.transpose(0, 1), (state, state) if self.is_lstm else state)[0].transpose(0, 1)
+
+
+class Steps(nn.Module):
+    """A cell that is called step by step; the first call has no state."""
+
+    def __init__(self, cls: Any, bias: bool = True) -> None:
+        super().__init__()
+        self.cell, self.is_lstm = cls(4, 6, bias=bias), cls is nn.LSTMCell
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, steps = None, []
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+            steps.append(state[0] if self.is_lstm else state)
+        return torch.stack(steps, 1)
+
+
 class Position(nn.Module):
     """A parameter that no module owns."""
 
@@ -199,6 +226,11 @@ TOYS = {
     "einsum experts": Toy(lambda: Product("einsum experts"), (2, 5, 4), "einsum", NO_BIAS),
     "lstm": Toy(lambda: Recurrent(nn.LSTM), (2, 5, 4), "lstm", EACH),
     "gru": Toy(lambda: Recurrent(nn.GRU), (2, 5, 4), "gru", EACH),
+    "lstm with a state": Toy(lambda: Stateful(nn.LSTM), (2, 5, 4), "lstm", EACH),
+    "gru with a state": Toy(lambda: Stateful(nn.GRU), (2, 5, 4), "gru", EACH),
+    "lstm cell": Toy(lambda: Steps(nn.LSTMCell), (2, 3, 4), "lstm_cell", EACH),
+    "gru cell": Toy(lambda: Steps(nn.GRUCell), (2, 3, 4), "gru_cell", EACH),
+    "gru cell without a bias": Toy(lambda: Steps(nn.GRUCell, False), (2, 3, 4), "gru_cell", {**EACH, "bias": "has no bias"}),
     "parameter": Toy(Position, (2, 5, 4), "{parameter: pos}", {**NO_BIAS, "bias": "bias"}),
     "attention": Toy(Attention, (2, 5, 8), "linear", LAYER),
 }  # fmt: skip

@@ -166,7 +166,7 @@ LAYERS: Mapping[str, Callable[..., Found]] = {
     **dict.fromkeys(_NORMS, _channel_norm),
     **dict.fromkeys(("layer_norm", "rms_norm"), _last_norm),
     **dict.fromkeys((f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), _conv),
-    "linear": _linear,
+    **dict.fromkeys(("linear", "gru_cell", "rnn_cell"), _linear),
     "addmm": _addmm,
     "baddbmm": _addmm,
     "embedding": _embedding,

@@ -233,7 +233,8 @@ def _getitem(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Foun
 def part_of(flow: Flow, node: fx.Node, source: fx.Node, sizes: list[int]) -> Found:
     """One of several outputs: of a split, of a recurrent layer, of a maximum with its places."""
     op = flow.operations[source]
-    if op.name in ("lstm", "gru", "rnn") and node.args[1] == 0 and op.inputs and op.inputs[0] in flow.axes:
+    recurrent = op.name == "lstm_cell" or (op.name in ("lstm", "gru", "rnn") and node.args[1] == 0)
+    if recurrent and op.inputs and op.inputs[0] in flow.axes:
         flow.say(op.inputs[0], -1, "channel")
         return [*flow.read(op.inputs[0])[:-1], flow.fresh(sizes[-1], "channel", maker=source)]
     if not op.inputs or op.inputs[0] not in flow.axes:

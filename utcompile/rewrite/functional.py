@@ -53,11 +53,12 @@ def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx
 def to_module(graph: fx.Graph, node: fx.Node) -> None:
     """Turn a function call that `to_function` made back into the call of its module, in place."""
     source, *_ = (n for n in node.all_input_nodes if n.meta.get("role") == "padding" or value_of(n) is not None)
-    more = tuple(node.args[2]) if node.target is recurrent and node.args[2] else ()  # type: ignore[arg-type]
+    hidden = node.args[2] if node.target in (recurrent, recurrent_cell) else None
     if source.meta.get("role") == "padding":
         source = source.all_input_nodes[0]
     node.op, node.target = "call_module", node.meta.pop("module_call")
-    node.args, node.kwargs = (source, more) if more else (source,), {}
+    hidden = tuple(hidden) if isinstance(hidden, (list, tuple)) else hidden
+    node.args, node.kwargs = (source,) if hidden is None else (source, hidden), {}
 
 
 def _spelled(
@@ -92,6 +93,12 @@ def _spelled(
         return getattr(F, name), (x, *statistics, weight, bias, False, leaf.momentum or 0.0, a["eps"]), {}
     if name == "instance_norm":
         return F.instance_norm, (x, None, None, weight, bias, True, leaf.momentum or 0.0, a["eps"]), {}
+    if name in ("lstm_cell", "gru_cell"):
+        value = value_of(x)
+        if value is None or value.rank != 2:
+            raise UtcError(f"the weights of an {name} that reads one sample without a batch cannot be tuned")
+        weights = [state.get(key) for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        return recurrent_cell, (name, x, more[0] if more else None, weights, leaf.hidden_size), {}
     if name in RECURRENT:
         value = value_of(x)
         if value is None or value.rank != 3:
@@ -127,3 +134,14 @@ def recurrent(
     call: Any = torch.lstm if kind == "lstm" else torch.gru
     y, *state = call(x, hidden, list(weights), bias, layers, 0.0, training, bidirectional, batch_first)
     return y, (tuple(state) if kind == "lstm" else state[0])
+
+
+def recurrent_cell(
+    kind: str, x: torch.Tensor, hidden: Any, weights: Sequence[torch.Tensor | None], hidden_size: int
+) -> Any:
+    """`nn.LSTMCell` or `nn.GRUCell` with its weights as an argument: `(h, c)` or `h`."""
+    if hidden is None:
+        zeros = x.new_zeros(x.shape[0], hidden_size)
+        hidden = (zeros, zeros) if kind == "lstm_cell" else zeros
+    call: Any = torch.lstm_cell if kind == "lstm_cell" else torch.gru_cell
+    return call(x, hidden, *weights)

@@ -13,11 +13,11 @@ from utcompile.errors import UtcError
 from utcompile.graph import Operation
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite
 
-RECURRENT = frozenset(["lstm", "gru"])
+RECURRENT = frozenset(["lstm", "gru", "lstm_cell", "gru_cell"])
 
 
 class EachParameter(Tuner):
-    """A tuner for each parameter of an LSTM or GRU, by the parameter's name: `weight_ih_l0`, `weight_hh_l0` …"""
+    """A tuner for each parameter of an LSTM, a GRU or a cell of them, by name: `weight_ih_l0`, `weight_hh_l0` …"""
 
     forms = ("weight",)
 
