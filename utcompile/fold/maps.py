@@ -1,13 +1,15 @@
 """Absorption of tuners that are one affine map of channels, `v -> M v + c`.
 
-1. Sequential, into what makes v: back through what lies between (`travel`) to layers that take it at their output.
-2. Sequential, into what reads v': on through what lies between to layers that take it at their input, all of them.
-3. Parallel, into the layer beside it that reads the same x.
+A sequential tuner goes back through what lies between (`travel`) to layers that take it at their output (`sinks`);
+where there are none, on to those that take it at their input, all of them. A parallel one goes into the layer beside it
+that reads the same x. On the way back (cases of docs/folding.md):
 
-On the way back to a layer, an addition wants both of its operands changed, `T(a + b) = (M a + c) + M b`, a product of
-two values one of them. A frozen factor γ between is never divided by, for it may be 1e-6: the layer takes it,
-`W' = M γ W`, and γ becomes 1, so that the module that holds it can stay. A BatchNorm that cannot take the map itself is
-treated likewise.
+A8.  an addition wants both of its operands changed, `T(a + b) = (M a + c) + M b`;
+A9.  a product of two values wants one of them changed, and c = 0;
+A10. a frozen factor γ is never divided by, for it may be 1e-6: the layer takes it, `W' = M γ W`, and γ becomes 1, so
+     that the module that holds it can stay;
+A11. a BatchNorm that cannot take the map itself is treated likewise;
+A12. an added parameter p takes the shift, `M (z + p) + c = M z + (M p + c)`.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ def _before_split(work: Work, part: fx.Node, m: Map, path: list[fx.Node]) -> Cha
 
 
 def _before_scale(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
-    """`M (f z + t) + c`."""
+    """`M (f z + t) + c`: A10, A11."""
     f, t = scale.map.factor, scale.map.shift
     if scale.number is not None and bool((f == f.flatten()[0]).all()) and not bool(t.any()):
         if scale.number == 0:
@@ -159,7 +161,7 @@ def _before_scale(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Chan
 
 
 def _before_addition(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
-    """`M (z + p) + c = M z + (M p + c)`."""
+    """A12: `M (z + p) + c = M z + (M p + c)`."""
     assert scale.parameters is not None
     name, p = scale.parameters["bias"], scale.map.shift
     work.check_read_once(scale.node, name)
@@ -177,6 +179,7 @@ def _before_addition(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> C
 
 
 def _before_sum(work: Work, value: fx.Node, op: Operation, m: Map) -> Changes:
+    """A8."""
     a, b = op.inputs
     if a is b or tensor(a).shape != tensor(b).shape:
         raise Unfoldable(f"{value.name} adds a value to itself or to one of another size")
@@ -193,6 +196,7 @@ def _before_sum(work: Work, value: fx.Node, op: Operation, m: Map) -> Changes:
 
 
 def _before_product(work: Work, value: fx.Node, op: Operation, m: Elementwise) -> Changes:
+    """A9."""
     reasons = []
     for operand in dict.fromkeys(op.inputs):
         if tensor(operand).shape == tensor(value).shape and op.inputs.count(operand) == 1:

@@ -1,10 +1,11 @@
-"""The layers that take an affine map of channels into their parameters, at their output or at their input.
+"""The layers that take an affine map of channels into their parameters, at their output or at their input
+(cases of docs/folding.md).
 
-1. After a layer: `M (W x + b) + c = (M W) x + (M b + c)`. A diagonal M goes into grouped and transposed convolutions,
-   norms and embeddings too.
-2. Before a layer: `W (M v + c) + b = (W M) v + (W c + b)`; not where zeros are padded, which have no c.
-3. Beside a layer that reads the same x: `W x + b + M x + c = (W + M) x + (b + c)`, M at that tap of the kernel which
-   meets x at its own position.
+A1. After a layer: `M (W x + b) + c = (M W) x + (M b + c)`. A diagonal M goes into grouped and transposed convolutions,
+    norms and embeddings too.
+A2. Before a layer: `W (M v + c) + b = (W M) v + (W c + b)`; not where zeros are padded, which have no c.
+A3. Beside a layer that reads the same x: `W x + b + M x + c = (W + M) x + (b + c)`, M at that tap of the kernel which
+    meets x at its own position.
 """
 
 from __future__ import annotations

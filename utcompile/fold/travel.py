@@ -1,13 +1,14 @@
 """How an affine map of a value passes the operations around it, exactly.
 
-`T(v) = factor ⊙ v + shift`, or `matrix · v + shift` along one axis. With an operation `w = g(v)` between:
+`T(v) = factor ⊙ v + shift`, or `matrix · v + shift` along one axis. With an operation `w = g(v)` between (cases of
+docs/folding.md):
 
-1. g moves numbers about (reshape, permute, roll, windows, slices, padding): running g on the indices of the numbers
-   says where each of them goes.
-2. g averages positions of one channel (average pooling, interpolation): `g(m v + c) = m g(v) + c` where its weights
-   sum to one; where they do not, at a zero-padded border, only for c = 0.
-3. g takes the largest of some positions of one channel: the same, for m > 0.
-4. g is positively homogeneous (ReLU, LeakyReLU): `g(m v) = m g(v)` for m > 0; a shift does not pass.
+A4. g moves numbers about (reshape, permute, roll, windows, slices, padding): running g on the indices of the numbers
+    says where each of them goes.
+A5. g averages positions of one channel (average pooling, interpolation): `g(m v + c) = m g(v) + c` where its weights
+    sum to one; where they do not, at a zero-padded border, only for c = 0.
+A6. g takes the largest of some positions of one channel: the same, for m > 0.
+A7. g is positively homogeneous (ReLU, LeakyReLU): `g(m v) = m g(v)` for m > 0; a shift does not pass.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """Widening: a parallel tuner becomes extra channels of the frozen layers beside it; the same operations, wider.
 
-With D, d the tuner's Down, U, u its Up times its scale, σ_T its activation, and σ that of the layers beside it:
+With D, d the tuner's Down, U, u its Up times its scale, σ_T its activation, and σ that of the layers beside it
+(cases of docs/folding.md):
 
-1. Beside an ffn that reads what the tuner reads, σ_T = σ:
-   `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + [b1; d]) + (b2 + u)`.
-   Gated, `W2 (σ(W1 n + b1) ⊙ (W3 n + b3))`: the gate's extra rows are zero with bias 1, packed or not.
-2. Where σ_T is another, but `σ_T(z) = α σ(z) + β σ(−z)`: twice the channels, `[D; −D]` and `[αU, βU]`. So a linear
-   tuner goes beside GELU, SiLU, Hardswish (`σ(z) − σ(−z) = z`) and ReLU, and LeakyReLU beside ReLU.
-3. With a depthwise convolution between (inverted residuals, Mix-FFN): its extra channels have a delta kernel, at the
-   tap that meets the input at stride · p, so the tuner strides as it does. With σ before and σ' behind it, what counts
-   is σ'∘σ; known ones are those where the second leaves alone what the first makes: `relu(relu(z)) = relu(z)`.
-4. With a squeeze-excite between: the new channels are not squeezed (zeros), and their gate is open: the sigmoid of 40
-   is 1 in floating point.
-5. A frozen affine map between the value that the tuner reads and the first layer (a BatchNorm) goes into that layer.
+E1. Beside an ffn that reads what the tuner reads, σ_T = σ:
+    `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + [b1; d]) + (b2 + u)`.
+    Gated, `W2 (σ(W1 n + b1) ⊙ (W3 n + b3))`: the gate's extra rows are zero with bias 1, packed or not.
+E2. Where σ_T is another, but `σ_T(z) = α σ(z) + β σ(−z)`: twice the channels, `[D; −D]` and `[αU, βU]`. So a linear
+    tuner goes beside GELU, SiLU, Hardswish (`σ(z) − σ(−z) = z`) and ReLU, and LeakyReLU beside ReLU.
+E3. With a depthwise convolution between (inverted residuals, Mix-FFN): its extra channels have a delta kernel, at the
+    tap that meets the input at stride · p, so the tuner strides as it does. With σ before and σ' behind it, what counts
+    is σ'∘σ; known ones are those where the second leaves alone what the first makes: `relu(relu(z)) = relu(z)`.
+E4. With a squeeze-excite between: the new channels are not squeezed (zeros), and their gate is open: the sigmoid of 40
+    is 1 in floating point.
+E5. A frozen affine map between the value that the tuner reads and the first layer (a BatchNorm) goes into that layer.
 
 Frozen affine maps between (BatchNorm in eval, LayerScale γ) are first absorbed into the layer before them: into W2,
 never by dividing U by γ, which may be 1e-6.
