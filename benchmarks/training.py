@@ -1,4 +1,5 @@
-"""One training step (forward, loss, backward, AdamW) of LoRA r=8: every linear of ViT-S/16, every conv of ResNet-50."""
+"""One training step (forward, loss, backward, AdamW): LoRA r=8 on every linear of ViT-S/16 and every conv of ResNet-50,
+and a side network on ViT-S/16."""
 
 from __future__ import annotations
 
@@ -38,6 +39,7 @@ def run(quick: bool) -> Iterator[Row]:
         models: dict[str, tuple[nn.Module, torch.Tensor]] = {}
         if find_spec("peft"):
             models["peft"] = _peft(model, layer, head), x
+        models["by hand"] = _by_hand(model, layer, head), x
         models["utcompile"] = utc.compile(model, rules, (x,), vars={"r": R, "alpha": R}, verify="shapes"), x
         models["frozen model, gradient to the input"] = _probe(model, head), x.clone().requires_grad_()
         models["frozen model, head alone"] = _probe(model, head), x
@@ -49,6 +51,57 @@ def run(quick: bool) -> Iterator[Row]:
         )
         for what, row in rows.items():
             yield replace(row, note=f"{_saved(*models[what], labels) / 1e6:,.0f} MB saved")
+    yield from _side_network(quick)
+
+
+def _side_network(quick: bool) -> Iterator[Row]:
+    """Res-Tuning's dual tuners beside its bypass, which needs no backward pass through the backbone."""
+    torch.manual_seed(0)
+    batch = 2 if quick else 8
+    model = timm.create_model("vit_small_patch16_224", num_classes=10).eval()
+    x, labels = torch.randn(batch, 3, 224, 224), torch.randint(10, (batch,))
+    models = {
+        name: utc.compile(model, f"res_tuning/{name}", (x,), vars={"dim": 10}, verify="shapes")
+        for name in ("dual", "bypass")
+    }
+    rows = paired(
+        f"training step, vit_small_patch16_224, Res-Tuning, batch {batch}",
+        {name: _step(m, x, labels) for name, m in models.items()},
+        rounds=2 if quick else 12,
+        warmup=2,
+    )
+    for name, row in rows.items():
+        yield replace(row, note=f"{_saved(models[name], x, labels) / 1e6:,.0f} MB saved")
+
+
+class _ByHand(nn.Module):
+    """LoRA as one writes it into a model's source."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        if isinstance(layer, nn.Linear):
+            self.a: nn.Module = nn.Linear(layer.in_features, R, bias=False)
+            self.b: nn.Module = nn.Linear(R, layer.out_features, bias=False)
+        else:
+            groups = layer.groups
+            self.a = nn.Conv2d(
+                layer.in_channels, R, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, bias=False
+            )
+            self.b = nn.Conv2d(R, layer.out_channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.b(self.a(x))
+
+
+def _by_hand(model: nn.Module, layer: type[nn.Module], head: str) -> nn.Module:
+    tuned = copy.deepcopy(model).requires_grad_(False)
+    for name, module in list(tuned.named_modules()):
+        if isinstance(module, layer) and name != head:
+            parent, _, child = name.rpartition(".")
+            setattr(tuned.get_submodule(parent), child, _ByHand(module))  # type: ignore[arg-type]
+    tuned.get_submodule(head).requires_grad_(True)
+    return tuned
 
 
 def _probe(model: nn.Module, head: str) -> nn.Module:
