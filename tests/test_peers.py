@@ -267,10 +267,10 @@ CASES = {
     "a 1-D parameter": Case(Gated, (2, 4), "{parameter: gain}", 1, tuner="kind: ia3"),
     "1-D parameters, ConvNeXt": Case(tiny("test_convnext"), SMALL, '{parameter: "**.gamma"}', 9, tuner="kind: ia3", form="sequential: h", status="kept"),
     # prompts and prefixes on a plain module, which needs no config of a known kind
-    "prefix": Case(Block, (2, 5, 8), "attention", 1, tuner="kind: prefix, length: 3", form="tokens: [k, v]", status="kept", identity=False),
-    "prefix, ViT": Case(tiny("test_vit", img_size=32), SMALL, "attention", 6, tuner="kind: prefix, length: 3", form="tokens: [k, v]", status="kept", identity=False),
-    "prompt": Case(Block, (2, 5, 8), "attention", 1, tuner="kind: prompt, length: 3", form="tokens: [k, v]", status="kept", identity=False),
-    "prompt, ViT": Case(tiny("test_vit", img_size=32), SMALL, "attention", 6, tuner="kind: prompt, length: 3", form="tokens: [k, v]", status="kept", identity=False),
+    "prefix": Case(Block, (2, 5, 8), "attention", 1, tuner="kind: prefix, length: 3", form="tokens: [k, v]", status="constant", identity=False),
+    "prefix, ViT": Case(tiny("test_vit", img_size=32), SMALL, "attention", 6, tuner="kind: prefix, length: 3", form="tokens: [k, v]", status="constant", identity=False),
+    "prompt": Case(Block, (2, 5, 8), "attention", 1, tuner="kind: prompt, length: 3", form="tokens: [k, v]", status="constant", identity=False),
+    "prompt, ViT": Case(tiny("test_vit", img_size=32), SMALL, "attention", 6, tuner="kind: prompt, length: 3", form="tokens: [k, v]", status="constant", identity=False),
     # a layer under two names, and layers that are called again: one tuner, in effect at every call
     "two names": Case(Twice, (2, 6), "{op: linear}", 1),
     "called again, ALBERT": Case(albert, IDS, "{op: linear}", 6, more="inside: {class: AlbertLayer}"),
