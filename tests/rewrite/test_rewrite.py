@@ -312,3 +312,13 @@ def test_saving_fails_whole(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         utc.save_tuners(tuned, tmp_path / "run", extra=3)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_rules_that_all_find_nothing_are_an_error_though_each_is_optional() -> None:
+    model, x = zoo.make("resnet")
+    with pytest.raises(utc.UtcError) as caught:
+        utc.compile(model, "lora/qv", x)
+    assert str(caught.value) == (
+        "none of the rules found a place\n  why: all of them are optional: packed, query, value\n"
+        "  fix: `print(plan.explain())` or `utcompile explain` shows what each nearly found"
+    )

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from utcompile.errors import UtcError
 from utcompile.graph import (
     GraphView,
     affine_batch_norm,
@@ -41,7 +42,17 @@ from utcompile.tuners import Tuner
 
 
 def apply_plan(plan: Plan) -> TunedModule:
-    """Insert the tuners of a plan into a copy of its captured model, which shares the captured memory."""
+    """Insert the tuners of a plan into a copy of its captured model, which shares the captured memory.
+
+    Raises:
+        UtcError: its rules found no place, or a tuner would be bypassed.
+    """
+    if not plan.sites:
+        raise UtcError(
+            "none of the rules found a place",
+            why=f"all of them are optional: {', '.join(r.name for r in plan.ruleset.rules)}",
+            fix="`print(plan.explain())` or `utcompile explain` shows what each nearly found",
+        )
     root = structural_copy(plan.module)
     root.requires_grad_(False)
     _clone_trained(root, plan.trained)
