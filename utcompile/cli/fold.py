@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "utcompile fold run/ -o folded/",
     "utcompile fold run/ -o folded/ --strict --json",
+    "utcompile fold run/ -o folded/ --batch-norms --constants",
     "utcompile fold run/ -o folded/ -m net.py:make --overwrite",
 )
 
@@ -30,6 +31,15 @@ def fold(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.")],
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Layers whose half precision would lose a tuner compute in float32.")
+    ] = False,
+    constants: Annotated[
+        bool, typer.Option("--constants", help="Compute once what the base computes from parameters alone.")
+    ] = False,
+    batch_norms: Annotated[
+        bool, typer.Option("--batch-norms", help="Fold the base's BatchNorms into the layers before them.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
     model: OptionalModel = None,
     weights: Weights = None,
@@ -38,33 +48,42 @@ def fold(
 ) -> None:
     """Fold a run's tuners into its weights; write a model that loads without utcompile.
 
-    FOLDER/model.pt2 is for torch.export.load, FOLDER/report.json says what became of each tuner, and, if all were
-    absorbed, FOLDER/model.safetensors is a state dict of the original architecture.
+    FOLDER/model.pt2 is for torch.export.load, FOLDER/report.json says what became of each tuner, and, if the original
+    architecture has a place for every folded tensor, FOLDER/model.safetensors is its state dict.
     """
     from utcompile.cli.runs import open_run
 
     check_free(out, overwrite=overwrite)
     opened = open_run(run, model, weights, trust)
     output.progress(f"folding {len(opened.tuned.sites)} tuners")
-    report, files = fold_run(opened, out, strict=strict)
+    options = {"float32": float32, "constants": constants, "batch_norms": batch_norms}
+    report, files = fold_run(opened, out, strict=strict, **options)
+    why_not = "" if report.is_original else no_checkpoint(report)
     if json:
-        output.emit({**report.to_dict(), "files": [str(out / name) for name in files]})
+        output.emit({**report.to_dict(), "files": [str(out / name) for name in files], "no_checkpoint": why_not})
         return
     output.say(str(report))
-    output.say(f"{report.parameters[0]:,} parameters before, {report.parameters[1]:,} after")
     output.say(f"written: {', '.join(str(out / name) for name in files)}")
+    if why_not:
+        output.say(why_not)
 
 
-def fold_run(opened: Run, out: Path, *, strict: bool) -> tuple[FoldReport, list[str]]:
+def no_checkpoint(report: FoldReport) -> str:
+    """Why there is no state dict of the original architecture."""
+    more = f" and {len(report.renamed) - 3} more" if len(report.renamed) > 3 else ""
+    return f"no model.safetensors: it would not fit the original architecture, for {', '.join(report.renamed[:3])}{more}"
+
+
+def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[FoldReport, list[str]]:
     """Fold, and write the folder; returns the report and the names of the files."""
     import utcompile as utc
 
-    folded, report = utc.fold(opened.tuned, strict=strict)
+    folded, report = utc.fold(opened.tuned, strict=strict, **options)
     with whole_folder(out) as draft:
         save_program(folded, opened.example, draft / "model.pt2")
         text = json_module.dumps({"run": opened.manifest["model"], **report.to_dict()}, indent=2, default=str)
         (draft / "report.json").write_text(text + "\n", encoding="utf-8")
-        if report.sites and all(s.status == "absorbed" for s in report.sites):
+        if report.sites and report.is_original:
             save_original(opened, folded, draft / "model.safetensors")
         files = sorted(file.name for file in draft.iterdir())
     return report, files

@@ -129,7 +129,8 @@ def plan_constants(work: Work) -> Iterator[tuple[str, Planned]]:
         while operation(node, work.root).name == "expand":  # which would be written out
             (node,) = node.all_input_nodes
         sources = _ancestors(node)
-        read = next((str(n.target) for n in sources if n.op == "get_attr"), None)
+        names = [str(n.target) for n in sources if n.op == "get_attr"]
+        read = next((n for n in names if work.is_parameter(n)), names[0] if names else None)
         costs = any(_costs(n, work) for n in sources)
         tuned = any("site" in n.meta for n in sources)
         if read is None or not costs or tuned or not _is_floating(node):

@@ -91,6 +91,10 @@ class Work:
         assert isinstance(found, torch.Tensor)
         return found
 
+    def is_parameter(self, name: str) -> bool:
+        """Whether a name is a parameter's and not a buffer's."""
+        return isinstance(self._get(name), nn.Parameter)
+
     def put(self, name: str, value: torch.Tensor) -> None:
         """Replace a parameter or buffer by a float64 value."""
         self.changed[name] = self.home_of(name)

@@ -48,7 +48,8 @@ class Prefix(Tuner):
     same shape.
 
     Init: keys N(0, 0.02), values zero, so that a parallel prefix is the identity at the start. Parameters:
-    `length·(C_k + C_v)` and the scale's, where C counts the channels of all heads. Folds: kept.
+    `length·(C_k + C_v)` and the scale's, where C counts the channels of all heads.
+    Folds: as tokens, to constants; else kept.
     """
 
     config_class = PrefixConfig

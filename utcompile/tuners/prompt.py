@@ -33,7 +33,8 @@ class Prompt(Tuner):
     `parallel: x -> y`, beside an FFN or a Block, where there is no projection: `T(x) = s·Attn(x, P, P)` (U-Tuning,
     arXiv:2303.00690, with K_p = V_p = P). Shapes: tokens `(B, …, C)` or feature maps `(B, C, …)`, to the same shape.
 
-    Init: Xavier-uniform, as VPT's; never the identity. Parameters: `length·C` and the scale's. Folds: kept.
+    Init: Xavier-uniform, as VPT's; never the identity. Parameters: `length·C` and the scale's.
+    Folds: as tokens, to constants.
     """
 
     config_class = PromptConfig
