@@ -78,7 +78,10 @@ def test_constants_of_the_base_on_request() -> None:
     plain, report = utc.fold(captured)
     assert report.base == () and str(plain.graph) == str(captured.graph)
     folded, report = utc.fold(captured, constants=True)
-    assert [(s.id, s.status) for s in report.base] == [("conv.weight_constant", "constant"), ("table_constant", "constant")]
+    assert [(s.id, s.status) for s in report.base] == [
+        ("conv.weight_constant", "constant"),
+        ("table_constant", "constant"),
+    ]
     assert set(folded.state_dict()) == {"conv.weight_constant", "table_constant", "conv.bias", "fc.weight", "fc.bias"}
     assert "conv.weight is gone" in report.renamed and "table_constant is new" in report.renamed
     x = torch.randn(5, 3, 2, 2)

@@ -71,7 +71,9 @@ def fold(
 def no_checkpoint(report: FoldReport) -> str:
     """Why there is no state dict of the original architecture."""
     more = f" and {len(report.renamed) - 3} more" if len(report.renamed) > 3 else ""
-    return f"no model.safetensors: it would not fit the original architecture, for {', '.join(report.renamed[:3])}{more}"
+    return (
+        f"no model.safetensors: it would not fit the original architecture, for {', '.join(report.renamed[:3])}{more}"
+    )
 
 
 def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[FoldReport, list[str]]:

@@ -1,0 +1,58 @@
+"""One model of every class of timm, folded under five rule sets: 1e-12 a site in float64, 1e-5 the model in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import zoo
+
+import utcompile as utc
+
+_NAMES = [
+    line.split()[1] for line in (Path(__file__).parent.parent / "capture" / "timm_classes.txt").read_text().splitlines()
+]
+_RULES = ("lora/all_linear", "lora/all_conv", "ssf/all_layers", "u_tuning/dual", "u_tuning/dual_foldable")
+# what an ordinary run does of it
+_SLICE = {("test_vit", "u_tuning/dual_foldable"), ("test_resnet", "ssf/all_layers"), ("ghostnet_050", "lora/all_conv")}
+
+
+def _model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A model in eval whose outputs depend on all its layers, and images of the size it was made for."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).eval()
+    for parameter in model.parameters():  # LayerScales of 1e-6 and heads of zeros would hide every difference
+        if parameter.abs().max() < 1e-3:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model, torch.randn(2, *model.default_cfg["input_size"])
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        pytest.param(name, rules, id=f"{name}-{rules}", marks=() if (name, rules) in _SLICE else pytest.mark.full)
+        for name in _NAMES
+        for rules in _RULES
+    ],
+)
+def test_folding_a_model_of_each_class(name: str, rules: str) -> None:
+    model, x = _model(name)
+    captured = utc.capture(model, x, verify="shapes")
+    try:
+        tuned = utc.match(captured, rules).apply()
+    except utc.UtcError as error:
+        pytest.skip(f"the rules find nothing here: {error}")
+    zoo.shake(tuned, 0.01)
+    tuned.eval()
+    folded, report = utc.fold(tuned)
+    assert report.sites and not any("differs by" in s.reason for s in report.sites), report
+    assert max(s.max_error for s in report.sites) <= 1e-12
+    assert report.max_error <= 1e-5
+    if rules.startswith("lora"):
+        assert not report.kept and report.is_original, report.summary()
+    images = torch.randn(3, *x.shape[1:])
+    with torch.no_grad():
+        expected, found = tuned(images), folded(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
