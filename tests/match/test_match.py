@@ -60,6 +60,19 @@ def test_shipped_rules_find_what_they_say(name: str, model: str, test: object) -
         assert verdict.passed, [str(verdict), *verdict.details()]
 
 
+@pytest.mark.parametrize("name", sorted(shipped_rules()))
+def test_shipped_rules_are_tested_on_two_unlike_architectures(name: str) -> None:
+    """By the class that is built: DeiT is a Vision Transformer."""
+    built = set()
+    for rules, model, _ in TESTS:
+        if rules == name and ".py:" in model:
+            built.add(type(source_of(model).build(None, False, (3, 32, 32))))
+        elif rules == name:
+            with torch.device("meta"):
+                built.add(type(timm.create_model(model.removeprefix("timm:"))))
+    assert len(built) > 1, built
+
+
 @pytest.mark.parametrize(
     ("rules", "vars", "parameters"),
     [
