@@ -336,10 +336,25 @@ def test_a_parameter_of_a_tuner_that_gets_no_gradient_is_named(monkeypatch: pyte
 
 def test_looking_for_gradients_leaves_the_tuners_and_the_random_state_alone() -> None:
     model, x = zoo.make("vit")
-    made = []
+    made: list[list[torch.Tensor]] = []
     for verify in ("values", "shapes"):
         torch.manual_seed(3)
         tuned = utc.compile(model, "u_tuning/tri", x, verify=verify)  # type: ignore[arg-type]
         made.append([*(p.detach() for p in tuned.parameters() if p.requires_grad), torch.rand(1)])
         assert all(p.grad is None for p in tuned.parameters())
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_looking_for_gradients_does_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4)), torch.randn(2, 4)
+        for text in (
+            rules(("{op: linear}", "{weight: h, tuner: {kind: dora}}")),
+            rules(("{op: linear}", adapter("sequential: h"))),
+        ):
+            tuned = utc.compile(model, text, x)
+            assert {p.dtype for p in tuned.parameters()} == {dtype}
+    finally:
+        torch.set_default_dtype(torch.float32)

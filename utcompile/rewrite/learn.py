@@ -89,5 +89,9 @@ def _check(site: Site, tuner: Tuner) -> None:
 
 def _inputs(site: Site) -> list[torch.Tensor | None]:
     if site.form == "weight":
-        return [None if s is None else torch.randn(s) for s in site.build_from.parameters.values()]
-    return [torch.randn(shape) for shape in _shapes(site)]
+        return [None if s is None else _random(s) for s in site.build_from.parameters.values()]
+    return [_random(shape) for shape in _shapes(site)]
+
+
+def _random(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
