@@ -37,6 +37,27 @@ def folds(tuned: utc.TunedModule, x: torch.Tensor, statuses: set[str] | None = N
     return report
 
 
+@pytest.mark.parametrize("rules", ["bitfit/norms", "lora/all_linear"])
+def test_the_weights_of_a_language_model(rules: str) -> None:
+    """Llama's RMSNorms are spelled out; their weights are tuned as those of any norm."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        vocab_size=50, use_cache=False,
+    )  # fmt: skip
+    model, given = transformers.LlamaForCausalLM(config).eval(), {"input_ids": torch.arange(14).reshape(2, 7)}
+    tuned = shake(utc.compile(model, rules, given))
+    if rules == "bitfit/norms":
+        assert [s.tunes["weight"] for s in tuned.sites][:2] == [
+            "model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight",
+        ] and len(tuned.sites) == 5  # fmt: skip
+    folded, report = utc.fold(tuned.double().eval())
+    assert {s.status for s in report.sites} == {"absorbed"}
+    expected = tuned(**given).logits
+    torch.testing.assert_close(folded(**given).logits, expected)
+    assert (model.double()(**given).logits - expected).abs().max() > 1e-3
+
+
 # --- slices ----------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,20 @@ class Toy:
         return self.x if isinstance(self.x, torch.Tensor) else torch.randn(self.x)
 
 
+class SpelledNorm(nn.Module):
+    """RMSNorm as Llama writes it, or LayerNorm by mean and variance."""
+
+    def __init__(self, centred: bool, bias: bool) -> None:
+        super().__init__()
+        self.w, self.centred = nn.Parameter(torch.randn(4)), centred
+        self.b = nn.Parameter(torch.randn(4)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        y = self.w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return y if self.b is None else y + self.b
+
+
 class Functional(nn.Module):
     """`F.linear` and `F.conv2d` with parameters of its own."""
 
@@ -214,6 +228,8 @@ TOYS = {
     "group norm": Toy(alone(nn.GroupNorm(2, 4)), (2, 4, 3, 3), "norm", NORM),
     "instance norm": Toy(alone(nn.InstanceNorm1d(4, affine=True)), (2, 4, 5), "norm", NORM),
     "rms norm": Toy(RmsNorm, (2, 5, 4), "norm", {**NORM, "ssf": "adds no bias", "bias": "takes none"}),
+    "rms norm spelled out": Toy(lambda: SpelledNorm(False, False), (2, 5, 4), "norm", {**NORM, "ssf": "adds no bias", "bias": "takes none"}),
+    "layer norm spelled out": Toy(lambda: SpelledNorm(True, True), (2, 5, 4), "norm", NORM),
     "F.linear": Toy(lambda: Functional(False), (2, 5, 4), "linear", LAYER),
     "F.conv2d": Toy(lambda: Functional(True), (2, 4, 5, 5), "conv", LAYER),
     "borrowed": Toy(lambda: Borrowed(False), (2, 4), "linear", {**LAYER, "bias": "has no bias"}),

@@ -2,7 +2,8 @@
 
 1. A leaf module: its own parameters; a recurrent layer has several of each role (`weight_ih_l0`, `weight_hh_l0` …).
 2. A function or method: the parameters it reads, as they are or through a chain of the model's own (slices,
-   transposes, weight standardisation). Matmul, einsum and everything else: the one parameter among its operands.
+   transposes, weight standardisation); of a norm that is spelled out, those that its nodes multiply by and add.
+   Matmul, einsum and everything else: the one parameter among its operands.
 3. A parameter itself (`match: {parameter: …}`): all its readers.
 """
 
@@ -118,6 +119,8 @@ def _of_function(
     node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView, capture: str
 ) -> tuple[dict[str, str | None], bool, Operation]:
     operands = [a for a in node.all_input_nodes if is_state(a) and _parameters_behind(a, view)]
+    if op.attributes.get("spelled_out") and op.name in _LAYERS:  # a norm of several nodes, which knows its parameters
+        return {r: op.parameters.get(r) for r in roles}, True, op
     if op.name in _LAYERS:
         found: dict[str, str | None] = {}
         direct = True

@@ -28,6 +28,7 @@ _RECOMPUTED: Mapping[Any, str] = {
     **{getattr(torch, n): n for n in ("conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum")},
     operator.matmul: "matmul",
 }
+_SPELLED = 4  # nodes between the last one of a spelled-out norm and the one that reads its weight: a sum, casts
 _BIAS_AT = {"batch_norm": 4, "instance_norm": 4, "layer_norm": 3, "group_norm": 3}
 
 
@@ -56,7 +57,7 @@ def reparametrise(graph: fx.Graph, root: nn.Module, site: Site, name: str, targe
             to_function(graph, node, root)
         for role, parameter in site.tunes.items():
             if parameter is not None:
-                _replace(graph, node, parameter, made[role])
+                _replace(graph, _reader(node, parameter), parameter, made[role])
             elif role in made:
                 _add_bias(node, made[role], site.build_from.operation or Operation("?"))
         _call_recomputed(node, site)
@@ -103,6 +104,23 @@ def _replace_everywhere(node: fx.Node, made: fx.Node) -> None:
     for reader in list(node.users):
         if reader.meta.get("role") != "tuner":
             reader.replace_input_with(node, made)
+
+
+def _reader(node: fx.Node, parameter: str) -> fx.Node:
+    """The node that reads a parameter: the operation, or where it is spelled out, one of the nodes that it ends."""
+    level = [node]
+    for _ in range(_SPELLED):
+        for n in level:
+            if any(is_state(operand) and _is_made_of(operand, parameter) for operand in n.all_input_nodes):
+                return n
+        level = [i for n in level for i in n.all_input_nodes if not is_state(i)]
+    return node
+
+
+def _is_made_of(operand: fx.Node, parameter: str) -> bool:
+    if operand.op == "get_attr":
+        return str(operand.target) == parameter
+    return any(_is_made_of(n, parameter) for n in operand.all_input_nodes)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, parameter: str, made: fx.Node) -> None:

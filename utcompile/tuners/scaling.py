@@ -114,5 +114,7 @@ class Scaling(Tuner):
 
 
 def takes_bias(op: Operation) -> bool:
-    """Whether an operation adds a bias, or could."""
+    """Whether an operation adds a bias, or could; one that is spelled out has no place for another."""
+    if op.attributes.get("spelled_out") and "bias" not in op.parameters:
+        return False
     return op.name.startswith(("linear", "conv", "batch_norm", "layer_norm", "group_norm", "instance_norm"))
