@@ -122,7 +122,8 @@ class Lora(Tuner):
     def delta(self) -> torch.Tensor:
         """The update `s·B·A` in the shape of the weight."""
         a = self.lora_A.flatten(1 + len(self.stack))
-        return (self._up() @ (self.scaling * a)).reshape(self.weight_shape)
+        # in place: nothing more is saved for backward, and no second tensor of the weight's size is made
+        return (self._up() @ a).mul_(self.scaling).reshape(self.weight_shape)
 
     def changed(self, weight: torch.Tensor) -> torch.Tensor:
         """W -> W + s·BA."""
