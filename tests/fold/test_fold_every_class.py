@@ -15,6 +15,7 @@ _NAMES = [
     line.split()[1] for line in (Path(__file__).parent.parent / "capture" / "timm_classes.txt").read_text().splitlines()
 ]
 _RULES = ("lora/all_linear", "lora/all_conv", "ssf/all_layers", "u_tuning/dual", "u_tuning/dual_foldable")
+_REFUSED: dict[tuple[str, str], str] = {}
 # what an ordinary run does of it
 _SLICE = {("test_vit", "u_tuning/dual_foldable"), ("test_resnet", "ssf/all_layers"), ("ghostnet_050", "lora/all_conv")}
 
@@ -43,7 +44,9 @@ def test_folding_a_model_of_each_class(name: str, rules: str) -> None:
     try:
         tuned = utc.match(captured, rules).apply()
     except utc.UtcError as error:
-        pytest.skip(f"the rules find nothing here: {error}")
+        expected_error = _REFUSED.get((name, rules), "matched 0 places")  # a model without linears, attention, ffns
+        assert expected_error in str(error) or "none of the rules found a place" in str(error)
+        return
     zoo.shake(tuned, 0.01)
     tuned.eval()
     folded, report = utc.fold(tuned)
