@@ -12,22 +12,33 @@ import utcompile as utc
 RULES = "version: 1\nname: t\nrules:\n  - name: w\n    match: {op: %s}\n    insert: {%s, tuner: {kind: %s}}\n"
 
 
+_REDUCTIONS = tuple(f"layers.{i}.downsample.reduction.bias is new" for i in (1, 2, 3))
+
+
 @pytest.mark.parametrize(
-    ("kind", "rules"), [("resnet", "lora/all_conv"), ("vit", "lora/all_linear"), ("swin", "ssf/all_layers")]
+    ("kind", "rules", "renamed"),
+    [
+        ("resnet", "lora/all_conv", ()),
+        ("vit", "lora/all_linear", ()),
+        ("resnet", "ssf/all_layers", ()),  # shifts of convolutions without a bias move on to their BatchNorms
+        ("efficientnet", "ssf/all_layers", ()),
+        ("swin", "ssf/all_layers", _REDUCTIONS),  # linears without a bias; the stream reads them, and LayerNorm
+    ],
 )
-def test_what_is_absorbed_loads_into_the_original_architecture(kind: str, rules: str) -> None:
+def test_what_is_absorbed_loads_into_the_original_architecture(kind: str, rules: str, renamed: tuple[str, ...]) -> None:
     model, x = zoo.make(kind)
     tuned = utc.compile(model, rules, x)
     zoo.shake(tuned)
     folded, report = utc.fold(tuned, strict=True)
+    assert report.renamed == renamed
+    again, _ = zoo.make(kind)
     if report.is_original:
-        again, _ = zoo.make(kind)
         assert str(again.load_state_dict(folded.state_dict(), strict=True)) == "<All keys matched successfully>"
         with torch.no_grad():
             torch.testing.assert_close(again(x), tuned.eval()(x), rtol=1e-4, atol=1e-5)
     else:
-        with pytest.raises(RuntimeError, match=report.renamed[0].split()[0]):
-            zoo.make(kind)[0].load_state_dict(folded.state_dict(), strict=True)
+        with pytest.raises(RuntimeError, match=renamed[0].split()[0]):
+            again.load_state_dict(folded.state_dict(), strict=True)
     kinds = {n: type(m) for n, m in model.named_modules() if type(m).__module__.startswith("torch.nn.modules")}
     layers = [n for n, m in folded.named_modules() if n in kinds and m._parameters]
     assert layers and all(type(folded.get_submodule(n)) is kinds[n] for n in layers)
@@ -55,6 +66,25 @@ def test_a_bias_that_no_layer_had_is_told() -> None:
     torch.testing.assert_close(folded(x), tuned.eval()(x), rtol=1e-5, atol=1e-5)
     with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "0\.bias"'):
         nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU()).load_state_dict(folded.state_dict())
+
+
+def test_an_added_bias_moves_to_the_batch_norm_behind_unless_something_else_sees_it() -> None:
+    class Net(nn.Module):
+        def __init__(self, twice: bool) -> None:
+            super().__init__()
+            self.conv, self.norm, self.twice = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), twice
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.conv(x)
+            return self.norm(h) + h if self.twice else self.norm(h)
+
+    for twice, renamed in ((False, ()), (True, ("conv.bias is new",))):
+        model, x = Net(twice).eval(), torch.randn(2, 3, 6, 6)
+        tuned = utc.compile(model, RULES % ("conv", "weight: h", "ssf"), x)
+        zoo.shake(tuned, 0.5)
+        folded, report = utc.fold(tuned, strict=True)
+        assert report.renamed == renamed
+        torch.testing.assert_close(folded(x), tuned.eval()(x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_trained_head_is_part_of_it() -> None:

@@ -123,6 +123,8 @@ def _fold(
         kept = [s for s in waiting if done[s.id].status == "kept"]
         waiting = kept if len(kept) < len(waiting) else []
     work.forget_view(layouts=True)
+    if sites:
+        folder.move_biases({n for n, _ in tuned.named_parameters(remove_duplicate=False)}, refused)
     base = list(folder.fold_base(constants, batch_norms, refused))
     work.settle(all=True)
     sweep_graph(work.graph)

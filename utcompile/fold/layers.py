@@ -139,6 +139,18 @@ class Work:
         node.replace_all_uses_with(next(n for n in node.all_input_nodes if not is_state(n)))
         self.graph.erase_node(node)
 
+    def drop_bias(self, node: fx.Node, name: str) -> None:
+        """Take away the bias of a linear or convolution."""
+        path, _, attribute = name.rpartition(".")
+        self.root.get_submodule(path).register_parameter(attribute, None)
+        self.changed.pop(name, None)
+        self._read.pop(name, None)
+        for read in [n for n in node.all_input_nodes if n.op == "get_attr" and str(n.target) == name]:
+            node.args = tuple(None if a is read else a for a in node.args)
+            node.kwargs = {k: v for k, v in node.kwargs.items() if v is not read}
+            if not read.users:
+                self.graph.erase_node(read)
+
     def evaluate(self, node: fx.Node) -> torch.Tensor:
         """The value of a node computed from parameters alone, in float64."""
         result = self._evaluate(node)

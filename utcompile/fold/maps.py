@@ -75,7 +75,7 @@ def plan_map(work: Work, nodes: dict[str, list[fx.Node]], linear: ChannelMap) ->
         changes, outputs = _before(work, source, m, [tuner]), [tuner]
     except Unfoldable as first:
         try:
-            changes, outputs = _after(work, tuner, m)
+            changes, outputs = map_after(work, tuner, m)
             changes.sources = [source]
         except Unfoldable as second:
             raise Unfoldable(f"before it, {first}; after it, {second}") from None
@@ -234,7 +234,7 @@ def _parts(work: Work, users: Iterable[fx.Node]) -> Iterator[list[fx.Node]]:
 # --- on to what reads a value ----------------------------------------------------------------------------------------
 
 
-def _after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
+def map_after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
     """Changes with which whatever reads a node can read what `m` is made of; the layers that end the way."""
     found, ends = Changes(), []
     for path in _parts(work, value.users):
@@ -252,7 +252,7 @@ def _after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
         further = _carried(work, path, op, value, m)
         if further is None:
             raise why
-        changes, layers = _after(work, user, further)
+        changes, layers = map_after(work, user, further)
         found.add(changes)
         ends += layers
     if not ends:

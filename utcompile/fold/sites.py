@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
 from utcompile.fold.absorb import plan_absorption
 from utcompile.fold.batch_norms import plan_batch_norms
+from utcompile.fold.biases import plan_biases
 from utcompile.fold.constants import plan_constants, plan_tokens
 from utcompile.fold.float32 import compute_in_float32
 from utcompile.fold.layers import Planned, Unfoldable, Work
@@ -83,6 +84,12 @@ class SiteFolder:
                 return plan_widening(self.work, site, nodes), "widened"
             except Unfoldable as beside:
                 raise Unfoldable(f"{alone}; {beside}") from None
+
+    def move_biases(self, original: Collection[str], refused: Mapping[str, str]) -> None:
+        """Let biases that folding added move on to layers that had one, where they can."""
+        for name, planned in plan_biases(self.work, original):
+            if name not in refused:
+                self._commit(name, planned, "absorbed", measured=False)
 
     def fold_base(self, constants: bool, batch_norms: bool, refused: Mapping[str, str]) -> Iterator[FoldedSite]:
         """Fold what the base itself computes for nothing."""
