@@ -450,28 +450,7 @@ def test_a_value_that_others_read_too_is_folded_into_its_readers_or_kept() -> No
     folds(shake(utc.compile(Twice().eval(), one, x)), x)  # `a` keeps its weight for tanh, `b` takes the tuner
 
 
-# --- what PEFT gets wrong ------------------------------------------------------------------------------------------------
-
-
-def test_every_projection_of_a_multihead_attention_is_tuned() -> None:
-    model, x = Attention().eval(), torch.randn(2, 5, 8)
-    tuned = utc.compile(model, rules("{op: linear}", "kind: lora, r: 2"), x)
-    assert {s.tunes["weight"] for s in tuned.sites} == {"mha.in_proj_weight", "mha.out_proj.weight"}
-    shake(tuned)
-    with torch.no_grad():
-        assert (tuned(x) - model(x)).abs().max() > 1e-2
-
-
-def test_an_encoder_layer_in_eval_computes_with_its_tuners() -> None:
-    model = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
-    ).eval()
-    x = torch.randn(2, 5, 8)
-    tuned = shake(utc.compile(model, rules("{op: linear}", "kind: lora, r: 2"), x)).eval()
-    assert len(tuned.sites) == 8
-    with torch.no_grad():
-        assert (tuned(x) - model(x)).abs().max() > 1e-2
-    folds(tuned, x)
+# --- biases, and functions ---------------------------------------------------------------------------------------------
 
 
 def test_where_may_ask_for_a_bias() -> None:
