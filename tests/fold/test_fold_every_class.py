@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,16 @@ _REFUSED: dict[tuple[str, str], str] = {}
 _SLICE = {("test_vit", "u_tuning/dual_foldable"), ("test_resnet", "ssf/all_layers"), ("ghostnet_050", "lora/all_conv")}
 
 
-def _model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
-    """A model in eval whose outputs depend on all its layers, and images of the size it was made for."""
+@lru_cache(maxsize=1)  # the five rule sets of a model follow one another
+def _captured(name: str) -> tuple[utc.CapturedModule, torch.Tensor]:
+    """A model in eval whose outputs depend on all its layers, captured, and images of the size it was made for."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval()
     for parameter in model.parameters():  # LayerScales of 1e-6 and heads of zeros would hide every difference
         if parameter.abs().max() < 1e-3:
             torch.nn.init.normal_(parameter, std=0.1)
-    return model, torch.randn(2, *model.default_cfg["input_size"])
+    x = torch.randn(2, *model.default_cfg["input_size"])
+    return utc.capture(model, x, verify="shapes"), x
 
 
 @pytest.mark.parametrize(
@@ -39,13 +42,12 @@ def _model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     ],
 )
 def test_folding_a_model_of_each_class(name: str, rules: str) -> None:
-    model, x = _model(name)
-    captured = utc.capture(model, x, verify="shapes")
+    captured, x = _captured(name)
     try:
         tuned = utc.match(captured, rules).apply()
     except utc.UtcError as error:
         expected_error = _REFUSED.get((name, rules), "matched 0 places")  # a model without linears, attention, ffns
-        assert expected_error in str(error) or "none of the rules found a place" in str(error)
+        assert expected_error in str(error) or "none of the rules found a place" in str(error), error
         return
     zoo.shake(tuned, 0.01)
     tuned.eval()

@@ -466,3 +466,19 @@ def test_a_functional_weight_and_its_bias_fold_back() -> None:
     tuned = shake(utc.compile(model, rules("{op: conv}", "kind: ssf"), x))
     folds(tuned, x)
     assert recomputed("linear", torch.ones(1, 2), torch.ones(3, 2)).shape == (1, 3)
+
+
+def test_a_fixed_transform_is_no_weight() -> None:
+    class Transform(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+            self.register_buffer("dct", torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(nn.functional.linear(x, self.dct))
+
+    with pytest.raises(
+        utc.UtcError, match=r"its weight dct is a buffer and no parameter\n  why: it is a fixed transform"
+    ):
+        utc.compile(Transform(), rules("{op: linear}", "kind: lora, r: 2"), torch.randn(2, 4))

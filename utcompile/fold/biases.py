@@ -27,8 +27,8 @@ def plan_biases(work: Work, original: Collection[str]) -> Iterator[tuple[str, Pl
     for node in list(work.graph.nodes):
         op = operation(node, work.root)
         name = op.parameters.get("bias")
-        if op.name not in ("linear", *CONVS) or name is None or name in original:
-            continue
+        if op.name not in ("linear", *CONVS) or name is None or name in original or not work.is_parameter(name):
+            continue  # or it is computed from others
         try:
             yield name, _plan(work, node, name, original)
         except Unfoldable:

@@ -92,8 +92,12 @@ class Work:
         return found
 
     def is_parameter(self, name: str) -> bool:
-        """Whether a name is a parameter's and not a buffer's."""
-        return isinstance(self._get(name), nn.Parameter)
+        """Whether a name is a parameter's, and not a buffer's or that of a value computed from several."""
+        path, _, attribute = name.rpartition(".")
+        try:
+            return self.root.get_submodule(path)._parameters.get(attribute) is not None
+        except AttributeError:
+            return False
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Replace a parameter or buffer by a float64 value."""

@@ -195,6 +195,12 @@ def _parameters_behind(operand: fx.Node, view: GraphView) -> list[str]:
 def _behind(operand: fx.Node, view: GraphView) -> str:
     """The one parameter that an operand is, or is computed from."""
     found = _parameters_behind(operand, view)
+    if not found:
+        raise UtcError(
+            f"its weight {operand.target} is a buffer and no parameter",
+            why="it is a fixed transform of the model",
+            fix="exclude the place by `except:` or in `where:`",
+        )
     if len(found) > 1:  # weight standardisation with a gain: the weight is the one of the operand's size
         value = value_of(operand)
         named = dict(view.module.named_parameters(remove_duplicate=False))
