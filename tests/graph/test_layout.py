@@ -364,3 +364,17 @@ def test_where_reads_layouts() -> None:
     assert {site.path.rpartition(".")[2] for site in plan.sites} == {"qkv", "proj"} and len(
         plan.sites
     ) == 4  # one window fills the later stages
+
+
+def test_a_table_of_parameters_read_by_numbers_that_are_an_input_has_no_known_layout() -> None:
+    class Table(nn.Module):  # MViTv2's relative positions
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.table = nn.Parameter(torch.randn(7, 4))
+
+        def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            return self.head((self.fc(x) + self.table[places]).mean(1))
+
+    captured = utc.capture(Table().eval(), (torch.randn(2, 5, 4), torch.randint(7, (2, 5))))
+    assert [s.path for s in utc.match(captured, "lora/all_linear", vars={"r": 2}).sites] == ["fc"]

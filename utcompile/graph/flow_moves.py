@@ -203,6 +203,8 @@ def _stack(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
 def _getitem(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     source, index = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
+    if source not in flow.axes:
+        return None  # rows of a parameter, by numbers that depend on an input
     parts = list(index) if isinstance(index, tuple) else [index]
     rank = len(flow.axes[source])
     used = sum(p is not None and not isinstance(p, EllipsisType) for p in parts)
