@@ -27,6 +27,7 @@ _REFUSED: dict[tuple[str, str], str] = {
     ("crossvit_tiny_240", "u_tuning/dual"): "a tuner cannot bring",
     ("efficientvit_m0", "u_tuning/dual"): "a tuner cannot bring",
     ("hiera_tiny_224", "u_tuning/dual"): "a tuner cannot bring",
+    ("mvitv2_tiny", "u_tuning/dual"): "a tuner cannot bring",
     # a fixed filter
     ("csatv2", "lora/all_linear"): "is a buffer and no parameter",
     ("csatv2", "ssf/all_layers"): "is a buffer and no parameter",
