@@ -137,3 +137,25 @@ def test_what_does_not_fit_says_why() -> None:
         utc.compile(norm, rules("vera", match="{op: norm}"), torch.randn(2, 4))
     with pytest.raises(utc.UtcError, match="neurons of 7 weights have no blocks of 2 to 6"):
         utc.compile(nn.Sequential(nn.Linear(7, 4)), rules("oft", match="{op: linear}"), torch.randn(2, 7))
+
+
+def test_folding_leaves_modules_that_tuners_share_as_they_were() -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 3, 2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lstm(x)[0]
+
+    model, x = Net().eval(), torch.randn(2, 5, 4)
+    tuned = utc.compile(model, rules("vera", match="{op: lstm}"), x)  # one matrix for several weights of one layer
+    zoo.shake(tuned, 0.3)
+    tuned.eval()
+    before = {n: t.clone() for n, t in [*tuned.named_parameters(), *tuned.named_buffers()]}
+    expected = tuned(x)
+    utc.fold(tuned)
+    assert all(torch.equal(t, before[n]) for n, t in [*tuned.named_parameters(), *tuned.named_buffers()])
+    assert torch.equal(tuned(x), expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,9 +35,17 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
     with torch.no_grad():
         if node.op == "call_module":
             leaf = root.get_submodule(target)
-            state = {n: cast(f"{target}.{n}", t) for n, t in [*leaf.named_parameters(), *leaf.named_buffers()]}
-            return torch.func.functional_call(leaf, state, args, kwargs)
+            state = {n: cast(f"{target}.{n}", t) for n, t in _state(leaf)}
+            return torch.func.functional_call(leaf, state, args, kwargs, tie_weights=False)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         function: Any = node.target
         return function(*args, **kwargs)
+
+
+def _state(leaf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of every module once: of a module with two names, torch would put back what it had put in."""
+    for path, module in leaf.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}".lstrip("."), tensor
