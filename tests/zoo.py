@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import timm
@@ -41,6 +41,29 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
         if parameter.abs().max() < 1e-3:
             nn.init.normal_(parameter, std=0.1)
     return model, torch.randn(2, 3, size, size)
+
+
+class Layers(nn.Module):
+    """Layers by name, and a forward that is given as a function of the module and its input."""
+
+    def __init__(self, forward: Callable[..., torch.Tensor], layers: Mapping[str, nn.Module | nn.Parameter]) -> None:
+        super().__init__()
+        self.function = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self, x)
+
+
+def draw_norms(model: nn.Module) -> None:
+    """Statistics and affine parts of every BatchNorm as training might leave them, not those of a new one."""
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.running_var, 0.5, 2)
+            nn.init.normal_(m.running_mean)
+            nn.init.normal_(m.weight)
+            nn.init.normal_(m.bias)
 
 
 def shake(tuned: nn.Module, std: float = 0.02) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,28 +22,10 @@ rules:
 TOLERANCE = 1e-12  # float64, some layers
 
 
-class Net(nn.Module):
-    """Layers by name and a forward that is given as a function."""
-
-    def __init__(self, forward: Callable[..., torch.Tensor], **layers: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self, x)
-
-
 def folded(model: nn.Module, x: torch.Tensor, op: str, tuner: str, index: int = 0) -> tuple[str, str, nn.Module]:
     """Status and reason of one sequential tuner; that outputs agree in float64 is checked on the way."""
     torch.manual_seed(0)
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.running_var, 0.5, 2)
-            nn.init.normal_(m.running_mean)
-            nn.init.normal_(m.weight)
-            nn.init.normal_(m.bias)
+    zoo.draw_norms(model)
     tuned = utc.compile(model.eval(), RULE.format(op=op, tuner=tuner, index=index), x)
     zoo.shake(tuned, 0.3)
     if tuner is NEGATIVE:
@@ -130,6 +110,8 @@ KEPT = {
     "ssf on a value that is read twice": (TOKENS, "add", SSF, {"f": nn.Linear(4, 4)}, lambda m, x: (lambda h: torch.tanh(x + h) * h)(m.f(x)), "is read by"),
     "ssf after padded averages": (IMAGE, "pool", SSF, {"c": CONV(4, 6)}, lambda m, x: torch.tanh(F.avg_pool2d(m.c(x), 3, 1, 1)), "averages zeros at the border"),
     "ssf on to a transposed convolution": (IMAGE, "gelu", SSF, {"c": nn.ConvTranspose2d(4, 6, 3, 2, 1)}, lambda m, x: m.c(F.gelu(x)), "what it makes of a shift is no constant"),
+    "rep_adapter through ReLU": (TOKENS, "relu", REP, {"f": nn.Linear(4, 6)}, lambda m, x: torch.tanh(torch.relu(m.f(x))), "through which no full matrix passes"),
+    "rep_adapter through max pooling": (IMAGE, "pool", REP, {"c": CONV(4, 6)}, lambda m, x: torch.tanh(F.max_pool2d(m.c(x), 2)), "through which no full matrix passes"),
     "rep_adapter after a grouped convolution": (IMAGE, "conv", REP, {"c": CONV(4, 6, groups=2)}, lambda m, x: torch.tanh(m.c(x)), "cannot take a full matrix"),
     "rep_adapter after heads": (TOKENS, "transpose", REP, {"f": nn.Linear(4, 6)}, lambda m, x: torch.tanh(m.f(x).reshape(-1, 5, 2, 3).transpose(1, 2)), "takes the channels apart"),
     "ssf after a shared position": (TOKENS, "add", SSF, {"f": nn.Linear(4, 6), "p": nn.Parameter(torch.randn(1, 5, 6))},
@@ -141,7 +123,7 @@ KEPT = {
 def make(shape: tuple[int, ...], layers: dict[str, object], forward: object) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(1)
     x = torch.randint(7, shape) if len(shape) == 2 else torch.randn(shape)
-    return Net(forward, **layers), x  # type: ignore[arg-type]
+    return zoo.Layers(forward, layers), x  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ABSORBED)

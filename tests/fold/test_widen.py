@@ -27,19 +27,6 @@ rules:
 TOLERANCE = 1e-12  # float64, some layers
 
 
-class Net(nn.Module):
-    """Layers by name, and a forward that is given as a function."""
-
-    def __init__(self, forward: Callable[..., torch.Tensor], layers: dict[str, Any]) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self, x)
-
-
 class Whole(nn.Module):
     """A stem, so that channels are known, and the block beside which the tuner stands."""
 
@@ -54,13 +41,8 @@ class Whole(nn.Module):
 def check(layers: dict[str, Any], forward: Callable[..., torch.Tensor], tuner: str, image: bool) -> tuple[str, str]:
     """Status and reason of a tuner beside a block; that outputs agree in float64 is checked on the way."""
     torch.manual_seed(0)
-    model = Whole(nn.Conv2d(3, 4, 1) if image else nn.Linear(3, 4), Net(forward, layers)).eval()
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.running_var, 0.5, 2)
-            nn.init.normal_(m.running_mean)
-            nn.init.normal_(m.weight)
-            nn.init.normal_(m.bias)
+    model = Whole(nn.Conv2d(3, 4, 1) if image else nn.Linear(3, 4), zoo.Layers(forward, layers)).eval()
+    zoo.draw_norms(model)
     x = torch.randn((2, 3, 8, 8) if image else (2, 9, 3))
     tuned = utc.compile(model, RULE.format(tuner=tuner), x)
     zoo.shake(tuned, 0.3)

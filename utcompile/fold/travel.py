@@ -91,6 +91,7 @@ def backward(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Map) -
     if op.name in _SAME:
         return after
     if isinstance(after, Mixing):
+        _check_linear(node, op)
         return _mixed_before(work, path, source, after)
     if op.name in _HOMOGENEOUS:
         return _homogeneous(node, op, after)
@@ -115,6 +116,7 @@ def forward(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Map) -
     if op.name in _SAME:
         return before
     if isinstance(before, Mixing):
+        _check_linear(node, op)
         return _mixed_after(work, path, source, before)
     if op.name in _HOMOGENEOUS:
         return _homogeneous(node, op, before)
@@ -143,9 +145,17 @@ def _pair(m: Elementwise) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _pools(op: Operation) -> bool:
-    if op.name == "pool":
-        return str(op.attributes.get("kind", "max")) in ("avg", "max", "adaptive_avg", "adaptive_max")
-    return op.name in ("mean", "interpolate")
+    return op.name in ("mean", "interpolate") or _pool_of(op) in ("avg", "max")
+
+
+def _pool_of(op: Operation) -> str | None:
+    """`avg`, `max` or `lp`, adaptive or not; None where an operation is no pooling."""
+    return str(op.attributes.get("kind", "max")).removeprefix("adaptive_") if op.name == "pool" else None
+
+
+def _check_linear(node: fx.Node, op: Operation) -> None:
+    if op.name in _HOMOGENEOUS or _pool_of(op) == "max":
+        raise Unfoldable(f"{op.name} ({node.name}) stands between, through which no full matrix passes")
 
 
 def _pooled_axes(node: fx.Node, op: Operation) -> tuple[int, ...]:
@@ -163,7 +173,7 @@ def _check_pool(
 ) -> None:
     if any(t.shape[a] != 1 for t in _pair(m) for a in axes):
         raise Unfoldable(f"{op.name} ({node.name}) mixes what the tuner treats differently")
-    if "max" in str(op.attributes.get("kind", "" if op.name != "pool" else "max")):
+    if _pool_of(op) == "max":
         if not bool((m.factor > 0).all()):
             raise Unfoldable(f"{node.name} takes the largest value, and its factor is not positive everywhere")
     elif bool(m.shift.any()):
