@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from utcompile.capture.active import recording
 from utcompile.capture.derived import Apply
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.nested import tensors
@@ -73,7 +74,7 @@ def record(
     named = set(inspect.signature(model.forward).parameters)
     bound.arguments.update({k: v for k, v in arguments.items() if k in named})
     extra = {k: v for k, v in arguments.items() if k not in named}
-    with torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
+    with recording(recorder), torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
         try:
             with fake or nullcontext(), recorder:
                 out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
