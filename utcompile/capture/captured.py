@@ -20,6 +20,8 @@ class CaptureReport:
         opaque: modules that are one node, each with its reason and source line.
         pinned: sizes that the model keeps at the example's, each with its reason and source line.
         by_mode: where the mode decides, under `base="follow"`.
+        state: attributes and other Python state that `forward` assigns and no later call reads.
+        random: random numbers of Python or NumPy, and clocks, that `forward` reads: what they gave is a constant.
     """
 
     operations: int
@@ -29,10 +31,12 @@ class CaptureReport:
     opaque: tuple[Opaque, ...] = ()
     pinned: tuple[str, ...] = ()
     by_mode: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        for kind in ("opaque", "pinned", "unreachable", "barriers"):
+        for kind in ("opaque", "pinned", "unreachable", "barriers", "state", "random"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 
