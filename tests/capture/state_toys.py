@@ -192,7 +192,7 @@ READ_AGAIN: dict[type[Base], str] = {
     Ema: "mean", EmaOfAttribute: "average", Decays: "scale", Counter: "n", WarmsUp: "step", EveryTenth: "step",
     Previous: "previous", Remembers: "log", LongLog: "log", Recent: "ring", InABox: "box.n",
     StaleLength: "n", GlobalCounter: "state_toys.CALLS", GlobalObject: "state_toys.STATE.n",
-    ClassCounter: "ClassCounter.total", DefaultArgument: "a default of DefaultArgument.count", Grows: "layers.1",
+    ClassCounter: "ClassCounter.total", DefaultArgument: "a default of DefaultArgument.count", Grows: "a new Linear",
     ReplacesLayer: "linear",
 }  # fmt: skip
 

@@ -47,7 +47,11 @@ def why_not(expected: T, why: str) -> str:
         return why
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     reasons = [
-        *(["TF32 is on, with a unit roundoff of 1e-3 (torch.backends.cudnn.allow_tf32, .cuda.matmul.allow_tf32)"] if tf32 else []),
+        *(
+            ["TF32 is on, with a unit roundoff of 1e-3 (torch.backends.cudnn.allow_tf32, .cuda.matmul.allow_tf32)"]
+            if tf32
+            else []
+        ),
         *(["cudnn.benchmark chooses other kernels in other calls"] if torch.backends.cudnn.benchmark else []),
         "scatter and index_add are not deterministic on a GPU (torch.use_deterministic_algorithms)",
     ]

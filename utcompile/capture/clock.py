@@ -6,9 +6,11 @@ Nothing is patched: the names that functions use are looked up. So a call that i
 from __future__ import annotations
 
 import datetime
+import dis
 import os
 import random
 import secrets
+import sys
 import time
 import types
 import uuid
@@ -18,12 +20,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-_READS = {
-    *(getattr(time, n) for n in "time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time".split()),
+_TIMES = "time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time".split()
+_READS = (
+    *(getattr(time, name) for name in _TIMES),
     uuid.uuid1, uuid.uuid4, os.urandom, secrets.token_bytes, secrets.token_hex, secrets.randbelow, secrets.choice,
     np.random.default_rng, random.SystemRandom,
-}  # fmt: skip
-_NOW = {datetime.datetime: "now utcnow today".split(), datetime.date: ["today"]}
+)  # fmt: skip
+_NOW: dict[Any, list[str]] = {datetime.datetime: "now utcnow today".split(), datetime.date: ["today"]}
+_WORDS = frozenset([*(read.__name__ for read in _READS), "now", "utcnow", "today"]) - {"choice"}
 _HOLDERS = (time, uuid, os, secrets, np, np.random, random, datetime, datetime.datetime, datetime.date)
 
 
@@ -39,7 +43,7 @@ def clock_reads(model: nn.Module) -> tuple[str, ...]:
     found: dict[str, None] = {}
     seen: set[Any] = set()
     for klass in dict.fromkeys(map(type, model.modules())):
-        stack = [klass.forward]
+        stack: list[Any] = [getattr(klass, "forward", None)]
         while stack:
             function = stack.pop()
             if not isinstance(function, types.FunctionType) or function in seen or _is_foreign(function):
@@ -70,28 +74,40 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _named_in(function: types.FunctionType, code: types.CodeType) -> Iterator[str]:
-    names = list(_names(code))
-    where = f"({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno} in {code.co_name})"
-    for name in names:
-        value = function.__globals__.get(name)
-        if _is_read(value):
-            yield f"{value.__module__}.{value.__name__} {where}"  # type: ignore[union-attr]
-        if any(value is holder for holder in _HOLDERS):
-            yield from (f"{shown} {where}" for shown in _attributes(value, names))
+    """Calls that a code object spells out: a global or imported name, and the attributes behind it."""
+    names = set(_names(code))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _named_in(function, constant)
+    if names.isdisjoint(_WORDS) and not any(_is_read(function.__globals__.get(n)) for n in names):
+        return
+    known, value, line, before = dict(function.__globals__), None, code.co_firstlineno, None
+    for step in dis.get_instructions(code):
+        line = (step.positions and step.positions.lineno) or line
+        if step.opname.startswith("LOAD_") and step.argval in known and isinstance(step.argval, str):
+            value = known[step.argval] if not step.opname.startswith(("LOAD_ATTR", "LOAD_METHOD")) else _of(value, step)
+        elif step.opname.startswith(("LOAD_ATTR", "LOAD_METHOD")):
+            value = _of(value, step)
+        elif step.opname == "STORE_FAST" and before is not None and before.opname == "IMPORT_NAME":
+            known[step.argval] = sys.modules.get(before.argval)
+        before, shown = step, _shown(value)
+        if shown:
+            yield f"{shown} ({code.co_filename.rpartition('/')[2]}:{line} in {code.co_name})"
+            value = None
 
 
-def _attributes(holder: Any, names: list[str]) -> Iterator[str]:
-    """The reads that are attributes of a module or class, two steps deep (`np.random.default_rng`, `datetime.datetime.now`)."""
-    for name in names:
-        value = getattr(holder, name, None)
-        if _is_read(value) or name in _NOW.get(holder, ()):
-            yield f"{holder.__name__}.{name}"
-        elif value is not holder and any(value is h for h in _HOLDERS):
-            yield from _attributes(value, names)
+def _of(holder: Any, step: dis.Instruction) -> Any:
+    """An attribute of a module or class; `now` and `today` make a new object each time, so they are a pair."""
+    if any(holder is h for h in _HOLDERS):
+        return (holder, step.argval) if step.argval in _NOW.get(holder, ()) else getattr(holder, step.argval, None)
+    return None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) == 2 and value[0] in _NOW:
+        return f"{value[0].__name__}.{value[1]}"
+    return f"{value.__module__}.{value.__name__}" if _is_read(value) else ""
 
 
 def _is_read(value: Any) -> bool:
-    try:
-        return value in _READS
-    except TypeError:  # it has no hash
-        return False
+    return any(value is read for read in _READS)

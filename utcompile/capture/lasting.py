@@ -41,6 +41,7 @@ def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch) -> Rec
         first = once()
         new = watch.new([*own.changes(), *watch.around.changes()])
         if new:
+            watch.around.forget_caches()
             unread, why = judge(first, new, once)
             watch.assigned |= unread
             watch.lasting |= {c.name: why for c in new if c.name not in unread}
@@ -49,9 +50,28 @@ def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch) -> Rec
         grown = [c.name for c in own.changes() if _is_module(c)]
         if grown:
             raise lasting_error(watch.model, grown, MODULES) from error
+        made = _module_made(error)
+        if made:
+            raise UtcError(
+                f"the model's forward keeps state in Python from one call to the next, or makes it anew: {made}",
+                where=getattr(error, "source", None),
+                why="its weights are no part of the model that is captured",
+                fix="make modules in __init__",
+            ) from error
         raise
     finally:
         watch.around.put_back()
+
+
+def _module_made(error: BaseException) -> str:
+    """The class of the module that forward was making when it could not be recorded any more."""
+    at = error.__traceback__
+    while at is not None:
+        made = at.tb_frame.f_locals.get("self")
+        if at.tb_frame.f_code.co_name == "__init__" and isinstance(made, nn.Module):
+            return f"a new {type(made).__name__}"
+        at = at.tb_next
+    return ""
 
 
 def _is_module(change: Change) -> bool:
@@ -150,9 +170,15 @@ def _same(a: Any, b: Any, number: dict[fx.Node, int]) -> bool:
     if isinstance(a, fx.Node):
         return isinstance(b, fx.Node) and number[a] == number[b]
     if isinstance(a, (tuple, list)):
-        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(_same(x, y, number) for x, y in zip(a, b, strict=True))
+        return (
+            isinstance(b, (tuple, list))
+            and len(a) == len(b)
+            and all(_same(x, y, number) for x, y in zip(a, b, strict=True))
+        )
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(_same(v, b[k], number) for k, v in a.items())
     if isinstance(a, slice):
-        return isinstance(b, slice) and all(_same(getattr(a, f), getattr(b, f), number) for f in ("start", "stop", "step"))
+        return isinstance(b, slice) and all(
+            _same(getattr(a, f), getattr(b, f), number) for f in ("start", "stop", "step")
+        )
     return a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))

@@ -38,7 +38,9 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[nn.Module]:
 def trainable_as(captured: nn.Module, model: nn.Module) -> Iterator[None]:
     """The capture's parameters require gradients as the model's do: torch chooses other kernels by that (`matmul`)."""
     theirs = dict(model.named_parameters(remove_duplicate=False))
-    mine = [p for n, p in captured.named_parameters() if n in theirs and theirs[n].requires_grad and not p.requires_grad]
+    mine = [
+        p for n, p in captured.named_parameters() if n in theirs and theirs[n].requires_grad and not p.requires_grad
+    ]
     try:
         for parameter in mine:
             parameter.requires_grad_(True)

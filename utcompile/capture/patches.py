@@ -83,7 +83,11 @@ class WithoutFastPath(TorchFunctionMode):
 def _call(original: Any) -> Any:
     def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         recorder = current()
-        return original(module, *args, **kwargs) if recorder is None else recorder.module_call(original, module, args, kwargs)
+        return (
+            original(module, *args, **kwargs)
+            if recorder is None
+            else recorder.module_call(original, module, args, kwargs)
+        )
 
     return recorded_call
 

@@ -9,7 +9,7 @@ import functools
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,6 @@ import numpy as np
 import torch
 
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device])
-
-
-_MAPPING = MutableMapping.__setitem__, MutableMapping.__delitem__
 
 
 class _Absent:
@@ -58,11 +55,11 @@ class Names:
 
     def __init__(self, owner: MutableMapping[Any, Any], name: Callable[[Any], str]) -> None:
         self.owner, self._name = owner, name
-        self._saved = dict(owner)
+        self._saved = dict(entries(owner))
 
     def changes(self) -> Iterator[Change]:
         """What is bound otherwise than before."""
-        now = dict(self.owner)  # a subclass may have a `get` of its own
+        now = dict(entries(self.owner))
         for key in self._saved | now:
             before, after = self._saved.get(key, ABSENT), now.get(key, ABSENT)
             if not _same(before, after):
@@ -75,11 +72,12 @@ class Names:
 
     def put(self, key: Any, value: Any) -> None:
         """Bind one name."""
-        set_item, delete = (dict.__setitem__, dict.__delitem__) if isinstance(self.owner, dict) else _MAPPING
         if value is ABSENT:
-            delete(self.owner, key)
+            self.owner.pop(key, None)
+        elif isinstance(self.owner, dict):
+            dict.__setitem__(self.owner, key, value)  # a subclass may have a `__setitem__` of its own
         else:
-            set_item(self.owner, key, value)
+            self.owner[key] = value
 
 
 class ClassNames(Names):
@@ -149,17 +147,17 @@ class Cell:
 
 
 class Dial:
-    """Something whose state is read and set as a whole: a generator of random numbers, the memory of `lru_cache`."""
+    """A generator of random numbers, whose state is read and set as a whole."""
 
-    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any], *, is_random: bool) -> None:
-        self._name, self._read, self._write, self._random = name, read, write, is_random
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        self._name, self._read, self._write = name, read, write
         self._saved = read()
 
     def changes(self) -> Iterator[Change]:
         """Its name, where it has moved on."""
         after = self._read()
         if not _equal_states(self._saved, after):
-            yield Change(self._name, self._saved, after, self, random=self._random)
+            yield Change(self._name, self._saved, after, self, random=True)
 
     def put_back(self) -> None:
         """Set it to where it was."""
@@ -171,30 +169,51 @@ class Dial:
         self._write(value)
 
 
-Place = Names | Items | Cell | Dial
+class Cache:
+    """A function under `lru_cache`: what it keeps is no state, but must not be fake when the recording is over."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self._saved = owner.cache_info().misses
+
+    def changes(self) -> Iterator[Change]:
+        """None: every call could compute it again."""
+        return iter(())
+
+    def put_back(self) -> None:
+        """Forget everything, where something was added."""
+        if self.owner.cache_info().misses != self._saved:
+            self.owner.cache_clear()
+            self._saved = 0
+
+    def put(self, key: Any, value: Any) -> None:
+        """Nothing can be put into it."""
 
 
-def dial_of(value: Any, name: str) -> Dial | None:
-    """The dial of a generator of random numbers or of a function under `lru_cache`; None for everything else."""
+Place = Names | Items | Cell | Dial | Cache
+
+
+def sealed(value: Any, name: str) -> Dial | Cache | None:
+    """The place of a generator of random numbers, or of a function under `lru_cache`; None for everything else."""
     if isinstance(value, random.Random):
-        return Dial(name, value.getstate, value.setstate, is_random=True)
+        return Dial(name, value.getstate, value.setstate)
     if isinstance(value, np.random.Generator):
         bits = value.bit_generator
-        return Dial(name, lambda: bits.state, lambda s: setattr(bits, "state", s), is_random=True)
-    if isinstance(value, np.random.RandomState):
-        return Dial(name, value.get_state, value.set_state, is_random=True)
-    if isinstance(value, torch.Generator):
-        return Dial(name, value.get_state, value.set_state, is_random=True)
-    if isinstance(value, functools._lru_cache_wrapper):
-        # what a cache held cannot be put back, and can be computed again; made in a recording, it is fake
-        return Dial(name, lambda: value.cache_info()[1], lambda _: value.cache_clear(), is_random=False)
-    return None
+        return Dial(name, lambda: bits.state, lambda s: setattr(bits, "state", s))
+    if isinstance(value, (np.random.RandomState, torch.Generator)):
+        return Dial(name, value.get_state, value.set_state)
+    return Cache(value) if isinstance(value, functools._lru_cache_wrapper) else None
 
 
 def random_dials() -> list[Dial]:
     """The generators that Python and NumPy have for everyone."""
-    numpy_state = Dial("NumPy's random numbers", np.random.get_state, np.random.set_state, is_random=True)
-    return [Dial("Python's random numbers", random.getstate, random.setstate, is_random=True), numpy_state]
+    numpy_state = Dial("NumPy's random numbers", np.random.get_state, np.random.set_state)
+    return [Dial("Python's random numbers", random.getstate, random.setstate), numpy_state]
+
+
+def entries(owner: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """What a dictionary holds; a subclass may have an `items` of its own that makes things (transformers' `ACT2FN`)."""
+    return list(dict.items(owner) if isinstance(owner, dict) else owner.items())
 
 
 def is_container(value: Any) -> bool:

@@ -56,7 +56,7 @@ def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
 
 
 def unrecorded(symbols: Sequence[Symbol]) -> Sample | None:
-    """Sizes at which nothing was recorded, as small as may be: it is cheap to compute there. None where nothing varies."""
+    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies."""
     recorded = plan_samples(symbols, follow=False)
     sizes: dict[Symbol, int] = {}
     for symbol in symbols:

@@ -16,7 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from utcompile.capture.places import Cell, Change, ClassNames, Items, Names, Place, dial_of, is_container, random_dials
+from utcompile.capture.places import (
+    Cache,
+    Cell,
+    Change,
+    ClassNames,
+    Items,
+    Names,
+    Place,
+    entries,
+    is_container,
+    random_dials,
+    sealed,
+)
 
 T = torch.Tensor
 _DEPTH = 4  # containers in containers, attributes of objects
@@ -24,7 +36,8 @@ _LONG = 2000  # items of a container that are looked at
 _OWN_OF_TORCH = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 _TABLES = ("_parameters", "_buffers", "_modules")
 _NOT_ENTERED = (T, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
-_FOREIGN = ("torch", "builtins", "logging", "threading", "_thread", "weakref", "functools", "typing", "numpy")
+_FOREIGN = frozenset(["torch", "builtins", "numpy"])
+_PLAIN_HOMES = frozenset(["types", "argparse", "collections"])  # of `SimpleNamespace`, `Namespace`, `UserDict`
 
 
 class Snapshot:
@@ -61,6 +74,12 @@ class Snapshot:
         """What is otherwise than it was."""
         return [change for place in self._places for change in place.changes()]
 
+    def forget_caches(self) -> None:
+        """Clear the caches of `lru_cache` that a recording has filled: it was with fakes."""
+        for place in self._places:
+            if isinstance(place, Cache):
+                place.put_back()
+
     def put_back(self) -> None:
         """Make everything as it was."""
         for place in self._places:
@@ -92,70 +111,69 @@ class _Walk:
                 if name not in _OWN_OF_TORCH and name not in _TABLES:
                     yield from self._inside(value, prefix + name, _DEPTH)
 
-    def _inside(self, value: Any, name: str, depth: int, own: frozenset[str] | None = None) -> Iterator[Place]:
+    def _inside(self, value: Any, name: str, depth: int) -> Iterator[Place]:
         """The places in a value: containers, and the attributes of objects."""
-        dial = dial_of(value, name)
-        if dial is not None:
+        place = sealed(value, name)
+        if place is not None:
             if self._is_new(value):
-                yield dial
+                yield place
         elif isinstance(value, tuple) and depth:
             for i, item in enumerate(value[:_LONG]):
-                yield from self._inside(item, f"{name}[{i}]", depth - 1, own)
+                yield from self._inside(item, f"{name}[{i}]", depth - 1)
         elif is_container(value):
             if self._is_new(value):
-                yield from self._container(value, name, depth, own)
-        elif depth and _is_entered(value, own) and self._is_new(value):
+                yield from self._container(value, name, depth)
+        elif depth and _is_entered(value) and self._is_new(value):
             yield Names(vars(value), f"{name}.{{}}".format)
             for key, item in list(vars(value).items()):
-                yield from self._inside(item, f"{name}.{key}", depth - 1, own)
+                yield from self._inside(item, f"{name}.{key}", depth - 1)
 
-    def _container(self, value: Any, name: str, depth: int, own: frozenset[str] | None) -> Iterator[Place]:
+    def _container(self, value: Any, name: str, depth: int) -> Iterator[Place]:
         is_dict = isinstance(value, dict)
         yield Names(value, lambda key: f"{name}[{key!r}]") if is_dict else Items(value, name)
         if depth and len(value) <= _LONG and not isinstance(value, set):
-            for key, item in list(value.items()) if is_dict else enumerate(value):
-                yield from self._inside(item, f"{name}[{key!r}]", depth - 1, own)
+            for key, item in entries(value) if is_dict else enumerate(value):
+                yield from self._inside(item, f"{name}[{key!r}]", depth - 1)
 
     # --- what surrounds it ------------------------------------------------------------------------------------------
 
     def surroundings(self, model: nn.Module) -> Iterator[Place]:
         """Globals, closures, defaults and class attributes of the model's code."""
         classes = _classes(model)
-        own = frozenset(c.__module__ for c in classes)
         functions = [*_functions_of(classes), *_functions_in(model)]
-        modules = dict.fromkeys([*own, *(f.__module__ for f in functions if _is_of_the_model(f.__module__))])
+        modules = dict.fromkeys([*(c.__module__ for c in classes), *(f.__module__ for f in functions)])
         for klass in classes:
             yield ClassNames(klass, f"{klass.__name__}.{{}}".format)
             for name, value in list(vars(klass).items()):
                 if not name.startswith("__"):
-                    yield from self._inside(value, f"{klass.__name__}.{name}", 2, own)
+                    yield from self._inside(value, f"{klass.__name__}.{name}", 2)
         for name in modules:
             module = sys.modules.get(name or "")
             if module is not None and self._is_new(vars(module)):
                 yield _Globals(vars(module), f"{name}.{{}}".format)
                 for key, value in list(vars(module).items()):
                     if not key.startswith("__"):
-                        yield from self._inside(value, f"{name}.{key}", 2, own)
+                        yield from self._inside(value, f"{name}.{key}", 2)
                     if isinstance(value, types.FunctionType) and value.__module__ == name:
                         functions.append(value)
         for function in functions:
-            yield from self._function(function, own)
+            yield from self._function(function)
 
-    def _function(self, function: types.FunctionType, own: frozenset[str]) -> Iterator[Place]:
+    def _function(self, function: types.FunctionType) -> Iterator[Place]:
         if not self._is_new(function):
             return
         name = function.__qualname__
         for default in [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]:
-            yield from self._inside(default, f"a default of {name}", 2, own)
+            yield from self._inside(default, f"a default of {name}", 2)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if self._is_new(cell):
                 place = Cell(cell, f"{variable} in {name}")
                 yield place
                 value = place.value
                 if isinstance(value, types.FunctionType):
-                    yield from self._function(value, own)
+                    yield from self._function(value)
                 else:
-                    yield from self._inside(value, f"{variable} in {name}", 2, own)
+                    yield from self._inside(value, f"{variable} in {name}", 2)
 
 
 class _Attributes(Names):
@@ -172,16 +190,16 @@ class _Globals(Names):
         return (c for c in super().changes() if not isinstance(c.after, (type, types.ModuleType, types.FunctionType)))
 
 
-def _is_entered(value: Any, own: frozenset[str] | None) -> bool:
-    """Whether the attributes of an object are state: of the model's own classes, or kept by a module."""
+def _is_entered(value: Any) -> bool:
+    """Whether the attributes of an object are state: its class is not of torch, nor of Python's own library."""
     if isinstance(value, _NOT_ENTERED) or not hasattr(value, "__dict__"):
         return False
-    home = type(value).__module__
-    return home in own if own is not None else home.partition(".")[0] not in _FOREIGN
+    home = type(value).__module__.partition(".")[0]
+    return home in _PLAIN_HOMES or (home not in _FOREIGN and home not in sys.stdlib_module_names)
 
 
 def _is_of_the_model(module: str | None) -> bool:
-    return bool(module) and str(module).partition(".")[0] not in (*_FOREIGN, "utcompile")
+    return bool(module) and str(module).partition(".")[0] not in _FOREIGN | {"utcompile"}
 
 
 def _classes(model: nn.Module) -> list[type]:
@@ -201,7 +219,7 @@ def _functions_in(model: nn.Module) -> Iterator[types.FunctionType]:
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in (dict, list) or isinstance(value, dict):
-                for item in value.values() if isinstance(value, dict) else value:
+                for item in dict.values(value) if isinstance(value, dict) else value:
                     yield from _unwrapped(item)
             else:
                 yield from _unwrapped(value)

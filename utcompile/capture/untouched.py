@@ -17,12 +17,17 @@ def values_kept(*models: nn.Module) -> Iterator[KeptMemory]:
     """Whatever runs inside may write into the models' parameters, buffers and attribute tensors: it is put back."""
     weights = [p for m in models for p in m.parameters()]
     plain = [t for m in models for _, t in attribute_tensors(m).values()]
-    memory = KeptMemory([*weights, *plain], [b for m in models for b in m.buffers()])
+    buffers = [b for m in models for b in m.buffers()]
+    leaves = [t for t in [*buffers, *plain] if t.is_leaf and not t.requires_grad]
+    memory = KeptMemory([*weights, *plain], buffers)
     try:
         with memory:
             yield memory
     finally:
         memory.put_back()
+        for tensor in leaves:
+            if tensor.requires_grad:  # what was written into it has a gradient
+                tensor.detach_()
 
 
 def random_numbers_kept(model: nn.Module) -> AbstractContextManager[tuple[int, ...]]:

@@ -127,7 +127,9 @@ class _Both:
             self.compare([*calls, calls[0]], "in the third call, where state is kept between calls")
         except UtcError as error:
             names = list(self.watch.assigned)
-            raise lasting_error(self.watch.model, names, f"a later call of the model differs: {error.brief()}") from error
+            raise lasting_error(
+                self.watch.model, names, f"a later call of the model differs: {error.brief()}"
+            ) from error
 
     def _error(
         self, difference: _Difference, what: str, expected: _Outcome, calls: Sequence[dict[str, Any]], gradients: bool
@@ -146,7 +148,7 @@ class _Both:
             where=what,
             why=why_not(
                 difference.expected,
-                f"the model is deterministic, so the capture is wrong here: its forward does something else where it is "
+                "the model is deterministic, so the capture is wrong here: its forward does something else where it is "
                 f"traced, or reads what recording cannot see{drawn}",
             ),
             fix="move the code that chooses into a submodule with few parameters and let it compute from its inputs "
@@ -256,12 +258,11 @@ def _difference(expected: _Outcome, found: _Outcome) -> _Difference | None:
             if not equal(a, b, gradient=True):
                 return _Difference(f"the gradient of input {i}", a, b)
     for name in {**expected.written, **found.written}:
-        a, b = expected.written.get(name), found.written.get(name)
-        if a is None or b is None or not equal(a, b):
-            return _Difference(f"what a call leaves in {name}", _or_empty(a), _or_empty(b))
+        mine, theirs = _or_empty(expected.written.get(name)), _or_empty(found.written.get(name))
+        if not equal(mine, theirs):
+            return _Difference(f"what a call leaves in {name}", mine, theirs)
     return None
 
 
 def _or_empty(tensor: T | None) -> T:
     return torch.empty(0) if tensor is None else tensor
-

@@ -76,14 +76,16 @@ def _at(model: nn.Module, name: str) -> str:
 
 
 def source_of(model: nn.Module, name: str) -> str | None:
-    """The first line of the model's code, outside of `__init__`, that writes an attribute; None where it is not found."""
+    """The first line of the model's code, outside of `__init__`, that writes an attribute; None where none is found."""
     path, _, attribute = re.sub(r"\[.*", "", name).rpartition(".")
     try:
         owner: nn.Module | None = model.get_submodule(path)
     except AttributeError:
         owner = None
     name = re.escape(attribute.split(" ")[0])
-    write = re.compile(rf"\b{name}\b(\[[^\]]*\])*\s*([-+*/@|&^%]|//|\*\*|<<|>>)?=(?!=)|\b{name}\.\w+\(|\b{name}\b\s*[,:]")
+    write = re.compile(
+        rf"\b{name}\b(\[[^\]]*\])*\s*([-+*/@|&^%]|//|\*\*|<<|>>)?=(?!=)|\b{name}\.\w+\(|\b{name}\b\s*[,:]"
+    )
     owners = [owner] if owner is not None else list(model.modules())
     for klass in dict.fromkeys(c for m in owners for c in type(m).__mro__):
         if klass.__module__.partition(".")[0] in ("torch", "builtins"):
