@@ -31,8 +31,8 @@ def equal(expected: T, found: T, *, gradient: bool = False) -> bool:
 def bound(dtype: torch.dtype) -> float:
     """How far two runs of the same kernels may differ, of the largest value.
 
-    Kernels that add with atomic operations choose another order in each run, which costs some roundings each time, and
-    more of them in a deep model. Half precision has few digits to spare: ten roundings are allowed, a hundred elsewhere.
+    Kernels that add with atomic operations choose another order in each run, which costs some roundings each time, more
+    of them in a deep model. Half precision has few digits to spare: ten roundings are allowed, a hundred elsewhere.
 
     >>> f"{bound(torch.float32):.0e} {bound(torch.bfloat16):.0e}"
     '1e-05 8e-02'

@@ -30,8 +30,14 @@ READ = "the same call, recorded again in the state that the first one left, runs
 MODULES = "forward changes which modules the model has"
 
 
-def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch) -> Recorder:
+def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch, *, judges: bool) -> Recorder:
     """Record a model, and tell the watch what its forward left in Python; the surroundings are put back.
+
+    Args:
+        once: records the model.
+        model: what is recorded.
+        watch: is told.
+        judges: whether to find out what a later call reads; else random numbers are noted alone.
 
     Raises:
         UtcError: forward changes which modules the model has.
@@ -40,7 +46,7 @@ def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch) -> Rec
     try:
         first = once()
         new = watch.new([*own.changes(), *watch.around.changes()])
-        if new:
+        if new and judges:
             watch.around.forget_caches()
             unread, why = judge(first, new, once)
             watch.assigned |= unread

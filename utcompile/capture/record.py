@@ -73,7 +73,7 @@ def record(
         return recorder
 
     with kept, values_kept(model) if real else nullcontext():
-        return watched(once, model, watch)
+        return watched(once, model, watch, judges=not (sample.dtype or sample.device))
 
 
 def _name_state(model: nn.Module, convert: _Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
