@@ -18,6 +18,7 @@ from utcompile.capture.nested import tensors
 from utcompile.capture.places import Change
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.state import Snapshot
+from utcompile.capture.tracked import plain
 from utcompile.capture.unrecordable import Unrecordable
 from utcompile.capture.watch import Watch, lasting_error
 from utcompile.errors import UtcError
@@ -135,7 +136,7 @@ def _is_cache(recorder: Recorder, change: Change, changes: Sequence[Change]) -> 
 
 def _much_later(change: Change) -> Any:
     """What a changed value would be after many calls, as far as one call shows."""
-    before, after = change.before, change.after
+    before, after = change.before, plain(change.after)
     if type(before) in (int, float) and type(after) in (int, float):
         return before + _CALLS * (after - before)
     if isinstance(after, list) and isinstance(before, list) and len(after) > len(before):

@@ -15,6 +15,7 @@ from utcompile.capture.inputs import Inputs
 from utcompile.capture.lasting import watched
 from utcompile.capture.nested import tensors
 from utcompile.capture.patches import patched
+from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample, other_device
 from utcompile.capture.unrecordable import Unrecordable
@@ -66,6 +67,8 @@ def record(
         for tensor, name in names:
             recorder.name_state(tensor, name)
         arguments = inputs.at(sample.sizes, given)
+        for tensor in () if real else tensors(arguments):
+            tensor._item_memo = None  # type: ignore[attr-defined]  # an input's value is no part of the graph
         for name, value in arguments.items():
             recorder.bind_input(name, value)
         with recording(recorder), patched():
@@ -101,7 +104,7 @@ def _run(
 ) -> None:
     args, kwargs = inputs.as_given(arguments)
     try:
-        with fake or nullcontext(), recorder:
+        with fake or nullcontext(), rebound(model), recorder:
             out = model(*args, **kwargs)
         with fake or nullcontext():
             recorder.output(out)
