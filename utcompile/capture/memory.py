@@ -75,7 +75,8 @@ class KeptMemory(TorchDispatchMode):
             for i, argument in enumerate(schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._before_write(args[i] if i < len(args) else kwargs.get(argument.name))
-        return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # a recorder must not see what a mode calls
+            return func(*args, **kwargs)
 
     def _before_write(self, value: Any) -> None:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
