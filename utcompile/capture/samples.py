@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import count, product
 
 import torch
 
@@ -55,14 +55,19 @@ def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
     return [*samples, *([replace(samples[0], training=True)] if follow else [])]
 
 
-def unrecorded(symbols: Sequence[Symbol]) -> Sample | None:
-    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies."""
+def unrecorded(symbols: Sequence[Symbol], example: Mapping[Symbol, int]) -> Sample | None:
+    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies.
+
+    Args:
+        symbols: what varies.
+        example: the sizes of the example inputs, which are compared anyway.
+    """
     recorded = plan_samples(symbols, follow=False)
     sizes: dict[Symbol, int] = {}
     for symbol in symbols:
-        known = {s.sizes[symbol] for s in recorded} | {symbol.example}
-        own = range(max(1, symbol.example - 2 * symbol.step), symbol.example + 9 * symbol.step, symbol.step)
-        sizes[symbol] = next(n for n in ((1, 4, 6, 7) if symbol == BATCH else own) if n not in known)
+        known = {s.sizes[symbol] for s in recorded} | {example[symbol]}
+        first = 1 if symbol == BATCH else max(1, symbol.example - 2 * symbol.step)
+        sizes[symbol] = next(n for n in count(first, symbol.step) if n not in known)
     return Sample(sizes) if symbols else None
 
 

@@ -47,7 +47,7 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
     with in_mode(model, training=False) as own:
         both = _Both(own, captured, inputs, watch)
         both.compare([inputs.arguments], _EXAMPLE)
-        other = unrecorded(inputs.symbols)
+        other = unrecorded(inputs.symbols, inputs.sizes)
         if other is not None:
             both.compare([inputs.at(other.sizes)], f"at {other}, a size that was not recorded")
         if watch.assigned:
