@@ -28,9 +28,7 @@ def release() -> None:
     if current() is not None or not live():
         return
     gc.collect()
-    for number in live():
-        _replace(number, number.value, 0)
-    del number
+    _replace_all()
     if live():
         gc.collect()
     left = live()
@@ -40,6 +38,13 @@ def release() -> None:
             why=f"{len(left)} numbers outlive the recording, kept by {_keeper(left[0])}",
             fix="keep int(size) instead, or move that code into a submodule, which stays one node",
         )
+
+
+def _replace_all() -> None:
+    numbers = live()
+    while numbers:
+        number = numbers.pop()
+        _replace(number, number.value, 0)
 
 
 def _keeper(number: Any) -> str:
