@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Size, Value, is_state, tensor, value_of
-from utcompile.match import Attention, Projection, Site, fused_arguments
+from utcompile.graph import Size, Value, fused_arguments, is_state, tensor, value_of
+from utcompile.match import Attention, Projection, Site
 from utcompile.tuners import Tuner
 
 _INDICES = ("key_index", "value_index")
