@@ -187,6 +187,70 @@ def test_what_pinned_sizes_make_causal_is_causal() -> None:
     assert torch.equal(model(x), captured(x))
 
 
+def test_an_example_of_any_length_will_do() -> None:
+    """The masks that are looked at are small, whatever the example's is."""
+    for length in (1, 3000):
+        captured = utc.capture(Attend(CAUSAL["positions"], 1), torch.randn(1, length, 16), LENGTHS, verify="shapes")
+        assert calls(captured) == [{"attn_mask": None, "is_causal": True, "enable_gqa": False}]
+
+
+def test_layers_with_a_mask_each_and_one_that_differs() -> None:
+    model = nn.Sequential(
+        *(Attend(CAUSAL[w]) for w in ("positions", "filled", "positions")), Attend(windowed(9))
+    ).eval()
+    captured = utc.capture(model, X, {"input": LENGTHS["x"]})
+    assert [c["is_causal"] for c in calls(captured)] == [True, True, True, False]
+    equal_beyond(model, captured)
+
+
+def test_a_mask_that_something_else_reads_stays_for_it() -> None:
+    class Shows(Attend):
+        def forward(self, x: T) -> tuple[T, T]:
+            return super().forward(x), self.mask(self, x, x.shape[1])
+
+    class Twice(Attend):
+        def forward(self, x: T) -> tuple[T, T]:
+            mask = self.mask(self, x, x.shape[1])
+            self.__dict__["mask"] = lambda m, x, n: mask
+            return Attend.forward(self, x), mask.float().sum(-1)
+
+    for model in (Shows(CAUSAL["positions"]).eval(), Twice(CAUSAL["positions"]).eval()):
+        captured = utc.capture(model, X, LENGTHS, verify="shapes")
+        assert calls(captured)[0]["is_causal"] and captured(torch.randn(3, 9, 16))[1].shape[-1] == 9
+
+
+def test_in_half_precision_a_mask_of_the_inputs_dtype_is_still_the_causal_one() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        model = Attend(CAUSAL["inverted"]).to(dtype).eval()
+        captured = utc.capture(model, X.to(dtype), LENGTHS)
+        assert calls(captured) == [{"attn_mask": None, "is_causal": True, "enable_gqa": False}]
+        x = torch.randn(3, 40, 16, dtype=dtype)
+        assert torch.equal(model(x), captured(x))
+
+
+def test_a_module_that_makes_the_mask() -> None:
+    """A rule may name it; what it made is gone where nothing reads it, and no call of it is left in the middle."""
+
+    class Mask(nn.Module):
+        def forward(self, positions: T) -> T:
+            return positions[:, None] >= positions
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.attend = Mask(), Attend(lambda m, x, n: m.made)
+
+        def forward(self, x: T) -> T:
+            self.attend.made = self.make(torch.arange(x.shape[1]))
+            return self.attend(x)
+
+    captured = utc.capture(Model().eval(), X, LENGTHS, verify="shapes")
+    assert calls(captured)[0]["is_causal"]
+    left = {*captured.graph.nodes}
+    assert left.issuperset(r for n in left for r in n.meta.get("ends_from", ()))
+    assert "make" not in str(captured.graph)
+
+
 # --- queries and keys of different lengths ------------------------------------------------------------------------------
 
 

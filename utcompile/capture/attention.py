@@ -11,7 +11,6 @@ What is not provably so stays as it was recorded.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -39,11 +38,14 @@ def settle_attention(graph: fx.Graph, root: nn.Module) -> None:
     calls = [n for n in graph.nodes if is_fused_attention(n)]
     if not calls:
         return
-    alone, written = from_sizes(graph, root), written_storages(graph)
-    unread = alone if _settle_masks(calls, alone, root) else frozenset()
+    masked = [c for c in calls if isinstance(fused_arguments(c)["attn_mask"], fx.Node)]
+    alone = from_sizes(graph, root) if masked else frozenset()
+    unread = alone if _settle_masks(masked, alone, root) else frozenset()
+    written = written_storages(graph)
     for call in calls:
         unread |= group_queries(call, root, written)
-    _erase_unused(unread, graph)
+    if unread:
+        _erase_unused(unread, graph)
 
 
 def _settle_masks(calls: Iterable[fx.Node], alone: frozenset[fx.Node], root: nn.Module) -> bool:
@@ -51,7 +53,7 @@ def _settle_masks(calls: Iterable[fx.Node], alone: frozenset[fx.Node], root: nn.
     known: dict[str, str | None] = {}
     for call in calls:
         given = fused_arguments(call)
-        if given["attn_mask"] not in alone or given["is_causal"] is not False:
+        if given["attn_mask"] not in alone or given["is_causal"] is not False or not _has_lengths(call):
             continue
         key = _written(call, alone)
         if key not in known:
@@ -61,29 +63,36 @@ def _settle_masks(calls: Iterable[fx.Node], alone: frozenset[fx.Node], root: nn.
     return any(known.values())
 
 
+def _has_lengths(call: fx.Node) -> bool:
+    """Whether queries and keys are tensors of the graph that have a length."""
+    parts = (fused_arguments(call)[name] for name in ("query", "key"))
+    return all(isinstance(n, fx.Node) and (v := value_of(n)) is not None and v.rank > 1 for n in parts)
+
+
 def _written(call: fx.Node, alone: frozenset[fx.Node]) -> str:
     """A mask's computation as text: equal for layers that build one mask each."""
     given = fused_arguments(call)
-    numbers: dict[fx.Node, Any] = {}
+    nodes = cone(given["attn_mask"], alone)
+    number = {node: f"%{i}" for i, node in enumerate(nodes)}
 
-    def shown(node: fx.Node) -> Any:
-        return numbers.get(node, str(value_of(node)) + str(getattr(value_of(node), "dtype", "")))
+    def shown(node: fx.Node) -> str:
+        value = value_of(node)
+        return number.get(node, "") or f"{value} {value.dtype if value is not None else ''}"
 
-    for i, node in enumerate(cone(given["attn_mask"], alone)):
-        numbers[node] = (i, node.op, node.target, fx.node.map_arg((node.args, node.kwargs), shown))
-    return repr((list(numbers.values()), [tensor(given[name]).shape for name in ("query", "key")]))
+    lines = [(n.op, n.target, fx.node.map_arg((n.args, n.kwargs), shown)) for n in nodes]
+    return repr((lines, [tensor(given[name]).shape for name in ("query", "key")]))
 
 
 def _meaning(call: fx.Node, alone: frozenset[fx.Node], root: nn.Module) -> str | None:
     """What a mask is at all sizes; None where it is neither the causal one nor none."""
     given = fused_arguments(call)
     mask, query, key = (given[name] for name in ("attn_mask", "query", "key"))
-    if any(value_of(n) is None or tensor(n).rank < 2 for n in (query, key)):
-        return None
     nodes = cone(mask, alone)
+    sources = {v for n in nodes for i in n.all_input_nodes if i not in alone and (v := value_of(i)) is not None}
+    dtypes = _FLOATING if any(v.dtype.is_floating_point for v in sources) else _FLOATING[:1]
     left = {_CAUSAL, _NONE}
     for sizes in telling_sizes(symbols_of([*nodes, call]), reach(nodes, root)):
-        for floating in _FLOATING:
+        for floating in dtypes:
             at = AtSizes(root, alone, sizes, floating)
             left &= _meanings(at, mask, at.shape(query), at.shape(key))
             if not left:
@@ -133,7 +142,7 @@ def _erase_unused(unread: frozenset[fx.Node], graph: fx.Graph) -> None:
         if node in read and not node.users:
             erased.add(node)
             graph.erase_node(node)
-    for node in graph.nodes if erased else ():
+    for node in graph.nodes:
         _forget(node, erased)
 
 

@@ -90,7 +90,9 @@ def _is_repeated(node: fx.Node, source: fx.Node, order: _Order, passed: list[fx.
     """Whether each head of the source is found next to itself in the node, at several sizes."""
     symbols = symbols_of(passed)
     for i in range(3):
-        at = AtSizes(root, frozenset(), {s: s.step * _SIZES[(i + 2 * k) % len(_SIZES)] for k, s in enumerate(symbols)})
+        at = AtSizes(
+            root, frozenset(), {s: n * _SIZES[(i + 2 * k) % len(_SIZES)] for k, (s, n) in enumerate(symbols.items())}
+        )
         shape = at.shape(source)
         numbers = torch.arange(torch.Size(shape).numel(), device="cpu").reshape(shape)
         at.give(source, numbers)

@@ -36,7 +36,8 @@ _OPERATIONS = _LIKE | _MADE | _MOVED | _COMPARED | _OF_MASKS
 _SUMS = (operator.add, operator.sub, operator.neg, min, max, torch.sym_min, torch.sym_max)
 _EXACT = (torch.bool, torch.int64, torch.int32, torch.float32, torch.float64)
 _SMALL = (1, 2, 3, 5, 7, 17, 31)
-_LARGEST = 2**24  # elements of one tensor
+_LARGEST = 2**22  # elements of one tensor at sizes of our own making
+_LONGEST = 512
 _NUMBERS = (bool, int, float, str, torch.dtype, torch.device)
 NEVER = -1e9  # added to a score, it is as good as minus infinity
 
@@ -100,7 +101,7 @@ class AtSizes:
     Args:
         root: the modules of the graph.
         alone: the nodes that depend on sizes alone.
-        sizes: of the symbols.
+        sizes: of the symbols; none where all sizes are fixed, and as large as the model has them.
         floating: the dtype of every floating-point tensor of the model.
     """
 
@@ -130,7 +131,7 @@ class AtSizes:
             Exception: whatever torch raises at these sizes.
         """
         if node not in self._known:
-            if value_of(node) is not None and math.prod(self.shape(node)) > _LARGEST:
+            if self.sizes and value_of(node) is not None and math.prod(self.shape(node)) > _LARGEST:
                 raise ValueError(f"{node} is too large")
             self._known[node] = self._read(node) if is_reading(node) else self._run(node)
         return self._known[node]
@@ -188,12 +189,14 @@ def cone(node: fx.Node, alone: frozenset[fx.Node]) -> list[fx.Node]:
     return sorted(found)
 
 
-def symbols_of(nodes: Iterable[fx.Node]) -> tuple[Symbol, ...]:
-    """The symbols in the sizes of tensors that nodes yield or read."""
+def symbols_of(nodes: Iterable[fx.Node]) -> dict[Symbol, int]:
+    """The symbols in the sizes of tensors that nodes yield or read, the batch first, each with the step between sizes
+    that are whole."""
     read = {n for node in nodes for n in (node, *node.all_input_nodes)}
     sizes = [d for n in read if (v := value_of(n)) is not None for d in v.shape if isinstance(d, Size)]
     found = {s for d in sizes for symbols, _ in d.terms for s in symbols}
-    return tuple(sorted(found, key=lambda s: (s != BATCH, s.name)))
+    whole = all(d.is_whole for d in sizes)
+    return {s: 1 if whole else s.step for s in sorted(found, key=lambda s: (s != BATCH, s.name))}
 
 
 def reach(nodes: Iterable[fx.Node], root: nn.Module) -> int:
@@ -226,15 +229,22 @@ def _constants(node: fx.Node) -> Iterator[float]:
             yield from (abs(float(f)) for _, f in (size.terms if isinstance(size, Size) else ()))
 
 
-def telling_sizes(symbols: tuple[Symbol, ...], beyond: int) -> Iterator[dict[Symbol, int]]:
-    """The example's sizes; small ones, co-prime, in both orders; and each beyond all constants next to small ones."""
-    yield {s: s.example for s in symbols}
-    if symbols:
-        yield {s: s.step for s in symbols}
-    for i in range(len(_SMALL) if symbols else 0):
-        yield {s: s.step * _SMALL[(i + 3 * k) % len(_SMALL)] for k, s in enumerate(symbols)}
+def telling_sizes(symbols: Mapping[Symbol, int], beyond: int) -> Iterator[dict[Symbol, int]]:
+    """The example's sizes; small ones, co-prime, in both orders; and each beyond all constants next to small ones.
+
+    Args:
+        symbols: what varies, with its steps.
+        beyond: a size in steps at which no constant decides anything any more.
+    """
+    if all(s.example <= _LONGEST * step for s, step in symbols.items()):
+        yield {s: s.example for s in symbols}
+    if not symbols:
+        return
+    yield dict(symbols)
+    for i in range(len(_SMALL)):
+        yield {s: step * _SMALL[(i + 3 * k) % len(_SMALL)] for k, (s, step) in enumerate(symbols.items())}
     for far in symbols:
-        yield {s: s.step * (beyond if s == far else _SMALL[1 + k % 3]) for k, s in enumerate(symbols)}
+        yield {s: step * (beyond if s == far else _SMALL[1 + k % 3]) for k, (s, step) in enumerate(symbols.items())}
     lengths = [s for s in symbols if s != BATCH]
     for order in (lengths, lengths[::-1]) if len(lengths) > 1 else ():
-        yield {BATCH: 2} | {s: s.step * (beyond + k) for k, s in enumerate(order)}
+        yield {BATCH: 2} | {s: symbols[s] * (beyond + k) for k, s in enumerate(order)}
