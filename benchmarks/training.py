@@ -1,5 +1,5 @@
-"""One training step (forward, loss, backward, AdamW): LoRA r=8 on every linear of ViT-S/16 and every conv of ResNet-50,
-and a side network on ViT-S/16."""
+"""One training step (forward, loss, backward, AdamW): LoRA r=8 on every linear of ViT-S/16, every conv of ResNet-50 and
+the attention of a small Llama, and a side network on ViT-S/16."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def run(quick: bool) -> Iterator[Row]:
         for what, row in rows.items():
             yield replace(row, note=f"{_saved(*models[what], labels) / 1e6:,.0f} MB saved")
     yield from _side_network(quick)
+    yield from _language_model(quick)
 
 
 def _side_network(quick: bool) -> Iterator[Row]:
@@ -72,6 +73,45 @@ def _side_network(quick: bool) -> Iterator[Row]:
     )
     for name, row in rows.items():
         yield replace(row, note=f"{_saved(models[name], x, labels) / 1e6:,.0f} MB saved")
+
+
+def _language_model(quick: bool) -> Iterator[Row]:
+    """A decoder whose masks and repeated keys autograd would keep."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    width = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = LlamaConfig(**width, num_hidden_layers=2 if quick else 6, vocab_size=1000, use_cache=False)
+    model, ids = LlamaForCausalLM(config).eval(), torch.randint(1000, (8, 128))
+    labels = torch.randint(1000, (8,))
+    models: dict[str, nn.Module] = {}
+    if find_spec("peft"):
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=R, lora_alpha=R, target_modules=["q_proj", "v_proj"])
+        models["peft"] = _LastToken(get_peft_model(copy.deepcopy(model), lora))
+    rules = {"vars": {"r": R, "alpha": R}, "verify": "shapes"}
+    models["utcompile"] = _LastToken(utc.compile(model, "lora/qv", {"input_ids": ids}, **rules))
+    rows = paired(
+        f"training step, Llama 6x384, LoRA r={R} on q and v, batch 8 of 128 tokens",
+        {what: _step(m, ids, labels) for what, m in models.items()},
+        rounds=2 if quick else 12,
+        warmup=2,
+    )
+    for what, row in rows.items():
+        yield replace(row, note=f"{_saved(models[what], ids, labels) / 1e6:,.0f} MB saved")
+
+
+class _LastToken(nn.Module):
+    """A language model that says what comes next."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=ids).logits
+        return logits[:, -1]
 
 
 class _ByHand(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.capture.attempts import Recorded, record_dynamically
+from utcompile.capture.attention import settle_attention
 from utcompile.capture.captured import CapturedModule, CaptureReport
 from utcompile.capture.clock import clock_reads
 from utcompile.capture.derived import by_mode, captured_as, same_values
@@ -95,6 +96,7 @@ def capture(
     for name, tensor in recorded.constants.items():
         _keep_constant(copied, name, tensor)
     writes = make_functional(graph, copied)
+    settle_attention(graph, copied)
     _guard_sizes(recorded, inputs)
     inputs = recorded.inputs
     _guard_containers(graph, inputs.arguments)

@@ -4,6 +4,7 @@ from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
+from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
@@ -36,7 +37,9 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "fused_arguments",
     "index_memory",
+    "is_fused_attention",
     "is_layout",
     "is_slice",
     "is_state",
@@ -46,6 +49,7 @@ __all__ = [
     "origin_of",
     "place_of",
     "set_affine_norms",
+    "set_fused_arguments",
     "set_inplace",
     "state_name",
     "tensor",
