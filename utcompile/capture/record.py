@@ -13,12 +13,13 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.capture.active import recording
-from utcompile.capture.derived import Apply
+from utcompile.capture.derived import Apply, Scripted
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.nested import tensors
 from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
+from utcompile.capture.transforms import operators_named
 from utcompile.capture.unrecordable import Unrecordable
 from utcompile.errors import UtcError
 from utcompile.graph.structure import attribute_tensors, named_state
@@ -77,7 +78,8 @@ def record(
     named = set(inspect.signature(model.forward).parameters)
     bound.arguments.update({k: v for k, v in arguments.items() if k in named})
     extra = {k: v for k, v in arguments.items() if k not in named}
-    with recording(recorder), torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
+    patched = _patched(recorder), operators_named(recorder)
+    with recording(recorder), torch.random.fork_rng(devices=[]), patched[0], patched[1], _quiet(), _as_if_traced(real):
         try:
             with fake or nullcontext(), rebound(model), recorder:
                 out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
@@ -170,6 +172,7 @@ def _patched(recorder: Recorder) -> Iterator[None]:
     enter, leave = autocast.__enter__, autocast.__exit__
     fast_path = torch.backends.mha.get_fastpath_enabled()
     check = torch._check_tensor_all_with
+    script = torch.jit.ScriptFunction.__call__
     regions: dict[int, list[Any]] = {}
 
     def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -180,6 +183,11 @@ def _patched(recorder: Recorder) -> Iterator[None]:
         if cls is torch.utils.checkpoint.CheckpointFunction:  # what it runs is recorded, not that it is run again
             return args[0](*args[2:], **kwargs)
         return own(*args, **kwargs) if recorder.is_silent else recorder.function(Apply(cls), args, kwargs)
+
+    def recorded_script(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if recorder.is_silent:
+            return script(function, *args, **kwargs)
+        return recorder.function(Scripted(function), args, kwargs)
 
     def recorded_enter(region: Any) -> Any:
         result = enter(region)
@@ -200,11 +208,13 @@ def _patched(recorder: Recorder) -> Iterator[None]:
     torch.autograd.Function.apply = classmethod(recorded_apply)
     autocast.__enter__, autocast.__exit__ = recorded_enter, recorded_leave  # type: ignore[method-assign]
     torch._check_tensor_all_with = unchecked  # type: ignore[assignment]
+    torch.jit.ScriptFunction.__call__ = recorded_script  # type: ignore[method-assign]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch._check_tensor_all_with = check
+        torch.jit.ScriptFunction.__call__ = script  # type: ignore[method-assign]
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply
         autocast.__enter__, autocast.__exit__ = enter, leave  # type: ignore[method-assign]

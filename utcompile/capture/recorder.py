@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,27 +21,16 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.expressions import Expression
 from utcompile.capture.live import LiveNodes
-from utcompile.capture.nested import flat, map_tensors, parts, tensors
+from utcompile.capture.nested import flat, is_named_tuple, map_tensors, parts, tensors
 from utcompile.capture.questions import Questions, slices
 from utcompile.capture.rebinding import original_of
 from utcompile.capture.source import source_line
 from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
+from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.graph import Frame, Origin
+from utcompile.graph import Frame, Origin, is_leaf
 
 T = torch.Tensor
-# torch.nn classes that are entered; every other class of torch.nn is one leaf node
-_ENTERED = (
-    nn.Sequential,
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.MultiheadAttention,
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoder,
-    nn.TransformerDecoderLayer,
-)
 # functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
 _OPENED = (torch.nn.functional.multi_head_attention_forward,)
 # reads of metadata: they run, and leave no node
@@ -188,6 +177,8 @@ class Recorder(TorchFunctionMode):
             return _DTYPES.get(original_of(value), value)
         if isinstance(value, slice):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if is_named_tuple(value):
+            return self._named_tuple(value, self.argument)
         if isinstance(value, (tuple, list)):
             members = [self.argument(v) for v in value]
             return members if isinstance(value, list) else tuple(members)
@@ -202,12 +193,20 @@ class Recorder(TorchFunctionMode):
             raise self._unrecordable(f"a {type(value).__name__} is given to one call")
         return value
 
+    def _named_tuple(self, value: Any, member: Callable[[Any], Any]) -> fx.Node:
+        """A named tuple, such as a `PackedSequence`, is made by a node of its class."""
+        members = tuple(member(v) for v in value)
+        given = members if hasattr(value, "_fields") else (members,)
+        return self._note(self.graph.call_function(type(value), given))
+
     def _node(self, tensor: T) -> fx.Node:
         found = self._nodes.get(tensor)
         if found is not None:
             return found
         name = self._state_names.get(id(tensor))
         if name is None:
+            if running_transform():
+                self.refuse_operator()
             if isinstance(tensor, FakeTensor) or self._real:
                 raise self._unrecordable(f"a tensor {list(tensor.shape)} came from a call that recording cannot see")
             name = f"_constant_{len(self.constants)}"
@@ -232,6 +231,15 @@ class Recorder(TorchFunctionMode):
         own = self._scope[-1].path if self._scope else ""
         self.hidden = Unrecordable(own if path is None else path, reason, source_line(), **more)
         return self.hidden
+
+    def refuse_operator(self, *_: Any, compiles: bool = False, **__: Any) -> NoReturn:
+        """Stands in for what an operator does with the functions it is given: `torch.cond`, `torch.vmap`.
+
+        Raises:
+            Unrecordable: always.
+        """
+        reason = f"torch's {operator_name()} takes functions, and what they run cannot be recorded"
+        raise self._unrecordable(reason, data=compiles, operator=True)
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -412,7 +420,7 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module))
         if self._silent or path is None:
             return original(module, *args, **kwargs)
-        if path and (path in self._leaves or _is_layer(module)):
+        if path and (path in self._leaves or is_leaf(module)):
             try:
                 inside = partial(original, module)
                 out, read, written = self._watched(inside, plain(tuple(args)), plain(dict(kwargs)))
@@ -493,8 +501,8 @@ class Recorder(TorchFunctionMode):
         if is_dataclass(out) and not isinstance(out, type):
             given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
             return self.graph.call_function(type(out), (), {k: self._result(v) for k, v in given.items()})
-        if isinstance(out, tuple) and hasattr(out, "_fields"):
-            return self.graph.call_function(type(out), tuple(self._result(v) for v in out))
+        if is_named_tuple(out):
+            return self._named_tuple(out, self._result)
         if isinstance(out, (list, tuple)):
             members = [self._result(v) for v in out]
             return members if isinstance(out, list) else tuple(members)
@@ -515,10 +523,6 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__invert__": operator.invert,
 }  # fmt: skip
 _REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
 
 
 def _numbers(value: Any) -> Iterator[Any]:

@@ -10,7 +10,10 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
+from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.frozen import FrozenGraph
+from utcompile.graph.leaves import is_leaf
+from utcompile.graph.scripted import attach
 
 
 class UtcGraphModule(fx.GraphModule):
@@ -38,6 +41,11 @@ class UtcGraphModule(fx.GraphModule):
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             keep_state(root, self)
+
+    def recompile(self) -> Any:
+        """Generate `forward` again from the graph."""
+        quote_keywords(self._graph)
+        return super().recompile()
 
     def inherit(self, other: UtcGraphModule) -> None:
         """Take over what one module of the pipeline hands to the next."""
@@ -129,7 +137,10 @@ def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
 def keep_state(root: nn.Module, module: nn.Module) -> None:
     """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers."""
     for path, owner in root.named_modules():
-        ours = type(owner).__module__.startswith(("torch.nn.", "utcompile.graph."))
+        if isinstance(owner, torch.jit.ScriptModule):
+            attach(module, path, owner)
+            continue
+        ours = type(owner).__module__.startswith("utcompile.graph.") or is_leaf(owner)
         if path and _is_bare(module, path) and ours and not owner._modules:
             module.set_submodule(path, owner)  # a layer of which the graph reads the weight alone
         for name, parameter in owner._parameters.items():

@@ -209,7 +209,8 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
         if len(alike) != 1:
             raise UtcError(
                 f"the weight is made of several parameters: {', '.join(sorted(found))}",
-                fix="match one of them: {parameter: …}",
+                fix="match one of them: {parameter: …}; where a parametrisation makes it, bake it in and capture "
+                "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True)",
             )
         found = alike
     return found[0]
