@@ -10,19 +10,22 @@ from torch import fx, nn
 from utcompile.capture.attempts import Recorded, record_dynamically
 from utcompile.capture.captured import CapturedModule, CaptureReport
 from utcompile.capture.derived import by_mode, captured_as, same_values
+from utcompile.capture.fixed import fix_sizes
 from utcompile.capture.functional import make_functional
 from utcompile.capture.guards import StructureCheck
 from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
+from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
 from utcompile.capture.verify import check
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
+from utcompile.graph.calls import Signature
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "tuners base_values shape_env dtype device".split()
+    "signature tuners base_values shape_env dtype device".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
@@ -82,7 +85,9 @@ def capture(
             f"{type(model).__name__} has a part named '{min(taken)}', a name that a captured module uses itself",
             fix="wrap the model in a module that keeps it under another name",
         )
+    check_layers(model)
     copied = structural_copy(model)
+    drop_backward_hooks(copied)
     inputs = read_inputs(copied, example_inputs, dynamic)
     recorded = record_dynamically(model, inputs, asked=dynamic is not None, follow=base == "follow")
     graph = recorded.graph
@@ -93,6 +98,7 @@ def capture(
     writes = make_functional(graph, copied)
     _guard_sizes(recorded, inputs)
     inputs = recorded.inputs
+    fix_sizes(graph, recorded.nodes, inputs, recorded.fixed)
     _guard_containers(graph, inputs.arguments)
     _guard_constants(graph, inputs.arguments)
     _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
@@ -105,6 +111,7 @@ def capture(
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
+    captured.signature = Signature.of(model, inputs.arguments)
     captured.eval()
     captured.report = CaptureReport(
         operations=len(graph.nodes),
@@ -114,6 +121,7 @@ def capture(
         opaque=recorded.opaque,
         pinned=recorded.pinned,
         guards=recorded.guards,
+        notes=(*notes_on(model), *recorded.notes),
         by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
     )
     return captured

@@ -22,6 +22,7 @@ class CaptureReport:
         pinned: sizes that the model keeps at the example's, each with its reason and source line.
         guards: what the model's Python decided by sizes and properties of its inputs; each call must agree.
         by_mode: where the mode decides, under `base="follow"`.
+        notes: what is recorded otherwise than its module stands there, or is dropped, each with its consequence.
     """
 
     operations: int
@@ -32,10 +33,11 @@ class CaptureReport:
     pinned: tuple[str, ...] = ()
     by_mode: tuple[str, ...] = ()
     guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        for kind in ("opaque", "pinned", "guards", "unreachable", "barriers"):
+        for kind in ("opaque", "pinned", "guards", "notes", "unreachable", "barriers"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 

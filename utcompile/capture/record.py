@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.capture.active import recording
 from utcompile.capture.derived import Apply, Scripted
+from utcompile.capture.dropped import CHECKPOINTED, dropped_noted
 from utcompile.capture.inputs import Inputs
+from utcompile.capture.layers import drop_backward_hooks
 from utcompile.capture.nested import tensors
 from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
@@ -53,6 +55,7 @@ def record(
         UtcError: the model's forward failed.
     """
     model.train(sample.training)
+    drop_backward_hooks(model)
     fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     recorder = Recorder(_paths(model), leaves, real=real, fixed=fixed, wide=wide)
     convert = _Converter(fake, sample, tensors(inputs.arguments)[0].device)
@@ -78,8 +81,7 @@ def record(
     named = set(inspect.signature(model.forward).parameters)
     bound.arguments.update({k: v for k, v in arguments.items() if k in named})
     extra = {k: v for k, v in arguments.items() if k not in named}
-    patched = _patched(recorder), operators_named(recorder)
-    with recording(recorder), torch.random.fork_rng(devices=[]), patched[0], patched[1], _quiet(), _as_if_traced(real):
+    with recording(recorder), torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
         try:
             with fake or nullcontext(), rebound(model), recorder:
                 out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
@@ -181,6 +183,7 @@ def _patched(recorder: Recorder) -> Iterator[None]:
     def recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         own = apply.__get__(None, cls)
         if cls is torch.utils.checkpoint.CheckpointFunction:  # what it runs is recorded, not that it is run again
+            recorder.note(CHECKPOINTED)
             return args[0](*args[2:], **kwargs)
         return own(*args, **kwargs) if recorder.is_silent else recorder.function(Apply(cls), args, kwargs)
 
@@ -208,10 +211,11 @@ def _patched(recorder: Recorder) -> Iterator[None]:
     torch.autograd.Function.apply = classmethod(recorded_apply)
     autocast.__enter__, autocast.__exit__ = recorded_enter, recorded_leave  # type: ignore[method-assign]
     torch._check_tensor_all_with = unchecked  # type: ignore[assignment]
-    torch.jit.ScriptFunction.__call__ = recorded_script  # type: ignore[method-assign]
+    torch.jit.ScriptFunction.__call__ = recorded_script  # type: ignore[method-assign, assignment]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with operators_named(recorder), dropped_noted(recorder):
+            yield
     finally:
         torch._check_tensor_all_with = check
         torch.jit.ScriptFunction.__call__ = script  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ class Recorder(TorchFunctionMode):
         self.inputs: list[fx.Node] = []
         self._paths, self._leaves, self._real, self._fixed, self._wide = paths, leaves, real, fixed, wide
         self.choices: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
         self.questions = Questions()
         self.readings: dict[Expression, int] = {}
         self._serial = 0
@@ -125,7 +127,7 @@ class Recorder(TorchFunctionMode):
         self._state: list[T] = []  # its ids stay unique while it lives
         self._state_names: dict[int, str] = {}
         self._scope: list[Frame] = []
-        self._grad_modes: list[tuple[bool, fx.Node]] = []
+        self._grad_modes: list[tuple[bool, fx.Node, Any]] = []
         self._silent = 0
         self.hidden: Unrecordable | None = None  # the last reason why something cannot be recorded
 
@@ -240,6 +242,11 @@ class Recorder(TorchFunctionMode):
         """
         reason = f"torch's {operator_name()} takes functions, and what they run cannot be recorded"
         raise self._unrecordable(reason, data=compiles, operator=True)
+
+    def note(self, what: str) -> None:
+        """Something ran that is no part of the graph."""
+        path = self._scope[-1].path if self._scope else ""
+        self.notes[f"{path or 'the root module'}: {what} ({source_line()})"] = None
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -462,11 +469,16 @@ class Recorder(TorchFunctionMode):
         """`no_grad` and `enable_grad`: a node on the way in, and one that restores what it found on the way out."""
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(enabled)
-        if self._grad_modes and self._grad_modes[-1][0] == enabled:
-            _, entered = self._grad_modes.pop()
+        how, owner = _context_manager(sys._getframe(2))
+        if self._grad_modes and (how == "__exit__" or (how != "__enter__" and self._switches_back(enabled, before))):
+            entered = self._grad_modes.pop()[1]
             self._region(set_grad_enabled, (entered,), entered)
-        elif enabled != before:
-            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,))))
+        elif not (how == "__enter__" and self._grad_modes and self._grad_modes[-1][2] is owner):
+            # one that changes nothing is recorded too: a later call may be made in the other mode
+            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,)), owner))
+
+    def _switches_back(self, enabled: bool, before: bool) -> bool:
+        return self._grad_modes[-1][0] == enabled != before
 
     def enter_autocast(self, *settings: Any) -> fx.Node:
         """The beginning of an autocast region."""
@@ -535,6 +547,14 @@ def _numbers(value: Any) -> Iterator[Any]:
         yield from _numbers([value.start, value.stop, value.step])
     elif isinstance(value, (int, float)):
         yield value
+
+
+def _context_manager(frame: types.FrameType) -> tuple[str, Any]:
+    """The method of `no_grad` or the like that switches gradients, and its object; some do by making another."""
+    outer = frame.f_back
+    if outer is not None and outer.f_code.co_filename == frame.f_code.co_filename:
+        frame = outer
+    return frame.f_code.co_name, frame.f_locals.get("self")
 
 
 def _fresh(out: Any, read: list[T], written: list[T]) -> Any:

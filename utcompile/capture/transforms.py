@@ -65,7 +65,7 @@ def operators_named(recorder: Recorder) -> Iterator[None]:
 
         return call
 
-    torch.compile = compiled  # type: ignore[assignment]
+    torch.compile = compiled
     for name, transform in transforms.items():
         setattr(eager_transforms, name, refusing(transform))
     try:

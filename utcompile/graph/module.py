@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
+from utcompile.graph.calls import Signature
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.frozen import FrozenGraph
 from utcompile.graph.leaves import is_leaf
@@ -27,6 +28,7 @@ class UtcGraphModule(fx.GraphModule):
         aliased: the paths of the original's modules that have other names too; its graph has the first of them.
         guards: what the model's Python decided at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
+        signature: what the original's forward takes.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -34,13 +36,21 @@ class UtcGraphModule(fx.GraphModule):
     aliased: tuple[str, ...] = ()
     guards: tuple[Any, ...] = ()
     model_attributes: Mapping[str, Any] = MappingProxyType({})
-    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes")
+    signature: Signature = Signature()
+    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
     kept_attributes: tuple[str, ...] = inherited
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             keep_state(root, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError as error:
+            fitting = self.signature.fitting(self.forward, args, kwargs, error)
+        return super().__call__(**fitting)
 
     def recompile(self) -> Any:
         """Generate `forward` again from the graph."""
