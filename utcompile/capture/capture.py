@@ -10,7 +10,7 @@ from torch import fx, nn
 from utcompile.capture.attempts import Recorded, record_dynamically
 from utcompile.capture.captured import CapturedModule, CaptureReport
 from utcompile.capture.derived import by_mode, captured_as, same_values
-from utcompile.capture.fixed import fix_sizes
+from utcompile.capture.fixed import FixedSizes, fix_sizes
 from utcompile.capture.functional import make_functional
 from utcompile.capture.guards import StructureCheck
 from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
@@ -66,7 +66,7 @@ def capture(
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> captured = utc.capture(model, torch.randn(1, 4))
         >>> [n.name for n in captured.graph.nodes]
-        ['input_1', '_0', '_1', '_2', 'output']
+        ['input_1', 'check_fixed_sizes', '_0', '_1', '_2', 'output']
         >>> captured(torch.randn(7, 4)).shape
         torch.Size([7, 2])
     """
@@ -114,7 +114,7 @@ def capture(
     captured.signature = Signature.of(model, inputs.arguments)
     captured.eval()
     captured.report = CaptureReport(
-        operations=len(graph.nodes),
+        operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),
         unreachable=_unreachable(copied, graph),
         barriers=tuple(describe(n) for n in writes),
         verified=check(copied, captured, inputs, verify),

@@ -29,7 +29,7 @@ from utcompile.capture.source import source_line
 from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
 from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.graph import Frame, Origin, is_leaf
+from utcompile.graph import Frame, Origin, hooks_for_all, is_leaf
 
 T = torch.Tensor
 # functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
@@ -427,7 +427,7 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module))
         if self._silent or path is None:
             return original(module, *args, **kwargs)
-        if path and (path in self._leaves or is_leaf(module)):
+        if path and (path in self._leaves or (is_leaf(module) and not hooks_for_all())):
             try:
                 inside = partial(original, module)
                 out, read, written = self._watched(inside, plain(tuple(args)), plain(dict(kwargs)))

@@ -6,7 +6,7 @@ from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
-from utcompile.graph.leaves import is_layer, is_leaf, more_than_its_class
+from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
@@ -37,6 +37,7 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "hooks_for_all",
     "index_memory",
     "is_layer",
     "is_layout",

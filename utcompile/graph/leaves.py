@@ -65,9 +65,12 @@ def more_than_its_class(module: nn.Module) -> str | None:
         return f"it has {' and '.join(hooks)}"
     if "forward" in vars(module) or not _is_torch_code(type(module).forward):
         return "its forward was replaced"
-    if any(getattr(global_hooks, name, None) for name in _GLOBAL_HOOKS):
-        return "hooks for all modules are registered"
     return None
+
+
+def hooks_for_all() -> bool:
+    """Whether hooks for all modules are registered, so that no layer does what its class does alone."""
+    return any(getattr(global_hooks, name, None) for name in _GLOBAL_HOOKS)
 
 
 def _is_torch_code(function: Any) -> bool:
