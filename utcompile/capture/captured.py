@@ -37,7 +37,8 @@ class CaptureReport:
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        for kind in ("opaque", "pinned", "guards", "notes", "unreachable", "barriers"):
+        lines += [f"opaque: {one}; it runs as it is, and nothing inside it is matched" for one in self.opaque]
+        for kind in ("pinned", "guards", "notes", "unreachable", "barriers"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 
