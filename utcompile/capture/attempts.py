@@ -57,6 +57,7 @@ class Recorded:
         fixed: inputs whose values are part of the graph.
         nodes: the node of each input tensor, in order.
         guards: what the model's Python decided, which must hold in every call.
+        notes: what ran and is no part of the graph, with the consequence.
     """
 
     graph: fx.Graph
@@ -67,6 +68,7 @@ class Recorded:
     fixed: tuple[str, ...] = ()
     nodes: tuple[fx.Node, ...] = ()
     guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -158,8 +160,9 @@ def _record_as(
             left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
             used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
             return Recorded(
-                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards
-            )
+                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards,
+                tuple(first.notes),
+            )  # fmt: skip
     raise AssertionError("the samples themselves are the last plan")
 
 

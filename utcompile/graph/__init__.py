@@ -7,6 +7,7 @@ from utcompile.graph.flops import flops
 from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
+from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
@@ -38,13 +39,17 @@ __all__ = [
     "describe",
     "flops",
     "fused_arguments",
+    "hooks_for_all",
     "index_memory",
     "is_fused_attention",
+    "is_layer",
     "is_layout",
+    "is_leaf",
     "is_slice",
     "is_state",
     "keep_state",
     "module_operation",
+    "more_than_its_class",
     "operation",
     "origin_of",
     "place_of",
