@@ -82,6 +82,11 @@ KNOWN = (
         ("cuda",),
     ),
     Known(
+        "programs: resnet, ssf/all_layers, channels last: kept bytes",
+        "of the contiguous one's is",
+        "a weight is reshaped to be scaled, which copies one in channels last, and the copy is kept for backward",
+    ),
+    Known(
         "programs: resnet, activation checkpointing",
         "share of the kept bytes is",
         "the hooks of reparametrised sites keep tensors past those of the checkpoint",

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.gpu.row import Row
 from benchmarks.gpu.worker import work
@@ -47,6 +48,7 @@ class Child:
         self.process.start()
         theirs.close()
         self.checks: list[tuple[str, float]] = self._receive(_START)
+        self.healthy = True
 
     def run(self, number: int, limit: float, grace: float) -> Row:
         """Run a check.
@@ -55,10 +57,11 @@ class Child:
             EOFError: the child died, or had to be killed.
         """
         self.connection.send((number, limit))
-        row: Row = self._receive(limit + grace)
+        row: Row
+        row, self.healthy = self._receive(limit + grace)
         return row
 
-    def _receive(self, seconds: float) -> object:
+    def _receive(self, seconds: float) -> Any:
         if not self.connection.poll(seconds):
             self.stop()
             raise EOFError(f"killed after {seconds:.0f} s")
@@ -95,10 +98,16 @@ def run(job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[Row]:
             continue
         started = clock()
         try:
-            child = child or Child(job)
+            child = child if child and child.healthy else _another(child, job)
             yield child.run(number, min(bound * job.patience, left), job.grace)
         except (EOFError, OSError) as end:
             child = None
             yield Row(key, "failed", round(clock() - started, 1), problems=(f"crashed: {end}",))
     if child is not None:
         child.leave()
+
+
+def _another(child: Child | None, job: Job) -> Child:
+    if child is not None:
+        child.stop()
+    return Child(job)

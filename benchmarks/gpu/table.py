@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.gpu.row import Row
 
-_STEPS = "| model, precision | trained | step | quartiles | of the first | peak | of the first | kept |"
+_STEPS = "| model, precision | trained | parameters | step | quartiles | of the first | peak | of the first | kept |"
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -42,7 +42,7 @@ def _checks(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _steps(rows: Iterable[Row]) -> Iterator[str]:
-    yield f"{_STEPS}\n|---|---|--:|--:|--:|--:|--:|--:|"
+    yield f"{_STEPS}\n|---|---|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
         name = row.key.partition(": ")[2]
         for step in row.figures["steps"]:
@@ -52,8 +52,8 @@ def _steps(rows: Iterable[Row]) -> Iterator[str]:
 def _step(name: str, step: Mapping[str, Any]) -> str:
     peak = f"{step['peak_mb']:,.0f} MB | {step['peak_ratio']:.3f}" if step["peak_mb"] else "|"
     return (
-        f"| {_cell(name)} | {_cell(step['what'])} | {step['ms']:.2f} ms | {step['lower']:.2f} to {step['upper']:.2f} "
-        f"| {step['ratio']:.3f} | {peak} | {step['kept_mb']:,.0f} MB |"
+        f"| {_cell(name)} | {_cell(step['what'])} | {step['parameters']:,} | {step['ms']:.2f} ms "
+        f"| {step['lower']:.2f} to {step['upper']:.2f} | {step['ratio']:.3f} | {peak} | {step['kept_mb']:,.0f} MB |"
     )
 
 

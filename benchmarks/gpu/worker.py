@@ -26,6 +26,8 @@ class OutOfTime(Exception):
 def work(connection: Connection, plan: str, device: str, quick: bool) -> None:
     """Send the keys and bounds of all checks; then run those whose numbers come, until None does.
 
+    What is sent after a check is its row, and whether this process is still good for another one.
+
     Args:
         plan: `module:function`, which gives the checks for a device and a size.
     """
@@ -35,9 +37,7 @@ def work(connection: Connection, plan: str, device: str, quick: bool) -> None:
         connection.send([(check.key, check.seconds) for check in checks])
         while (asked := connection.recv()) is not None:
             number, limit = asked
-            connection.send(perform(checks[number], limit, device))
-            if not healthy():
-                return
+            connection.send((perform(checks[number], limit, device), healthy()))
 
 
 def load(plan: str) -> Callable[[str, bool], Sequence[Check]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from benchmarks.gpu import worker
 from benchmarks.gpu.row import Check, Findings, NotRun
 
 
@@ -20,6 +21,7 @@ def checks(device: str, quick: bool) -> list[Check]:
         Check("toy", "cannot run", cannot),
         Check("toy", "needs a package", passes, needs=("no_such_package",)),
         Check("toy", "needs a GPU", passes, cuda=True),
+        Check("toy", "breaks its process", breaks),
         Check("toy", "prints and passes", prints),
     ]
 
@@ -60,6 +62,12 @@ def cannot(found: Findings) -> None:
     raise NotRun("there is no second machine")
 
 
+def breaks(found: Findings) -> None:
+    """Like an illegal access on a GPU, after which no call succeeds; the next check needs another process."""
+    worker.healthy = lambda: False
+    found.note(process=os.getpid())
+
+
 def prints(found: Findings) -> None:
     print("what a library prints")  # noqa: T201
-    found.note(answer=43)
+    found.note(process=os.getpid())

@@ -42,8 +42,10 @@ def test_every_check_is_a_row_whatever_becomes_of_it(toys: dict[str, Row]) -> No
         "cannot run": "not run",
         "needs a package": "not run",
         "needs a GPU": "not run",
+        "breaks its process": "ok",
         "prints and passes": "ok",
     }
+    assert toys["breaks its process"].figures["process"] != toys["prints and passes"].figures["process"]
 
 
 def test_a_row_says_what_was_wrong(toys: dict[str, Row]) -> None:
@@ -86,7 +88,7 @@ def test_every_known_failure_belongs_to_a_check() -> None:
 
 
 def test_the_table_can_stand_in_a_page() -> None:
-    step = {"what": "PEFT", "ms": 2.0, "lower": 1.0, "upper": 3.0, "ratio": 1.0, "kept_mb": 7.0}
+    step = {"what": "PEFT", "ms": 2.0, "lower": 1.0, "upper": 3.0, "ratio": 1.0, "kept_mb": 7.0, "parameters": 1234567}
     rows = [
         Row("machine: versions", "ok", figures={"device": "a card", "torch": "2.11"}),
         Row("fold: a|b", "known", 1.0, {"error": 0.123456}, ("error is 1",), "a reason"),
@@ -96,9 +98,9 @@ def test_the_table_can_stand_in_a_page() -> None:
     text = page(rows)
     assert text.startswith("device a card, torch 2.11.\n")
     assert "| fold: a\\|b | known: a reason | 1.0 | error is 1; error 0.123 |" in text
-    assert "| ViT | PEFT | 2.00 ms | 1.00 to 3.00 | 1.000 | 1,234 MB | 0.500 | 7 MB |" in text
+    assert "| ViT | PEFT | 1,234,567 | 2.00 ms | 1.00 to 3.00 | 1.000 | 1,234 MB | 0.500 | 7 MB |" in text
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
-    assert [{len(one.replace("\\|", "").split("|")) for one in table} for table in tables] == [{6}, {10}]
+    assert [{len(one.replace("\\|", "").split("|")) for one in table} for table in tables] == [{6}, {11}]
     assert counted(rows) == "1 known, 3 ok" and "a reason" in line(rows[1])
 
 

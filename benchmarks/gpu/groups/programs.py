@@ -34,6 +34,9 @@ def checks(device: str, quick: bool) -> Iterator[Check]:
         yield Check("programs", f"{name}: waits per forward", run, needs=(SMALL[name].package,))
     yield Check("programs", "vit, CUDA graphs in training", partial(_graphed, device), needs=("timm",), cuda=True)
     yield Check("programs", "resnet, activation checkpointing", partial(_checkpointed, device), needs=("timm",))
+    for rules in ("ssf/all_layers", "lora/all_conv"):
+        run = partial(_no_second_weight, rules, device)
+        yield Check("programs", f"resnet, {rules}, channels last: kept bytes", run, needs=("timm",))
     for name, rules, mode in _COMPILED[:1] if quick else _COMPILED:
         run, needs = partial(_compiled, name, rules, mode, device), (SMALL[name].package,)
         yield Check("programs", f"{name}, {rules}, torch.compile, {mode}", run, seconds=90, needs=needs)
@@ -99,6 +102,16 @@ def _checkpointed(device: str, found: Findings) -> None:
     found.at_most("gradients", worst(of(model), expected), 1e-7)
     plain = kept(lambda: loss(model(**inputs)), device)
     found.at_most("share of the kept bytes", kept(again, device) / plain, 0.05)  # outputs, and what an allocator rounds
+
+
+def _no_second_weight(rules: str, device: str, found: Findings) -> None:
+    """The order of the channels in memory does not change what backward needs."""
+    model, inputs = tuned("resnet", rules)
+    model, inputs = model.to(device), moved(inputs, device)
+    plain = kept(lambda: loss(model(**inputs)), device)
+    model.to(memory_format=torch.channels_last)
+    last = {name: t.contiguous(memory_format=torch.channels_last) for name, t in inputs.items()}
+    found.at_most("of the contiguous one's", kept(lambda: loss(model(**last)), device) / plain, 1.2)
 
 
 def _compiled(name: str, rules: str, mode: str, device: str, found: Findings) -> None:

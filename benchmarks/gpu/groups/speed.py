@@ -60,7 +60,7 @@ def _compared(
         models = {what: copy.deepcopy(m).to(memory_format=torch.channels_last) for what, m in models.items()}
         inputs = {k: t.contiguous(memory_format=torch.channels_last) for k, t in inputs.items()}
     with tf32(on):
-        _measure(models, inputs, device, autocast, 2 if quick else 8, found)
+        _measure(models, inputs, device, autocast, 2 if quick else 15, found)
 
 
 @lru_cache(maxsize=1)
@@ -84,29 +84,26 @@ def _measure(
 ) -> None:
     steps = {what: step(m, inputs, device, autocast) for what, m in models.items()}
     rows = paired("", steps, rounds=rounds, warmup=1 if rounds < 3 else 3)
-    peaks = {what: peak(f, device) for what, f in steps.items()}
-    reference = next(iter(peaks.values()))
-    found.note(
-        batch=len(next(iter(inputs.values()))),
-        rounds=rounds,
-        steps=[
-            _entry(rows[what], peaks[what], reference, kept(partial(forward, m, inputs, device, autocast), device))
-            for what, m in models.items()
-        ],
-    )
+    entries = []
+    for what, model in models.items():
+        bytes_kept = kept(partial(forward, model, inputs, device, autocast), device)
+        entries.append(_entry(rows[what], model, peak(steps[what], device), bytes_kept))
+    for entry in entries:
+        entry["peak_ratio"] = entry["peak_mb"] / entries[0]["peak_mb"] if entry["peak_mb"] else None
+    found.note(batch=len(next(iter(inputs.values()))), rounds=rounds, steps=entries)
 
 
-def _entry(row: Row, peak_bytes: int, reference: int, kept_bytes: int) -> dict[str, Any]:
+def _entry(row: Row, model: nn.Module, bytes_at_peak: int, bytes_kept: int) -> dict[str, Any]:
     """One line of the table of steps."""
     return {
         "what": row.what,
+        "parameters": sum(p.numel() for p in trained(model).values()),
         "ms": row.median,
         "lower": row.lower,
         "upper": row.upper,
         "ratio": row.ratio,
-        "peak_mb": peak_bytes / 1e6,
-        "peak_ratio": peak_bytes / reference if reference else None,
-        "kept_mb": kept_bytes / 1e6,
+        "peak_mb": bytes_at_peak / 1e6,
+        "kept_mb": bytes_kept / 1e6,
     }
 
 
@@ -142,4 +139,4 @@ def _compiled(subject: Subject, device: str, found: Findings) -> None:
     }
     compiled = {what: torch.compile(m.to(device)) for what, m in models.items()}
     with tf32(True):
-        _measure(compiled, moved(inputs, device), device, torch.bfloat16, 8, found)
+        _measure(compiled, moved(inputs, device), device, torch.bfloat16, 15, found)

@@ -48,7 +48,7 @@ def _off(base: Any, model: Any, inputs: dict[str, torch.Tensor], switched: utc.T
 def _disabled(device: str, found: Findings) -> None:
     base, model, inputs = _pair(device)
     off, on = _off(base, model, inputs, model)
-    found.at_most("off", off, 1e-6)
+    found.at_most("off", off, 1e-5)  # float32, perhaps by another kernel
     found.at_least("on", on, 1e-3)
 
 
