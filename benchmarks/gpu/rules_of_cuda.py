@@ -57,7 +57,7 @@ def waits(device: str, function: Callable[[], object]) -> int:
         with _warned() as caught:
             function()
         return sum("synchroniz" in str(w.message) for w in caught)
-    with _Waits() as mode:
+    with _Waits() as mode, _Lists(mode):
         function()
     return mode.count
 
@@ -70,6 +70,21 @@ class _Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func.overloadpacket.__name__ in _WAITS
         return func(*args, **(kwargs or {}))
+
+
+class _Lists(TorchFunctionMode):
+    """Counts the methods that read a tensor's memory, with or without an operation."""
+
+    def __init__(self, waits: _Waits) -> None:
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.waits.count
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy):
+            self.waits.count = before + 1
+        return result
 
 
 @contextmanager

@@ -88,9 +88,9 @@ class Child:
 def run(job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[Row]:
     """One row per check, as it ends; rows `not run` for those that the budget does not reach."""
     ends = clock() + job.budget
-    child: Child | None = Child(job)
-    checks = child.checks
-    for number, (key, bound) in enumerate(checks):
+    listing = Child(job)
+    child: Child | None = listing
+    for number, (key, bound) in enumerate(listing.checks):
         if job.only and not any(part in key for part in job.only):
             continue
         if (left := ends - clock()) < min(bound, 5.0):

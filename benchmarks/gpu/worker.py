@@ -66,8 +66,7 @@ def perform(check: Check, limit: float, device: str) -> Row:
         found.problems.append(told(error))
     gc.collect()
     seconds = round(time.perf_counter() - started, 1)
-    status = "failed" if found.problems else "ok"
-    return Row(check.key, status, seconds, found.figures, tuple(found.problems))
+    return Row(check.key, "failed" if found.problems else "ok", seconds, found.figures, tuple(found.problems))
 
 
 @contextmanager

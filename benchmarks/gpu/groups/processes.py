@@ -11,7 +11,7 @@ from benchmarks.gpu.row import Check, Findings, NotRun
 
 def checks(device: str, quick: bool) -> Iterator[Check]:
     """One row, which says that nothing of it is checked."""
-    yield Check("several GPUs", "DistributedDataParallel", _distributed)
+    yield Check("several GPUs", "DistributedDataParallel", _distributed, cuda=True)
 
 
 def _distributed(found: Findings) -> None:
