@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class Child:
     def __init__(self, job: Job) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, job.plan, job.device, job.quick), daemon=True)
+        self.process = context.Process(target=work, args=(theirs, job.plan, job.device, job.quick))
         self.process.start()
         theirs.close()
         self.checks: list[tuple[str, float]] = self._receive(_START)
@@ -77,12 +78,11 @@ class Child:
         self.process.join()
 
     def leave(self) -> None:
-        """Let the process end by itself."""
-        try:
+        """Let the process end by itself, or end it where it does not."""
+        with suppress(OSError):
             self.connection.send(None)
-            self.process.join(5)
-        finally:
-            self.stop()
+        self.process.join(5)
+        self.stop()
 
 
 def run(job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[Row]:
@@ -90,21 +90,23 @@ def run(job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[Row]:
     ends = clock() + job.budget
     listing = Child(job)
     child: Child | None = listing
-    for number, (key, bound) in enumerate(listing.checks):
-        if job.only and not any(part in key for part in job.only):
-            continue
-        if (left := ends - clock()) < min(bound, 5.0):
-            yield Row(key, "not run", why="no time left")
-            continue
-        started = clock()
-        try:
-            child = child if child and child.healthy else _another(child, job)
-            yield child.run(number, min(bound * job.patience, left), job.grace)
-        except (EOFError, OSError) as end:
-            child = None
-            yield Row(key, "failed", round(clock() - started, 1), problems=(f"crashed: {end}",))
-    if child is not None:
-        child.leave()
+    try:
+        for number, (key, bound) in enumerate(listing.checks):
+            if job.only and not any(part in key for part in job.only):
+                continue
+            if (left := ends - clock()) < min(bound, 5.0):
+                yield Row(key, "not run", why="no time left")
+                continue
+            started = clock()
+            try:
+                child = child if child and child.healthy else _another(child, job)
+                yield child.run(number, min(bound * job.patience, left), job.grace)
+            except (EOFError, OSError) as end:
+                child = None
+                yield Row(key, "failed", round(clock() - started, 1), problems=(f"crashed: {end}",))
+    finally:
+        if child is not None:
+            child.leave()
 
 
 def _another(child: Child | None, job: Job) -> Child:
