@@ -38,6 +38,12 @@ class Inputs:
         return tuple(sorted(found, key=lambda s: s != BATCH))
 
     @property
+    def example(self) -> dict[Symbol, int]:
+        """The size that each symbol has in the example."""
+        pairs = zip(tensors(self.arguments), self.varying, strict=True)
+        return {symbol: t.shape[dim] for t, dims in pairs for dim, symbol in dims.items()}
+
+    @property
     def batch_inputs(self) -> tuple[str, ...]:
         """Names of the arguments in which a dimension 0 is the batch."""
         names = [name for name, value in self.arguments.items() for _ in tensors(value)]

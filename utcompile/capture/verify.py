@@ -35,7 +35,9 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
     compare(model, captured, inputs.arguments, _EXAMPLE)
     if verify != "full":
         return "values at the example inputs"
-    for i, sample in enumerate(plan_samples(inputs.symbols, follow=False)[:: max(1, len(inputs.symbols))]):
+    for i, sample in enumerate(
+        plan_samples(inputs.symbols, follow=False, example=inputs.example)[:: max(1, len(inputs.symbols))]
+    ):
         compare(model, captured, inputs.at(sample.sizes), f"at {sample}", gradients=i == 0)
     if captured.follows_mode:
         compare(model.train(), captured.train(), inputs.arguments, "in training", gradients=True)
