@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --cov --cov-report=term
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo test test-full check bench zoo docs clean
+.PHONY: setup demo test test-full check bench gpu zoo docs clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,10 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+# under 7 minutes on one GPU; its --quick, on a CPU, is one of the tests
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
+
 # some hours; interrupted, it goes on where it stopped
 zoo: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/utcompile zoo --jobs $(JOBS) --page docs/zoo.md
@@ -43,4 +47,4 @@ docs: setup
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv demo-output gpu-output

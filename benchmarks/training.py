@@ -16,8 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import utcompile as utc
 from benchmarks.measure import Row, paired
+from benchmarks.rivals import R, by_hand, by_peft
 
-R = 8
 CASES = (
     ("vit_small_patch16_224", "every linear", "lora/all_linear", nn.Linear, "head"),
     ("resnet50", "every convolution", "lora/all_conv", nn.Conv2d, "fc"),
@@ -38,8 +38,8 @@ def run(quick: bool) -> Iterator[Row]:
         x, labels = torch.randn(batch, 3, 224, 224), torch.randint(10, (batch,))
         models: dict[str, tuple[nn.Module, torch.Tensor]] = {}
         if find_spec("peft"):
-            models["peft"] = _peft(model, layer, head), x
-        models["by hand"] = _by_hand(model, layer, head), x
+            models["peft"] = by_peft(model, layer, head), x
+        models["by hand"] = by_hand(model, layer, head), x
         models["utcompile"] = utc.compile(model, rules, (x,), vars={"r": R, "alpha": R}, verify="shapes"), x
         models["frozen model, gradient to the input"] = _probe(model, head), x.clone().requires_grad_()
         models["frozen model, head alone"] = _probe(model, head), x
@@ -114,48 +114,10 @@ class _LastToken(nn.Module):
         return logits[:, -1]
 
 
-class _ByHand(nn.Module):
-    """LoRA as one writes it into a model's source."""
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-        if isinstance(layer, nn.Linear):
-            self.a: nn.Module = nn.Linear(layer.in_features, R, bias=False)
-            self.b: nn.Module = nn.Linear(R, layer.out_features, bias=False)
-        else:
-            groups = layer.groups
-            self.a = nn.Conv2d(
-                layer.in_channels, R, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, bias=False
-            )
-            self.b = nn.Conv2d(R, layer.out_channels, 1, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) + self.b(self.a(x))
-
-
-def _by_hand(model: nn.Module, layer: type[nn.Module], head: str) -> nn.Module:
-    tuned = copy.deepcopy(model).requires_grad_(False)
-    for name, module in list(tuned.named_modules()):
-        if isinstance(module, layer) and name != head:
-            parent, _, child = name.rpartition(".")
-            setattr(tuned.get_submodule(parent), child, _ByHand(module))  # type: ignore[arg-type]
-    tuned.get_submodule(head).requires_grad_(True)
-    return tuned
-
-
 def _probe(model: nn.Module, head: str) -> nn.Module:
     probe = copy.deepcopy(model).requires_grad_(False)
     probe.get_submodule(head).requires_grad_(True)
     return probe
-
-
-def _peft(model: nn.Module, layer: type[nn.Module], head: str) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    names = [n for n, m in model.named_modules() if isinstance(m, layer) and n != head]
-    config = LoraConfig(r=R, lora_alpha=R, target_modules=names, modules_to_save=[head])
-    return get_peft_model(copy.deepcopy(model), config)
 
 
 def _step(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
