@@ -9,6 +9,8 @@ import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 CLASSES = 7
 
@@ -41,6 +43,17 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
         if parameter.abs().max() < 1e-3:
             nn.init.normal_(parameter, std=0.1)
     return model, torch.randn(2, 3, size, size)
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """What torch counts for a call without gradients.
+
+    Attention is spelled out for the count: which of the fused kernels the counter sees depends on the version of torch
+    and on the machine, while the two products that define attention are seen by all.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops()
 
 
 class Layers(nn.Module):
