@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import timm
 import torch
@@ -11,6 +13,8 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+import utcompile as utc
 
 CLASSES = 7
 
@@ -43,6 +47,21 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
         if parameter.abs().max() < 1e-3:
             nn.init.normal_(parameter, std=0.1)
     return model, torch.randn(2, 3, size, size)
+
+
+@lru_cache(maxsize=len(MODELS))
+def captured(kind: str) -> utc.CapturedModule:
+    """The capture of a kind's model, one for all tests: they read it, and change nothing."""
+    return utc.capture(*make(kind))
+
+
+def compiled(kind: str, rules: str | utc.RuleSet, **options: Any) -> tuple[nn.Module, utc.TunedModule, torch.Tensor]:
+    """A kind's model, what `utc.compile` makes of it (with weights of its own), and an image batch.
+
+    Where a test is about more than tuning and what comes after, it calls `utc.compile` itself.
+    """
+    model, x = make(kind)
+    return model, utc.match(copy.deepcopy(captured(kind)), rules, **options).apply(), x
 
 
 def flops_of(call: Callable[[], object]) -> int:

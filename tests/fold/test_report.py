@@ -100,8 +100,7 @@ def as_it_is(tuned: nn.Module) -> tuple[object, ...]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("how", ["folded", "strict", "interrupted", "unproven"])
 def test_tuned_stays_as_it_was(how: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, "u_tuning/dual", x)
+    _model, tuned, _x = zoo.compiled("vit", "u_tuning/dual")
     zoo.shake(tuned)
     tuned.train(training)
     before, random = as_it_is(tuned), torch.get_rng_state()
@@ -134,8 +133,7 @@ def test_a_model_that_raises_keeps_its_mode() -> None:
 
 
 def test_folding_twice_gives_the_same_bits_and_an_untuned_capture_is_only_copied() -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, "u_tuning/dual_foldable", x)
+    model, tuned, x = zoo.compiled("vit", "u_tuning/dual_foldable")
     zoo.shake(tuned)
     (first, one), (second, two) = utc.fold(tuned), utc.fold(tuned)
     assert one == two and str(first.graph) == str(second.graph)

@@ -117,8 +117,7 @@ FOUND = {
 
 @pytest.mark.parametrize("kind", FOUND)
 def test_named_patterns(kind: str) -> None:
-    model, x = zoo.make(kind)
-    captured = utc.capture(model, x, verify="shapes")
+    captured = zoo.captured(kind)
     from utcompile.graph import GraphView
 
     engine = Engine(GraphView(captured.graph, captured), library_patterns())
