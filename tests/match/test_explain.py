@@ -9,7 +9,7 @@ import pytest
 import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_match import ADAPT, VIT, captured_of, error, rule
+from match_toys import ADAPT, VIT, captured_of, error, rule
 
 import utcompile as utc
 from utcompile.match.explain import Miss, nearest
