@@ -56,6 +56,13 @@ def process_left_as_it_was() -> Iterator[None]:
     assert [k for k in {**before, **after} if before.get(k) != after.get(k)] == []
 
 
+@pytest.fixture(autouse=True, scope="session")
+def shared_captures_left_as_they_were() -> Iterator[None]:
+    yield
+    if "zoo" in sys.modules:  # not imported for tests that do without: it takes seconds
+        assert sys.modules["zoo"].changed() == []
+
+
 _OTHERS = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_")  # variables that pytest and torch's compiler set themselves
 
 

@@ -51,8 +51,24 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
 
 @lru_cache(maxsize=len(MODELS))
 def captured(kind: str) -> utc.CapturedModule:
-    """The capture of a kind's model, one for all tests: they read it, and change nothing."""
-    return utc.capture(*make(kind))
+    """The capture of a kind's model, one for all tests: they read it, and change nothing, which the session checks."""
+    found = utc.capture(*make(kind))
+    _AS_MADE[kind] = _fingerprint(found)
+    return found
+
+
+_AS_MADE: dict[str, tuple[object, ...]] = {}
+
+
+def _fingerprint(module: utc.CapturedModule) -> tuple[object, ...]:
+    state = [(n, t.dtype, t.requires_grad, t._version) for n, t in module.state_dict(keep_vars=True).items()]
+    grads = [n for n, p in module.named_parameters() if p.grad is not None]
+    return str(module.graph), [m.training for m in module.modules()], state, grads
+
+
+def changed() -> list[str]:
+    """The kinds whose shared capture is not as it was made."""
+    return [kind for kind, found in _AS_MADE.items() if _fingerprint(captured(kind)) != found]
 
 
 def compiled(kind: str, rules: str | utc.RuleSet, **options: Any) -> tuple[nn.Module, utc.TunedModule, torch.Tensor]:

@@ -136,13 +136,14 @@ def test_shaking_moves_what_is_constant_and_only_that():
     ],
 )
 def test_models_of_timm_and_torchvision(library, name, cls, verified):
-    drafts = []
+    drafts, before = [], psutil.Process().memory_info().rss
     row = work(Task(library, name, "full" if verified == "values" else "shapes"), drafts.append)
     assert (row.status, row.cls, row.reason) == ("ok", cls, "")
     assert row.verified.startswith(verified)
     assert row.nodes > 20
     assert [d.status for d in drafts] == ["built"]
-    assert psutil.Process().memory_info().rss < 4e9
+    # the weights of a ViT-g alone are 4 GB: where only shapes are compared they are never made
+    assert psutil.Process().memory_info().rss - before < 1.5e9
 
 
 def test_what_a_library_refuses_is_not_built():
