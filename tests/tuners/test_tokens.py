@@ -234,7 +234,8 @@ def test_captures_that_no_attention_reads() -> None:
 
 
 def language_models() -> dict[str, tuple[Any, Any]]:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
     llama = transformers.LlamaConfig(**small, intermediate_size=48, num_key_value_heads=2, use_cache=False)
     gpt2 = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, use_cache=False)
@@ -288,7 +289,8 @@ def test_a_prefix_joins_attention_that_says_is_causal(kind: str) -> None:
 
 def test_every_attention_of_an_encoder_and_decoder() -> None:
     """T5 adds positions to unscaled scores, and its decoder attends to the encoder."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.T5Config(
         d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=50, use_cache=False, decoder_start_token_id=0
     )
