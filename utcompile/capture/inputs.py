@@ -56,7 +56,7 @@ class Inputs:
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
     def at(self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t) -> dict[str, Any]:
-        """The arguments at other sizes: rows of the example repeated or left out.
+        """The arguments at other sizes: rows of the example repeated or left out; zeros where the example is empty.
 
         Args:
             sizes: the size of each symbol.
@@ -66,10 +66,16 @@ class Inputs:
 
         def resize(leaf: T) -> T:
             for dim, symbol in next(varying).items():
-                leaf = leaf.index_select(dim, torch.arange(sizes[symbol], device=leaf.device) % leaf.shape[dim])
+                leaf = _resized(leaf, dim, sizes[symbol])
             return convert(leaf)
 
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
+
+
+def _resized(tensor: T, dim: int, size: int) -> T:
+    if tensor.shape[dim] == 0:
+        return tensor.new_zeros((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
 
 
 def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | None) -> Inputs:
