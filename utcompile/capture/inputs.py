@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utcompile.capture.layouts import check_layouts
 from utcompile.capture.nested import map_tensors, tensors
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import BATCH, Symbol
@@ -85,6 +86,7 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
     """
     arguments = _told_apart(bind_inputs(model, example_inputs))
+    check_layouts(model, arguments)
     if dynamic is None:
         return Inputs(arguments, _inferred(arguments))
     return Inputs(arguments, _stated(arguments, dynamic))

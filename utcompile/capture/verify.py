@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utcompile.capture.inputs import Inputs
+from utcompile.capture.layouts import comparable
 from utcompile.capture.nested import map_tensors, tensors
 from utcompile.capture.samples import plan_samples
 from utcompile.errors import UtcError
@@ -96,6 +97,7 @@ def _close(a: T, b: T) -> bool:
 
 
 def _equal(a: T, b: T) -> bool:
+    a, b = comparable(a), comparable(b)
     if a.device.type != "cpu":
         return torch.allclose(a, b, equal_nan=True)
     return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()))
