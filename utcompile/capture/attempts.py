@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from utcompile.capture.guards import Guard
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.record import record
 from utcompile.capture.recorder import Recorder
@@ -44,6 +45,7 @@ class Recorded:
         pinned: what could not be made to vary, with the reason.
         fixed: inputs whose values are part of the graph.
         nodes: the node of each input tensor, in order.
+        guards: what the model's Python decided, which must hold in every call.
     """
 
     graph: fx.Graph
@@ -53,6 +55,7 @@ class Recorded:
     pinned: tuple[str, ...]
     fixed: tuple[str, ...] = ()
     nodes: tuple[fx.Node, ...] = ()
+    guards: tuple[Guard, ...] = ()
 
 
 @dataclass
@@ -118,7 +121,7 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
     pinned: dict[str, str] = {}
     for kinds, plan in _plans(samples, model, leaves):
         try:
-            first, graph = _record_all(model, inputs, plan, leaves, by_size=by_size)
+            first, graph, guards = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
             if plan is samples or leaves.real:
                 raise
@@ -130,7 +133,9 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
             left += tuple(f"{name}: its values, which Python reads ({line})" for name, line in leaves.fixed.items())
             left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
             used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
-            return Recorded(graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs))
+            return Recorded(
+                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards
+            )
     raise AssertionError("the samples themselves are the last plan")
 
 
@@ -147,7 +152,7 @@ def _plans(samples: list[Sample], model: nn.Module, leaves: _Leaves) -> Iterator
 
 def _record_all(
     model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves, *, by_size: bool
-) -> tuple[Recorder, fx.Graph]:
+) -> tuple[Recorder, fx.Graph, tuple[Guard, ...]]:
     """Record every sample, leaving opaque what must be, until the recordings are one graph."""
     varied = True
     while True:
@@ -156,7 +161,7 @@ def _record_all(
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
             if recordings is not None:
                 with collector_paused():
-                    return recordings[0], unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
+                    return recordings[0], *unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
         except Differs:
             if not (leaves.real and varied):
                 raise

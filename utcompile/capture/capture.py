@@ -11,6 +11,7 @@ from utcompile.capture.attempts import Recorded, record_dynamically
 from utcompile.capture.captured import CapturedModule, CaptureReport
 from utcompile.capture.derived import by_mode, captured_as, same_values
 from utcompile.capture.functional import make_functional
+from utcompile.capture.guards import StructureCheck
 from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
@@ -20,8 +21,8 @@ from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 
 _RESERVED = frozenset(
-    "graph code meta report batch_inputs follows_mode aliased model_attributes sites trained ruleset base_graph tuners "
-    "base_values shape_env dtype device".split()
+    "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
+    "tuners base_values shape_env dtype device".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
@@ -92,6 +93,7 @@ def capture(
     writes = make_functional(graph, copied)
     _guard_sizes(recorded, inputs)
     inputs = recorded.inputs
+    _guard_containers(graph, inputs.arguments)
     _guard_constants(graph, inputs.arguments)
     _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
     rename_by_path(graph)
@@ -102,6 +104,7 @@ def capture(
     captured.batch_inputs, captured.follows_mode = inputs.batch_inputs, base == "follow"
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
+    captured.guards = recorded.guards
     captured.eval()
     captured.report = CaptureReport(
         operations=len(graph.nodes),
@@ -110,6 +113,7 @@ def capture(
         verified=check(copied, captured, inputs, verify),
         opaque=recorded.opaque,
         pinned=recorded.pinned,
+        guards=recorded.guards,
         by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
     )
     return captured
@@ -141,6 +145,16 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
         if node not in fixed:
             break
         node.args = (arguments[str(node.target)],)
+
+
+def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
+    """The structure of an argument, and what in it is no tensor, is part of the graph."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        for node in reversed(inputs):
+            value = arguments[str(node.target)]
+            if isinstance(value, (dict, tuple, list)):
+                graph.call_function(StructureCheck.of(str(node.target), value), (node,))
 
 
 def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:

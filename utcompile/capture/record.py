@@ -16,6 +16,7 @@ from utcompile.capture.active import recording
 from utcompile.capture.derived import Apply
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.nested import tensors
+from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
 from utcompile.capture.unrecordable import Unrecordable
@@ -68,6 +69,8 @@ def record(
             recorder.name_state(owner.__dict__[attribute], name)
         recorder.attributes[name] = tensor
     arguments = inputs.at(sample.sizes, _shuffled(sample) if real else convert)
+    for tensor in () if real else tensors(arguments):
+        tensor._item_memo = None  # type: ignore[attr-defined]  # the value of an integer input is no part of the graph
     for name, value in arguments.items():
         recorder.bind_input(name, value)
     bound = inspect.signature(model.forward).bind_partial()
@@ -76,7 +79,7 @@ def record(
     extra = {k: v for k, v in arguments.items() if k not in named}
     with recording(recorder), torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
         try:
-            with fake or nullcontext(), recorder:
+            with fake or nullcontext(), rebound(model), recorder:
                 out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
             with fake or nullcontext():
                 recorder.output(out)

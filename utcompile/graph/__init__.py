@@ -9,7 +9,7 @@ from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
-from utcompile.graph.value import BATCH, Fitter, Size, Symbol, Value
+from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "BATCH",
     "CLASSES",
     "KINDS",
+    "Computed",
     "Fitter",
     "Frame",
     "GraphView",

@@ -22,14 +22,16 @@ class UtcGraphModule(fx.GraphModule):
         batch_inputs: names of the inputs whose dimension 0 is the batch.
         follows_mode: whether dropout and batch norm of the backbone obey `.train()`.
         aliased: the paths of the original's modules that have other names too; its graph has the first of them.
+        guards: what the model's Python decided at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
     """
 
     batch_inputs: tuple[str, ...] = ()
     follows_mode: bool = False
     aliased: tuple[str, ...] = ()
+    guards: tuple[Any, ...] = ()
     model_attributes: Mapping[str, Any] = MappingProxyType({})
-    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "model_attributes")
+    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes")
     kept_attributes: tuple[str, ...] = inherited
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
