@@ -31,7 +31,9 @@ def main() -> int:
     for i, (seed, outcome) in enumerate(run(range(options.seed, options.seed + options.programs), options.jobs), 1):
         tally.add(seed, outcome)
         if i % 500 == 0:
-            print(f"{i} programs, {len(tally.wrong)} wrong, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{i} programs, {len(tally.wrong)} wrong, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
+            )
     print(tally)
     for seed, where, what in tally.wrong:
         print(f"WRONG seed {seed}, {where}: {what}")

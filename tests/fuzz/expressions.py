@@ -18,7 +18,7 @@ math.gcd({0}, {c})|({0}).bit_length()|int({0} > {c})|({0} > {c}) * {c}|sorted([{
 {0} if {?} else {1}|sum([{0}, {1}])|max(x.shape)|min(h.shape)|len([i for i in range(min({0}, 9)) if i % 2])|int({0})
 """.strip().replace("\n", "|")
 # `|` is an operator too
-INTEGERS = [t for t in _INTEGERS.replace("{0} | {c}", "{0} \0 {c}").split("|")]
+INTEGERS = list(_INTEGERS.replace("{0} | {c}", "{0} \0 {c}").split("|"))
 FLOATS = (
     "{0} / {c}|math.sqrt(abs({0}))|abs({0}) ** 0.5|(abs({0}) + 1) ** -0.5|math.log(abs({0}) + 1)|1.0 / max({0}, 1)|float({0})"
     "|math.exp(-abs({0}) / 8)|round({0} / 3, 2)|0.5 * {0}|{0} * 0.25 + {c}|1 - {0} / 10|float(np.sqrt(abs({0})))|{0} / max({1}, 1)"

@@ -62,7 +62,12 @@ def _names(statement: Statement) -> set[str]:
 
 
 def _calls(r: Random, family: str, inputs: tuple[str, ...]) -> tuple[str, Call, tuple[tuple[Call, ...], ...]]:
-    base = {"B": r.choice([1, 2, 2, 3, 4, 6]), "L": r.choice([4, 5, 7, 8, 12]), "H": r.choice([6, 8, 12, 16]), "W": r.choice([8, 9, 16])}
+    base = {
+        "B": r.choice([1, 2, 2, 3, 4, 6]),
+        "L": r.choice([4, 5, 7, 8, 12]),
+        "H": r.choice([6, 8, 12, 16]),
+        "W": r.choice([8, 9, 16]),
+    }
     named = "B" if family != "image" else "BHW"
     dynamic = "None"
     if family == "tokens":
@@ -77,10 +82,17 @@ def _calls(r: Random, family: str, inputs: tuple[str, ...]) -> tuple[str, Call, 
     values = {name: r.choice(options) for name, options in scalars.items()}
 
     def call(label: str, sizes: dict[str, int], given: dict[str, str], seed: int, **style: bool) -> Call:
-        return Call(label, tuple(_argument(n, family, sizes, given, seed, **style) for n in inputs), style.get("grad", True))
+        return Call(
+            label, tuple(_argument(n, family, sizes, given, seed, **style) for n in inputs), style.get("grad", True)
+        )
 
     def other(names: str) -> dict[str, int]:
-        larger = {"B": [1, 1, 2, 5, 7, 17], "L": [1, 2, 3, 6, 9, 10, 13, 20, 33], "H": [5, 7, 9, 10, 18, 24, 33], "W": [5, 7, 10, 13, 24, 31]}
+        larger = {
+            "B": [1, 1, 2, 5, 7, 17],
+            "L": [1, 2, 3, 6, 9, 10, 13, 20, 33],
+            "H": [5, 7, 9, 10, 18, 24, 33],
+            "W": [5, 7, 10, 13, 24, 31],
+        }
         return base | {n: r.choice([v for v in larger[n] if v != base[n]]) for n in names}
 
     example = call("example", base, values, 1)

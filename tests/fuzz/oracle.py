@@ -98,7 +98,9 @@ def _capture(program: Program, module: types.ModuleType, model: nn.Module, captu
     return captured
 
 
-def _compare(sequence: tuple[Call, ...], module: types.ModuleType, model: nn.Module, captured: Any, outcome: Outcome) -> None:
+def _compare(
+    sequence: tuple[Call, ...], module: types.ModuleType, model: nn.Module, captured: Any, outcome: Outcome
+) -> None:
     """One sequence of calls on a fresh model and a fresh capture; it ends where one of them does not run."""
     for call in sequence:
         ours, theirs = _values(module, call), _values(module, call)
@@ -166,10 +168,12 @@ def _differs(a: Any, b: Any, where: str = "output") -> str | None:
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{where} is {b.dtype} {list(b.shape)}, not {a.dtype} {list(a.shape)}"
         a, b = a.detach(), b.detach()
-        same = torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+        same = torch.equal(a, b) or (torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan()))
         return None if same else f"{where} has other values"
     if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
-        return next(filter(None, (_differs(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b)))), None)
+        return next(
+            filter(None, (_differs(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=False)))), None
+        )
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return next(filter(None, (_differs(a[k], b[k], f"{where}[{k!r}]") for k in a)), None)
     if isinstance(a, nn.Module) and isinstance(b, nn.Module):

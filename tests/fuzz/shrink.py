@@ -67,16 +67,16 @@ def _bodies(body: tuple[Statement, ...]) -> Iterator[tuple[Statement, ...]]:
         for inside in statement.bodies:
             yield body[:i] + inside + body[i + 1 :]
     for i, statement in enumerate(body):
-        yield from (body[:i] + (smaller,) + body[i + 1 :] for smaller in _statements(statement))
+        yield from ((*body[:i], smaller, *body[i + 1 :]) for smaller in _statements(statement))
 
 
 def _statements(statement: Statement) -> Iterator[Statement]:
     for i, body in enumerate(statement.bodies):
         for smaller in _bodies(body):
-            yield replace(statement, bodies=statement.bodies[:i] + (smaller,) + statement.bodies[i + 1 :])
+            yield replace(statement, bodies=(*statement.bodies[:i], smaller, *statement.bodies[i + 1 :]))
     for i, part in enumerate(statement.parts):
         for simpler in _expressions(part):
-            yield replace(statement, parts=statement.parts[:i] + (simpler,) + statement.parts[i + 1 :])
+            yield replace(statement, parts=(*statement.parts[:i], simpler, *statement.parts[i + 1 :]))
 
 
 def _expressions(expr: Expr) -> Iterator[Expr]:
@@ -87,4 +87,4 @@ def _expressions(expr: Expr) -> Iterator[Expr]:
     yield from _CONSTANTS[1:]
     for i, part in enumerate(expr.parts):
         for simpler in _expressions(part):
-            yield replace(expr, parts=expr.parts[:i] + (simpler,) + expr.parts[i + 1 :])
+            yield replace(expr, parts=(*expr.parts[:i], simpler, *expr.parts[i + 1 :]))
