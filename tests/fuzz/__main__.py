@@ -30,13 +30,13 @@ def main() -> int:
     tally, begun = Tally(), time.monotonic()
     for i, (seed, outcome) in enumerate(run(range(options.seed, options.seed + options.programs), options.jobs), 1):
         tally.add(seed, outcome)
-        if i % 500 == 0:
+        for where, what in outcome.wrong[:1]:
+            print(f"WRONG seed {seed}, {where}: {what}", file=sys.stderr, flush=True)
+        if i % 100 == 0:
             print(
                 f"{i} programs, {len(tally.wrong)} wrong, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True
             )
     print(tally)
-    for seed, where, what in tally.wrong:
-        print(f"WRONG seed {seed}, {where}: {what}")
     for seed, where, what in tally.wrong[: options.scripts]:
         text = f"# seed {seed}, {where}: {what}\n{minimal(seed).script}"
         if options.out:

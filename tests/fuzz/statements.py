@@ -175,8 +175,8 @@ def loop(w: Writer) -> Statement:
         for i in range(0, h.shape[%d], %c):\\n    h = h + h[%pi : i + %c].mean()
         for i in range(h.shape[%d] // %c):\\n    h = h * 0.5 + i
         for i in range(1, {0} + 1):\\n    h = h + h.roll(i, %d)
-        n = {0} + %c\\nwhile n > 2:\\n    n = n // 2\\n    @0
-        n = {0}\\nwhile n:\\n    n -= 1\\n    h = h + n
+        m = {0} + %c\\nwhile m > 2:\\n    m = m // 2\\n    h = h + m
+        m = {0}\\nwhile m:\\n    m -= 1\\n    h = h + m
         for i in range({0}):\\n    if i % 2:\\n        @0
         for i, s in enumerate(h.shape):\\n    h = h + i * s
         for i in range({0}):\\n    if i > h.shape[%d] - %c:\\n        break\\n    h = h + 1
