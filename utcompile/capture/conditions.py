@@ -81,9 +81,9 @@ class Conditions:
 
     def _asked(self, questions: Questions) -> Iterator[tuple[Expression, tuple[bool, str]]]:
         yield from questions.asked.items()
-        for question, (answer, line, serials) in questions.shaping.items():
-            # where sizes are read off the tensor anyway, it does not matter how it came to them
-            if any(self.sizes.nodes.get(s) not in self.sizes.piecewise for s in serials):
+        for question, (answer, line, dims) in questions.shaping.items():
+            # where a size is read off its tensor anyway, it does not matter how it came to it
+            if any(self.sizes.is_exact(self.sizes.nodes.get(serial), dim) for serial, dim in dims):
                 yield question, (answer, line)
 
     def _condition(self, question: Expression) -> tuple[Condition, bool] | None:

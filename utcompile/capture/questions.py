@@ -22,15 +22,15 @@ class Questions:
 
     Attributes:
         asked: comparison -> (answer, line).
-        shaping: comparison -> (answer, line, serial numbers of nodes): it decides by which formula the sizes of these
-            nodes come from those of their inputs, and nothing else.
+        shaping: comparison -> (answer, line, dimensions as serial number of the node and index): it decides by which
+            formula the sizes of these come from those of the node's inputs, and nothing else.
         untracked: expressions that became text, with the line.
         flags: (serial number of a node, property) -> (value, line).
     """
 
     def __init__(self) -> None:
         self.asked: dict[Expression, tuple[bool, str]] = {}
-        self.shaping: dict[Expression, tuple[bool, str, list[int]]] = {}
+        self.shaping: dict[Expression, tuple[bool, str, list[tuple[int, int | None]]]] = {}
         self.untracked: dict[Expression, str] = {}
         self.flags: dict[tuple[int, str], tuple[Any, str]] = {}
 
@@ -51,10 +51,10 @@ class Questions:
         if (serial, name) not in self.flags:
             self.flags[serial, name] = (value, source_line())
 
-    def shape(self, asked: Sequence[tuple[Expression, bool]], serial: int) -> None:
+    def shape(self, asked: Sequence[tuple[Expression, bool, int | None]], serial: int) -> None:
         """Write down comparisons that `slices` found for a node."""
-        for question, answer in asked:
-            self.shaping.setdefault(question, (answer, source_line(), []))[2].append(serial)
+        for question, answer, dim in asked:
+            self.shaping.setdefault(question, (answer, source_line(), []))[2].append((serial, dim))
 
     # --- what a call of torch decides by sizes, and shows to Python or to later sizes ---------------------------------
 
@@ -103,8 +103,9 @@ class Questions:
                 self.ask(one, tensor.shape[dim] == 1)
 
 
-def slices(args: Sequence[Any], size: SizeOf) -> list[tuple[Expression, bool]]:
+def slices(args: Sequence[Any], size: SizeOf) -> list[tuple[Expression, bool, int | None]]:
     """Whether the slices of an index are cut off at the end of a dimension: the size behind is another formula then.
+    With each question comes the dimension of the result, where it is known.
 
     Args:
         args: of `tensor[index]`.
@@ -112,15 +113,19 @@ def slices(args: Sequence[Any], size: SizeOf) -> list[tuple[Expression, bool]]:
     """
     tensor, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
     used = sum(_dims_used(i) for i in index)
-    dim = 0
-    found: list[tuple[Expression, bool]] = []
+    simple = not any(isinstance(i, (T, list)) for i in index)
+    dim = behind = 0
+    found: list[tuple[Expression, bool, int | None]] = []
     for one in index:
         if one is Ellipsis:
             dim += tensor.dim() - used
+            behind += tensor.dim() - used
         elif isinstance(one, slice):
             for bound in (one.start, one.stop):
-                found += _cut_off(bound, tensor, size(tensor, dim), dim)
+                asked = _cut_off(bound, tensor, size(tensor, dim), dim)
+                found += [(question, answer, behind if simple else None) for question, answer in asked]
         dim += _dims_used(one)
+        behind += one is None or isinstance(one, slice)
     return found
 
 

@@ -1,9 +1,8 @@
 """Numbers that differ between recordings become nodes that compute them, right at every size.
 
-A size is known exactly where it is a polynomial of the sizes that vary and nothing piecewise has happened on the way:
-no stride, no `//`, no number of parts. Behind such a step a tensor is *piecewise*, and its sizes are read off it in the
-call. So a polynomial through the recorded sizes is never taken for more than it shows: `8 - B` and `-B % 8` agree at 2,
-3 and 5.
+A size is known exactly where it is a polynomial of the sizes that vary and nothing piecewise has happened on the way
+(`Exactness`); elsewhere it is read off its tensor in the call. So a polynomial through the recorded sizes is never
+taken for more than it shows: `8 - B` and `-B % 8` agree at 2, 3 and 5.
 """
 
 from __future__ import annotations
@@ -16,20 +15,13 @@ from typing import Any
 
 from torch import fx
 
-from utcompile.capture.derived import Apply
+from utcompile.capture.exactness import Exactness
 from utcompile.capture.expressions import FUNCTIONS, Expression
 from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
 from utcompile.capture.samples import Sample
 from utcompile.graph import Computed, Fitter, Size, Symbol, Value
 
 Polynomial = dict[tuple[Symbol, ...], Fraction]
-# parts of the names of operations whose result's size is no polynomial of their input's, or seems one by its samples
-_PIECEWISE = (
-    "conv", "pool", "fold", "unfold", "stft", "interpolate", "upsample", "hsplit", "vsplit", "dsplit",
-    "diag", "svd", "qr", "linspace", "logspace", "shuffle", "combinations", "tril_indices", "triu_indices",
-)  # fmt: skip
-# among them those that take a batch and channels as they are
-_SPATIAL = ("conv", "pool", "fold", "interpolate", "upsample", "stft", "shuffle")
 
 
 class SizeNodes:
@@ -53,8 +45,7 @@ class SizeNodes:
         self.place = {n: i for i, n in enumerate(self.graph.nodes)}
         entries = [n for n in self.graph.nodes if n.op == "placeholder" or n in first.inputs]
         self.after = max(entries, key=self.place.__getitem__)
-        self.shapes: dict[fx.Node, list[tuple[int, ...]]] = {}
-        self.piecewise: set[fx.Node] = set()
+        self.exactness = Exactness()
         self._known: dict[Any, fx.Node] = {}
         self._made: dict[Expression, Any] = {}
         self._polynomials: dict[Expression, Polynomial | None] = {}
@@ -66,55 +57,29 @@ class SizeNodes:
 
     def describe(self, node: fx.Node, seen: Sequence[Seen]) -> None:
         """Write the value of a merged node, and note whether its sizes are known exactly."""
-        self.shapes[node] = [s.shape for s in seen]
         dims: list[int | Size] = []
-        exact = not node.meta.get("size_of_data")
+        whole: list[bool] = []
         for sizes in zip(*(s.shape for s in seen), strict=True):
             found = self.fit(sizes)
-            exact &= isinstance(found, int) or (found is not None and found.is_whole)
+            whole.append(isinstance(found, int) or (found is not None and found.is_whole))
             if found is None or (isinstance(found, Size) and node.meta.get("size_of_data")):
                 found = self._free.setdefault(sizes, free_size(f"s{len(self._free)}", sizes[0]))
             dims.append(found)
         number = self._storages.setdefault(seen[0].storage, len(self._storages))
         node.meta["value"] = Value(tuple(dims), seen[0].dtype, seen[0].device, number)
-        if not exact:
-            self.piecewise.add(node)
+        self.exactness.visit(node, [s.shape for s in seen], tuple(whole))
 
-    def settle(self, node: fx.Node) -> None:
-        """After a node's arguments are merged: it is piecewise where what it reads is, or what it does."""
-        if any(i in self.piecewise for i in node.all_input_nodes) or self._is_piecewise(node):
-            self.piecewise.add(node)
-
-    def _is_piecewise(self, node: fx.Node) -> bool:
-        if node.op in ("placeholder", "get_attr", "output"):
-            return False
-        if node.meta.get("opaque") or isinstance(node.target, Apply):
-            return self._varies(node, 0)
-        name = str(node.meta.get("layer") or getattr(node.target, "__name__", node.target)).lower()
-        if name == "getitem" and any(isinstance(i, slice) and i.step not in (None, 1) for i in _index(node)):
-            return self._varies(node, 0)
-        if name in ("arange", "range"):
-            return (len(node.args) > 2 or "step" in node.kwargs) and bool(node.all_input_nodes)
-        if name in ("chunk", "tensor_split"):
-            dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-            return self._varies(node, dim, one=True) if isinstance(dim, int) else True
-        if any(word in name for word in _PIECEWISE):
-            return self._varies(node, 1 if any(word in name for word in _SPATIAL) else 0)
-        return False
-
-    def _varies(self, node: fx.Node, first: int, one: bool = False) -> bool:
-        """Whether a size of what a node reads varies, from a dimension on, or in one dimension."""
-        shapes = (list(zip(*self.shapes[i], strict=True)) for i in node.all_input_nodes if i in self.shapes)
-        chosen = (sizes[first : (first + 1) or None] if one else sizes[first:] for sizes in shapes)
-        return any(len(set(seen)) > 1 for sizes in chosen for seen in sizes)
+    def is_exact(self, node: fx.Node | None, dim: int | None) -> bool:
+        """Whether a polynomial gives a node's size at every size."""
+        dims = self.exactness.dims.get(node, ()) if node is not None else ()
+        return dim is None or (bool(dims) and -len(dims) <= dim < len(dims) and dims[dim])
 
     def exact(self, reading: Expression) -> int | Size | None:
         """A reading as a number or a polynomial; None where it must be read off its tensor."""
-        kind, node = reading.op, self.nodes.get(reading.args[0])
-        if kind != "size" or node is None or node in self.piecewise or node not in self.shapes:
+        node, dim = self.nodes.get(reading.args[0]), reading.args[1]
+        if reading.op != "size" or node is None or not self.is_exact(node, dim):
             return None
-        found = self.fit([shape[reading.args[1]] for shape in self.shapes[node]])
-        return found if isinstance(found, int) or (found is not None and found.is_whole) else None
+        return self.fit([shape[dim] for shape in self.exactness.shapes[node]])
 
     def values(self, expression: Expression) -> list[Any] | None:
         """An expression at every recording; None where it has no value at one."""
@@ -125,7 +90,7 @@ class SizeNodes:
                 serial, dim = reading.args
                 value = recording.readings.get(reading)
                 if value is None and reading.op == "size" and serial in self.nodes:
-                    value = self.shapes[self.nodes[serial]][i][dim]
+                    value = self.exactness.shapes[self.nodes[serial]][i][dim]
                 if value is None:
                     return None
                 known[reading] = value
@@ -305,7 +270,7 @@ class SizeNodes:
             made = self.graph.call_function(FUNCTIONS[e.op], tuple(operands))
         known = tuple(o.meta["size"] if isinstance(o, fx.Node) else o for o in operands)
         made.meta.update(size=Computed(FUNCTIONS[e.op], known), derived=True)
-        self.piecewise.add(made)
+        self.exactness.inexact.add(made)
         return made
 
     def _read(self, reading: Expression) -> fx.Node:
@@ -315,7 +280,7 @@ class SizeNodes:
         values = self.values(reading) or [1]
         found = self.fit(values) if len(values) == len(self.recordings) else None
         made.meta["size"] = found if isinstance(found, Size) else free_size("size", values[0])
-        self.piecewise.add(made)
+        self.exactness.inexact.add(made)
         return made
 
     def size(self, polynomial: Polynomial) -> Size:

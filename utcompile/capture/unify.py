@@ -101,7 +101,6 @@ class _Merger:
             node = row[0]
             for field in ("args", "kwargs"):
                 setattr(node, field, self._value([getattr(n, field) for n in row], row))
-            self.sizes.settle(node)
             seen = [n.meta.pop("seen", None) for n in row]
             if isinstance(seen[0], Seen):
                 self._describe(node, seen)
