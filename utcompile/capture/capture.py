@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from utcompile.capture.attempts import Recorded, record_dynamically
 from utcompile.capture.captured import CapturedModule, CaptureReport
+from utcompile.capture.clock import clock_reads
 from utcompile.capture.derived import by_mode, captured_as, same_values
 from utcompile.capture.functional import make_functional
 from utcompile.capture.guards import StructureCheck
@@ -16,6 +17,7 @@ from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
 from utcompile.capture.verify import check
+from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
@@ -84,7 +86,9 @@ def capture(
         )
     copied = structural_copy(model)
     inputs = read_inputs(copied, example_inputs, dynamic)
-    recorded = record_dynamically(model, inputs, asked=dynamic is not None, follow=base == "follow")
+    watch = Watch.of(model)
+    recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
+    watch.check()
     graph = recorded.graph
     for node in graph.nodes:
         is_state(node)  # once in graph order, so that later questions need no recursion
@@ -110,11 +114,13 @@ def capture(
         operations=len(graph.nodes),
         unreachable=_unreachable(copied, graph),
         barriers=tuple(describe(n) for n in writes),
-        verified=check(copied, captured, inputs, verify),
+        verified=check(model, captured, inputs, verify, watch),
         opaque=recorded.opaque,
         pinned=recorded.pinned,
         guards=recorded.guards,
         by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
+        state=watch.state,
+        random=(*watch.drawn, *clock_reads(model)),
     )
     return captured
 

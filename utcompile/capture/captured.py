@@ -22,6 +22,8 @@ class CaptureReport:
         pinned: sizes that the model keeps at the example's, each with its reason and source line.
         guards: what the model's Python decided by sizes and properties of its inputs; each call must agree.
         by_mode: where the mode decides, under `base="follow"`.
+        state: attributes and other Python state that `forward` assigns and no later call reads.
+        random: random numbers of Python or NumPy, and clocks, that `forward` reads: what they gave is a constant.
     """
 
     operations: int
@@ -32,10 +34,12 @@ class CaptureReport:
     pinned: tuple[str, ...] = ()
     by_mode: tuple[str, ...] = ()
     guards: tuple[Guard, ...] = ()
+    state: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        for kind in ("opaque", "pinned", "guards", "unreachable", "barriers"):
+        for kind in ("opaque", "pinned", "guards", "unreachable", "barriers", "state", "random"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 

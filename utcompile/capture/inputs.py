@@ -27,10 +27,17 @@ class Inputs:
     Attributes:
         arguments: values by parameter name of `forward`.
         varying: one dict a tensor, in the order of the flattened arguments: dimension -> symbol.
+        positional: names of the arguments that the user gives by position; hooks see the difference.
     """
 
     arguments: dict[str, Any]
     varying: tuple[dict[int, Symbol], ...]
+    positional: tuple[str, ...] = ()
+
+    def as_given(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments by name, as the user gives them: by position and by keyword."""
+        named = {k: v for k, v in arguments.items() if k not in self.positional}
+        return [arguments[name] for name in self.positional], named
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:
@@ -87,9 +94,9 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     """
     arguments = _told_apart(bind_inputs(model, example_inputs))
     check_layouts(model, arguments)
-    if dynamic is None:
-        return Inputs(arguments, _inferred(arguments))
-    return Inputs(arguments, _stated(arguments, dynamic))
+    positional = () if isinstance(example_inputs, Mapping) else tuple(arguments)
+    varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
+    return Inputs(arguments, varying, positional)
 
 
 def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:

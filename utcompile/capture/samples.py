@@ -55,6 +55,17 @@ def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
     return [*samples, *([replace(samples[0], training=True)] if follow else [])]
 
 
+def unrecorded(symbols: Sequence[Symbol]) -> Sample | None:
+    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies."""
+    recorded = plan_samples(symbols, follow=False)
+    sizes: dict[Symbol, int] = {}
+    for symbol in symbols:
+        known = {s.sizes[symbol] for s in recorded} | {symbol.example}
+        own = range(max(1, symbol.example - 2 * symbol.step), symbol.example + 9 * symbol.step, symbol.step)
+        sizes[symbol] = next(n for n in ((1, 4, 6, 7) if symbol == BATCH else own) if n not in known)
+    return Sample(sizes) if symbols else None
+
+
 def _neighbours(symbol: Symbol) -> tuple[int, int, int]:
     """The example's size and two others, far enough away that a stride cannot hide them."""
     size, step = symbol.example, symbol.step
@@ -64,15 +75,26 @@ def _neighbours(symbol: Symbol) -> tuple[int, int, int]:
     return size, size + far, size + 2 * far + step
 
 
-def with_other_dtype_and_device(samples: list[Sample], dtype: torch.dtype | None, device: bool) -> list[Sample]:
-    """The last sizes are recorded in another dtype, and on a device that this machine need not have.
+def other_device(home: torch.device) -> torch.device:
+    """A device of another type than the model's, which this machine need not have: its fakes weigh nothing.
+
+    >>> other_device(torch.device("cpu")), other_device(torch.device("cuda", 0))
+    (device(type='cuda', index=0), device(type='cpu'))
+    """
+    return torch.device("cpu") if home.type == "cuda" else torch.device("cuda", 0)
+
+
+def with_other_dtype_and_device(
+    samples: list[Sample], dtype: torch.dtype | None, device: torch.device | None
+) -> list[Sample]:
+    """The last sizes are recorded in another dtype and on another device.
 
     Args:
         dtype: the other dtype; None keeps the model's.
-        device: whether to record on another device too.
+        device: the other device; None keeps the model's.
     """
     at = max(i for i, s in enumerate(samples) if not s.training)
-    other = replace(samples[at], dtype=dtype, device=torch.device("cuda", 0) if device else None)
+    other = replace(samples[at], dtype=dtype, device=device)
     # where only one size is recorded, the other dtype is a second recording
     return [*samples[:at], *([samples[at]] if at == 0 else []), other, *samples[at + 1 :]]
 
