@@ -43,18 +43,18 @@ def outcome(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *ot
     return EQUAL
 
 
-def faults(outcomes: Iterable[tuple[str, str | None]], allowed: dict[str, str]) -> list[str]:
-    """The outcomes that may not be.
+def faults(outcomes: Iterable[tuple[str, str | None]], allowed: dict[str, str]) -> str:
+    """The outcomes that may not be, one per line.
 
     Args:
         outcomes: name and outcome of each model.
         allowed: names that may be refused, to the reason.
     """
-    return [
+    return "\n".join(
         f"{name}: {found}"
         for name, found in outcomes
         if found not in (None, EQUAL) and not (found.startswith("refused") and name.split("[")[0] in allowed)
-    ]
+    )
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
