@@ -9,7 +9,10 @@ import textwrap
 from dataclasses import dataclass
 
 PREAMBLE = """\
+import bisect
+import functools
 import math
+import operator
 
 import numpy as np
 import torch
