@@ -125,6 +125,10 @@ LEFT: dict[str, Callable[[Attend, T, int], T]] = {
     "a buffer": lambda m, x, n: m.table[:n, :n],
     "causal plus a parameter": lambda m, x, n: torch.full((n, n), -INF).triu(1) + m.bias.sum(),
     "another one per sample": lambda m, x, n: (at(n)[0] >= at(n)[1]) | (torch.arange(len(x)) > 40)[:, None, None, None],
+    "an offset by a remainder": lambda m, x, n: torch.ones(n, n).tril((n + 2) % 8).bool(),
+    "an offset by a quotient": lambda m, x, n: torch.ones(n, n).tril(n // 100).bool(),
+    "an offset that begins far away": lambda m, x, n: torch.ones(n, n).tril(max(n - 50, 0)).bool(),
+    "a prefix from a smallest size on": lambda m, x, n: (at(n)[0] >= at(n)[1]) | (at(n)[1] >= min(n, 60)),
     "written into": written_into,
     "random": lambda m, x, n: torch.rand(n, n) >= 0,
 }
