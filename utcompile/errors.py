@@ -22,8 +22,8 @@ class UtcError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, why: str | None = None, fix: str | None = None) -> None:
+        # no call of Exception's own: its `__new__` has kept `what`, and torch.compile could not trace it
         self.what, self.where, self.why, self.fix = what, where, why, fix
-        super().__init__(what)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
