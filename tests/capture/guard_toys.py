@@ -18,7 +18,7 @@ KEPT: dict[str, Any] = {}
 SEEN: list[Any] = []
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def doubled(n: int) -> int:
     return 2 * n
 
@@ -43,7 +43,7 @@ class Keeps(nn.Module):
         super().__init__()
         self.l = nn.Linear(4, 4)
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - what models do
+    @functools.cache  # noqa: B019 - what models do
     def grid(self, n: int) -> int:
         return n + 1
 
