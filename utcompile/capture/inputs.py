@@ -45,8 +45,8 @@ class Inputs:
         return tuple(sorted(found, key=lambda s: s != BATCH))
 
     @property
-    def sizes(self) -> dict[Symbol, int]:
-        """What the example has for each of them."""
+    def example(self) -> dict[Symbol, int]:
+        """The size that each symbol has in the example."""
         pairs = zip(tensors(self.arguments), self.varying, strict=True)
         return {symbol: t.shape[dim] for t, dims in pairs for dim, symbol in dims.items()}
 

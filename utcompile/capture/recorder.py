@@ -376,15 +376,15 @@ class Recorder(TorchFunctionMode):
         return {str(n.target) for n in self._cone(args) if n.op in ("placeholder", "call_module")}
 
     def _holders(self, func: Any, args: Any) -> tuple[str, ...]:
-        """The integer inputs that Python reads sizes from, element by element: `grid_thw.tolist()`."""
-        if func not in READS_SIZES:
+        """The inputs that Python reads numbers from: sizes, element by element (`grid_thw.tolist()`), or one number."""
+        if func not in READS_SIZES and func is not T.__float__:
             return ()
         nodes = self._known(flat(args))
         found: dict[str, None] = {}
         while nodes:
             node = nodes.pop()
             seen = node.meta.get("seen")
-            if node.op == "placeholder" and isinstance(seen, Seen) and not seen.dtype.is_floating_point:
+            if node.op == "placeholder" and isinstance(seen, Seen) and _holds_numbers(seen):
                 found[str(node.target)] = None
             elif node.op == "placeholder" or getattr(node.target, "__name__", node.target) not in _ELEMENTWISE:
                 return ()
@@ -509,22 +509,25 @@ class Recorder(TorchFunctionMode):
 
     def output(self, out: Any) -> None:
         """End the graph; dataclasses and transformers' `ModelOutput` are built again by a node of their class."""
-        self.graph.output(self._result(out))
+        self._numbered(self.graph.output(self._result(out)))
 
     def _result(self, out: Any) -> Any:
         if is_dataclass(out) and not isinstance(out, type):
             given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
-            return self.graph.call_function(type(out), (), {k: self._result(v) for k, v in given.items()})
+            return self._built(type(out), (), {k: self._result(v) for k, v in given.items()})
         if isinstance(out, tuple) and hasattr(out, "_fields"):
-            return self.graph.call_function(type(out), tuple(self._result(v) for v in out))
+            return self._built(type(out), tuple(self._result(v) for v in out), {})
         if isinstance(out, (list, tuple)):
             members = [self._result(v) for v in out]
             return members if isinstance(out, list) else tuple(members)
         if isinstance(out, dict):
             return {k: self._result(v) for k, v in out.items()}
         if out not in self._nodes and parts(out):  # an object made in forward, such as a cache of keys and values
-            return self.graph.call_function(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
+            return self._built(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
         return self.argument(out)
+
+    def _built(self, build: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        return self._numbered(self.graph.call_function(build, args, kwargs))
 
 
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
@@ -541,6 +544,10 @@ _REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
 
 def _is_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
+
+
+def _holds_numbers(seen: Seen) -> bool:
+    return not seen.dtype.is_floating_point or math.prod(seen.shape) == 1
 
 
 def _numbers(value: Any) -> Iterator[Any]:

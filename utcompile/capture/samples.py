@@ -43,12 +43,23 @@ class Sample:
         return ", ".join([*parts, *(["training"] if self.training else [])]) or "the example"
 
 
-def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
+def plan_samples(
+    symbols: Sequence[Symbol], *, follow: bool, example: Mapping[Symbol, int], near: int = 0
+) -> list[Sample]:
     """The first sample has the examples' sizes (batch 2); then every corner of two sizes each, and one check.
 
     Two sizes would be too few: `B**2` is affine at 2 and 3.
+
+    Args:
+        follow: also in train mode.
+        example: the example's sizes.
+        near: 1 or -1 where a model runs otherwise at sizes far from the example's: the sizes next to them, upwards or
+            downwards.
     """
-    sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
+    if near:
+        sizes = [(example[s], example[s] + near, max(1, example[s] + 2 * near)) for s in symbols]
+    else:
+        sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
     corners = [dict(zip(symbols, corner, strict=True)) for corner in product(*(s[:2] for s in sizes))]
     check = {symbol: s[2] for symbol, s in zip(symbols, sizes, strict=True)}
     samples = [Sample(c) for c in [*corners, *([check] if symbols else [])]]
@@ -62,7 +73,7 @@ def unrecorded(symbols: Sequence[Symbol], example: Mapping[Symbol, int]) -> Samp
         symbols: what varies.
         example: the sizes of the example inputs, which are compared anyway.
     """
-    recorded = plan_samples(symbols, follow=False)
+    recorded = plan_samples(symbols, follow=False, example=example)
     sizes: dict[Symbol, int] = {}
     for symbol in symbols:
         known = {s.sizes[symbol] for s in recorded} | {example[symbol]}

@@ -6,7 +6,7 @@ must ask it for its value, so that no use of it goes unseen; a subclass of `int`
 torch's symbolic shapes takes part: tensors and shapes stay static.
 
 A number tells the recorder of its thread two things: *questions* (comparisons, with their answers), and *leaks* (its
-value went where it is not seen any more). Outside of its recording it must never be met: see `survivors`.
+value went where it is not seen any more). Outside of its recording it must never be met: see `survivors.release`.
 """
 
 from __future__ import annotations
@@ -324,6 +324,6 @@ def ask(name: str, left: Any, right: Any) -> Any:
     return value
 
 
-def survivors() -> list[Any]:
+def live() -> list[Any]:
     """The tracked numbers that live; where no recording runs, there must be none."""
-    return list(_live.values())
+    return list(_live.values()) if _live else []
