@@ -30,7 +30,7 @@ def release() -> None:
     gc.collect()
     for number in live():
         _replace(number, number.value, 0)
-    del number
+    number = None
     if live():
         gc.collect()
     left = live()
