@@ -58,6 +58,7 @@ class Recorded:
         fixed: inputs whose values are part of the graph.
         nodes: the node of each input tensor, in order.
         guards: what the model's Python decided, which must hold in every call.
+        notes: what ran and is no part of the graph, with the consequence.
     """
 
     graph: fx.Graph
@@ -68,6 +69,7 @@ class Recorded:
     fixed: tuple[str, ...] = ()
     nodes: tuple[fx.Node, ...] = ()
     guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -112,7 +114,7 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
     leaves = _Leaves(_wide(model), watch)
     pinned: dict[Symbol, str] = {}
-    attempts = [(inputs, False, near) for near in ((0, 1, -1) if inputs.symbols else (0,))]
+    attempts = [(inputs, False, near) for near in _steps(inputs)]
     attempts += [*([(shorter, False, 0)] if lengths else []), (shorter, True, 0)]
     for used, by_size, near in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 0)])]:
         try:
@@ -125,6 +127,13 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
             fixed = [pinned[s] for s in inputs.symbols if s not in used.symbols]
             return replace(recorded, pinned=(*fixed, *recorded.pinned))
     raise last.error
+
+
+def _steps(inputs: Inputs) -> tuple[int, ...]:
+    """Sizes far from the example's first, then next to them, upwards and downwards: three of each are needed."""
+    if not inputs.symbols:
+        return (0,)
+    return (0, 1, -1) if min(inputs.example.values()) > 2 else (0, 1)
 
 
 def _wide(model: nn.Module) -> frozenset[str]:
@@ -152,8 +161,9 @@ def _record_as(
             left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
             used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
             return Recorded(
-                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards
-            )
+                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards,
+                tuple(first.notes),
+            )  # fmt: skip
     raise AssertionError("the samples themselves are the last plan")
 
 

@@ -57,7 +57,7 @@ def plan_samples(
             downwards.
     """
     if near:
-        sizes = [(example[s], example[s] + near, max(1, example[s] + 2 * near)) for s in symbols]
+        sizes = [(example[s], example[s] + near, example[s] + 2 * near) for s in symbols]
     else:
         sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
     corners = [dict(zip(symbols, corner, strict=True)) for corner in product(*(s[:2] for s in sizes))]

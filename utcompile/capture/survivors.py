@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
+import traceback
 import types
 from collections import deque
 from typing import Any
@@ -27,10 +29,9 @@ def release() -> None:
     """
     if current() is not None or not live():
         return
+    _clear_frames(sys.exc_info()[1])
     gc.collect()
-    for number in live():
-        _replace(number, number.value, 0)
-    number = None
+    _replace_all()
     if live():
         gc.collect()
     left = live()
@@ -40,6 +41,20 @@ def release() -> None:
             why=f"{len(left)} numbers outlive the recording, kept by {_keeper(left[0])}",
             fix="keep int(size) instead, or move that code into a submodule, which stays one node",
         )
+
+
+def _replace_all() -> None:
+    numbers = live()
+    while numbers:
+        number = numbers.pop()
+        _replace(number, number.value, 0)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Where a recording ended in an error, the frames of its traceback hold what was computed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _keeper(number: Any) -> str:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph.closures import remap_functions
 from utcompile.graph.memory import KeptMemory
+from utcompile.graph.scripted import share_scripted
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -32,6 +34,8 @@ def structural_copy(model: nn.Module) -> nn.Module:
             why=f"copy.deepcopy failed: {error}",
             fix="remove the attribute it names from the model, or give its class a __deepcopy__",
         ) from error
+    remap_functions(result, memo)
+    share_scripted(result, model)
     _set_to_eval(result, was_in_eval=not any(m.training for m in model.modules()))
     return result
 
