@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from utcompile.capture.active import exclusive
 from utcompile.capture.guards import Guard
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.record import home_of, record
@@ -306,7 +307,8 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
             raise
         raise _NeedsValues(error.why or str(error)) from error
     finally:
-        release()
+        with exclusive():  # the numbers that live are those of every thread
+            release()
 
 
 class _NeedsValues(Exception):

@@ -77,8 +77,15 @@ def record(
             _run(model, recorder, inputs, arguments, fake)
         return recorder
 
-    with kept, values_kept(model) if real else nullcontext():
-        return watched(once, model, watch, judges=not (sample.dtype or sample.device))
+    judges, seed = not (sample.dtype or sample.device), torch.initial_seed()
+    with kept:
+        if real:
+            with values_kept(model) as memory:
+                return watched(once, model, watch, judges=judges, written=lambda: memory.written(named_state(model)))
+        recorder = watched(once, model, watch, judges=judges)
+        if torch.initial_seed() != seed:  # fakes draw no numbers, so it is forward that seeds
+            watch.drawn["torch's random numbers, which forward seeds"] = None
+        return recorder
 
 
 def _name_state(model: nn.Module, convert: _Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:

@@ -24,6 +24,7 @@ from utcompile.capture.places import (
     Items,
     Names,
     Place,
+    Storages,
     entries,
     is_container,
     random_dials,
@@ -107,6 +108,9 @@ class _Walk:
             yield _Attributes(vars(module), prefix.__add__)
             for table in _TABLES:
                 yield Names(vars(module)[table], prefix.__add__)
+            tensors = {k: t for table in _TABLES[:2] for k, t in vars(module)[table].items() if t is not None}
+            if tensors:
+                yield Storages(tensors, prefix.__add__)
             for name, value in list(vars(module).items()):
                 if name not in _OWN_OF_TORCH and name not in _TABLES:
                     yield from self._inside(value, prefix + name, _DEPTH)

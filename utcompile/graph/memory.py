@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,18 @@ class KeptMemory(TorchDispatchMode):
         """Whether something has written into a tensor's memory, as far as it said so."""
         storage = _storage(tensor)
         return storage is not None and storage._cdata in self._saved
+
+    def written(self, tensors: Mapping[str, T]) -> list[str]:
+        """The names of those watched tensors whose values differ from what they were."""
+        return [name for name, tensor in tensors.items() if self._differs(tensor)]
+
+    def _differs(self, tensor: T) -> bool:
+        storage = _storage(tensor)
+        saved = self._saved.get(storage._cdata) if storage is not None else None
+        if saved is None or storage is None or storage.nbytes() != saved.nbytes():
+            return False
+        now, before = (torch.tensor([], dtype=torch.uint8, device=s.device).set_(s) for s in (storage, saved))
+        return not torch.equal(now, before)
 
     def put_back(self) -> None:
         """Every watched tensor has the values again that it had in the beginning."""
