@@ -421,6 +421,24 @@ def test_subclasses_of_tensors_as_inputs() -> None:
     assert torch.equal(utc.capture(model, (nn.Parameter(X),))(X), model(X))
 
 
+def quantized() -> T:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still met
+        return torch.quantize_per_tensor(X, 0.1, 0, torch.quint8)
+
+
+def jagged() -> T:
+    return torch.nested.nested_tensor([torch.randn(2, 5), torch.randn(3, 5)], layout=torch.jagged)
+
+
+@pytest.mark.parametrize("make", [quantized, jagged])
+@pytest.mark.filterwarnings("ignore")  # these kinds of tensors are prototypes, and say so
+def test_kinds_of_tensors_that_cannot_be_recorded(make: Callable[[], T]) -> None:
+    with pytest.raises(utc.UtcError, match="of a kind that cannot be recorded") as caught:
+        utc.capture(Optional().eval(), (make(),))
+    assert "takes plain tensors" in str(caught.value.fix)
+
+
 # --- sizes that were not declared ---------------------------------------------------------------------------------
 
 

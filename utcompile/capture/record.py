@@ -72,7 +72,7 @@ def record(
             owner.__dict__[attribute] = convert(tensor)
             recorder.name_state(owner.__dict__[attribute], name)
         recorder.attributes[name] = tensor
-    arguments = inputs.at(sample.sizes, _shuffled(sample) if real else convert)
+    arguments = _arguments(inputs, sample, _shuffled(sample) if real else convert)
     for tensor in () if real else tensors(arguments):
         tensor._item_memo = None  # type: ignore[attr-defined]  # the value of an integer input is no part of the graph
     for name, value in arguments.items():
@@ -94,6 +94,29 @@ def record(
                 raise recorder.hidden from error
             raise _failure(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
     return recorder
+
+
+def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T]) -> dict[str, Any]:
+    """The inputs at a sample.
+
+    Raises:
+        UtcError: one is a kind of tensor that has no other sizes, or no fake.
+    """
+    try:
+        return inputs.at(sample.sizes, convert)
+    except Exception as error:  # each kind of tensor has its own
+        kinds = {_kind(t) for t in tensors(inputs.arguments)}
+        raise UtcError(
+            "the example inputs are of a kind that cannot be recorded",
+            where=", ".join(sorted(kinds)),
+            why=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            fix="wrap the model in a module that takes plain tensors and makes these of them",
+        ) from error
+
+
+def _kind(tensor: T) -> str:
+    layout = str(tensor.layout).removeprefix("torch.")
+    return f"{type(tensor).__name__} ({layout}{', quantized' if tensor.is_quantized else ''})"
 
 
 def _shuffled(sample: Sample) -> Callable[[T], T]:
