@@ -23,12 +23,20 @@ from torch import fx, nn
 
 from utcompile.capture.guards import Guard
 from utcompile.capture.inputs import Inputs
-from utcompile.capture.record import record
+from utcompile.capture.record import home_of, record
 from utcompile.capture.recorder import Recorder
-from utcompile.capture.samples import Sample, plan_samples, with_other_dtype_and_device, with_other_values
+from utcompile.capture.samples import (
+    Sample,
+    other_device,
+    plan_samples,
+    with_other_dtype_and_device,
+    with_other_values,
+)
 from utcompile.capture.survivors import release
 from utcompile.capture.unify import Differs, check_isomorphic, unify
 from utcompile.capture.unrecordable import Opaque, Unrecordable
+from utcompile.capture.untouched import random_numbers_kept, values_kept
+from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
 from utcompile.graph.structure import structural_copy
@@ -72,9 +80,11 @@ class _Leaves:
         real: why the values must be real; empty where they need not be.
         fixed: inputs whose values Python reads as sizes, with the line.
         wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
+        watch: is told what the recordings leave in Python.
     """
 
     wide: frozenset[str]
+    watch: Watch
     found: dict[str, Opaque] = field(default_factory=dict)
     real: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
@@ -88,10 +98,11 @@ class _Leaves:
         self.found[path] = Opaque(path, reason, source)
 
 
-def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow: bool) -> Recorded:
+def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked: bool, follow: bool) -> Recorded:
     """Record a model so that as much varies as it allows.
 
     Args:
+        watch: is told what the recordings leave in Python.
         asked: the caller named what varies, so nothing may be pinned.
         follow: dropout and batch norm follow the mode.
 
@@ -100,9 +111,9 @@ def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow:
     """
     lengths = [] if asked else [s for s in inputs.symbols if s != BATCH]
     shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
-    leaves = _Leaves(_wide(model))
+    leaves = _Leaves(_wide(model), watch)
     pinned: dict[Symbol, str] = {}
-    attempts = [(inputs, False, near) for near in ((0, 1, -1) if inputs.symbols else (0,))]
+    attempts = [(inputs, False, near) for near in _steps(inputs)]
     attempts += [*([(shorter, False, 0)] if lengths else []), (shorter, True, 0)]
     for used, by_size, near in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 0)])]:
         try:
@@ -117,6 +128,13 @@ def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow:
     raise last.error
 
 
+def _steps(inputs: Inputs) -> tuple[int, ...]:
+    """Sizes far from the example's first, then next to them, upwards and downwards: three of each are needed."""
+    if not inputs.symbols:
+        return (0,)
+    return (0, 1, -1) if min(inputs.example.values()) > 2 else (0, 1)
+
+
 def _wide(model: nn.Module) -> frozenset[str]:
     sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_modules()}
     return frozenset(["", *(name for name, n in sizes.items() if 2 * n > sizes[""])])
@@ -127,7 +145,7 @@ def _record_as(
 ) -> Recorded:
     samples = plan_samples(inputs.symbols, follow=follow, example=inputs.example, near=near)
     pinned: dict[str, str] = {}
-    for kinds, plan in _plans(samples, model, leaves):
+    for kinds, plan in _plans(samples, model, inputs, leaves):
         try:
             first, graph, guards = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
@@ -148,14 +166,17 @@ def _record_as(
     raise AssertionError("the samples themselves are the last plan")
 
 
-def _plans(samples: list[Sample], model: nn.Module, leaves: _Leaves) -> Iterator[tuple[tuple[str, ...], list[Sample]]]:
+def _plans(
+    samples: list[Sample], model: nn.Module, inputs: Inputs, leaves: _Leaves
+) -> Iterator[tuple[tuple[str, ...], list[Sample]]]:
     """What varies beside the sizes, and the samples that show it."""
     dtypes = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
     other = torch.float32 if torch.bfloat16 in dtypes else torch.bfloat16
+    elsewhere = other_device(home_of(model, inputs))
     if not leaves.real:
-        yield ("dtype", "device"), with_other_dtype_and_device(samples, other, device=True)
-        yield ("dtype",), with_other_dtype_and_device(samples, other, device=False)
-        yield ("device",), with_other_dtype_and_device(samples, None, device=True)
+        yield ("dtype", "device"), with_other_dtype_and_device(samples, other, elsewhere)
+        yield ("dtype",), with_other_dtype_and_device(samples, other, None)
+        yield ("device",), with_other_dtype_and_device(samples, None, elsewhere)
     yield (), samples
 
 
@@ -268,10 +289,17 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
         # values must go when nobody needs them; fakes weigh nothing
         with contextlib.nullcontext() if real else collector_paused():
             return record(
-                structural_copy(model), fixing, sample, leaves.paths, real=real, fixed=fixed, wide=leaves.wide
+                structural_copy(model),
+                fixing,
+                sample,
+                leaves.paths,
+                real=real,
+                fixed=fixed,
+                wide=leaves.wide,
+                watch=leaves.watch,
             )
     except UtcError as error:
-        if real or sample.dtype or sample.device or not _runs(model, fixing, sample):
+        if real or sample.dtype or sample.device or not _runs(model, fixing, sample, leaves.watch):
             raise
         raise _NeedsValues(error.why or str(error)) from error
     finally:
@@ -282,13 +310,16 @@ class _NeedsValues(Exception):
     """A forward that fails on fake tensors and runs on real ones."""
 
 
-def _runs(model: nn.Module, inputs: Inputs, sample: Sample) -> bool:
+def _runs(model: nn.Module, inputs: Inputs, sample: Sample, watch: Watch) -> bool:
     """Whether the model's forward runs at a sample, computing."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            structural_copy(model).train(sample.training)(**inputs.at(sample.sizes))
+        with torch.no_grad(), random_numbers_kept(model), values_kept(model):
+            args, kwargs = inputs.as_given(inputs.at(sample.sizes, torch.clone))
+            structural_copy(model).train(sample.training)(*args, **kwargs)
     except Exception:  # whatever a model's forward raises
         return False
+    finally:
+        watch.around.put_back()
     return True
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import fx, nn
 
 from utcompile.capture.attempts import Recorded, record_dynamically
+from utcompile.capture.attention import settle_attention
 from utcompile.capture.captured import CapturedModule, CaptureReport
+from utcompile.capture.clock import clock_reads
 from utcompile.capture.derived import by_mode, captured_as, same_values
 from utcompile.capture.fixed import FixedSizes, fix_sizes
 from utcompile.capture.functional import make_functional
@@ -18,6 +20,7 @@ from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
 from utcompile.capture.verify import check
+from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.calls import Signature
@@ -89,13 +92,16 @@ def capture(
     copied = structural_copy(model)
     drop_backward_hooks(copied)
     inputs = read_inputs(copied, example_inputs, dynamic)
-    recorded = record_dynamically(model, inputs, asked=dynamic is not None, follow=base == "follow")
+    watch = Watch.of(model)
+    recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
+    watch.check()
     graph = recorded.graph
     for node in graph.nodes:
         is_state(node)  # once in graph order, so that later questions need no recursion
     for name, tensor in recorded.constants.items():
         _keep_constant(copied, name, tensor)
     writes = make_functional(graph, copied)
+    settle_attention(graph, copied)
     _guard_sizes(recorded, inputs)
     inputs = recorded.inputs
     fix_sizes(graph, recorded.nodes, inputs, recorded.fixed)
@@ -117,12 +123,14 @@ def capture(
         operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),
         unreachable=_unreachable(copied, graph),
         barriers=tuple(describe(n) for n in writes),
-        verified=check(copied, captured, inputs, verify),
+        verified=check(model, captured, inputs, verify, watch),
         opaque=recorded.opaque,
         pinned=recorded.pinned,
         guards=recorded.guards,
         notes=(*notes_on(model), *recorded.notes),
         by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
+        state=watch.state,
+        random=(*watch.drawn, *clock_reads(model)),
     )
     return captured
 

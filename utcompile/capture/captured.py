@@ -22,6 +22,8 @@ class CaptureReport:
         pinned: sizes that the model keeps at the example's, each with its reason and source line.
         guards: what the model's Python decided by sizes and properties of its inputs; each call must agree.
         by_mode: where the mode decides, under `base="follow"`.
+        state: attributes and other Python state that `forward` assigns and no later call reads.
+        random: random numbers of Python or NumPy, and clocks, that `forward` reads: what they gave is a constant.
         notes: what is recorded otherwise than its module stands there, or is dropped, each with its consequence.
     """
 
@@ -33,12 +35,14 @@ class CaptureReport:
     pinned: tuple[str, ...] = ()
     by_mode: tuple[str, ...] = ()
     guards: tuple[Guard, ...] = ()
+    state: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
         lines += [f"opaque: {one}; it runs as it is, and nothing inside it is matched" for one in self.opaque]
-        for kind in ("pinned", "guards", "notes", "unreachable", "barriers"):
+        for kind in ("pinned", "guards", "notes", "unreachable", "barriers", "state", "random"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 

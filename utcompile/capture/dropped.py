@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-if TYPE_CHECKING:
-    from utcompile.capture.recorder import Recorder
+from utcompile.capture.active import current
 
-_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
-_GENERATORS = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
 HOOKED = "hooks on a tensor's gradient are dropped, gradients of the capture are those without them"
 CHECKPOINTED = "gradient checkpointing is dropped, training keeps what it would have computed again"
 
 
-@contextmanager
-def dropped_noted(recorder: Recorder) -> Iterator[None]:
-    """Note hooks that the model's forward sets on tensors, and what it runs under `torch.utils.checkpoint`."""
-    tensor: Any = torch.Tensor
-    hooks = {name: getattr(tensor, name) for name in _HOOKS}
-    generator = next(name for name in _GENERATORS if hasattr(checkpoint, name))
-    plain = getattr(checkpoint, generator)
+def _hook(original: Any) -> Any:
+    def registered(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        recorder = current()
+        if recorder is None or recorder.is_silent:
+            return original(self, *args, **kwargs)
+        recorder.note(HOOKED)
+        return RemovableHandle(OrderedDict())
 
-    def registered(hook: Any) -> Any:
-        def call(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if recorder.is_silent:
-                return hook(self, *args, **kwargs)
-            recorder.note(HOOKED)
-            return RemovableHandle(OrderedDict())
+    return registered
 
-        return call
 
+def _checkpoint(original: Any) -> Any:
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not recorder.is_silent:
+        recorder = current()
+        if recorder is not None and not recorder.is_silent:
             recorder.note(CHECKPOINTED)
-        return plain(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    for name, hook in hooks.items():
-        setattr(tensor, name, registered(hook))
-    setattr(checkpoint, generator, checkpointed)
-    try:
-        yield
-    finally:
-        for name, hook in hooks.items():
-            setattr(tensor, name, hook)
-        setattr(checkpoint, generator, plain)
+    return checkpointed
+
+
+_GENERATORS = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+# hooks that the model's forward sets on tensors, and what it runs under `torch.utils.checkpoint`
+REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
+    (torch.Tensor, "register_hook", _hook),
+    (torch.Tensor, "register_post_accumulate_grad_hook", _hook),
+    (checkpoint, next(name for name in _GENERATORS if hasattr(checkpoint, name)), _checkpoint),
+)

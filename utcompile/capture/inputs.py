@@ -27,10 +27,17 @@ class Inputs:
     Attributes:
         arguments: values by parameter name of `forward`.
         varying: one dict a tensor, in the order of the flattened arguments: dimension -> symbol.
+        positional: names of the arguments that the user gives by position; hooks see the difference.
     """
 
     arguments: dict[str, Any]
     varying: tuple[dict[int, Symbol], ...]
+    positional: tuple[str, ...] = ()
+
+    def as_given(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments by name, as the user gives them: by position and by keyword."""
+        named = {k: v for k, v in arguments.items() if k not in self.positional}
+        return [arguments[name] for name in self.positional], named
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:
@@ -86,6 +93,7 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
     """
     arguments = _told_apart(bind_inputs(model, example_inputs))
+    positional = () if isinstance(example_inputs, Mapping) else tuple(arguments)
     varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
     for t, dims in zip(tensors(arguments), varying, strict=True):
         for dim in dims:
@@ -94,7 +102,7 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
                     f"an example input has the size {list(t.shape)}: there is nothing in dimension {dim}, which varies",
                     fix="give an example with at least one row, e.g. torch.randn(1, …)",
                 )
-    return Inputs(arguments, varying)
+    return Inputs(arguments, varying, positional)
 
 
 def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:

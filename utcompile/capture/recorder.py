@@ -136,6 +136,11 @@ class Recorder(TorchFunctionMode):
         """Whether what runs now is inside a recorded call."""
         return self._silent > 0
 
+    @property
+    def is_real(self) -> bool:
+        """Whether the recording computes."""
+        return self._real
+
     # --- values -------------------------------------------------------------------------------------------------
 
     def name_state(self, tensor: T, name: str) -> None:
@@ -160,6 +165,23 @@ class Recorder(TorchFunctionMode):
                 self.bind(part, self._note(self.graph.call_function(access, (node, name))))
         if not isinstance(value, (tuple, list, dict)) and hasattr(value, "__dict__"):
             self._nodes.bind(value, node)
+
+    def above(self, values: Iterable[T]) -> set[fx.Node]:
+        """The nodes that values are computed from, their own included; empty where one is not known."""
+        stack = [self._nodes.get(value) for value in values]
+        seen: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node is None:
+                return set()
+            if node not in seen:
+                seen.add(node)
+                stack += node.all_input_nodes
+        return seen
+
+    def kept(self, node: fx.Node) -> T | None:
+        """The tensor that a node reads, where it is neither parameter nor buffer."""
+        return self.constants.get(str(node.target))
 
     def _known(self, values: Iterable[T]) -> list[fx.Node]:
         """The nodes of those tensors that have one."""

@@ -44,7 +44,9 @@ def release() -> None:
 
 
 def _replace_all() -> None:
-    for number in live():
+    numbers = live()
+    while numbers:
+        number = numbers.pop()
         _replace(number, number.value, 0)
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._functorch import eager_transforms
 from torch.overrides import _pop_mode_temporarily
 
-if TYPE_CHECKING:
-    from utcompile.capture.recorder import Recorder
+from utcompile.capture.active import current
 
 _TORCH = torch.__path__[0] + os.sep
 _DIFFERENTIATE = [n for n in ("_jvp_with_argnums", "_vjp_with_argnums") if hasattr(eager_transforms, n)]
@@ -46,34 +44,32 @@ def operator_name() -> str:
     return _WRITTEN.get(found, found) or "vmap or grad"
 
 
-@contextmanager
-def operators_named(recorder: Recorder) -> Iterator[None]:
+def _compile(original: Any) -> Any:
     """Operators that compile what they are given are refused by name, or run as if nothing was recorded."""
-    plain = torch.compile
-    transforms = {name: getattr(eager_transforms, name) for name in _DIFFERENTIATE}
 
     def compiled(*args: Any, **kwargs: Any) -> Any:
         home = sys._getframe(1).f_globals.get("__name__", "")
-        made = plain(*args, **kwargs)
-        if not home.startswith(_HOMES):
+        made = original(*args, **kwargs)
+        recorder = current()
+        if recorder is None or not home.startswith(_HOMES):
             return made
         return _unrecorded(made) if recorder.is_silent else partial(recorder.refuse_operator, compiles=True)
 
-    def refusing(transform: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return (transform if recorder.is_silent else recorder.refuse_operator)(*args, **kwargs)
+    return compiled
 
-        return call
 
-    torch.compile = compiled
-    for name, transform in transforms.items():
-        setattr(eager_transforms, name, refusing(transform))
-    try:
-        yield
-    finally:
-        torch.compile = plain
-        for name, transform in transforms.items():
-            setattr(eager_transforms, name, transform)
+def _transform(original: Any) -> Any:
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        recorder = current()
+        return (original if recorder is None or recorder.is_silent else recorder.refuse_operator)(*args, **kwargs)
+
+    return refusing
+
+
+REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
+    (torch, "compile", _compile),
+    *((eager_transforms, name, _transform) for name in _DIFFERENTIATE),
+)
 
 
 def _unrecorded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
+from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
@@ -37,8 +38,10 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "fused_arguments",
     "hooks_for_all",
     "index_memory",
+    "is_fused_attention",
     "is_layer",
     "is_layout",
     "is_leaf",
@@ -51,6 +54,7 @@ __all__ = [
     "origin_of",
     "place_of",
     "set_affine_norms",
+    "set_fused_arguments",
     "set_inplace",
     "state_name",
     "tensor",
