@@ -105,7 +105,7 @@ class _Walk:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
             yield _Attributes(vars(module), prefix.__add__)
-            for table in _TABLES:
+            for table in vars(module).keys() & set(_TABLES):  # a scripted module keeps its own in C++
                 yield Names(vars(module)[table], prefix.__add__)
             for name, value in list(vars(module).items()):
                 if name not in _OWN_OF_TORCH and name not in _TABLES:
