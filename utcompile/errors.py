@@ -38,6 +38,10 @@ class UtcError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.why, self.fix)
 
 
+class GuardError(UtcError):
+    """A call of a captured model that its guards refuse: the model's own Python code would run otherwise."""
+
+
 def _rebuild(cls: type[UtcError], what: str, where: str | None, why: str | None, fix: str | None) -> UtcError:
     return cls(what, where=where, why=why, fix=fix)
 

@@ -204,10 +204,13 @@ def _record_all(
             leaves.real = f"its forward does not run on fake tensors ({failed})"
 
 
-def _probe(model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int]) -> Recorder | None:
-    """One more recording, or None where the model does not run at these sizes."""
+def _probe(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int], *, gradients: bool
+) -> Recorder | None:
+    """One more recording, or None where the model does not run so."""
     try:
-        return _record_once(model, inputs, Sample(sizes), leaves)
+        with torch.set_grad_enabled(gradients):
+            return _record_once(model, inputs, Sample(sizes), leaves)
     except (UtcError, Unrecordable, _NeedsValues):
         return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from utcompile.capture.layouts import comparable
+
 T = torch.Tensor
 _TF32 = 2.0**-10  # its unit roundoff: ten bits of mantissa
 
@@ -18,6 +20,7 @@ def equal(expected: T, found: T, *, gradient: bool = False) -> bool:
     """
     if expected.shape != found.shape or expected.dtype != found.dtype:
         return False
+    expected, found = comparable(expected), comparable(found)
     inexact = expected.is_floating_point() or expected.is_complex()
     if not inexact or (expected.device.type == "cpu" and not gradient):
         same = torch.equal(expected, found)

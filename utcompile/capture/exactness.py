@@ -33,8 +33,10 @@ _REDUCED = frozenset(
 _MOVING = frozenset(
     "einsum tensordot outer ger kron cdist meshgrid cartesian_prod gather index_select take take_along_dim unfold roll "
     "rot90 one_hot repeat_interleave block_diag vander cov corrcoef unflatten movedim moveaxis rearrange as_strided "
-    "tile multi_head_attention_forward grid_sample affine_grid index where_ pad".split()
+    "tile multi_head_attention_forward grid_sample affine_grid index pad narrow topk select".split()
 )
+# operations that take a number as a value, and not as a size
+_ARITHMETIC = frozenset("add sub rsub mul div truediv true_divide floordiv mod pow eq ne lt le gt ge clamp".split())
 
 
 class Exactness:
@@ -85,7 +87,8 @@ class Exactness:
                 return rule(self, node, shapes)
             except (IndexError, KeyError, TypeError, ValueError):  # a spelling that the rule does not know
                 return self._none(shapes)
-        if name in _MOVING:
+        scaled = name in _ARITHMETIC or not any(i in self.inexact for i in node.all_input_nodes)
+        if name in _MOVING or not scaled:
             return self._none(shapes)
         return self._aligned([i for i in node.all_input_nodes if i in self.dims], shapes)
 
@@ -250,12 +253,12 @@ class Exactness:
             dim = parent.args[1] if len(parent.args) > 1 else parent.kwargs.get("dim", 0)
             del own[dim]
             return tuple(own)
-        if name in ("split", "split_with_sizes", "chunk", "tensor_split"):
+        if name.removeprefix("unsafe_") in ("split", "split_with_sizes", "chunk", "tensor_split"):
             dim = parent.args[2] if len(parent.args) > 2 else parent.kwargs.get("dim", 0)
             varying = len({s[dim] for s in self.shapes[source]}) > 1 or not own[dim]
             steps = parent.args[1] if len(parent.args) > 1 else None
             known = all(map(self._is_exact, steps if isinstance(steps, (tuple, list)) else [steps]))
-            own[dim] = known and (not varying or name in ("split", "split_with_sizes")) and own[dim]
+            own[dim] = known and (not varying or "split" in name.removeprefix("tensor_split")) and own[dim]
             return tuple(own)
         if all(own) and not self._is_piecewise(parent, name):
             return None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utcompile.capture.layouts import check_layouts
 from utcompile.capture.nested import map_tensors, tensors
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import BATCH, Symbol
@@ -70,7 +71,7 @@ class Inputs:
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
     def at(self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t) -> dict[str, Any]:
-        """The arguments at other sizes: rows of the example repeated or left out.
+        """The arguments at other sizes: rows of the example repeated or left out; zeros where the example is empty.
 
         Args:
             sizes: the size of each symbol.
@@ -80,10 +81,16 @@ class Inputs:
 
         def resize(leaf: T) -> T:
             for dim, symbol in next(varying).items():
-                leaf = leaf.index_select(dim, torch.arange(sizes[symbol], device=leaf.device) % leaf.shape[dim])
+                leaf = _resized(leaf, dim, sizes[symbol])
             return convert(leaf)
 
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
+
+
+def _resized(tensor: T, dim: int, size: int) -> T:
+    if tensor.shape[dim] == 0:
+        return tensor.new_zeros((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
 
 
 def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | None) -> Inputs:
@@ -93,6 +100,7 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
     """
     arguments = _told_apart(bind_inputs(model, example_inputs))
+    check_layouts(model, arguments)
     positional = () if isinstance(example_inputs, Mapping) else tuple(arguments)
     varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
     for t, dims in zip(tensors(arguments), varying, strict=True):

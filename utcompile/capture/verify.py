@@ -16,6 +16,7 @@ from torch import nn
 
 from utcompile.capture.bounds import equal, why_not
 from utcompile.capture.inputs import Inputs
+from utcompile.capture.layouts import comparable
 from utcompile.capture.mode import in_mode, trainable_as
 from utcompile.capture.nested import map_tensors, tensors
 from utcompile.capture.patches import WithoutFastPath
@@ -231,6 +232,7 @@ class _Difference:
         a, b = self.expected, self.found
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
+        a, b = comparable(a), comparable(b)
         return f"by {(a.double() - b.double()).abs().max().item():.3g}" if not a.is_complex() else "in values"
 
     def __str__(self) -> str:
