@@ -421,22 +421,6 @@ def test_subclasses_of_tensors_as_inputs() -> None:
     assert torch.equal(utc.capture(model, (nn.Parameter(X),))(X), model(X))
 
 
-class Refuses(T):
-    """A tensor of a kind that has no rows to choose."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "index_select":
-            raise NotImplementedError("no rows")
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-def test_kinds_of_tensors_that_cannot_be_recorded() -> None:
-    with pytest.raises(utc.UtcError, match=r"Refuses \(strided\): the example inputs are of a kind") as caught:
-        utc.capture(Optional().eval(), (X.as_subclass(Refuses),))
-    assert "takes plain tensors" in str(caught.value.fix)
-
-
 # --- sizes that were not declared ---------------------------------------------------------------------------------
 
 
