@@ -106,7 +106,7 @@ class _Walk:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
             yield _Attributes(vars(module), prefix.__add__)
-            for table in _TABLES:
+            for table in vars(module).keys() & set(_TABLES):  # a scripted module keeps its own in C++
                 yield Names(vars(module)[table], prefix.__add__)
             tensors = {k: t for table in _TABLES[:2] for k, t in vars(module)[table].items() if t is not None}
             if tensors:

@@ -32,6 +32,8 @@ class KeptMemory(TorchDispatchMode):
         tensor([1., 1.])
     """
 
+    supports_higher_order_operators = True  # what their functions write is not seen; those of torch write nothing
+
     def __init__(self, watched: Iterable[T], buffers: Iterable[T] = ()) -> None:
         super().__init__()
         self._watched: dict[int, torch.UntypedStorage] = {}
@@ -82,8 +84,8 @@ class KeptMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        schema = func._schema
-        if schema.is_mutable:
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable:
             for i, argument in enumerate(schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._before_write(args[i] if i < len(args) else kwargs.get(argument.name))
