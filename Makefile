@@ -17,7 +17,7 @@ SEED := $(shell date +%s)
 endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo quick test test-full test-oldest check bench zoo docs clean
+.PHONY: setup demo quick test test-full test-oldest check bench gpu zoo docs clean
 
 setup: .venv/.ready
 
@@ -64,6 +64,10 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+# under 7 minutes on one GPU; its --quick, on a CPU, is one of the tests
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
+
 # some hours; interrupted, it goes on where it stopped
 zoo: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/utcompile zoo --jobs $(JOBS) --page docs/zoo.md
@@ -72,4 +76,4 @@ docs: setup
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf .venv .venv-oldest demo-output
+	rm -rf .venv .venv-oldest demo-output gpu-output

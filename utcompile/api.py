@@ -11,7 +11,8 @@ from torch import nn
 
 from utcompile.capture import capture
 from utcompile.capture.inputs import Examples, bind_inputs
-from utcompile.capture.nested import tensors
+from utcompile.capture.nested import map_tensors, tensors
+from utcompile.capture.untouched import random_numbers_kept, seed, values_kept
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 from utcompile.match import Plan
@@ -75,6 +76,14 @@ def compile(
     return tuned
 
 
+def _computed(module: nn.Module, arguments: dict[str, Any]) -> list[torch.Tensor]:
+    """The outputs of a call that leaves no trace in buffers, inputs or random numbers."""
+    with torch.no_grad(), random_numbers_kept(module) as gpus, values_kept(module) as memory:
+        seed(gpus)
+        outputs = tensors(module(**map_tensors(torch.clone, arguments)))
+        return [o.clone() if memory.shares(o) else o for o in outputs]
+
+
 def _prove_identity(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any]) -> None:
     if not all(tuned.tuner(s.id).identity_at_start for s in tuned.sites):
         return
@@ -83,8 +92,7 @@ def _prove_identity(captured: nn.Module, tuned: TunedModule, arguments: dict[str
     for parameter in trainable:  # torch takes another kernel where a weight wants a gradient, under no_grad too
         parameter.requires_grad_(False)
     try:
-        with torch.no_grad():
-            expected, found = tensors(captured(**arguments)), tensors(tuned(**arguments))
+        expected, found = _computed(captured, arguments), _computed(tuned, arguments)
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -291,7 +291,6 @@ class Varying(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Squared(), "no size, dtype or mode explains it"),
         (Varying(), "different operations in different calls"),
     ],
 )
@@ -339,14 +338,13 @@ def test_what_is_no_model_or_is_captured_already() -> None:
 
 
 def test_verification_catches_a_model_that_is_not_deterministic() -> None:
-    calls = []
+    calls = iter(range(100))  # an iterator shows no state that could be compared or put back
 
     class Drifting(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            calls.append(0)
-            return x + float(len(calls) > 3)  # the three recordings see 0, the proof sees 1
+            return x + float(max(next(calls) - 3, 0))  # the recordings see 0, the proof sees more, and more each time
 
-    with pytest.raises(utc.UtcError, match="differs from the model's by 1"):
+    with pytest.raises(utc.UtcError, match=r"differs from the model's by .*, and the model differs from itself"):
         utc.capture(Drifting(), torch.randn(2, 4))
 
 

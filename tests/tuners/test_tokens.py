@@ -13,6 +13,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
+from utcompile.graph import fused_arguments, is_fused_attention
 
 PREFIX = """
 version: 1
@@ -92,6 +93,9 @@ CASES = [
     ("none", True, "native"),
     ("causal", True, "native"),
     ("boolean", True, "repeated"),
+    ("boolean", True, "native"),
+    ("causal", True, "repeated"),
+    ("none", True, "repeated"),
     ("causal", False, "repeated"),
 ]
 
@@ -262,6 +266,25 @@ def test_fused_and_spelled_out_language_models_agree(kind: str) -> None:
         with utc.disable_tuners(tuned):
             assert not torch.allclose(outputs[-1], tuned(**given).logits, atol=1e-5)
     torch.testing.assert_close(outputs[0][:, -1:], outputs[1][:, -1:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_prefix_joins_attention_that_says_is_causal(kind: str) -> None:
+    """Without padding the fused models pass no mask; with a prefix in front, `is_causal` would mean another one."""
+    cls, config = language_models()[kind]
+    tuned = {}
+    for way in ("sdpa", "eager"):
+        torch.manual_seed(0)
+        config._attn_implementation = way
+        tuned[way] = utc.compile(cls(config).eval(), PREFIX, {"input_ids": torch.arange(14).reshape(2, 7)}).eval()
+        zoo.shake(tuned[way], 1.0)
+    for batch, length in [(2, 7), (1, 2), (1, 12), (5, 30)]:
+        ids = torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(length))
+        # two ways to add up one softmax, in float32
+        torch.testing.assert_close(*(t(input_ids=ids).logits for t in tuned.values()), rtol=1e-3, atol=1e-4)
+    fused = [fused_arguments(n) for n in tuned["sdpa"].graph.nodes if is_fused_attention(n)]
+    assert not any(given["is_causal"] for given in fused)
+    assert not any(given["enable_gqa"] and given["attn_mask"] is not None for given in fused)  # as transformers has it
 
 
 def test_every_attention_of_an_encoder_and_decoder() -> None:

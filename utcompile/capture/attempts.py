@@ -2,9 +2,10 @@
 
 1. All sizes vary, and the last sample is in another dtype on another device.
 2. The same in another dtype, and then in the model's own: what a model does by dtype or device stays as recorded.
-3. The same with lengths pinned at the example's, where nobody asked for them.
-4. Modules that run other operations at another batch are left opaque.
-5. Nothing varies, where nobody asked for it.
+3. The same at sizes near the example's, where the model decides by thresholds.
+4. The same with lengths pinned at the example's, where they were not asked for.
+5. Modules that run other operations at another batch are left opaque.
+6. Nothing varies, where it was not asked for.
 """
 
 from __future__ import annotations
@@ -12,19 +13,30 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from utcompile.capture.guards import Guard
 from utcompile.capture.inputs import Inputs
-from utcompile.capture.record import record
+from utcompile.capture.record import home_of, record
 from utcompile.capture.recorder import Recorder
-from utcompile.capture.samples import Sample, plan_samples, with_other_dtype_and_device, with_other_values
+from utcompile.capture.samples import (
+    Sample,
+    other_device,
+    plan_samples,
+    with_other_dtype_and_device,
+    with_other_values,
+)
+from utcompile.capture.survivors import release
 from utcompile.capture.unify import Differs, check_isomorphic, unify
 from utcompile.capture.unrecordable import Opaque, Unrecordable
+from utcompile.capture.untouched import random_numbers_kept, values_kept
+from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
 from utcompile.graph.structure import structural_copy
@@ -44,6 +56,8 @@ class Recorded:
         pinned: what could not be made to vary, with the reason.
         fixed: inputs whose values are part of the graph.
         nodes: the node of each input tensor, in order.
+        guards: what the model's Python decided, which must hold in every call.
+        notes: what ran and is no part of the graph, with the consequence.
     """
 
     graph: fx.Graph
@@ -53,6 +67,8 @@ class Recorded:
     pinned: tuple[str, ...]
     fixed: tuple[str, ...] = ()
     nodes: tuple[fx.Node, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -64,9 +80,11 @@ class _Leaves:
         real: why the values must be real; empty where they need not be.
         fixed: inputs whose values Python reads as sizes, with the line.
         wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
+        watch: is told what the recordings leave in Python.
     """
 
     wide: frozenset[str]
+    watch: Watch
     found: dict[str, Opaque] = field(default_factory=dict)
     real: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
@@ -80,10 +98,11 @@ class _Leaves:
         self.found[path] = Opaque(path, reason, source)
 
 
-def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow: bool) -> Recorded:
+def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked: bool, follow: bool) -> Recorded:
     """Record a model so that as much varies as it allows.
 
     Args:
+        watch: is told what the recordings leave in Python.
         asked: the caller named what varies, so nothing may be pinned.
         follow: dropout and batch norm follow the mode.
 
@@ -92,12 +111,13 @@ def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow:
     """
     lengths = [] if asked else [s for s in inputs.symbols if s != BATCH]
     shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
-    leaves = _Leaves(_wide(model))
+    leaves = _Leaves(_wide(model), watch)
     pinned: dict[Symbol, str] = {}
-    attempts = [(inputs, False), *([(shorter, False)] if lengths else []), (shorter, True)]
-    for used, by_size in [*attempts, *([] if asked or not inputs.symbols else [(still, False)])]:
+    attempts = [(inputs, False, near) for near in _steps(inputs)]
+    attempts += [*([(shorter, False, 0)] if lengths else []), (shorter, True, 0)]
+    for used, by_size, near in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 0)])]:
         try:
-            recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size)
+            recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size, near=near)
         except Differs as difference:
             last = difference
             left = set(used.symbols) if used is not inputs or not lengths else set(lengths)
@@ -108,17 +128,26 @@ def record_dynamically(model: nn.Module, inputs: Inputs, *, asked: bool, follow:
     raise last.error
 
 
+def _steps(inputs: Inputs) -> tuple[int, ...]:
+    """Sizes far from the example's first, then next to them, upwards and downwards: three of each are needed."""
+    if not inputs.symbols:
+        return (0,)
+    return (0, 1, -1) if min(inputs.example.values()) > 2 else (0, 1)
+
+
 def _wide(model: nn.Module) -> frozenset[str]:
     sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_modules()}
     return frozenset(["", *(name for name, n in sizes.items() if 2 * n > sizes[""])])
 
 
-def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool) -> Recorded:
-    samples = plan_samples(inputs.symbols, follow=follow)
+def _record_as(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool, near: int
+) -> Recorded:
+    samples = plan_samples(inputs.symbols, follow=follow, example=inputs.example, near=near)
     pinned: dict[str, str] = {}
-    for kinds, plan in _plans(samples, model, leaves):
+    for kinds, plan in _plans(samples, model, inputs, leaves):
         try:
-            first, graph = _record_all(model, inputs, plan, leaves, by_size=by_size)
+            first, graph, guards = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
             if plan is samples or leaves.real:
                 raise
@@ -130,24 +159,30 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
             left += tuple(f"{name}: its values, which Python reads ({line})" for name, line in leaves.fixed.items())
             left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
             used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
-            return Recorded(graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs))
+            return Recorded(
+                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards,
+                tuple(first.notes),
+            )  # fmt: skip
     raise AssertionError("the samples themselves are the last plan")
 
 
-def _plans(samples: list[Sample], model: nn.Module, leaves: _Leaves) -> Iterator[tuple[tuple[str, ...], list[Sample]]]:
+def _plans(
+    samples: list[Sample], model: nn.Module, inputs: Inputs, leaves: _Leaves
+) -> Iterator[tuple[tuple[str, ...], list[Sample]]]:
     """What varies beside the sizes, and the samples that show it."""
     dtypes = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
     other = torch.float32 if torch.bfloat16 in dtypes else torch.bfloat16
+    elsewhere = other_device(home_of(model, inputs))
     if not leaves.real:
-        yield ("dtype", "device"), with_other_dtype_and_device(samples, other, device=True)
-        yield ("dtype",), with_other_dtype_and_device(samples, other, device=False)
-        yield ("device",), with_other_dtype_and_device(samples, None, device=True)
+        yield ("dtype", "device"), with_other_dtype_and_device(samples, other, elsewhere)
+        yield ("dtype",), with_other_dtype_and_device(samples, other, None)
+        yield ("device",), with_other_dtype_and_device(samples, None, elsewhere)
     yield (), samples
 
 
 def _record_all(
     model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves, *, by_size: bool
-) -> tuple[Recorder, fx.Graph]:
+) -> tuple[Recorder, fx.Graph, tuple[Guard, ...]]:
     """Record every sample, leaving opaque what must be, until the recordings are one graph."""
     varied = True
     while True:
@@ -156,7 +191,9 @@ def _record_all(
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
             if recordings is not None:
                 with collector_paused():
-                    return recordings[0], unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
+                    used = inputs.fixing(leaves.fixed)
+                    probe = partial(_probe, model, inputs, leaves)
+                    return recordings[0], *unify(recordings, plan, _sources(used), used.example, probe)
         except Differs:
             if not (leaves.real and varied):
                 raise
@@ -165,6 +202,14 @@ def _record_all(
             _give_way(leaves, hidden)
         except _NeedsValues as failed:
             leaves.real = f"its forward does not run on fake tensors ({failed})"
+
+
+def _probe(model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int]) -> Recorder | None:
+    """One more recording, or None where the model does not run at these sizes."""
+    try:
+        return _record_once(model, inputs, Sample(sizes), leaves)
+    except (UtcError, Unrecordable, _NeedsValues):
+        return None
 
 
 def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
@@ -243,25 +288,38 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
     try:
         # values must go when nobody needs them; fakes weigh nothing
         with contextlib.nullcontext() if real else collector_paused():
-            copied = structural_copy(model)
-            return record(copied, fixing, sample, leaves.paths, real=real, fixed=fixed, wide=leaves.wide)
+            return record(
+                structural_copy(model),
+                fixing,
+                sample,
+                leaves.paths,
+                real=real,
+                fixed=fixed,
+                wide=leaves.wide,
+                watch=leaves.watch,
+            )
     except UtcError as error:
-        if real or sample.dtype or sample.device or not _runs(model, fixing, sample):
+        if real or sample.dtype or sample.device or not _runs(model, fixing, sample, leaves.watch):
             raise
         raise _NeedsValues(error.why or str(error)) from error
+    finally:
+        release()
 
 
 class _NeedsValues(Exception):
     """A forward that fails on fake tensors and runs on real ones."""
 
 
-def _runs(model: nn.Module, inputs: Inputs, sample: Sample) -> bool:
+def _runs(model: nn.Module, inputs: Inputs, sample: Sample, watch: Watch) -> bool:
     """Whether the model's forward runs at a sample, computing."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            structural_copy(model).train(sample.training)(**inputs.at(sample.sizes))
+        with torch.no_grad(), random_numbers_kept(model), values_kept(model):
+            args, kwargs = inputs.as_given(inputs.at(sample.sizes, torch.clone))
+            structural_copy(model).train(sample.training)(*args, **kwargs)
     except Exception:  # whatever a model's forward raises
         return False
+    finally:
+        watch.around.put_back()
     return True
 
 

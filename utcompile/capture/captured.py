@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from utcompile.capture.guards import Guard
 from utcompile.capture.unrecordable import Opaque
 from utcompile.graph import UtcGraphModule
 
@@ -19,7 +20,11 @@ class CaptureReport:
         verified: what was compared with the model: `values at the example inputs`, `shapes`.
         opaque: modules that are one node, each with its reason and source line.
         pinned: sizes that the model keeps at the example's, each with its reason and source line.
+        guards: what the model's Python decided by sizes and properties of its inputs; each call must agree.
         by_mode: where the mode decides, under `base="follow"`.
+        state: attributes and other Python state that `forward` assigns and no later call reads.
+        random: random numbers of Python or NumPy, and clocks, that `forward` reads: what they gave is a constant.
+        notes: what is recorded otherwise than its module stands there, or is dropped, each with its consequence.
     """
 
     operations: int
@@ -29,10 +34,15 @@ class CaptureReport:
     opaque: tuple[Opaque, ...] = ()
     pinned: tuple[str, ...] = ()
     by_mode: tuple[str, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    state: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        for kind in ("opaque", "pinned", "unreachable", "barriers"):
+        lines += [f"opaque: {one}; it runs as it is, and nothing inside it is matched" for one in self.opaque]
+        for kind in ("pinned", "guards", "notes", "unreachable", "barriers", "state", "random"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 
@@ -43,6 +53,7 @@ class CapturedModule(UtcGraphModule):
     Attributes:
         report: what capture found (`CaptureReport`).
         batch_inputs: names of the inputs whose dimension 0 is the batch.
+        guards: what must hold in every call, or it is a `UtcError`.
     """
 
     report: CaptureReport

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utcompile.capture.layouts import check_layouts
 from utcompile.capture.nested import map_tensors, tensors
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import BATCH, Symbol
@@ -26,16 +28,29 @@ class Inputs:
     Attributes:
         arguments: values by parameter name of `forward`.
         varying: one dict a tensor, in the order of the flattened arguments: dimension -> symbol.
+        positional: names of the arguments that the user gives by position; hooks see the difference.
     """
 
     arguments: dict[str, Any]
     varying: tuple[dict[int, Symbol], ...]
+    positional: tuple[str, ...] = ()
+
+    def as_given(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments by name, as the user gives them: by position and by keyword."""
+        named = {k: v for k, v in arguments.items() if k not in self.positional}
+        return [arguments[name] for name in self.positional], named
 
     @property
     def symbols(self) -> tuple[Symbol, ...]:
         """The sizes that vary, the batch first."""
         found = dict.fromkeys(s for dims in self.varying for s in dims.values())
         return tuple(sorted(found, key=lambda s: s != BATCH))
+
+    @property
+    def example(self) -> dict[Symbol, int]:
+        """The size that each symbol has in the example."""
+        pairs = zip(tensors(self.arguments), self.varying, strict=True)
+        return {symbol: t.shape[dim] for t, dims in pairs for dim, symbol in dims.items()}
 
     @property
     def batch_inputs(self) -> tuple[str, ...]:
@@ -56,7 +71,7 @@ class Inputs:
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
     def at(self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t) -> dict[str, Any]:
-        """The arguments at other sizes: rows of the example repeated or left out.
+        """The arguments at other sizes: rows of the example repeated or left out; zeros where the example is empty.
 
         Args:
             sizes: the size of each symbol.
@@ -66,10 +81,16 @@ class Inputs:
 
         def resize(leaf: T) -> T:
             for dim, symbol in next(varying).items():
-                leaf = leaf.index_select(dim, torch.arange(sizes[symbol], device=leaf.device) % leaf.shape[dim])
+                leaf = _resized(leaf, dim, sizes[symbol])
             return convert(leaf)
 
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
+
+
+def _resized(tensor: T, dim: int, size: int) -> T:
+    if tensor.shape[dim] == 0:
+        return tensor.new_zeros((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
+    return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])
 
 
 def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | None) -> Inputs:
@@ -79,9 +100,17 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
     """
     arguments = _told_apart(bind_inputs(model, example_inputs))
-    if dynamic is None:
-        return Inputs(arguments, _inferred(arguments))
-    return Inputs(arguments, _stated(arguments, dynamic))
+    check_layouts(model, arguments)
+    positional = () if isinstance(example_inputs, Mapping) else tuple(arguments)
+    varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
+    for t, dims in zip(tensors(arguments), varying, strict=True):
+        for dim in dims:
+            if not t.shape[dim]:
+                raise UtcError(
+                    f"an example input has the size {list(t.shape)}: there is nothing in dimension {dim}, which varies",
+                    fix="give an example with at least one row, e.g. torch.randn(1, …)",
+                )
+    return Inputs(arguments, varying, positional)
 
 
 def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -127,6 +156,12 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
                 fix="wrap the model in a module whose forward names its inputs",
             )
         result.update(value) if kind is inspect.Parameter.VAR_KEYWORD else result.update({name: value})
+    for name in result:
+        if keyword.iskeyword(name):
+            raise UtcError(
+                f"an example input is named '{name}', a word of Python",
+                fix="wrap the model in a module whose forward gives it another name",
+            )
     if not tensors(result):
         raise UtcError(
             "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"

@@ -32,6 +32,9 @@ class LiveNodes:
     def __contains__(self, value: Any) -> bool:
         return id(value) in self._nodes
 
+    def __getitem__(self, value: Any) -> fx.Node:
+        return self._nodes[id(value)]
+
     def get(self, value: Any) -> fx.Node | None:
         """The node that made a value; None where it is not known."""
         return self._nodes.get(id(value))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,12 +11,17 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.capture.active import recording
-from utcompile.capture.derived import Apply
 from utcompile.capture.inputs import Inputs
+from utcompile.capture.lasting import watched
+from utcompile.capture.layers import drop_backward_hooks
 from utcompile.capture.nested import tensors
+from utcompile.capture.patches import patched
+from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
-from utcompile.capture.samples import Sample
+from utcompile.capture.samples import Sample, other_device
 from utcompile.capture.unrecordable import Unrecordable
+from utcompile.capture.untouched import random_numbers_kept, values_kept
+from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph.structure import attribute_tensors, named_state
 
@@ -34,6 +37,7 @@ def record(
     real: bool = False,
     fixed: frozenset[str] = frozenset(),
     wide: frozenset[str] = frozenset([""]),
+    watch: Watch,
 ) -> Recorder:
     """Run a model once and write down what it does.
 
@@ -45,48 +49,79 @@ def record(
         real: compute with real values, where something needs them.
         fixed: inputs whose values Python may read.
         wide: modules whose own choices by values are recorded.
+        watch: is told what the forward leaves in Python.
 
     Raises:
         Unrecordable: a call in some module cannot be written down.
         UtcError: the model's forward failed.
     """
     model.train(sample.training)
+    drop_backward_hooks(model)
     fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(_paths(model), leaves, real=real, fixed=fixed, wide=wide)
-    convert = _Converter(fake, sample, tensors(inputs.arguments)[0].device)
-    state: dict[str, T] = {}
+    convert = _Converter(fake, sample, home_of(model, inputs))
+    kept = random_numbers_kept(model)
+    names, attributes = _name_state(model, convert, real)
+    given = _shuffled(sample) if real else convert
+
+    def once() -> Recorder:
+        recorder = Recorder(_paths(model), leaves, real=real, fixed=fixed, wide=wide)
+        recorder.attributes = attributes
+        for tensor, name in names:
+            recorder.name_state(tensor, name)
+        arguments = inputs.at(sample.sizes, given)
+        for tensor in () if real else tensors(arguments):
+            tensor._item_memo = None  # type: ignore[attr-defined]  # an input's value is no part of the graph
+        for name, value in arguments.items():
+            recorder.bind_input(name, value)
+        with recording(recorder), patched():
+            _run(model, recorder, inputs, arguments, fake)
+        return recorder
+
+    with kept, values_kept(model) if real else nullcontext():
+        return watched(once, model, watch, judges=not (sample.dtype or sample.device))
+
+
+def _name_state(model: nn.Module, convert: _Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
+    """Put the recording's tensors into the model; the name of each tensor, and the attribute tensors by name."""
+    names: list[tuple[T, str]] = []
+    attributes: dict[str, T] = {}
     for name, tensor in named_state(model).items():
-        state[name] = convert(tensor)
-        recorder.name_state(state[name], name)
-        recorder.name_state(tensor, name)
+        path, _, attribute = name.rpartition(".")
+        owner, made = model.get_submodule(path), convert(tensor)
+        table = owner._parameters if attribute in owner._parameters else owner._buffers
+        table[attribute] = made  # type: ignore[assignment]
+        names += [(made, name), (tensor, name)]
     for name, tensor in attribute_tensors(model).values():
         path, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(path)
-        recorder.name_state(tensor, name)
+        names.append((tensor, name))
         if not real:
-            owner.__dict__[attribute] = convert(tensor)
-            recorder.name_state(owner.__dict__[attribute], name)
-        recorder.attributes[name] = tensor
-    arguments = inputs.at(sample.sizes, _shuffled(sample) if real else convert)
-    for name, value in arguments.items():
-        recorder.bind_input(name, value)
-    bound = inspect.signature(model.forward).bind_partial()
-    named = set(inspect.signature(model.forward).parameters)
-    bound.arguments.update({k: v for k, v in arguments.items() if k in named})
-    extra = {k: v for k, v in arguments.items() if k not in named}
-    with recording(recorder), torch.random.fork_rng(devices=[]), _patched(recorder), _quiet(), _as_if_traced(real):
-        try:
-            with fake or nullcontext(), recorder:
-                out = torch.func.functional_call(model, state, bound.args, {**bound.kwargs, **extra})
-            with fake or nullcontext():
-                recorder.output(out)
-        except (UtcError, Unrecordable):
-            raise
-        except Exception as error:
-            if recorder.hidden is not None:  # raised inside the interpreter of TorchScript, which made it another
-                raise recorder.hidden from error
-            raise _failure(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
-    return recorder
+            model.get_submodule(path).__dict__[attribute] = convert(tensor)
+            names.append((convert(tensor), name))
+        attributes[name] = tensor
+    return names, attributes
+
+
+def _run(
+    model: nn.Module, recorder: Recorder, inputs: Inputs, arguments: dict[str, Any], fake: FakeTensorMode | None
+) -> None:
+    args, kwargs = inputs.as_given(arguments)
+    try:
+        with fake or nullcontext(), rebound(model), recorder:
+            out = model(*args, **kwargs)
+        with fake or nullcontext():
+            recorder.output(out)
+    except (UtcError, Unrecordable):
+        raise
+    except Exception as error:
+        if recorder.hidden is not None:  # raised inside the interpreter of TorchScript, which made it another
+            raise recorder.hidden from error
+        raise _failure(error, arguments, next(iter(reversed(recorder.graph.nodes)), None)) from error
+
+
+def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
+    """Where a model lives: its weights, or, where those are on the meta device, its inputs."""
+    devices = [t.device for t in [*named_state(model).values(), *tensors(inputs.arguments)]]
+    return next((d for d in devices if d.type != "meta"), devices[0])
 
 
 def _shuffled(sample: Sample) -> Callable[[T], T]:
@@ -95,7 +130,7 @@ def _shuffled(sample: Sample) -> Callable[[T], T]:
 
     def shuffle(tensor: T) -> T:
         if not sample.shuffle or not tensor.is_floating_point():
-            return tensor
+            return tensor.clone()  # a forward may write into its inputs
         order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
         return tensor.flatten()[order].view(tensor.shape)
 
@@ -106,8 +141,9 @@ class _Converter:
     """Makes the tensors of a recording: fakes of the sample's dtype and device, the same one for tied weights."""
 
     def __init__(self, fake: FakeTensorMode | None, sample: Sample, home: torch.device) -> None:
-        self._fake, self._sample = fake, sample
+        self._fake, self._dtype = fake, sample.dtype
         self._home = home  # where weights on the meta device are taken to be
+        self._device = sample.device if sample.device is None else other_device(home)
         self._known: dict[int, T] = {}
         self._alive: list[T] = []
 
@@ -120,8 +156,8 @@ class _Converter:
         return self._known[id(tensor)]
 
     def _convert(self, tensor: T, fake: FakeTensorMode) -> T:
-        dtype = self._sample.dtype if tensor.is_floating_point() else None
-        device = self._sample.device or (self._home if tensor.is_meta else None)
+        dtype = self._dtype if tensor.is_floating_point() else None
+        device = self._device or (self._home if tensor.is_meta else None)
         if dtype is None and device is None:
             return fake.from_tensor(tensor, static_shapes=True)
         with fake:
@@ -134,78 +170,6 @@ class _Converter:
 def _paths(model: nn.Module) -> dict[int, str]:
     """The first name of every module."""
     return {id(m): name for name, m in reversed([*model.named_modules(remove_duplicate=False)])}
-
-
-@contextmanager
-def _as_if_traced(real: bool) -> Iterator[None]:
-    """Models that ask whether they are traced leave choices by values out; fake tensors tell them, real ones do not."""
-    before = torch.compiler.is_compiling
-    if real:
-        torch.compiler.is_compiling = lambda: True
-    try:
-        yield
-    finally:
-        torch.compiler.is_compiling = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Fake tensors log what they cannot do as errors; here it is an exception that somebody handles."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-@contextmanager
-def _patched(recorder: Recorder) -> Iterator[None]:
-    """Module calls, autocast regions and autograd.Functions reach the recorder; fast paths are off."""
-    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
-    autocast = torch.amp.autocast_mode.autocast
-    enter, leave = autocast.__enter__, autocast.__exit__
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    check = torch._check_tensor_all_with
-    regions: dict[int, list[Any]] = {}
-
-    def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.module_call(call, module, args, kwargs)
-
-    def recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        own = apply.__get__(None, cls)
-        if cls is torch.utils.checkpoint.CheckpointFunction:  # what it runs is recorded, not that it is run again
-            return args[0](*args[2:], **kwargs)
-        return own(*args, **kwargs) if recorder.is_silent else recorder.function(Apply(cls), args, kwargs)
-
-    def recorded_enter(region: Any) -> Any:
-        result = enter(region)
-        if not recorder.is_silent:
-            settings = (region.device, region.fast_dtype, region._enabled, region._cache_enabled)
-            regions.setdefault(id(region), []).append(recorder.enter_autocast(*settings))
-        return result
-
-    def recorded_leave(region: Any, *error: Any) -> Any:
-        if regions.get(id(region)) and not recorder.is_silent:
-            recorder.exit_autocast(regions[id(region)].pop())
-        return leave(region, *error)
-
-    def unchecked(error: Any, condition: Any, message: Any = None) -> None:
-        """What a model asserts of the values of a tensor is no part of what it computes."""
-
-    nn.Module.__call__ = recorded_call  # type: ignore[method-assign]
-    torch.autograd.Function.apply = classmethod(recorded_apply)
-    autocast.__enter__, autocast.__exit__ = recorded_enter, recorded_leave  # type: ignore[method-assign]
-    torch._check_tensor_all_with = unchecked  # type: ignore[assignment]
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch._check_tensor_all_with = check
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        torch.autograd.Function.apply = apply
-        autocast.__enter__, autocast.__exit__ = enter, leave  # type: ignore[method-assign]
-        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _failure(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:

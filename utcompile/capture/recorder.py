@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import enum
+import math
 import operator
-import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,24 +20,18 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
+from utcompile.capture.expressions import Expression
 from utcompile.capture.live import LiveNodes
-from utcompile.capture.nested import flat, map_tensors, parts, tensors
+from utcompile.capture.nested import flat, is_named_tuple, map_tensors, parts, tensors
+from utcompile.capture.questions import Questions, slices
+from utcompile.capture.rebinding import original_of
+from utcompile.capture.source import source_line
+from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
+from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.graph import Frame, Origin
+from utcompile.graph import Frame, Origin, hooks_for_all, is_leaf
 
 T = torch.Tensor
-# torch.nn classes that are entered; every other class of torch.nn is one leaf node
-_ENTERED = (
-    nn.Sequential,
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.MultiheadAttention,
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoder,
-    nn.TransformerDecoderLayer,
-)
 # functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
 _OPENED = (torch.nn.functional.multi_head_attention_forward,)
 # reads of metadata: they run, and leave no node
@@ -46,7 +41,7 @@ _PROPERTIES = (
 _NOT_RECORDED = {
     *(getattr(T, name).__get__ for name in _PROPERTIES), T.dim, T.size, T.numel, T.nelement, T.stride, T.__len__,
     T.is_floating_point, T.is_contiguous, T.is_complex, T.untyped_storage, T.data_ptr, T.element_size, T.storage_offset,
-    T.get_device,
+    T.get_device, torch.numel,
 }  # fmt: skip
 # what leaves sizes that an input holds readable, element by element
 _ELEMENTWISE = frozenset(
@@ -59,7 +54,32 @@ _WRITABLE = (
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
 _SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
-_HERE = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - compared as text, often
+# reads of metadata that differ between calls: they are answered with numbers that remember
+_SHAPE: Any = vars(torch._C.TensorBase)["shape"].__get__
+_NBYTES: Any = vars(torch._C.TensorBase)["nbytes"].__get__
+_COUNTS = (T.numel, T.nelement, torch.numel)
+_FLAGS: dict[Any, str] = {
+    vars(torch._C.TensorBase)["requires_grad"].__get__: "requires_grad",
+    T.is_contiguous: "is_contiguous",
+}
+
+
+class Sized(int):
+    """A whole number in a recorded graph, with the expression that computed it."""
+
+    expression: Expression
+
+
+class SizedFloat(float):
+    """The same of a float."""
+
+    expression: Expression
+
+
+def _with_expression(value: Any) -> Any:
+    made = (Sized if isinstance(value.value, int) else SizedFloat)(value.value)
+    made.expression = value.expression
+    return made
 
 
 @dataclass(frozen=True)
@@ -99,11 +119,15 @@ class Recorder(TorchFunctionMode):
         self.inputs: list[fx.Node] = []
         self._paths, self._leaves, self._real, self._fixed, self._wide = paths, leaves, real, fixed, wide
         self.choices: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
+        self.questions = Questions()
+        self.readings: dict[Expression, int] = {}
+        self._serial = 0
         self._nodes = LiveNodes()
         self._state: list[T] = []  # its ids stay unique while it lives
         self._state_names: dict[int, str] = {}
         self._scope: list[Frame] = []
-        self._grad_modes: list[tuple[bool, fx.Node]] = []
+        self._grad_modes: list[tuple[bool, fx.Node, Any]] = []
         self._silent = 0
         self.hidden: Unrecordable | None = None  # the last reason why something cannot be recorded
 
@@ -111,6 +135,11 @@ class Recorder(TorchFunctionMode):
     def is_silent(self) -> bool:
         """Whether what runs now is inside a recorded call."""
         return self._silent > 0
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the recording computes."""
+        return self._real
 
     # --- values -------------------------------------------------------------------------------------------------
 
@@ -121,7 +150,7 @@ class Recorder(TorchFunctionMode):
 
     def bind_input(self, name: str, value: Any) -> None:
         """Make an argument of `forward` a placeholder; `inputs` lists the nodes of its tensors in order."""
-        self.bind(value, self.graph.placeholder(name))
+        self.bind(value, self._numbered(self.graph.placeholder(name)))
         self.inputs += self._known(tensors(value))
 
     def bind(self, value: Any, node: fx.Node) -> None:
@@ -137,6 +166,23 @@ class Recorder(TorchFunctionMode):
         if not isinstance(value, (tuple, list, dict)) and hasattr(value, "__dict__"):
             self._nodes.bind(value, node)
 
+    def above(self, values: Iterable[T]) -> set[fx.Node]:
+        """The nodes that values are computed from, their own included; empty where one is not known."""
+        stack = [self._nodes.get(value) for value in values]
+        seen: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node is None:
+                return set()
+            if node not in seen:
+                seen.add(node)
+                stack += node.all_input_nodes
+        return seen
+
+    def kept(self, node: fx.Node) -> T | None:
+        """The tensor that a node reads, where it is neither parameter nor buffer."""
+        return self.constants.get(str(node.target))
+
     def _known(self, values: Iterable[T]) -> list[fx.Node]:
         """The nodes of those tensors that have one."""
         return [node for node in map(self._nodes.get, values) if node is not None]
@@ -145,14 +191,18 @@ class Recorder(TorchFunctionMode):
         """A call's argument with its tensors replaced by their nodes."""
         if isinstance(value, T):
             return self._node(value)
+        if is_tracked(value):
+            return _with_expression(value)
         if isinstance(value, torch.Size):
-            return tuple(value)
+            return tuple(self.argument(v) for v in tuple(value))
         if isinstance(value, np.generic):
             return value.item()
         if isinstance(value, type):  # `dtype=int`
-            return _DTYPES.get(value, value)
+            return _DTYPES.get(original_of(value), value)
         if isinstance(value, slice):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if is_named_tuple(value):
+            return self._named_tuple(value, self.argument)
         if isinstance(value, (tuple, list)):
             members = [self.argument(v) for v in value]
             return members if isinstance(value, list) else tuple(members)
@@ -167,12 +217,20 @@ class Recorder(TorchFunctionMode):
             raise self._unrecordable(f"a {type(value).__name__} is given to one call")
         return value
 
+    def _named_tuple(self, value: Any, member: Callable[[Any], Any]) -> fx.Node:
+        """A named tuple, such as a `PackedSequence`, is made by a node of its class."""
+        members = tuple(member(v) for v in value)
+        given = members if hasattr(value, "_fields") else (members,)
+        return self._note(self._built(type(value), given, {}))
+
     def _node(self, tensor: T) -> fx.Node:
         found = self._nodes.get(tensor)
         if found is not None:
             return found
         name = self._state_names.get(id(tensor))
         if name is None:
+            if running_transform():
+                self.refuse_operator()
             if isinstance(tensor, FakeTensor) or self._real:
                 raise self._unrecordable(f"a tensor {list(tensor.shape)} came from a call that recording cannot see")
             name = f"_constant_{len(self.constants)}"
@@ -183,47 +241,131 @@ class Recorder(TorchFunctionMode):
         self.bind(tensor, node)
         return node
 
+    def _numbered(self, node: fx.Node) -> fx.Node:
+        self._serial += 1
+        node.meta["serial"] = self._serial
+        return node
+
     def _note(self, node: fx.Node) -> fx.Node:
-        node.meta["origin"] = Origin(tuple(self._scope), _source_line())
+        self._numbered(node)
+        node.meta["origin"] = Origin(tuple(self._scope), source_line())
         return node
 
     def _unrecordable(self, reason: str, path: str | None = None, **more: Any) -> Unrecordable:
         own = self._scope[-1].path if self._scope else ""
-        self.hidden = Unrecordable(own if path is None else path, reason, _source_line(), **more)
+        self.hidden = Unrecordable(own if path is None else path, reason, source_line(), **more)
         return self.hidden
+
+    def refuse_operator(self, *_: Any, compiles: bool = False, **__: Any) -> NoReturn:
+        """Stands in for what an operator does with the functions it is given: `torch.cond`, `torch.vmap`.
+
+        Raises:
+            Unrecordable: always.
+        """
+        reason = f"torch's {operator_name()} takes functions, and what they run cannot be recorded"
+        raise self._unrecordable(reason, data=compiles, operator=True)
+
+    def note(self, what: str) -> None:
+        """Something ran that is no part of the graph."""
+        path = self._scope[-1].path if self._scope else ""
+        self.notes[f"{path or 'the root module'}: {what} ({source_line()})"] = None
 
     # --- calls --------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        given, named = tuple(args), dict(kwargs or {})
+        args, kwargs = plain(given), plain(named)
         if self._silent:
             return func(*args, **kwargs)
         if func in _OPENED:
             with self:
-                return _without_override(func)(*args, **kwargs)
+                return _without_override(func)(*given, **named)
         if func is torch._C._set_grad_enabled:
             return self._set_grad_enabled(*args)
-        if self._real and func in READS_DATA and not self._sources(args) <= {*self._fixed}:
+        if self._real and func in READS_DATA and self._varies(args):
             return self._choice(func, args)
         try:
             out, read, written = self._watched(func, args, kwargs)
         except DATA_ERRORS as error:
-            if isinstance(error, DynamicOutputShapeException) and func not in READS_DATA:
-                raise self._unrecordable("a size depends on the values of a tensor", shape=True) from error
-            if not self._sources(args):
-                raise self._unrecordable("Python reads the values of a weight", shape=True) from error
-            reason = f"Python depends on the values of a tensor ({type(error).__name__})"
-            raise self._unrecordable(reason, data=True, holders=self._holders(func, args)) from error
+            raise self._data_error(func, args, error) from error
         if func in _NOT_RECORDED:
-            return out
+            return self._metadata(func, given, named, out)
+        if func in READS_DATA and not self._real and isinstance(out, (bool, int)) and self._varies(args):
+            return self._same_choice(args[0], out)  # a constant that torch kept, made of a size
+        if func == _NBYTES:
+            return self._metadata(T.numel, given, named, args[0].numel()) * args[0].element_size()
+        with self._silence():
+            self.questions.decide(getattr(func, "__name__", ""), given, named, out, self._size)
+            cut = slices(given, self._size) if func is T.__getitem__ else []
         if not written and next(flat(out), None) is None:
             return out
         with self._silence():
             out = _fresh(out, read, written)
-            node = self._call(func, self.argument(tuple(args)), self.argument(dict(kwargs)))
+            node = self._call(func, self.argument(given), self.argument(named))
             if self._real and _has_size_of_data(func, args):
                 node.meta["size_of_data"] = True
-            return self._yield(node, out, written)
+            result = self._yield(node, out, written)
+            self.questions.shape(cut, node.meta["serial"])
+            return result
+
+    def _data_error(self, func: Any, args: Any, error: Exception) -> Unrecordable:
+        """A fake tensor was asked for numbers that it does not have."""
+        if isinstance(error, DynamicOutputShapeException) and func not in READS_DATA:
+            return self._unrecordable("a size depends on the values of a tensor", shape=True)
+        if not self._sources(args):
+            return self._unrecordable("Python reads the values of a weight", shape=True)
+        reason = f"Python depends on the values of a tensor ({type(error).__name__})"
+        return self._unrecordable(reason, data=True, holders=self._holders(func, args))
+
+    # --- metadata that differs between calls ------------------------------------------------------------------------
+
+    def _reading(self, kind: str, tensor: T, dim: int, value: int) -> Any:
+        """A size or a stride as a number that remembers; those of weights are constants."""
+        node = self._nodes.get(tensor)
+        if node is None or node.op == "get_attr":
+            return value
+        expression = Expression.reading(kind, node.meta["serial"], dim % max(1, tensor.dim()))
+        self.readings[expression] = value
+        return tracked(value, expression)
+
+    def _size(self, tensor: T, dim: int) -> Any:
+        return self._reading("size", tensor, dim, tensor.shape[dim])
+
+    def _metadata(self, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+        """What Python reads about a tensor, with tracked numbers for sizes and strides."""
+        tensor = args[0] if args and isinstance(args[0], T) else None
+        if tensor is None or tensor not in self._nodes:
+            return out
+        with self._silence():
+            shape, dim = tuple(tensor.shape), plain(args[1] if len(args) > 1 else kwargs.get("dim"))
+            if func == _SHAPE or (func is T.size and dim is None):
+                return Sizes(self._reading("size", tensor, d, n) for d, n in enumerate(shape))
+            if func is T.size:
+                return self._reading("size", tensor, dim, out)
+            if func in _COUNTS:
+                return math.prod(self._reading("size", tensor, d, n) for d, n in enumerate(shape))
+            if func is T.stride and shape:
+                steps = tensor.stride()
+                found = tuple(self._reading("stride", tensor, d, n) for d, n in enumerate(steps))
+                return found if dim is None else found[dim]
+            if func is T.__len__:
+                int(self._reading("size", tensor, 0, out))
+            elif func in _FLAGS and isinstance(out, bool) and len(args) == 1 and not kwargs:
+                self.questions.flag(self._nodes[tensor].meta["serial"], _FLAGS[func], out)
+        return out
+
+    def _same_choice(self, tensor: T, value: Any) -> Any:
+        """Python read a value that may differ in another call: it is recorded, and checked in calls."""
+        line = source_line()
+        with self._silence():
+            self._note(self.graph.call_function(same_choice, (self.argument(tensor), value, line)))
+        self.choices[line] = None
+        return value
+
+    def _varies(self, args: Any) -> bool:
+        """Whether a value may differ in another call: by an input whose values are not fixed, or by a size."""
+        cone = self._cone(args)
+        return not self._sources(args) <= {*self._fixed} or any(n.meta.get("sized") for n in cone)
 
     def _choice(self, func: Any, args: Any) -> Any:
         """Python reads a value: in a wide module that is recorded with the value, elsewhere the module is opaque."""
@@ -231,13 +373,10 @@ class Recorder(TorchFunctionMode):
         value = func(*args) if (self._scope[-1].path if self._scope else "") in self._wide else None
         if holders or isinstance(value, float) or value is None or func is T.numpy:
             raise self._unrecordable("Python reads the values of a tensor", data=True, holders=holders)
-        line = _source_line()
-        self._note(self.graph.call_function(same_choice, (self.argument(args[0]), value, line)))
-        self.choices[line] = None
-        return value
+        return self._same_choice(args[0], value)
 
-    def _sources(self, args: Any) -> set[str]:
-        """The inputs that tensors are computed from; a leaf counts as one."""
+    def _cone(self, args: Any) -> set[fx.Node]:
+        """The nodes that tensors are computed from."""
         stack = self._known(flat(args))
         seen: set[fx.Node] = set()
         while stack:
@@ -245,18 +384,22 @@ class Recorder(TorchFunctionMode):
             if node not in seen:
                 seen.add(node)
                 stack += node.all_input_nodes
-        return {str(n.target) for n in seen if n.op in ("placeholder", "call_module")}
+        return seen
+
+    def _sources(self, args: Any) -> set[str]:
+        """The inputs that tensors are computed from; a leaf counts as one."""
+        return {str(n.target) for n in self._cone(args) if n.op in ("placeholder", "call_module")}
 
     def _holders(self, func: Any, args: Any) -> tuple[str, ...]:
-        """The integer inputs that Python reads sizes from, element by element: `grid_thw.tolist()`."""
-        if func not in READS_SIZES:
+        """The inputs that Python reads numbers from: sizes, element by element (`grid_thw.tolist()`), or one number."""
+        if func not in READS_SIZES and func is not T.__float__:
             return ()
         nodes = self._known(flat(args))
         found: dict[str, None] = {}
         while nodes:
             node = nodes.pop()
             seen = node.meta.get("seen")
-            if node.op == "placeholder" and isinstance(seen, Seen) and not seen.dtype.is_floating_point:
+            if node.op == "placeholder" and isinstance(seen, Seen) and _holds_numbers(seen):
                 found[str(node.target)] = None
             elif node.op == "placeholder" or getattr(node.target, "__name__", node.target) not in _ELEMENTWISE:
                 return ()
@@ -273,6 +416,8 @@ class Recorder(TorchFunctionMode):
 
     def _yield(self, node: fx.Node, out: Any, written: list[T]) -> Any:
         self._note(node)
+        if any(isinstance(a, (Sized, SizedFloat)) for a in _numbers((node.args, node.kwargs))):
+            node.meta["sized"] = True
         if written:
             node.meta["mutates"] = tuple(self._known(written))
         self.bind(out, node)
@@ -292,7 +437,7 @@ class Recorder(TorchFunctionMode):
 
     def function(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call that torch does not announce (an autograd.Function), recorded as one node."""
-        out, read, written = self._watched(target, args, kwargs)
+        out, read, written = self._watched(target, plain(tuple(args)), plain(dict(kwargs)))
         with self._silence():
             out = _fresh(out, read, written)
             return self._yield(
@@ -304,15 +449,19 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module))
         if self._silent or path is None:
             return original(module, *args, **kwargs)
-        if path and (path in self._leaves or _is_layer(module)):
+        if path and (path in self._leaves or (is_leaf(module) and not hooks_for_all())):
             try:
-                out, read, written = self._watched(lambda *a, **k: original(module, *a, **k), args, kwargs)
+                inside = partial(original, module)
+                out, read, written = self._watched(inside, plain(tuple(args)), plain(dict(kwargs)))
             except DATA_ERRORS as error:
                 raise self._unrecordable(f"it needs values ({type(error).__name__})", data=True, path=path) from error
             with self._silence():
                 out = _fresh(out, read, written)
                 given = self.argument(tuple(args)), self.argument(dict(kwargs))
-                return self._yield(self.graph.call_module(path, *given), out, written)
+                node = self.graph.call_module(path, *given)
+                node.meta["layer"] = type(module).__name__
+                node.meta["opaque"] = path in self._leaves
+                return self._yield(node, out, written)
         frame = Frame(path, type(module).__name__)
         self._scope.append(frame)
         try:
@@ -342,11 +491,16 @@ class Recorder(TorchFunctionMode):
         """`no_grad` and `enable_grad`: a node on the way in, and one that restores what it found on the way out."""
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(enabled)
-        if self._grad_modes and self._grad_modes[-1][0] == enabled:
-            _, entered = self._grad_modes.pop()
+        how, owner = _context_manager(sys._getframe(2))
+        if self._grad_modes and (how == "__exit__" or (how != "__enter__" and self._switches_back(enabled, before))):
+            entered = self._grad_modes.pop()[1]
             self._region(set_grad_enabled, (entered,), entered)
-        elif enabled != before:
-            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,))))
+        elif not (how == "__enter__" and self._grad_modes and self._grad_modes[-1][2] is owner):
+            # one that changes nothing is recorded too: a later call may be made in the other mode
+            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,)), owner))
+
+    def _switches_back(self, enabled: bool, before: bool) -> bool:
+        return self._grad_modes[-1][0] == enabled != before
 
     def enter_autocast(self, *settings: Any) -> fx.Node:
         """The beginning of an autocast region."""
@@ -375,22 +529,25 @@ class Recorder(TorchFunctionMode):
 
     def output(self, out: Any) -> None:
         """End the graph; dataclasses and transformers' `ModelOutput` are built again by a node of their class."""
-        self.graph.output(self._result(out))
+        self._numbered(self.graph.output(self._result(out)))
 
     def _result(self, out: Any) -> Any:
         if is_dataclass(out) and not isinstance(out, type):
             given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
-            return self.graph.call_function(type(out), (), {k: self._result(v) for k, v in given.items()})
-        if isinstance(out, tuple) and hasattr(out, "_fields"):
-            return self.graph.call_function(type(out), tuple(self._result(v) for v in out))
+            return self._built(type(out), (), {k: self._result(v) for k, v in given.items()})
+        if is_named_tuple(out):
+            return self._named_tuple(out, self._result)
         if isinstance(out, (list, tuple)):
             members = [self._result(v) for v in out]
             return members if isinstance(out, list) else tuple(members)
         if isinstance(out, dict):
             return {k: self._result(v) for k, v in out.items()}
         if out not in self._nodes and parts(out):  # an object made in forward, such as a cache of keys and values
-            return self.graph.call_function(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
+            return self._built(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
         return self.argument(out)
+
+    def _built(self, build: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        return self._numbered(self.graph.call_function(build, args, kwargs))
 
 
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
@@ -405,8 +562,28 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 _REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
 
 
-def _is_layer(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
+def _holds_numbers(seen: Seen) -> bool:
+    return not seen.dtype.is_floating_point or math.prod(seen.shape) == 1
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _numbers(v)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _numbers([value.start, value.stop, value.step])
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def _context_manager(frame: types.FrameType) -> tuple[str, Any]:
+    """The method of `no_grad` or the like that switches gradients, and its object; some do by making another."""
+    outer = frame.f_back
+    if outer is not None and outer.f_code.co_filename == frame.f_code.co_filename:
+        frame = outer
+    return frame.f_code.co_name, frame.f_locals.get("self")
 
 
 def _fresh(out: Any, read: list[T], written: list[T]) -> Any:
@@ -435,14 +612,3 @@ def _has_size_of_data(func: Any, args: Any) -> bool:
 
 def _version(t: T) -> int:
     return 0 if t.is_inference() else t._version
-
-
-def _source_line() -> str:
-    """The innermost line of the model's own code."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_HERE):
-            return f"{name.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "?"

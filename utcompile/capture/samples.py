@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import count, product
 
 import torch
 
@@ -43,16 +43,43 @@ class Sample:
         return ", ".join([*parts, *(["training"] if self.training else [])]) or "the example"
 
 
-def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
+def plan_samples(
+    symbols: Sequence[Symbol], *, follow: bool, example: Mapping[Symbol, int], near: int = 0
+) -> list[Sample]:
     """The first sample has the examples' sizes (batch 2); then every corner of two sizes each, and one check.
 
     Two sizes would be too few: `B**2` is affine at 2 and 3.
+
+    Args:
+        follow: also in train mode.
+        example: the example's sizes.
+        near: 1 or -1 where a model runs otherwise at sizes far from the example's: the sizes next to them, upwards or
+            downwards.
     """
-    sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
+    if near:
+        sizes = [(example[s], example[s] + near, example[s] + 2 * near) for s in symbols]
+    else:
+        sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
     corners = [dict(zip(symbols, corner, strict=True)) for corner in product(*(s[:2] for s in sizes))]
     check = {symbol: s[2] for symbol, s in zip(symbols, sizes, strict=True)}
     samples = [Sample(c) for c in [*corners, *([check] if symbols else [])]]
     return [*samples, *([replace(samples[0], training=True)] if follow else [])]
+
+
+def unrecorded(symbols: Sequence[Symbol], example: Mapping[Symbol, int]) -> Sample | None:
+    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies.
+
+    Args:
+        symbols: what varies.
+        example: the sizes of the example inputs, which are compared anyway.
+    """
+    recorded = plan_samples(symbols, follow=False, example=example)
+    sizes: dict[Symbol, int] = {}
+    for symbol in symbols:
+        known = {s.sizes[symbol] for s in recorded} | {example[symbol]}
+        first = 1 if symbol == BATCH else max(1, symbol.example - 2 * symbol.step)
+        sizes[symbol] = next(n for n in count(first, symbol.step) if n not in known)
+    return Sample(sizes) if symbols else None
 
 
 def _neighbours(symbol: Symbol) -> tuple[int, int, int]:
@@ -64,15 +91,26 @@ def _neighbours(symbol: Symbol) -> tuple[int, int, int]:
     return size, size + far, size + 2 * far + step
 
 
-def with_other_dtype_and_device(samples: list[Sample], dtype: torch.dtype | None, device: bool) -> list[Sample]:
-    """The last sizes are recorded in another dtype, and on a device that this machine need not have.
+def other_device(home: torch.device) -> torch.device:
+    """A device of another type than the model's, which this machine need not have: its fakes weigh nothing.
+
+    >>> other_device(torch.device("cpu")), other_device(torch.device("cuda", 0))
+    (device(type='cuda', index=0), device(type='cpu'))
+    """
+    return torch.device("cpu") if home.type == "cuda" else torch.device("cuda", 0)
+
+
+def with_other_dtype_and_device(
+    samples: list[Sample], dtype: torch.dtype | None, device: torch.device | None
+) -> list[Sample]:
+    """The last sizes are recorded in another dtype and on another device.
 
     Args:
         dtype: the other dtype; None keeps the model's.
-        device: whether to record on another device too.
+        device: the other device; None keeps the model's.
     """
     at = max(i for i, s in enumerate(samples) if not s.training)
-    other = replace(samples[at], dtype=dtype, device=torch.device("cuda", 0) if device else None)
+    other = replace(samples[at], dtype=dtype, device=device)
     # where only one size is recorded, the other dtype is a second recording
     return [*samples[:at], *([samples[at]] if at == 0 else []), other, *samples[at + 1 :]]
 

@@ -1,31 +1,32 @@
 """Several recordings become one graph in which what varies is computed.
 
 The recordings must be isomorphic. A value that differs between them is one of these, or an error that names it:
-1. an integer that is one polynomial of the varying sizes through all samples (two sizes would be too few: `B**2` is
-   affine at 2 and 3), or else the size of a tensor that the graph has, or a product of two;
+1. a number that every recording computed in the same way from sizes that Python read (`SizeNodes`);
 2. a dtype, a device or a limit of a dtype (`torch.finfo(x.dtype).min`), that some tensor of the graph has too;
-3. a float that is a constant times a power of a size: `L ** -0.5`;
-4. what the model chose by its mode.
+3. what the model chose by its mode.
+What Python decided on the way is checked in every call (`insert_guards`).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from utcompile.capture.conditions import Answers, Conditions, insert_guards
 from utcompile.capture.derived import by_mode, finfo
-from utcompile.capture.recorder import Recorder, Seen
+from utcompile.capture.flags import insert_flag_checks
+from utcompile.capture.guards import Guard
+from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
 from utcompile.capture.samples import Sample
+from utcompile.capture.size_nodes import SizeNodes
 from utcompile.errors import UtcError
-from utcompile.graph import Fitter, Size, Symbol, Value, describe
+from utcompile.graph import Symbol, describe
 
 _LIMITS = ("min", "max", "eps", "tiny", "smallest_normal", "resolution")
-_POWERS = (-0.5, 0.5, -1.0, 1.0)
 
 
 class Differs(Exception):
@@ -37,21 +38,53 @@ class Differs(Exception):
 
 
 def unify(
-    recordings: Sequence[Recorder], samples: Sequence[Sample], sources: dict[Symbol, tuple[int, int]]
-) -> fx.Graph:
-    """Make the first recording's graph the one graph.
+    recordings: Sequence[Recorder],
+    samples: Sequence[Sample],
+    sources: dict[Symbol, tuple[int, int]],
+    example: Mapping[Symbol, int],
+    probe: Callable[[Mapping[Symbol, int]], Recorder | None],
+) -> tuple[fx.Graph, tuple[Guard, ...]]:
+    """Make the first recording's graph the one graph; returns it with what must hold in every call.
 
     Args:
-        recordings: one a sample.
+        recordings: one per sample.
         samples: what they were recorded at.
         sources: where each symbol is read: number of the input tensor, and dimension.
+        example: the sizes of the example inputs.
+        probe: makes one more recording, at sizes that the guards would refuse.
 
     Raises:
-        Differs: they are no one graph.
+        Differs: they are no one graph, or it does not hold at the example's sizes.
     """
     graphs = [r.graph for r in recordings]
     rows = list(zip(*(list(g.nodes) for g in graphs), strict=True))
-    return _Merger(recordings[0], samples, sources).merge(rows)
+    if any(len({n.meta.get("serial") for n in row}) > 1 for row in rows):
+        raise Differs(_error("the model reads sizes in another order in other calls", rows[0][0], ""))
+    sizes = SizeNodes(recordings, samples, sources)
+    graph = _Merger(sizes, samples).merge(rows)
+    conditions = Conditions(sizes)
+    ways = _probed(conditions, samples[0].sizes, probe)
+    refused = conditions.refused(ways, example)
+    if refused is not None:
+        raise Differs(refused)
+    return graph, (*insert_guards(conditions, ways), *insert_flag_checks(sizes))
+
+
+def _probed(
+    conditions: Conditions, sizes: Mapping[Symbol, int], probe: Callable[[Mapping[Symbol, int]], Recorder | None]
+) -> list[Answers]:
+    """The ways to run a graph, with those that recordings at a size of 1 add where it would be refused."""
+    ways = conditions.ways()
+    ones = [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else [])
+    for symbols in ones:
+        alone = {**sizes, **dict.fromkeys(symbols, 1)}
+        if conditions.refused(ways, alone) is None:
+            continue
+        recording = probe(alone)
+        varying = [s for s in sizes if s not in symbols]
+        way = None if recording is None else conditions.way_of(recording, alone, varying)
+        ways = ways if way is None else conditions.ways(way)
+    return ways
 
 
 def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> None:
@@ -85,19 +118,10 @@ def _error(what: str, node: fx.Node, why: str) -> UtcError:
 class _Merger:
     """Turns differences into nodes that compute them."""
 
-    def __init__(self, recording: Recorder, samples: Sequence[Sample], sources: dict[Symbol, tuple[int, int]]) -> None:
-        self.graph, self.samples = recording.graph, samples
-        self.fit = Fitter(list(sources), [s.sizes for s in samples])
-        self.inputs = {s: (recording.inputs[i], dim) for s, (i, dim) in sources.items()}
-        self.after = max(
-            (n for n in self.graph.nodes if n.op == "placeholder" or n in recording.inputs), key=_order(self.graph)
-        )
+    def __init__(self, sizes: SizeNodes, samples: Sequence[Sample]) -> None:
+        self.sizes, self.graph, self.samples = sizes, sizes.graph, samples
         self.known: dict[Any, fx.Node] = {}
-        self.types: dict[tuple[Any, ...], fx.Node] = {}  # dtypes or devices, one a sample -> a node that has them
-        self.dims: dict[tuple[int, ...], tuple[fx.Node, int]] = {}  # sizes that no polynomial gives
-        self.free: dict[tuple[int, ...], Size] = {}
-        self.data: list[tuple[int, ...]] = []  # sizes that depend on values
-        self.storages: dict[int, int] = {}
+        self.types: dict[tuple[Any, ...], fx.Node] = {}  # dtypes or devices, one per sample -> a node that has them
 
     def merge(self, rows: list[tuple[fx.Node, ...]]) -> fx.Graph:
         """Merge the rows, in graph order."""
@@ -113,18 +137,7 @@ class _Merger:
     def _describe(self, node: fx.Node, seen: list[Any]) -> None:
         if len({len(s.shape) for s in seen}) > 1:
             raise Differs(_error("a tensor has another rank in another call", node, ""))
-        dims: list[int | Size] = []
-        for i, sizes in enumerate(zip(*(s.shape for s in seen), strict=True)):
-            found = self.fit(sizes)
-            if found is None or (isinstance(found, Size) and node.meta.get("size_of_data")):
-                found = self.free.setdefault(sizes, _free(f"s{len(self.free)}", sizes[0]))
-                if node.meta.get("size_of_data"):
-                    self.data.append(sizes)
-            if isinstance(found, Size) and not (found.is_whole and sizes not in self.free):
-                self.dims.setdefault(sizes, (node, i))
-            dims.append(found)
-        number = self.storages.setdefault(seen[0].storage, len(self.storages))
-        node.meta["value"] = Value(tuple(dims), seen[0].dtype, seen[0].device, number)
+        self.sizes.describe(node, seen)
         for key in (tuple(s.dtype for s in seen), tuple(s.device for s in seen)):
             self.types.setdefault(key, node)
 
@@ -134,6 +147,13 @@ class _Merger:
         first = values[0]
         if isinstance(first, fx.Node):
             return first
+        if any(isinstance(v, (Sized, SizedFloat)) for v in values):
+            found = self.sizes.number(values, row[0])
+            if found is None:
+                found = self._mode([_plain(v) for v in values], row[0])
+            if found is None:
+                raise self._differ(values, row)
+            return found
         if isinstance(first, (tuple, list)) and all(type(v) is type(first) for v in values):
             if len({len(v) for v in values}) > 1:
                 raise self._differ(values, row)
@@ -145,7 +165,7 @@ class _Merger:
             return slice(*(self._value([getattr(v, f) for v in values], row) for f in ("start", "stop", "step")))
         if all(type(v) is type(first) and (v is first or _same(v, first)) for v in values[1:]):
             return first
-        for derive in (self._size, self._type, self._limit, self._power, self._mode):
+        for derive in (self._type, self._limit, self._mode):
             found = derive(values, row[0])
             if found is not None:
                 return found
@@ -156,104 +176,6 @@ class _Merger:
         return Differs(
             _error("an argument differs between calls and no size, dtype or mode explains it", row[0], shown)
         )
-
-    def _size(self, values: list[Any], node: fx.Node) -> Any:
-        if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-            return None
-        key = tuple(values)
-        found = self._of_data(key)
-        if found is not None:
-            return found
-        line = self.fit(key)
-        if isinstance(line, Size) and line.is_whole:
-            return self._polynomial(line)
-        if key in self.dims:
-            return self._dimension(key)
-        for first, second in ((a, b) for a in self.dims for b in self.dims):
-            ratios = {v / (a * b) if a * b else None for v, a, b in zip(key, first, second, strict=True)}
-            ratio = next(iter(ratios))
-            if len(ratios) == 1 and ratio is not None and ratio == int(ratio):
-                return self._node(
-                    key,
-                    operator.mul,
-                    self._dimension(first),
-                    self._dimension(second),
-                    after=node.prev,
-                    times=int(ratio),
-                )
-        return None
-
-    def _of_data(self, key: tuple[int, ...]) -> fx.Node | None:
-        """`r·n + c` of a size n that depends on values, which may look like a polynomial of the batch by chance."""
-        for sizes in self.data:
-            steps = {
-                (v - key[0], n - sizes[0]) for v, n in zip(key, sizes, strict=True) if n != sizes[0] or v != key[0]
-            }
-            ratios = {v / n if n else None for v, n in steps}
-            ratio = next(iter(ratios), None)
-            if len(ratios) == 1 and ratio is not None and ratio >= 1 and ratio == int(ratio):
-                node, rest = self._dimension(sizes), key[0] - int(ratio) * sizes[0]
-                node = self._step_of(("data", sizes, ratio), operator.mul, node, int(ratio), 1)
-                return self._step_of(("data", sizes, ratio, rest), operator.add, node, rest, 0)
-        return None
-
-    def _step_of(self, key: Any, function: Callable[..., Any], node: fx.Node, value: int, neutral: int) -> fx.Node:
-        return node if value == neutral else self._scalar(key, function, node, value)
-
-    def _node(self, key: Any, function: Callable[..., Any], *args: Any, after: fx.Node, times: int = 1) -> fx.Node:
-        with self.graph.inserting_after(after):
-            made = self.graph.call_function(function, args)
-        if times != 1:
-            with self.graph.inserting_after(made):
-                made = self.graph.call_function(operator.mul, (made, times))
-        made.meta["size"] = _free("size", key[0])
-        return made
-
-    def _dimension(self, key: tuple[int, ...]) -> fx.Node:
-        if ("dim", key) not in self.known:
-            node, dim = self.dims[key]
-            with self.graph.inserting_after(node):
-                made = self.known["dim", key] = self.graph.call_method("size", (node, dim))
-            found = self.fit(key)
-            made.meta["size"] = found if isinstance(found, Size) else self.free[key]
-        return self.known["dim", key]
-
-    def _polynomial(self, size: Size) -> fx.Node:
-        """Nodes for a polynomial in the symbols, each made once, right after the inputs."""
-        total: fx.Node | int | None = None
-        built: tuple[Any, ...] = ()
-        for symbols, factor in size.terms:
-            part: fx.Node | int | None = None
-            for i, symbol in enumerate(symbols):
-                source = self._symbol(symbol)
-                part = source if part is None else self._step(symbols[: i + 1], 1, operator.mul, part, source)
-            if part is None:
-                part = int(factor)
-            elif factor != 1:
-                part = self._step(symbols, int(factor), operator.mul, part, int(factor))
-            built = (*built, (symbols, factor))
-            total = part if total is None else self._sum(built, total, part)
-        assert isinstance(total, fx.Node)
-        return total
-
-    def _sum(self, terms: tuple[Any, ...], left: Any, right: Any) -> fx.Node:
-        return self._early(("sum", terms), lambda: self.graph.call_function(operator.add, (left, right)), Size(terms))
-
-    def _step(self, symbols: tuple[Symbol, ...], factor: int, function: Any, left: Any, right: Any) -> fx.Node:
-        size = Size(((symbols, Fraction(factor)),))
-        return self._early(("term", symbols, factor), lambda: self.graph.call_function(function, (left, right)), size)
-
-    def _symbol(self, symbol: Symbol) -> fx.Node:
-        node, dim = self.inputs[symbol]
-        size = Size((((symbol,), Fraction(1)),))
-        return self._early(("symbol", symbol), lambda: self.graph.call_method("size", (node, dim)), size)
-
-    def _early(self, key: Any, build: Callable[[], fx.Node], size: Size) -> fx.Node:
-        if key not in self.known:
-            with self.graph.inserting_after(self.after):
-                self.known[key] = self.after = build()
-            self.after.meta["size"] = size
-        return self.known[key]
 
     def _type(self, values: list[Any], node: fx.Node) -> fx.Node | None:
         """A dtype or device that a tensor has; the type of a device by name."""
@@ -302,20 +224,6 @@ class _Merger:
     def _times(self, key: Any, source: fx.Node, factor: float) -> fx.Node:
         return source if factor == 1 else self._scalar(key, operator.mul, source, factor)
 
-    def _power(self, values: list[Any], node: fx.Node) -> fx.Node | None:
-        """A constant times a power of a size, where that is exact."""
-        if not all(isinstance(v, float) for v in values):
-            return None
-        for symbol in self.inputs:
-            sizes = [s.sizes[symbol] for s in self.samples]
-            for power in _POWERS:
-                factor = values[0] / sizes[0] ** power
-                if all(factor * n**power == v for n, v in zip(sizes, values, strict=True)):
-                    raised = self._scalar(("power", symbol, power), operator.pow, self._symbol(symbol), power)
-                    self.after = max(self.after, raised, key=_order(self.graph))
-                    return self._times(("power", symbol, power, factor), raised, factor)
-        return None
-
     def _mode(self, values: list[Any], node: fx.Node) -> fx.Node | None:
         """What is one value in training and one in eval."""
         chosen = {s.training: v for s, v in zip(self.samples, values, strict=True)}
@@ -326,20 +234,18 @@ class _Merger:
             return None
         if not all(isinstance(v, (bool, int, float, str, type(None))) for v in chosen.values()):
             return None
-        if "training" not in self.known:
-            with self.graph.inserting_after(self.after):
-                self.known["training"] = self.after = self.graph.get_attr("training")
-            self.after.meta.update(state=False, derived=True)
+        training = self.sizes.early("training", lambda: self.graph.get_attr("training"))
+        training.meta.update(state=False, derived=True)
         if chosen[True] is True and chosen[False] is False:
-            return self.known["training"]
-        key = ("mode", repr(chosen[True]), repr(chosen[False]))
-        if key not in self.known:
-            with self.graph.inserting_after(self.after):
-                self.known[key] = self.after = self.graph.call_function(
-                    by_mode, (self.known["training"], chosen[True], chosen[False])
-                )
-            self.after.meta["derived"] = True
-        return self.known[key]
+            return training
+        choice = (training, chosen[True], chosen[False])
+        made = self.sizes.early(("mode", repr(choice)), lambda: self.graph.call_function(by_mode, choice))
+        made.meta["derived"] = True
+        return made
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, Sized) else float(value) if isinstance(value, SizedFloat) else value
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -347,12 +253,3 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a == b) or (isinstance(a, float) and a != a and b != b)
     except (RuntimeError, ValueError):
         return False
-
-
-def _order(graph: fx.Graph) -> Callable[[fx.Node], int]:
-    place = {n: i for i, n in enumerate(graph.nodes)}
-    return lambda n: place[n]
-
-
-def _free(name: str, example: int) -> Size:
-    return Size((((Symbol(name, example),), Fraction(1)),))

@@ -1,25 +1,38 @@
-"""Proof that a captured graph computes what the model computes."""
+"""Proof that a captured graph computes what the model computes.
+
+The model is the user's own, called as the user calls it. Whatever a run writes, into inputs, buffers, attributes or
+random numbers, is put back after it, and is compared too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from utcompile.capture.bounds import equal, why_not
 from utcompile.capture.inputs import Inputs
+from utcompile.capture.layouts import comparable
+from utcompile.capture.mode import in_mode, trainable_as
 from utcompile.capture.nested import map_tensors, tensors
-from utcompile.capture.samples import plan_samples
+from utcompile.capture.patches import WithoutFastPath
+from utcompile.capture.samples import plan_samples, unrecorded
+from utcompile.capture.state import Snapshot
+from utcompile.capture.untouched import random_numbers_kept, seed, values_kept
+from utcompile.capture.watch import Watch, lasting_error
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 
 T = torch.Tensor
 _EXAMPLE = "at the example inputs"
+_FAST = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
 
-def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: str) -> str:
+def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: str, watch: Watch) -> str:
     """Compare as `verify` asks; returns what was compared, for the report.
 
     Raises:
@@ -32,102 +45,227 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
             "the model has parameters on the meta device, so there are no values to verify",
             fix='pass verify="shapes", or load the weights first: model.to_empty(device="cpu") and load_state_dict',
         )
-    compare(model, captured, inputs.arguments, _EXAMPLE)
-    if verify != "full":
-        return "values at the example inputs"
-    for i, sample in enumerate(plan_samples(inputs.symbols, follow=False)[:: max(1, len(inputs.symbols))]):
-        compare(model, captured, inputs.at(sample.sizes), f"at {sample}", gradients=i == 0)
+    with in_mode(model, training=False) as own:
+        both = _Both(own, captured, inputs, watch)
+        both.compare([inputs.arguments], _EXAMPLE)
+        other = unrecorded(inputs.symbols, inputs.example)
+        if other is not None:
+            both.compare([inputs.at(other.sizes)], f"at {other}, a size that was not recorded")
+        if watch.assigned:
+            both.compare_calls([inputs.arguments, inputs.at(other.sizes) if other else inputs.arguments])
+        if verify != "full":
+            return "values at the example inputs" + (f" and at {other}" if other else "")
+        samples = plan_samples(inputs.symbols, follow=False, example=inputs.example)
+        for i, sample in enumerate(samples[:: max(1, len(inputs.symbols))]):
+            both.compare([inputs.at(sample.sizes)], f"at {sample}", gradients=i == 0)
     if captured.follows_mode:
-        compare(model.train(), captured.train(), inputs.arguments, "in training", gradients=True)
-        model.eval()
+        with in_mode(model, training=True) as own:
+            _Both(own, captured.train(), inputs, watch).compare([inputs.arguments], "in training", gradients=True)
         captured.eval()
     return "values and gradients at several sizes" + (", in both modes" if captured.follows_mode else "")
 
 
-def compare(
-    model: nn.Module, captured: nn.Module, arguments: dict[str, Any], what: str, *, gradients: bool = False
-) -> None:
-    """Run both on the same inputs, under one seed, and compare bit for bit (on a CPU; elsewhere within rounding).
+@dataclass
+class _Outcome:
+    """What calls of a module yielded.
 
-    At sizes of our own making a model may refuse the values; there is nothing to compare then.
+    Attributes:
+        outputs: the tensors of all calls' outputs.
+        gradients: of floating-point inputs for the sum of outputs; None where they cannot be computed.
+        written: parameters and buffers that the calls changed, with their new values.
+    """
+
+    outputs: list[T]
+    gradients: list[T] | None = field(default_factory=list)
+    written: dict[str, T] = field(default_factory=dict)
+
+
+class _Both:
+    """A model and its capture, which run on the same inputs under one seed."""
+
+    def __init__(self, model: nn.Module, captured: nn.Module, inputs: Inputs, watch: Watch) -> None:
+        self.model, self.captured, self.inputs, self.watch = model, captured, inputs, watch
+        self._fast = any(isinstance(m, _FAST) for m in model.modules())
+
+    def compare(self, calls: Sequence[dict[str, Any]], what: str, *, gradients: bool = False) -> None:
+        """Compare outputs, gradients and what was written: bit for bit on a CPU, elsewhere within rounding.
+
+        At sizes of our own making a model may refuse the values, and a guard of the capture too; there is nothing to
+        compare then.
+
+        Raises:
+            UtcError: one differs; it names which, and by how much.
+        """
+        try:
+            expected = self._run(self.model, calls, gradients)
+        except Exception as error:  # whatever a model raises of values that it does not take
+            if what != _EXAMPLE:
+                return  # nothing to compare: the sizes are made up
+            raise UtcError(
+                "the model fails on the example inputs",
+                why=f"{type(error).__name__}: {error}",
+                fix="give example inputs on which it runs: its values count too",
+            ) from error
+        try:
+            found = self._run(self.captured, calls, gradients)
+        except UtcError:
+            if what == _EXAMPLE:
+                raise
+            return  # the capture refuses such a call by name
+        except Exception as error:
+            where = f"{what}: the model runs there"
+            raise UtcError("the capture fails", where=where, why=f"{type(error).__name__}: {error}") from error
+        difference = _difference(expected, found)
+        if difference is not None:
+            raise self._error(difference, what, expected, calls, gradients)
+
+    def compare_calls(self, calls: list[dict[str, Any]]) -> None:
+        """A series of calls, each in the state that the one before it left.
+
+        Raises:
+            UtcError: a later call differs; it names the state.
+        """
+        try:
+            self.compare([*calls, calls[0]], "in the third call, where state is kept between calls")
+        except UtcError as error:
+            names = list(self.watch.assigned)
+            raise lasting_error(
+                self.watch.model, names, f"a later call of the model differs: {error.brief()}"
+            ) from error
+
+    def _error(
+        self, difference: _Difference, what: str, expected: _Outcome, calls: Sequence[dict[str, Any]], gradients: bool
+    ) -> UtcError:
+        again = _difference(expected, self._run(self.model, calls, gradients))
+        if again is not None:
+            return UtcError(
+                f"{difference}, and the model differs from itself: {again.short()}",
+                where=what,
+                why=why_not(difference.expected, "the model is not deterministic: two runs with one seed differ"),
+                fix='make it deterministic; or, if that is intended, capture with verify="shapes"',
+            )
+        drawn = f"; its forward draws {', '.join(self.watch.drawn)}" if self.watch.drawn else ""
+        return UtcError(
+            str(difference),
+            where=what,
+            why=why_not(
+                difference.expected,
+                "the model is deterministic, so the capture is wrong here: its forward does something else where it is "
+                f"traced, or reads what recording cannot see{drawn}",
+            ),
+            fix="move the code that chooses into a submodule with few parameters and let it compute from its inputs "
+            "alone; or give the model what it makes itself when it is traced, such as an attention mask, as an input",
+        )
+
+    def _run(self, module: nn.Module, calls: Sequence[dict[str, Any]], gradients: bool) -> _Outcome:
+        """Call a module under seed 0 and put everything back."""
+        own = Snapshot.of_model(module) if module is self.model else None
+        state = dict(_state_of(module))
+        flags = nullcontext() if own is not None else trainable_as(module, self.model)
+        try:
+            with flags, random_numbers_kept(module) as gpus, values_kept(module) as memory:
+                before = {name: t.clone() for name, t in state.items() if not isinstance(t, nn.Parameter)}
+                seed(gpus)
+                outcome = _Outcome([])
+                for arguments in calls:
+                    self._call(module, arguments, gradients, outcome)
+                # what lives in memory that is put back must be copied first
+                outcome.outputs = [o.clone() if memory.shares(o) else o for o in outcome.outputs]
+                outcome.written = _written(dict(_state_of(module)), before, memory.is_written)
+                return outcome
+        finally:
+            if own is not None:
+                own.put_back()
+            self.watch.around.put_back()
+
+    def _call(self, module: nn.Module, arguments: dict[str, Any], gradients: bool, outcome: _Outcome) -> None:
+        def leaf(t: T) -> T:
+            made = t.detach().clone()
+            return made.requires_grad_() if t.is_floating_point() and gradients else made
+
+        given = map_tensors(leaf, arguments)
+        args, kwargs = self.inputs.as_given(given) if module is self.model else ([], given)
+        with torch.set_grad_enabled(gradients), WithoutFastPath() if self._fast else nullcontext():
+            outputs = tensors(module(*args, **kwargs))
+        outcome.outputs += [o.detach() for o in outputs]
+        asked = [t for t in tensors(given) if t.requires_grad]
+        total = [o.float().sum() for o in outputs if o.requires_grad]
+        if not gradients or not asked or not total:
+            return
+        try:
+            grads = torch.autograd.grad(sum(total), asked, allow_unused=True)  # type: ignore[arg-type]
+        except RuntimeError:  # writes in place can make a model that runs, and has no gradient
+            outcome.gradients = None
+        else:
+            outcome.gradients = [torch.zeros(()) if g is None else g for g in grads]
+
+
+def _state_of(module: nn.Module) -> Iterator[tuple[str, T]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _written(state: dict[str, T], before: dict[str, T], is_written: Callable[[T], bool]) -> dict[str, T]:
+    return {
+        name: t.detach().clone()
+        for name, t in state.items()
+        if (name in before and not equal(t, before[name])) or (name not in before and is_written(t))
+    }
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Where two outcomes differ first.
+
+    Attributes:
+        name: which output, gradient or buffer.
+        expected: the model's.
+        found: the capture's; None where it has none.
+    """
+
+    name: str
+    expected: T
+    found: T
+
+    def short(self) -> str:
+        """By how much, or in what else."""
+        a, b = self.expected, self.found
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
+        a, b = comparable(a), comparable(b)
+        return f"by {(a.double() - b.double()).abs().max().item():.3g}" if not a.is_complex() else "in values"
+
+    def __str__(self) -> str:
+        a, b = self.expected, self.found
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{self.name} of the capture is {b.dtype} {list(b.shape)}, the model's {a.dtype} {list(a.shape)}"
+        return f"{self.name} of the capture differs from the model's {self.short()}"
+
+
+def _difference(expected: _Outcome, found: _Outcome) -> _Difference | None:
+    """The first difference.
 
     Raises:
-        UtcError: an output, or the gradient of an input, differs; it names which, and by how much.
+        UtcError: there is nothing to compare with.
     """
-    try:
-        expected, expected_grads = _run(model, arguments, gradients)
-    except Exception as error:  # whatever a model raises of values that it does not take
-        if what != _EXAMPLE:
-            return  # nothing to compare: the sizes are made up
-        raise UtcError(
-            "the model fails on the example inputs",
-            why=f"{type(error).__name__}: {error}",
-            fix="give example inputs on which it runs: its values count too",
-        ) from error
-    found, found_grads = _run(captured, arguments, gradients)
-    if len(expected) != len(found):
-        raise UtcError(f"the capture yields {len(found)} tensors, the model {len(expected)}", where=what)
-    pairs = [(f"output {i}", a, b) for i, (a, b) in enumerate(zip(expected, found, strict=True))]
-    if expected_grads is not None:
-        if found_grads is None:
-            raise UtcError("the model can be differentiated, and the capture cannot", where=what)
-        both = zip(expected_grads, found_grads, strict=True)
-        pairs += [(f"the gradient of input {i}", *pair) for i, pair in enumerate(both)]
+    if len(expected.outputs) != len(found.outputs):
+        raise UtcError(f"the capture yields {len(found.outputs)} tensors, the model {len(expected.outputs)}")
+    pairs = [(f"output {i}", a, b) for i, (a, b) in enumerate(zip(expected.outputs, found.outputs, strict=True))]
     for name, a, b in pairs:
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise UtcError(
-                f"{name} of the capture is {b.dtype} {list(b.shape)}, the model's {a.dtype} {list(a.shape)}",
-                where=what,
-            )
-        if not (_close(a, b) if name.startswith("the gradient") else _equal(a, b)):
-            largest = (a - b).abs().max().item() if a.is_floating_point() else float("nan")
-            raise UtcError(
-                f"{name} of the capture differs from the model's by {largest:.3g}",
-                where=what,
-                why="the model is not deterministic in eval mode, or reads state that changes between calls",
-                fix='capture with verify="shapes" if that is intended',
-            )
+        if not equal(a, b):
+            return _Difference(name, a, b)
+    if expected.gradients is not None:
+        if found.gradients is None:
+            raise UtcError("the model can be differentiated, and the capture cannot")
+        for i, (a, b) in enumerate(zip(expected.gradients, found.gradients, strict=True)):
+            if not equal(a, b, gradient=True):
+                return _Difference(f"the gradient of input {i}", a, b)
+    for name in {**expected.written, **found.written}:
+        mine, theirs = _or_empty(expected.written.get(name)), _or_empty(found.written.get(name))
+        if not equal(mine, theirs):
+            return _Difference(f"what a call leaves in {name}", mine, theirs)
+    return None
 
 
-def _close(a: T, b: T) -> bool:
-    """Gradients add up in an order that autograd chooses: equal within rounding, of the largest."""
-    scale = a.abs().max().item() if a.numel() else 0.0
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
-
-
-def _equal(a: T, b: T) -> bool:
-    if a.device.type != "cpu":
-        return torch.allclose(a, b, equal_nan=True)
-    return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()))
-
-
-def _run(model: nn.Module, arguments: dict[str, Any], gradients: bool) -> tuple[list[T], list[T] | None]:
-    """The outputs under seed 0, and the gradients of floating-point inputs for the sum of outputs, if any."""
-
-    def leaf(t: T) -> T:
-        return t.detach().clone().requires_grad_() if t.is_floating_point() and gradients else t
-
-    given = map_tensors(leaf, arguments)
-    with torch.random.fork_rng(), torch.set_grad_enabled(gradients), _without_fast_path():
-        torch.manual_seed(0)
-        outputs = tensors(model(**given))
-    asked = [t for t in tensors(given) if t.requires_grad]
-    total = [o.float().sum() for o in outputs if o.requires_grad]
-    if not gradients or not asked or not total:
-        return [o.detach() for o in outputs], []
-    try:
-        grads = torch.autograd.grad(sum(total), asked, allow_unused=True)  # type: ignore[arg-type]
-    except RuntimeError:  # writes in place can make a model that runs, and has no gradient
-        return [o.detach() for o in outputs], None
-    return [o.detach() for o in outputs], [torch.zeros(()) if g is None else g for g in grads]
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """`nn.TransformerEncoderLayer` in eval has a fast path that skips its submodules; it differs by rounding."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+def _or_empty(tensor: T | None) -> T:
+    return torch.empty(0) if tensor is None else tensor

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_LOCK = threading.Lock()
+_inside = 0  # threads and levels that hold it still
+_was_enabled = False
 
 
 @contextmanager
@@ -20,10 +25,16 @@ def collector_paused() -> Iterator[None]:
         >>> gc.isenabled()
         True
     """
-    was = gc.isenabled()
-    gc.disable()
+    global _inside, _was_enabled
+    with _LOCK:
+        if not _inside:
+            _was_enabled = gc.isenabled()
+        _inside += 1
+        gc.disable()
     try:
         yield
     finally:
-        if was:
-            gc.enable()
+        with _LOCK:
+            _inside -= 1
+            if not _inside and _was_enabled:
+                gc.enable()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from math import prod
+from typing import Any
 
 import torch
 
@@ -59,6 +60,27 @@ class Size:
     def is_whole(self) -> bool:
         """Whether every factor is an integer, so that it can be computed with integers at any size."""
         return all(factor.denominator == 1 for _, factor in self.terms)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A number that is computed from sizes otherwise than by a polynomial: `B // 8`, `sqrt(L)`.
+
+    >>> batch = Size((((BATCH,), Fraction(1)),))
+    >>> Computed(divmod, (batch, 8)).at(17)
+    (2, 1)
+    """
+
+    function: Callable[..., Any]
+    operands: tuple[Any, ...]
+
+    def at(self, batch: int) -> Any:
+        """The number at one batch size; other symbols take their example's size."""
+        return self.of({BATCH: batch})
+
+    def of(self, sample: Sample) -> Any:
+        """The number at a sample; symbols it leaves out take their example's size."""
+        return self.function(*(o.of(sample) if isinstance(o, (Size, Computed)) else o for o in self.operands))
 
 
 def _term(symbols: Monomial, factor: Fraction) -> str:

@@ -1,0 +1,1 @@
+"""Random models against their captures: `python -m tests.fuzz --help`."""

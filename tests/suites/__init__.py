@@ -1,0 +1,1 @@
+"""Suites of models from the installed torch, each captured and called."""

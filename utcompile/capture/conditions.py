@@ -1,0 +1,515 @@
+"""From the questions of several recordings to the guards of their one graph.
+
+A call runs as a recording ran if every question that the recording asked has the same answer in the call. So the graph
+is right for a call if some recording agrees with it in *all* of its questions: the answers of one recording belong
+together. Then the answers are simplified, which never admits a call that no recording stands for:
+
+1. a question whose answer is the same at all sizes is left out;
+2. two recordings that differ in the answer to one question only show that it does not matter;
+3. a recording whose answers are among another's is covered by that one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, cast
+
+from torch import fx
+
+from utcompile.capture.expressions import PREFIXES, SIGNS, Expression
+from utcompile.capture.guards import Guard, SizeCheck
+from utcompile.capture.probes import translated
+from utcompile.capture.questions import Questions
+from utcompile.capture.recorder import Recorder
+from utcompile.capture.size_nodes import Polynomial, SizeNodes, is_never_negative
+from utcompile.errors import UtcError
+from utcompile.graph import Size, Symbol, place_of
+
+_ORDER = {"ge": ("ge", True), "lt": ("ge", False), "le": ("ge", True), "gt": ("ge", False)}
+_LONGEST = 120  # of a relation in a message
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A question in one of few forms, so that questions which mean the same are equal.
+
+    Attributes:
+        key: what makes it the question it is.
+        yes, no: how its two answers read.
+        expression: what is asked, where it is no bound of a polynomial.
+        bound: a polynomial of the sizes that is compared with 0: its terms and "eq" or "ge".
+    """
+
+    key: Any
+    yes: str
+    no: str
+    expression: Expression | None = None
+    bound: tuple[str, tuple[tuple[tuple[Symbol, ...], Fraction], ...]] | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Condition) and self.key == other.key
+
+
+Answers = dict[Condition, bool]
+
+
+class Conditions:
+    """The questions of recordings that are one graph, asked of its sizes."""
+
+    def __init__(self, sizes: SizeNodes) -> None:
+        self.sizes = sizes
+        self._known: dict[Expression, Any] = {}
+        self.lines: dict[Condition, str] = {}
+        self._more: tuple[Answers, ...] = ()
+
+    def ways(self, *more: Answers) -> list[Answers]:
+        """What each way to run this graph answered, simplified; with more ways that probes found."""
+        self._more += more
+        found = [self._answers(r.questions, {}) for r in self.sizes.recordings]
+        return [_tightest(a) for a in merged([*found, *self._more])]
+
+    def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
+        """The answers of one more recording; None where it is another graph."""
+        serials = translated(self.sizes.graph, probe, sizes, varying, self.sizes.is_all_exact)
+        return None if serials is None else self._answers(probe.questions, serials)
+
+    def _answers(self, questions: Questions, serials: Mapping[int, int]) -> Answers:
+        answers: Answers = {}
+        for question, (answer, line) in self._asked(questions, serials):
+            condition = self._condition(question)
+            if condition is not None:
+                one, same = condition
+                answers[one] = answer is same
+                self.lines.setdefault(one, line)
+        return answers
+
+    def refused(self, ways: Sequence[Answers], sizes: Mapping[Symbol, int]) -> UtcError | None:
+        """Why no way runs at some sizes, as far as sizes alone tell."""
+        wrong = [next((c for c, a in way.items() if self._holds(c, sizes) is (not a)), None) for way in ways]
+        if not wrong or any(c is None for c in wrong):
+            return None
+        condition = cast(Condition, wrong[0])
+        relation = condition.yes if ways[0][condition] else condition.no
+        return Guard(relation, self.lines[condition]).refuse(", ".join(f"{s.name}={n}" for s, n in sizes.items()))
+
+    def _holds(self, condition: Condition, sizes: Mapping[Symbol, int]) -> bool | None:
+        if condition.bound is not None:
+            relation, terms = condition.bound
+            value = sum(f * math.prod(sizes[s] for s in m) for m, f in terms)
+            return value >= 0 if relation == "ge" else value == 0
+        expression = cast(Expression, condition.expression)
+        known = {r: self.sizes.exact(r) for r in expression.readings()}
+        if any(v is None for v in known.values()):
+            return None
+        try:
+            return bool(expression.value({r: v.of(sizes) if isinstance(v, Size) else v for r, v in known.items()}))  # type: ignore[misc]
+        except (ArithmeticError, ValueError, TypeError):
+            return None
+
+    def _asked(self, questions: Questions, serials: Mapping[int, int]) -> Iterator[tuple[Expression, tuple[bool, str]]]:
+        """The questions that matter, of a probe in terms of this graph's nodes."""
+
+        def here(question: Expression) -> Expression:
+            moved = {r: Expression.reading(r.op, serials[r.args[0]], r.args[1]) for r in question.readings()}
+            return question.replaced(moved)
+
+        for question, found in questions.asked.items():
+            yield (here(question) if serials else question), found
+        for question, (answer, line, dims) in questions.shaping.items():
+            # where a size is read off its tensor anyway, it does not matter how it came to it
+            nodes = [(self.sizes.nodes.get(serials.get(serial, serial)), dim) for serial, dim in dims]
+            if any(self.sizes.is_exact(node, dim) for node, dim in nodes):
+                yield (here(question) if serials else question), (answer, line)
+
+    def _condition(self, question: Expression) -> tuple[Condition, bool] | None:
+        """The condition, and whether it says the same as the question; None where the sizes do not matter."""
+        if question not in self._known:
+            self._known[question] = self._make(question)
+        return self._known[question]
+
+    def _make(self, question: Expression) -> tuple[Condition, bool] | None:
+        if self.sizes.constant(question) is not None:
+            return None
+        if question.op in ("eq", "ne", *_ORDER):
+            left, right = question.args
+            if question.op in ("le", "gt"):  # a <= b is b >= a
+                left, right = right, left
+            sides = [self._rational(e) for e in (left, right)]
+            if sides[0] is not None and sides[1] is not None:
+                return self._bound(question.op, _minus(sides[0], sides[1]))
+            relation, same = _ORDER.get(question.op, ("eq", question.op == "eq"))
+            if relation == "eq" and (left.op == "const" or (right.op != "const" and id(left) > id(right))):
+                left, right = right, left
+            if self._is_clear(relation, left, right):
+                return None
+            if relation == "eq" and left.op == "parts":
+                return self._parts(left, right, same)
+            asked = Expression.of(relation, left, right)
+            no = Expression.of("lt" if relation == "ge" else "ne", left, right)
+            return Condition(asked, self.text(asked), self.text(no), asked), same
+        return Condition(question, self.text(question), f"not {self.text(question)}", question), True
+
+    def _is_clear(self, relation: str, left: Expression, right: Expression) -> bool:
+        """Whether `left >= right` is so, or not so, at all sizes."""
+        if relation == "eq":
+            return False
+        (low, high), (least, most) = self.sizes.bounds(left), self.sizes.bounds(right)
+        always = low is not None and most is not None and is_never_negative(_minus(low, most))
+        never = high is not None and least is not None and _is_positive(_minus(least, high))
+        return always or never
+
+    def _parts(self, parts: Expression, count: Expression, same: bool) -> tuple[Condition, bool]:
+        """Into how many parts a size is split, as bounds of the size."""
+        whole, step = (self._rational(a) for a in parts.args)
+        number = self._rational(count)
+        asked = Expression.of("eq", parts, count)
+        if whole is None or step is None or number is None or {*step, *number} != {()}:
+            return Condition(asked, self.text(asked), f"not {self.text(asked)}", asked), same
+        size, low, high = str(self.sizes.size(whole)), step[()] * (number[()] - 1), step[()] * number[()]
+        yes = f"{size} <= {high}" if not low else f"{low} < {size} <= {high}"
+        no = f"{size} > {high}" if not low else f"not {yes}"
+        return Condition(asked, yes, no, asked), same
+
+    def _rational(self, e: Expression) -> Polynomial | None:
+        constant = self.sizes.constant(e)
+        if isinstance(constant, float) and math.isfinite(constant):
+            return {(): Fraction(constant)} if constant else {}
+        return self.sizes.polynomial(e)
+
+    def _bound(self, op: str, difference: Polynomial) -> tuple[Condition, bool] | None:
+        """`difference >= 0` or `difference == 0`, with whole factors, the first of them positive."""
+        scale = math.lcm(*(f.denominator for f in difference.values())) if difference else 1
+        terms = {m: f * scale for m, f in difference.items()}
+        relation, same = _ORDER.get(op, ("eq", op == "eq"))
+        ordered = self.sizes.size(terms).terms
+        if not [m for m, _ in ordered if m]:
+            return None
+        if relation == "ge":
+            common = math.gcd(*(int(f) for m, f in ordered if m))
+            # whole sizes: d >= 0 is d/common >= 0 with the constant rounded down
+            terms = {m: f / common for m, f in terms.items() if m}
+            rest = math.floor(difference.get((), Fraction(0)) * scale / common)
+            if ordered[0][1] < 0:  # d >= 0 is not (-d - 1 >= 0)
+                terms, rest, same = {m: -f for m, f in terms.items()}, -rest - 1, not same
+            terms |= {(): Fraction(rest)} if rest else {}
+        else:
+            if ordered[-1][1] % math.gcd(*(int(f) for m, f in ordered if m)) and not ordered[-1][0]:
+                return None  # whole sizes never meet it
+            common = math.gcd(*(int(f) for _, f in ordered))
+            terms = {m: f / common * (1 if ordered[0][1] > 0 else -1) for m, f in terms.items()}
+        return self._named(relation, self.sizes.size(terms)), same
+
+    def _named(self, relation: str, size: Size) -> Condition:
+        bound = -next((f for m, f in size.terms if not m), Fraction(0))
+        left, right = self._sides(Size(tuple((m, f) for m, f in size.terms if m)))
+        if relation == "eq":
+            yes, no = _related(left, "==", right, bound), _related(left, "!=", right, bound)
+        else:
+            strict = bound == 1 and right
+            yes = f"{left} > {right}" if strict else _related(left, ">=", right, bound)
+            no = (
+                f"{left} <= {right}"
+                if strict
+                else _related(left, "<", right, bound)
+                if right
+                else f"{left} <= {bound - 1}"
+            )
+        return Condition((relation, size.terms), yes, no, bound=(relation, size.terms))
+
+    def _sides(self, varying: Size) -> tuple[str, str]:
+        """`L - L2 >= 0` reads `L >= L2`: the terms that are added, and those that are subtracted."""
+        added = Size(tuple((m, f) for m, f in varying.terms if f > 0))
+        subtracted = Size(tuple((m, -f) for m, f in varying.terms if f < 0))
+        return str(added), str(subtracted) if subtracted.terms else ""
+
+    def text(self, expression: Expression) -> str:
+        """An expression as a person reads it: sizes by their symbols, or by the module behind which they are read."""
+        names = {r: self.name(r) for r in expression.readings()}
+        text = expression.text(names)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+    def name(self, reading: Expression) -> str:
+        """A reading's name: its polynomial, or where it is read."""
+        found = self.sizes.exact(reading)
+        if found is not None:
+            text = str(found)
+            return text if text.isalnum() else f"({text})"
+        serial, dim = reading.args
+        node = self.sizes.nodes.get(serial)
+        word = "shape" if reading.op == "size" else "stride"
+        return f"{(place_of(node) or str(node.target)) if node is not None else '?'}.{word}[{dim}]"
+
+
+def merged(found: Sequence[Answers]) -> list[Answers]:
+    """The answers of several recordings without what their difference shows not to matter."""
+    left: list[Answers] = []
+    for answers in found:
+        if answers not in left:
+            left.append(answers)
+    changed = True
+    while changed:
+        changed = False
+        for i, a in enumerate(left):
+            for j in range(i + 1, len(left)):
+                together = _merge(a, left[j])
+                if together is not None:
+                    left[j : j + 1] = []
+                    left[i] = together
+                    changed = True
+                    break
+            if changed:
+                break
+    return left
+
+
+def _merge(a: Answers, b: Answers) -> Answers | None:
+    if a.items() <= b.items():
+        return a
+    if b.items() <= a.items():
+        return b
+    if a.keys() == b.keys():
+        different = [q for q in a if a[q] is not b[q]]
+        if len(different) == 1:
+            return {q: v for q, v in a.items() if q is not different[0]}
+    return None
+
+
+def _tightest(answers: Answers) -> Answers:
+    """Without bounds of one symbol that another one implies, and without those that hold at every size."""
+    low: dict[Any, Fraction] = {}
+    high: dict[Any, Fraction] = {}
+    exactly: dict[Any, Fraction] = {}
+    for condition, answer in answers.items():
+        found = _single(condition)
+        if found is None:
+            continue
+        relation, monomial, bound = found
+        if relation == "eq" and answer:
+            exactly[monomial] = bound
+        elif relation == "ge" and answer:
+            low[monomial] = max(low.get(monomial, bound), bound)
+        elif relation == "ge":
+            high[monomial] = min(high.get(monomial, bound - 1), bound - 1)
+
+    def needed(condition: Condition, answer: bool) -> bool:
+        found = _single(condition)
+        if found is None:
+            return not _always(condition, answer)
+        relation, monomial, bound = found
+        least, most = low.get(monomial, Fraction(0)), high.get(monomial)
+        if monomial in exactly:
+            return relation == "eq" and answer
+        if relation == "eq":
+            return answer or (bound >= least and (most is None or bound <= most))
+        return (bound == least and bound > 0) if answer else bound - 1 == most
+
+    return {c: a for c, a in answers.items() if needed(c, a)}
+
+
+def _single(condition: Condition) -> tuple[str, Any, Fraction] | None:
+    """A bound of one symbol (or product of symbols) alone: relation, symbols and bound."""
+    if condition.bound is None:
+        return None
+    relation, terms = condition.bound
+    varying = [(m, f) for m, f in terms if m]
+    if len(varying) != 1 or varying[0][1] != 1:
+        return None
+    return relation, varying[0][0], -next((f for m, f in terms if not m), Fraction(0))
+
+
+def _always(condition: Condition, answer: bool) -> bool:
+    """Whether a bound of several symbols holds at all sizes."""
+    if condition.bound is None:
+        return False
+    relation, terms = condition.bound
+    factors = [f for m, f in terms if m]
+    least = next((f for m, f in terms if not m), Fraction(0))
+    grows = all(f > 0 for f in factors)
+    return grows and ((relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0))
+
+
+def _holds_from_one(ways: Sequence[Answers]) -> bool:
+    """Whether bounds hold at all sizes but 0."""
+    (way, *more) = ways
+    for condition, answer in way.items():
+        relation, terms = condition.bound or ("", ())
+        factors = [f for m, f in terms if m]
+        least = sum(f for _, f in terms)
+        grows = bool(factors) and all(f > 0 for f in factors)
+        if not grows or not (
+            (relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0)
+        ):
+            return False
+    return not more
+
+
+# --- into the graph ---------------------------------------------------------------------------------------------------
+
+
+def insert_guards(conditions: Conditions, ways: Sequence[Answers]) -> tuple[Guard, ...]:
+    """Put checks of all that Python decided by sizes into the graph; returns the guards."""
+    common = {c: a for c, a in ways[0].items() if all(w.get(c) is a for w in ways)} if ways else {}
+    rest = [{c: a for c, a in way.items() if c not in common} for way in ways]
+    asked: list[Sequence[Answers]] = [[{c: a}] for c, a in common.items()]
+    if len(ways) > 1 and all(rest):
+        asked.append(rest)
+    return _Inserter(conditions).insert(asked)
+
+
+class _Inserter:
+    """Writes guards as code over sizes, and puts the calls that check them where the sizes are known."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self.conditions, self.sizes = conditions, conditions.sizes
+
+    def insert(self, asked: Iterable[Sequence[Answers]]) -> tuple[Guard, ...]:
+        early: dict[str, tuple[Guard, Sequence[Answers]]] = {}
+        late: dict[str, tuple[Guard, Sequence[Answers]]] = {}
+        for ways in asked:
+            guard = self._guard(ways)
+            where = early if not self._free(ways) else late
+            where.setdefault(guard.relation, (guard, ways))
+        if early:
+            symbols = list(dict.fromkeys(s for _, ways in early.values() for s in self._symbols(ways)))
+            nodes = [self.sizes.symbol(s) for s in symbols]
+            check = self._check([*early.values()], symbols, [])
+            self.sizes.early("check", lambda: self.sizes.graph.call_function(check, tuple(nodes)))
+        for guard, ways in late.values():
+            self._insert_late(guard, ways)
+        # what an empty tensor alone would decide otherwise is checked, and not listed
+        return tuple(g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
+
+    def _guard(self, ways: Sequence[Answers]) -> Guard:
+        texts = [" and ".join(c.yes if a else c.no for c, a in way.items()) for way in ways]
+        source = next(self.conditions.lines[c] for way in ways for c in way)
+        symbols = self._symbols(ways)
+        named = " and ".join(s.name for s in symbols)
+        fix = f"capture it with an example that has {'these sizes' if len(symbols) > 1 else 'this size'}" + (
+            f" of {named}" if named else ""
+        )
+        return Guard(" or ".join(dict.fromkeys(texts)), source, fix)
+
+    def _readings(self, ways: Sequence[Answers]) -> list[Expression]:
+        found = (r for way in ways for c in way if c.expression for r in c.expression.readings())
+        return [r for r in dict.fromkeys(found) if not isinstance(self.sizes.exact(r), int)]
+
+    def _free(self, ways: Sequence[Answers]) -> list[Expression]:
+        """The readings that no polynomial of the symbols gives."""
+        return [r for r in self._readings(ways) if self.sizes.exact(r) is None]
+
+    def _symbols(self, ways: Sequence[Answers]) -> list[Symbol]:
+        bounds = (terms for way in ways for c in way if c.bound for terms in c.bound[1])
+        found = dict.fromkeys(s for monomial, _ in bounds for s in monomial)
+        for reading in self._readings(ways):
+            size = self.sizes.exact(reading)
+            found |= dict.fromkeys(s for m, _ in size.terms for s in m) if isinstance(size, Size) else {}
+        return list(found)
+
+    def _check(
+        self, pairs: Sequence[tuple[Guard, Sequence[Answers]]], symbols: list[Symbol], free: list[Expression]
+    ) -> SizeCheck:
+        names = {s: f"v{i}" for i, s in enumerate(symbols)}
+        given = {r: f"v{len(symbols) + i}" for i, r in enumerate(free)}
+        codes = [self._code(ways, names, given) for _, ways in pairs]
+        shown = [*(s.name for s in symbols), *(self.conditions.name(r) for r in free)]
+        return SizeCheck([g for g, _ in pairs], shown, codes)
+
+    def _code(self, ways: Sequence[Answers], names: dict[Symbol, str], given: dict[Expression, str]) -> str:
+        lines: list[str] = []
+        known: dict[Any, str] = {}
+        texts = []
+        for way in ways:
+            parts = []
+            for condition, answer in way.items():
+                text = self._test(condition, names, given, lines, known)
+                parts.append(text if answer else f"not ({text})")
+            texts.append(" and ".join(parts))
+        whole = texts[0] if len(texts) == 1 else " or ".join(f"({t})" for t in texts)
+        return "\n".join([*lines, f"return {whole}"])
+
+    def _test(
+        self,
+        condition: Condition,
+        names: dict[Symbol, str],
+        given: dict[Expression, str],
+        lines: list[str],
+        known: dict[Any, str],
+    ) -> str:
+        if condition.bound is not None:
+            relation, terms = condition.bound
+            return f"{_code_of(terms, names)} {'>=' if relation == 'ge' else '=='} 0"
+        assert condition.expression is not None
+        readings = dict(given)
+        for reading in condition.expression.readings():
+            exact = self.sizes.exact(reading)
+            if exact is not None:
+                code = str(exact) if isinstance(exact, int) else _code_of(exact.terms, names)
+                readings[reading] = code if code.isalnum() else f"({code})"
+        return _in_steps(condition.expression, readings, lines, known)
+
+    def _insert_late(self, guard: Guard, ways: Sequence[Answers]) -> None:
+        graph, symbols, free = self.sizes.graph, self._symbols(ways), self._free(ways)
+        given = [self.sizes.symbol(s) for s in symbols]
+        place = {n: i for i, n in enumerate(graph.nodes)}
+        at = max((self.sizes.nodes[r.args[0]] for r in free), key=place.__getitem__)
+        at = max([at, *given], key=place.__getitem__)
+        read: list[fx.Node] = []
+        for reading in free:
+            with graph.inserting_after(at):
+                at = graph.call_method(reading.op, (self.sizes.nodes[reading.args[0]], reading.args[1]))
+            values = self.sizes.values(reading) or [1]
+            at.meta["size"] = Size((((Symbol("size", values[0]),), Fraction(1)),))
+            read.append(at)
+        with graph.inserting_after(at):
+            graph.call_function(self._check([(guard, ways)], symbols, free), (*given, *read))
+
+
+def _code_of(terms: Sequence[tuple[tuple[Symbol, ...], Fraction]], names: dict[Symbol, str]) -> str:
+    parts = [" * ".join([*([] if f == 1 and m else [f"({f})"]), *(names[s] for s in m)]) for m, f in terms]
+    return " + ".join(parts) or "0"
+
+
+def _in_steps(expression: Expression, readings: dict[Expression, str], lines: list[str], known: dict[Any, str]) -> str:
+    """Code for an expression; what is computed twice, or is long, gets a line of its own."""
+    uses = Counter(a for e in expression.walk() if not e.is_leaf for a in e.args)
+    for e in expression.walk():
+        if e.is_leaf:
+            known[e] = e.text(readings)
+        elif e not in known:
+            text = _one_step(e, known)
+            if e is not expression and (uses[e] > 1 or len(text) > 60):
+                lines.append(f"t{len(lines)} = {text}")
+                text = f"t{len(lines) - 1}"
+            known[e] = text
+    return known[expression]
+
+
+def _one_step(e: Expression, known: dict[Any, str]) -> str:
+    operands = [known[a] if known[a].isalnum() else f"({known[a]})" for a in e.args]
+    if e.op in SIGNS:
+        return f"{operands[0]} {SIGNS[e.op]} {operands[1]}"
+    return f"{PREFIXES[e.op]}{operands[0]}" if e.op in PREFIXES else f"{e.op}({', '.join(operands)})"
+
+
+def _related(left: str, sign: str, right: str, bound: Fraction) -> str:
+    if not right:
+        return f"{left} {sign} {bound}"
+    return f"{left} {sign} {right}" + (f"{'+' if bound > 0 else '-'}{abs(bound)}" if bound else "")
+
+
+def _is_positive(polynomial: Polynomial) -> bool:
+    return is_never_negative(polynomial) and polynomial.get((), Fraction(0)) > 0
+
+
+def _minus(left: Polynomial, right: Polynomial) -> Polynomial:
+    total = dict(left)
+    for m, f in right.items():
+        total[m] = total.get(m, Fraction(0)) - f
+    return {m: f for m, f in total.items() if f}

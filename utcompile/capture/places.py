@@ -1,0 +1,248 @@
+"""Where Python keeps state: namespaces, containers, cells of closures, generators of random numbers.
+
+A place remembers what it held. It names what has changed since, and puts that back.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+_PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device])
+
+
+class _Absent:
+    """What a place holds under a name that it does not have."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+ABSENT = _Absent()
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that a run of a model left otherwise than it found it.
+
+    Attributes:
+        name: as a person reads it: `blocks.0.attn.cache['cpu']`.
+        before: what was there; `ABSENT` where nothing was.
+        after: what is there now.
+        place: where.
+        key: under which key, attribute or index of the place.
+        random: a generator of random numbers has moved on.
+    """
+
+    name: str
+    before: Any = field(compare=False, default=ABSENT)
+    after: Any = field(compare=False, default=ABSENT)
+    place: Any = field(compare=False, default=None, repr=False)
+    key: Any = field(compare=False, default=None)
+    random: bool = False
+
+
+class Names:
+    """A dictionary, or the attributes of an object."""
+
+    def __init__(self, owner: MutableMapping[Any, Any], name: Callable[[Any], str]) -> None:
+        self.owner, self._name = owner, name
+        self._saved = dict(entries(owner))
+
+    def changes(self) -> Iterator[Change]:
+        """What is bound otherwise than before."""
+        now = dict(entries(self.owner))
+        for key in self._saved | now:
+            before, after = self._saved.get(key, ABSENT), now.get(key, ABSENT)
+            if not _same(before, after):
+                yield Change(self._name(key), before, after, self, key)
+
+    def put_back(self) -> None:
+        """Bind everything as before."""
+        for change in list(self.changes()):
+            self.put(change.key, change.before)
+
+    def put(self, key: Any, value: Any) -> None:
+        """Bind one name."""
+        if value is ABSENT:
+            self.owner.pop(key, None)
+        elif isinstance(self.owner, dict):
+            dict.__setitem__(self.owner, key, value)  # a subclass may have a `__setitem__` of its own
+        else:
+            self.owner[key] = value
+
+
+class ClassNames(Names):
+    """The attributes of a class, which are written by `setattr` only."""
+
+    def __init__(self, owner: type, name: Callable[[Any], str]) -> None:
+        super().__init__(vars(owner), name)  # type: ignore[arg-type]
+        self._class = owner
+
+    def put(self, key: Any, value: Any) -> None:
+        """Bind one attribute."""
+        if value is ABSENT:
+            delattr(self._class, key)
+        else:
+            setattr(self._class, key, value)
+
+
+class Items:
+    """A list, a deque or a set."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self._name = owner, name
+        self._saved = list(owner)
+
+    def changes(self) -> Iterator[Change]:
+        """The whole of it, where one item or their number differs."""
+        now = list(self.owner)
+        if len(now) != len(self._saved) or not all(map(_same, self._saved, now)):
+            yield Change(self._name, self._saved, now, self)
+
+    def put_back(self) -> None:
+        """Fill it as before."""
+        if any(True for _ in self.changes()):
+            self.put(None, self._saved)
+
+    def put(self, _: Any, value: Any) -> None:
+        """Fill it with other items."""
+        if isinstance(self.owner, list):
+            self.owner[:] = value
+        else:
+            self.owner.clear()
+            (self.owner.update if isinstance(self.owner, set) else self.owner.extend)(value)
+
+
+class Cell:
+    """A variable of a closure."""
+
+    def __init__(self, owner: types.CellType, name: str) -> None:
+        self.owner, self._name = owner, name
+        self.value = self._saved = _content(owner)
+
+    def changes(self) -> Iterator[Change]:
+        """The variable, where it has another value."""
+        after = _content(self.owner)
+        if not _same(self._saved, after):
+            yield Change(self._name, self._saved, after, self)
+
+    def put_back(self) -> None:
+        """Give the variable its value again."""
+        if any(True for _ in self.changes()):
+            self.put(None, self._saved)
+
+    def put(self, _: Any, value: Any) -> None:
+        """Give the variable a value."""
+        if value is not ABSENT:
+            self.owner.cell_contents = value
+
+
+class Dial:
+    """A generator of random numbers, whose state is read and set as a whole."""
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        self._name, self._read, self._write = name, read, write
+        self._saved = read()
+
+    def changes(self) -> Iterator[Change]:
+        """Its name, where it has moved on."""
+        after = self._read()
+        if not _equal_states(self._saved, after):
+            yield Change(self._name, self._saved, after, self, random=True)
+
+    def put_back(self) -> None:
+        """Set it to where it was."""
+        if any(True for _ in self.changes()):
+            self._write(self._saved)
+
+    def put(self, _: Any, value: Any) -> None:
+        """Set it."""
+        self._write(value)
+
+
+class Cache:
+    """A function under `lru_cache`: what it keeps is no state, but must not be fake when the recording is over."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self._saved = owner.cache_info().misses
+
+    def changes(self) -> Iterator[Change]:
+        """None: every call could compute it again."""
+        return iter(())
+
+    def put_back(self) -> None:
+        """Forget everything, where something was added."""
+        if self.owner.cache_info().misses != self._saved:
+            self.owner.cache_clear()
+            self._saved = 0
+
+    def put(self, key: Any, value: Any) -> None:
+        """Nothing can be put into it."""
+
+
+Place = Names | Items | Cell | Dial | Cache
+
+
+def sealed(value: Any, name: str) -> Dial | Cache | None:
+    """The place of a generator of random numbers, or of a function under `lru_cache`; None for everything else."""
+    if isinstance(value, random.Random):
+        return Dial(name, value.getstate, value.setstate)
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return Dial(name, lambda: bits.state, lambda s: setattr(bits, "state", s))
+    if isinstance(value, (np.random.RandomState, torch.Generator)):
+        return Dial(name, value.get_state, value.set_state)
+    return Cache(value) if isinstance(value, functools._lru_cache_wrapper) else None
+
+
+def random_dials() -> list[Dial]:
+    """The generators that Python and NumPy have for everyone."""
+    numpy_state = Dial("NumPy's random numbers", np.random.get_state, np.random.set_state)
+    return [Dial("Python's random numbers", random.getstate, random.setstate), numpy_state]
+
+
+def entries(owner: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """What a dictionary holds; a subclass may have an `items` of its own that makes things (transformers' `ACT2FN`)."""
+    return list(dict.items(owner) if isinstance(owner, dict) else owner.items())
+
+
+def is_container(value: Any) -> bool:
+    """Whether a value holds others and can be changed."""
+    return isinstance(value, (dict, list, set, deque))
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet assigned
+        return ABSENT
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if type(a) in (tuple, torch.Size):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) in _PLAIN and bool(a == b or (a != a and b != b))
+
+
+def _equal_states(a: Any, b: Any) -> bool:
+    if isinstance(a, (torch.Tensor, np.ndarray)):
+        return bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal_states(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_equal_states, a, b))
+    return bool(a == b)

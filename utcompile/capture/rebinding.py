@@ -1,0 +1,250 @@
+"""While a recording runs, the model's own Python modules see `range`, `len`, `int` … that keep tracked sizes.
+
+Python's C code asks a tracked size for its value, which is a leak: the recording would hold for that value only. So the
+globals of the model's modules get twins of these functions, which compute with expressions where they are given tracked
+numbers and are the originals otherwise, in every other thread too. Functions of `math` are replaced in `math` itself,
+and functions with a cache run without it, or the cache would keep sizes of the recording.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from utcompile.capture.active import current
+from utcompile.capture.expressions import Expression
+from utcompile.capture.tracked import TrackedFloat, TrackedInt, compute, expression_of, is_tracked, plain
+
+_MISSING = object()
+_CACHED = type(functools.lru_cache(abs))
+# packages whose code is no model's: torch runs with plain sizes, and the others never see one
+_FOREIGN = frozenset(
+    {"torch", "numpy", "utcompile", "pytest", "_pytest", "typing_extensions", "onnx", "onnxruntime", "pydantic"}
+    | set(sys.stdlib_module_names)
+) - {"__main__"}
+
+
+def _is_on(*values: Any) -> bool:
+    return current() is not None and any(map(is_tracked, values))
+
+
+class _RangeType(type):
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, range)
+
+
+class _Range(metaclass=_RangeType):
+    """`range` of tracked numbers: its length is a question, its members are expressions."""
+
+    def __new__(cls, *args: Any) -> Any:
+        if not _is_on(*args):
+            return range(*args)
+        start, stop, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
+        length = len(range(*map(plain, args)))
+        steps = Expression.of("steps", *map(expression_of, (start, stop, step)))
+        _ask("eq", steps, Expression.const(length))
+        return [start + i * step for i in range(length)]
+
+
+def _ask(name: str, *sides: Expression) -> None:
+    recorder = current()
+    if recorder is not None:
+        recorder.questions.ask(Expression.of(name, *sides), True)
+
+
+def _len(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and current() is not None and value.dim():
+        return value.shape[0]
+    return len(value)
+
+
+def _extreme(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        members = list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else list(args)
+        if kwargs or not _is_on(*members):
+            return original(*args, **kwargs)
+        return functools.reduce(lambda a, b: compute(name, a, b), members)
+
+    return call
+
+
+class _NumberType(type):
+    """The type of the twins of `int` and `float`: classes that answer as the originals do."""
+
+    original: Any
+    kept: Any
+    name: str
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.original)
+
+    def __subclasscheck__(cls, other: Any) -> bool:
+        return issubclass(other, cls.original)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.original, name)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.original
+
+    def __hash__(cls) -> int:
+        return hash(cls.original)
+
+    def __or__(cls, other: Any) -> Any:
+        return cls.original | other
+
+    def __ror__(cls, other: Any) -> Any:
+        return other | cls.original
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and _is_on(args[0]):
+            return args[0] if type(args[0]) is cls.kept else compute(cls.name, args[0])
+        return cls.original(*args, **kwargs)
+
+
+class _Int(metaclass=_NumberType):
+    original, kept, name = int, TrackedInt, "int"
+
+
+class _Float(metaclass=_NumberType):
+    original, kept, name = float, TrackedFloat, "float"
+
+
+_TWINS: dict[str, Any] = {
+    "range": _Range, "len": _len, "int": _Int, "float": _Float,
+    "min": _extreme("min", min), "max": _extreme("max", max),
+}  # fmt: skip
+_ORIGINALS: dict[Any, Any] = {_Int: int, _Float: float}
+
+
+def original_of(value: Any) -> Any:
+    """`int` for the twin of `int`; any other value as it is."""
+    return _ORIGINALS.get(value, value) if isinstance(value, type) else value
+
+
+def _of_math(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return compute(name, *args) if not kwargs and _is_on(*args) else original(*map(plain, args), **kwargs)
+
+    return call
+
+
+_MATH = {
+    getattr(math, name): _of_math(name, getattr(math, name))
+    for name in (
+        "sqrt log log2 log10 log1p exp gcd lcm isqrt isclose sin cos tan tanh atan comb copysign fmod hypot"
+    ).split()
+} | {math.pow: _of_math("math_pow", math.pow)}
+_NUMPY = "arange zeros ones full empty linspace array asarray ceil floor sqrt prod log2 log maximum minimum".split()
+
+
+def _of_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of NumPy sees plain numbers: their values leak."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if current() is None:
+            return original(*args, **kwargs)
+        return original(*map(_leaked, args), **{k: _leaked(v) for k, v in kwargs.items()})
+
+    return call
+
+
+def _leaked(value: Any) -> Any:
+    if is_tracked(value):
+        return value._leak("array")
+    if isinstance(value, (tuple, list)) and any(map(is_tracked, value)):
+        return [_leaked(v) for v in value]
+    return original_of(value)
+
+
+def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The globals of the code that the model runs: of its classes, and of the functions that these can name."""
+    held = [value for m in model.modules() for value in vars(m).values()]  # a patched forward, a function given to it
+    own = [f.__globals__ for f in held if isinstance(f, types.FunctionType)]
+    found = {id(names): names for names in _reached(frozenset(type(m) for m in model.modules()))}
+    found |= {id(names): names for names in own if not _is_foreign(names)}
+    return list(found.values())
+
+
+def _is_foreign(names: dict[str, Any]) -> bool:
+    return str(names.get("__name__", "")).partition(".")[0] in _FOREIGN
+
+
+@functools.lru_cache(maxsize=4)  # the recordings of one capture ask for the same
+def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    stack = [
+        function.__globals__
+        for cls in {c for one in classes for c in one.__mro__}
+        if cls.__module__.partition(".")[0] not in _FOREIGN
+        for function in vars(cls).values()
+        if isinstance(function, types.FunctionType)
+    ]
+    while stack:
+        names = stack.pop()
+        if id(names) in found or _is_foreign(names):
+            continue
+        found[id(names)] = names
+        for value in list(names.values()):
+            if isinstance(value, _CACHED):
+                value = value.__wrapped__
+            if isinstance(value, types.FunctionType):
+                stack.append(value.__globals__)
+            elif isinstance(value, types.ModuleType):
+                stack.append(vars(value))
+    return list(found.values())
+
+
+def _cached_methods(model: nn.Module) -> list[tuple[type, str, Any]]:
+    classes = {c for m in model.modules() for c in type(m).__mro__}
+    own = [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
+    return [(c, name, value) for c in own for name, value in vars(c).items() if type(value) is _CACHED]
+
+
+@contextmanager
+def rebound(model: nn.Module) -> Iterator[None]:
+    """Give the model's modules the twins, for as long as a recording runs."""
+    old: list[tuple[dict[str, Any], str, Any]] = []
+    methods: list[tuple[type, str, Any]] = []
+
+    def put(names: dict[str, Any], name: str, value: Any) -> None:
+        old.append((names, name, names.get(name, _MISSING)))
+        names[name] = value
+
+    try:
+        for original, twin in _MATH.items():
+            put(vars(math), original.__name__, twin)
+        for name in _NUMPY:
+            put(vars(np), name, _of_numpy(getattr(np, name)))
+        for names in _namespaces(model):
+            for name, twin in _TWINS.items():
+                if name not in names:
+                    put(names, name, twin)
+            for name, value in list(names.items()):
+                if type(value) is _CACHED:
+                    put(names, name, value.__wrapped__)
+                elif isinstance(value, types.BuiltinFunctionType) and value in _MATH:
+                    put(names, name, _MATH[value])
+        for cls, name, cached in _cached_methods(model):
+            methods.append((cls, name, cached))
+            setattr(cls, name, cached.__wrapped__)
+        yield
+    finally:
+        for cls, name, cached in methods:
+            setattr(cls, name, cached)
+        for names, name, value in reversed(old):
+            if value is _MISSING:
+                names.pop(name, None)
+            else:
+                names[name] = value

@@ -1,0 +1,63 @@
+"""Runs that compute and leave no trace: values of tensors and random numbers are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+from utcompile.graph.memory import KeptMemory
+from utcompile.graph.structure import attribute_tensors
+
+
+@contextmanager
+def values_kept(*models: nn.Module) -> Iterator[KeptMemory]:
+    """Whatever runs inside may write into the models' parameters, buffers and attribute tensors: it is put back."""
+    weights = [p for m in models for p in m.parameters()]
+    plain = [t for m in models for _, t in attribute_tensors(m).values()]
+    buffers = [b for m in models for b in m.buffers()]
+    leaves = [t for t in [*buffers, *plain] if t.is_leaf and not t.requires_grad]
+    memory = KeptMemory([*weights, *plain], buffers)
+    try:
+        with memory:
+            yield memory
+    finally:
+        memory.put_back()
+        for tensor in leaves:
+            if tensor.requires_grad:  # what was written into it has a gradient
+                tensor.detach_()
+
+
+def random_numbers_kept(model: nn.Module) -> AbstractContextManager[tuple[int, ...]]:
+    """Torch's random numbers go on as if nothing had run, on the CPU and on the GPUs of the model, which are yielded.
+
+    They are put back only where they moved: other threads draw from the same generators.
+    """
+    return _kept(gpus_of(model))
+
+
+@contextmanager
+def _kept(gpus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    before, on_gpus = torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in gpus]
+    try:
+        yield gpus
+    finally:
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+        for i, state in zip(gpus, on_gpus, strict=True):
+            torch.cuda.set_rng_state(state, i)
+
+
+def gpus_of(model: nn.Module) -> tuple[int, ...]:
+    """The numbers of the CUDA devices that hold a part of a model; without one CUDA is not even initialised."""
+    found = {t.device for t in [*model.parameters(), *model.buffers()]}
+    return tuple(sorted({d.index or 0 for d in found if d.type == "cuda"}))
+
+
+def seed(gpus: tuple[int, ...]) -> None:
+    """Seed 0 for the generators that `random_numbers_kept` puts back, and for no other."""
+    torch.default_generator.manual_seed(0)
+    for i in gpus:
+        torch.cuda.default_generators[i].manual_seed(0)

@@ -1,0 +1,95 @@
+"""The values of tensors, kept from what a run writes: copied before the first write, put back at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+T = torch.Tensor
+
+
+class KeptMemory(TorchDispatchMode):
+    """A mode under which the first write into a watched tensor's memory copies it; `put_back` undoes all writes.
+
+    Weights are copied only if something writes into them. Buffers are copied at once: they are small, and some kernels
+    (BatchNorm's) write into them without saying so.
+
+    Args:
+        watched: tensors, such as parameters; those that share memory are kept together.
+        buffers: tensors that are copied at once.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> with KeptMemory([weight]) as memory:
+        ...     _ = weight.data.mul_(3)
+        >>> weight
+        tensor([3., 3.])
+        >>> memory.put_back()
+        >>> weight
+        tensor([1., 1.])
+    """
+
+    def __init__(self, watched: Iterable[T], buffers: Iterable[T] = ()) -> None:
+        super().__init__()
+        self._watched: dict[int, torch.UntypedStorage] = {}
+        self._saved: dict[int, torch.UntypedStorage] = {}
+        for tensor in watched:
+            self._watch(tensor)
+        for tensor in buffers:
+            self._save(self._watch(tensor))
+
+    def _watch(self, tensor: T) -> int | None:
+        storage = _storage(tensor)
+        if storage is None:
+            return None
+        self._watched[storage._cdata] = storage
+        return storage._cdata
+
+    def _save(self, key: int | None) -> None:
+        if key in self._watched and key not in self._saved:
+            self._saved[key] = self._watched[key].clone()
+
+    def shares(self, tensor: T) -> bool:
+        """Whether a tensor lives in watched memory."""
+        storage = _storage(tensor)
+        return storage is not None and storage._cdata in self._watched
+
+    def is_written(self, tensor: T) -> bool:
+        """Whether something has written into a tensor's memory, as far as it said so."""
+        storage = _storage(tensor)
+        return storage is not None and storage._cdata in self._saved
+
+    def put_back(self) -> None:
+        """Every watched tensor has the values again that it had in the beginning."""
+        for key, saved in self._saved.items():
+            if self._watched[key].nbytes() == saved.nbytes():  # else it was resized, and nothing can be put back
+                self._watched[key].copy_(saved)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        schema = func._schema
+        if schema.is_mutable:
+            for i, argument in enumerate(schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._before_write(args[i] if i < len(args) else kwargs.get(argument.name))
+        with torch._C.DisableTorchFunction():  # a recorder must not see what a mode calls
+            return func(*args, **kwargs)
+
+    def _before_write(self, value: Any) -> None:
+        for tensor in value if isinstance(value, (list, tuple)) else [value]:
+            storage = _storage(tensor) if isinstance(tensor, T) else None
+            if storage is not None:
+                self._save(storage._cdata)
+
+
+def _storage(tensor: T) -> torch.UntypedStorage | None:
+    """The memory of a tensor; None where it has no values of its own (on the meta device, sparse)."""
+    if tensor.is_meta:
+        return None
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
