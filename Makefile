@@ -1,11 +1,23 @@
 # The commands that everyone needs, each one word. Every one sets up `.venv` first where it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-# one process a core, one core a process, a file's tests in one process
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --cov --cov-report=term
+# one process per core, one core per process, the tests of a file in one process
+WORKERS := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+PYTEST := $(BIN)/python -m pytest $(WORKERS)
+EXTRAS := '.[dev,demo,hf,peft]'
+# one telling file or more for each part of the pipeline, and the whole of it on one model
+QUICK := tests/test_architecture.py tests/capture/test_capture_any.py tests/capture/test_live.py \
+	tests/graph/test_graph.py tests/graph/test_composites.py tests/rules/test_ruleset.py tests/rules/test_rule_errors.py \
+	tests/rules/test_pattern_text.py tests/rules/test_where_text.py tests/match/test_verdict.py tests/tuners/test_tuners.py \
+	tests/tuners/test_value_matrix.py tests/rewrite/test_rewrite.py::test_identity_gradients_and_frozen_bits \
+	tests/fold/test_through.py tests/fold/test_widen.py tests/deploy/test_parity.py tests/train/test_data.py \
+	tests/train/test_fit.py tests/cli/test_cli_app.py 'tests/test_main_job.py::test_the_main_job[vit]'
+ifndef SEED
+SEED := $(shell date +%s)
+endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo test test-full check bench zoo docs clean
+.PHONY: setup demo quick test test-full test-oldest check bench gpu zoo docs clean
 
 setup: .venv/.ready
 
@@ -15,17 +27,34 @@ setup: .venv/.ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade --quiet pip
-	$(BIN)/python -m pip install --progress-bar on --editable '.[dev,demo,hf,peft]'
+	$(BIN)/python -m pip install --progress-bar on --editable $(EXTRAS)
 	@touch $@
 
 demo: setup
 	$(BIN)/utcompile demo
 
+quick: setup
+	$(PYTEST) -m 'not full' $(QUICK)
+
+# the same in every run: property tests draw the same examples
 test: setup
 	$(PYTEST) -m 'not full'
 
+# property tests draw other examples in every run
 test-full: setup
-	$(PYTEST)
+	@echo "Property tests draw from seed $(SEED). The same again: make test-full SEED=$(SEED)"
+	$(PYTEST) --cov --cov-report=term --hypothesis-profile=random --hypothesis-seed=$(SEED)
+
+# the tests of `make test` on the oldest torch that pyproject.toml allows
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest $(WORKERS) -m 'not full'
+
+.venv-oldest/.ready: pyproject.toml
+	@echo "Setting up .venv-oldest (torch 2.11 and friends: several GB, some minutes the first time) …"
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --upgrade --quiet pip
+	.venv-oldest/bin/python -m pip install --progress-bar on torch==2.11.0 torchvision==0.26.0 --editable $(EXTRAS)
+	@touch $@
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -35,6 +64,10 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+# under 7 minutes on one GPU; its --quick, on a CPU, is one of the tests
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu
+
 # some hours; interrupted, it goes on where it stopped
 zoo: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/utcompile zoo --jobs $(JOBS) --page docs/zoo.md
@@ -43,4 +76,4 @@ docs: setup
 	$(BIN)/python docs/build.py
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv .venv-oldest demo-output gpu-output

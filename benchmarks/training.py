@@ -1,5 +1,5 @@
-"""One training step (forward, loss, backward, AdamW): LoRA r=8 on every linear of ViT-S/16 and every conv of ResNet-50,
-and a side network on ViT-S/16."""
+"""One training step (forward, loss, backward, AdamW): LoRA r=8 on every linear of ViT-S/16, every conv of ResNet-50 and
+the attention of a small Llama, and a side network on ViT-S/16."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import utcompile as utc
 from benchmarks.measure import Row, paired
+from benchmarks.rivals import R, by_hand, by_peft
 
-R = 8
 CASES = (
     ("vit_small_patch16_224", "every linear", "lora/all_linear", nn.Linear, "head"),
     ("resnet50", "every convolution", "lora/all_conv", nn.Conv2d, "fc"),
@@ -38,8 +38,8 @@ def run(quick: bool) -> Iterator[Row]:
         x, labels = torch.randn(batch, 3, 224, 224), torch.randint(10, (batch,))
         models: dict[str, tuple[nn.Module, torch.Tensor]] = {}
         if find_spec("peft"):
-            models["peft"] = _peft(model, layer, head), x
-        models["by hand"] = _by_hand(model, layer, head), x
+            models["peft"] = by_peft(model, layer, head), x
+        models["by hand"] = by_hand(model, layer, head), x
         models["utcompile"] = utc.compile(model, rules, (x,), vars={"r": R, "alpha": R}, verify="shapes"), x
         models["frozen model, gradient to the input"] = _probe(model, head), x.clone().requires_grad_()
         models["frozen model, head alone"] = _probe(model, head), x
@@ -52,6 +52,7 @@ def run(quick: bool) -> Iterator[Row]:
         for what, row in rows.items():
             yield replace(row, note=f"{_saved(*models[what], labels) / 1e6:,.0f} MB saved")
     yield from _side_network(quick)
+    yield from _language_model(quick)
 
 
 def _side_network(quick: bool) -> Iterator[Row]:
@@ -74,48 +75,49 @@ def _side_network(quick: bool) -> Iterator[Row]:
         yield replace(row, note=f"{_saved(models[name], x, labels) / 1e6:,.0f} MB saved")
 
 
-class _ByHand(nn.Module):
-    """LoRA as one writes it into a model's source."""
+def _language_model(quick: bool) -> Iterator[Row]:
+    """A decoder whose masks and repeated keys autograd would keep."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    width = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2}
+    config = LlamaConfig(**width, num_hidden_layers=2 if quick else 6, vocab_size=1000, use_cache=False)
+    model, ids = LlamaForCausalLM(config).eval(), torch.randint(1000, (8, 128))
+    labels = torch.randint(1000, (8,))
+    models: dict[str, nn.Module] = {}
+    if find_spec("peft"):
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=R, lora_alpha=R, target_modules=["q_proj", "v_proj"])
+        models["peft"] = _LastToken(get_peft_model(copy.deepcopy(model), lora))
+    rules = {"vars": {"r": R, "alpha": R}, "verify": "shapes"}
+    models["utcompile"] = _LastToken(utc.compile(model, "lora/qv", {"input_ids": ids}, **rules))
+    rows = paired(
+        f"training step, Llama 6x384, LoRA r={R} on q and v, batch 8 of 128 tokens",
+        {what: _step(m, ids, labels) for what, m in models.items()},
+        rounds=2 if quick else 12,
+        warmup=2,
+    )
+    for what, row in rows.items():
+        yield replace(row, note=f"{_saved(models[what], ids, labels) / 1e6:,.0f} MB saved")
+
+
+class _LastToken(nn.Module):
+    """A language model that says what comes next."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
-        if isinstance(layer, nn.Linear):
-            self.a: nn.Module = nn.Linear(layer.in_features, R, bias=False)
-            self.b: nn.Module = nn.Linear(R, layer.out_features, bias=False)
-        else:
-            groups = layer.groups
-            self.a = nn.Conv2d(
-                layer.in_channels, R, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, bias=False
-            )
-            self.b = nn.Conv2d(R, layer.out_channels, 1, bias=False)
+        self.model = model
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) + self.b(self.a(x))
-
-
-def _by_hand(model: nn.Module, layer: type[nn.Module], head: str) -> nn.Module:
-    tuned = copy.deepcopy(model).requires_grad_(False)
-    for name, module in list(tuned.named_modules()):
-        if isinstance(module, layer) and name != head:
-            parent, _, child = name.rpartition(".")
-            setattr(tuned.get_submodule(parent), child, _ByHand(module))  # type: ignore[arg-type]
-    tuned.get_submodule(head).requires_grad_(True)
-    return tuned
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=ids).logits
+        return logits[:, -1]
 
 
 def _probe(model: nn.Module, head: str) -> nn.Module:
     probe = copy.deepcopy(model).requires_grad_(False)
     probe.get_submodule(head).requires_grad_(True)
     return probe
-
-
-def _peft(model: nn.Module, layer: type[nn.Module], head: str) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    names = [n for n, m in model.named_modules() if isinstance(m, layer) and n != head]
-    config = LoraConfig(r=R, lora_alpha=R, target_modules=names, modules_to_save=[head])
-    return get_peft_model(copy.deepcopy(model), config)
 
 
 def _step(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_the_table_has_no_circle() -> None:
         assert free, f"a circle among {sorted(left)}"
         for room in free:
             del left[room]
+
+
+def test_no_test_module_imports_another() -> None:
+    """What tests share stands in `zoo.py`, `work.py` and the `…_toys.py`, so that no file's tests run with another's."""
+    tests = Path(__file__).parent
+    found = {p: re.findall(r"^(?:from|import) (test_\w+)", p.read_text(), re.MULTILINE) for p in tests.rglob("*.py")}
+    assert len(found) > 60 and {p.name: names for p, names in found.items() if names} == {}
 
 
 def test_every_room_is_in_the_table() -> None:

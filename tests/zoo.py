@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import utcompile as utc
 
 CLASSES = 7
 
@@ -41,6 +47,48 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
         if parameter.abs().max() < 1e-3:
             nn.init.normal_(parameter, std=0.1)
     return model, torch.randn(2, 3, size, size)
+
+
+@lru_cache(maxsize=len(MODELS))
+def captured(kind: str) -> utc.CapturedModule:
+    """The capture of a kind's model, one for all tests: they read it, and change nothing, which the session checks."""
+    found = utc.capture(*make(kind))
+    _AS_MADE[kind] = _fingerprint(found)
+    return found
+
+
+_AS_MADE: dict[str, tuple[object, ...]] = {}
+
+
+def _fingerprint(module: utc.CapturedModule) -> tuple[object, ...]:
+    state = [(n, t.dtype, t.requires_grad, t._version) for n, t in module.state_dict(keep_vars=True).items()]
+    grads = [n for n, p in module.named_parameters() if p.grad is not None]
+    return str(module.graph), [m.training for m in module.modules()], state, grads
+
+
+def changed() -> list[str]:
+    """The kinds whose shared capture is not as it was made."""
+    return [kind for kind, found in _AS_MADE.items() if _fingerprint(captured(kind)) != found]
+
+
+def compiled(kind: str, rules: str | utc.RuleSet, **options: Any) -> tuple[nn.Module, utc.TunedModule, torch.Tensor]:
+    """A kind's model, what `utc.compile` makes of it (with weights of its own), and an image batch.
+
+    Where a test is about more than tuning and what comes after, it calls `utc.compile` itself.
+    """
+    model, x = make(kind)
+    return model, utc.match(copy.deepcopy(captured(kind)), rules, **options).apply(), x
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """What torch counts for a call without gradients.
+
+    Attention is spelled out for the count: which of the fused kernels the counter sees depends on the version of torch
+    and on the machine, while the two products that define attention are seen by all.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops()
 
 
 class Layers(nn.Module):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
-import torch
 
 from utcompile.cli.zoo.rows import Task
 from utcompile.cli.zoo.work import work
@@ -18,16 +14,6 @@ from utcompile.cli.zoo.work import work
 _LISTED = [line.split() for line in Path(__file__).with_name("timm_classes.txt").read_text().splitlines()]
 # what an ordinary run does of it
 _SLICE = ("test_vit", "test_resnet", "efficientvit_b0", "ghostnet_050")
-
-
-@pytest.fixture(autouse=True)
-def a_process_of_its_own() -> Iterator[None]:
-    """What a worker of the zoo sets for its process is set back."""
-    threads = torch.get_num_threads()
-    with warnings.catch_warnings():
-        yield
-    torch.set_num_threads(threads)
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize(

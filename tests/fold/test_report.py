@@ -9,7 +9,6 @@ import pytest
 import torch
 import zoo
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
@@ -46,11 +45,7 @@ def test_flops_are_what_torch_counts(kind: str) -> None:
     rules = "convnet/inverted_residual_foldable" if kind == "efficientnet" else "u_tuning/dual_foldable"
     tuned = utc.compile(model, rules, x)
     folded, report = utc.fold(tuned)
-    counted = []
-    for module in (tuned.eval(), folded):
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            module(x[:1])
-        counted.append(counter.get_total_flops())
+    counted = [zoo.flops_of(lambda: module(x[:1])) for module in (tuned.eval(), folded)]  # noqa: B023  called at once
     assert report.flops is not None
     assert report.flops == pytest.approx(tuple(counted), rel=1e-9)
     assert report.flops[1] < report.flops[0]
@@ -105,8 +100,7 @@ def as_it_is(tuned: nn.Module) -> tuple[object, ...]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("how", ["folded", "strict", "interrupted", "unproven"])
 def test_tuned_stays_as_it_was(how: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, "u_tuning/dual", x)
+    _model, tuned, _x = zoo.compiled("vit", "u_tuning/dual")
     zoo.shake(tuned)
     tuned.train(training)
     before, random = as_it_is(tuned), torch.get_rng_state()
@@ -139,8 +133,7 @@ def test_a_model_that_raises_keeps_its_mode() -> None:
 
 
 def test_folding_twice_gives_the_same_bits_and_an_untuned_capture_is_only_copied() -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, "u_tuning/dual_foldable", x)
+    model, tuned, x = zoo.compiled("vit", "u_tuning/dual_foldable")
     zoo.shake(tuned)
     (first, one), (second, two) = utc.fold(tuned), utc.fold(tuned)
     assert one == two and str(first.graph) == str(second.graph)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 import zoo
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
 from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_graph, flops
@@ -118,8 +117,7 @@ def test_classes(layer: nn.Module, classes: set[str]) -> None:
 
 
 def test_channel_axes_follow_permutes_reshapes_and_windows() -> None:
-    model, x = zoo.make("swin")
-    view = view_of(model, x)
+    view = GraphView(zoo.captured("swin").graph, zoo.captured("swin"))
     axis = {n.name: view.channel_axis[n] for n in view.nodes}
     assert axis["layers_0_blocks_0_norm1"] == 3 and axis["layers_0_blocks_0_attn_qkv"] == 2
     assert axis["layers_0_blocks_0_permute"] == 5 and axis["patch_embed_proj"] == 1
@@ -127,15 +125,13 @@ def test_channel_axes_follow_permutes_reshapes_and_windows() -> None:
 
 
 def test_a_mixers_token_mixing_is_added_to_the_streams_channels() -> None:
-    model, x = zoo.make("mixer")
-    view = view_of(model, x)
+    view = GraphView(zoo.captured("mixer").graph, zoo.captured("mixer"))
     add = next(n for n in view.nodes if n.name == "blocks_0_add")
     assert [view.channel_axis[n] for n in view.operations[add].inputs] == [2, 2]
 
 
 def test_spelled_out_attention_is_one_operation() -> None:
-    model, x = zoo.make("swin")
-    view = view_of(model, x)
+    view = GraphView(zoo.captured("swin").graph, zoo.captured("swin"))
     assert len(view.by_class["sdpa"]) == 5
     softmax = view_of(Calls(lambda x: x.softmax(-1) * 2), TOKENS)
     assert not softmax.by_class["sdpa"]
@@ -159,12 +155,10 @@ def test_a_size_is_one_polynomial_through_all_samples() -> None:
 @pytest.mark.parametrize("kind", zoo.MODELS)
 def test_flops_are_torchs_own_count(kind: str) -> None:
     model, x = zoo.make(kind)
-    view = view_of(model, x)
+    view = GraphView(zoo.captured(kind).graph, zoo.captured(kind))
     counted = ("linear", "conv1d", "conv2d", "matmul", "sdpa", "einsum")
     found = sum(flops(n, op, len(x)) for n, op in view.operations.items() if op.name in counted)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
-    assert found == counter.get_total_flops() > 0
+    assert found == zoo.flops_of(lambda: model(x)) > 0
 
 
 def test_dependence() -> None:

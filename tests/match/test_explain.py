@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import lru_cache
 
 import pytest
 import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_match import ADAPT, VIT, captured_of, error, rule
+from match_toys import ADAPT, VIT, captured_of, error, rule
 
 import utcompile as utc
 from utcompile.match.explain import Miss, nearest
@@ -308,7 +307,7 @@ def test_whatever_is_written_there_is_an_answer_the_nearest_first(kind: str, pat
         .replace("name: r", f"name: r{i}")
         for i, text in enumerate(texts)
     ]
-    plan = utc.match(small(kind), "version: 1\nname: t\nrules:\n" + "".join(rules))
+    plan = utc.match(zoo.captured(kind), "version: 1\nname: t\nrules:\n" + "".join(rules))
     assert plan.sites == ()
     for found in plan.explanation().rules:
         assert found.near, found
@@ -316,12 +315,6 @@ def test_whatever_is_written_there_is_an_answer_the_nearest_first(kind: str, pat
         assert distances == sorted(distances)
         assert all(near.miss.reason for near in found.near)
     assert plan.explain().count(": 0 sites") == len(rules)
-
-
-@lru_cache
-def small(kind: str) -> utc.CapturedModule:
-    model, x = zoo.make(kind)
-    return utc.capture(model, x, verify="shapes")
 
 
 def test_wider_globs_and_near_paths() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import zoo
+from match_toys import ADAPT, VIT, captured_of, error, rule
 from torch import nn
 
 import utcompile as utc
@@ -19,24 +19,6 @@ from utcompile.match import Engine
 from utcompile.match.places import places
 from utcompile.match.verdict import judge
 from utcompile.rules import library_patterns, shipped_rules
-
-
-@lru_cache
-def captured_of(name: str, classes: int = 1000) -> utc.CapturedModule:
-    if ".py:" in name:  # a factory, from the root of the repository
-        return utc.capture(source_of(name).build(None, False, (3, 32, 32)), torch.randn(2, 3, 32, 32), verify="shapes")
-    model = timm.create_model(name, num_classes=classes).eval()
-    return utc.capture(model, torch.randn(2, *model.default_cfg["input_size"]), verify="shapes")
-
-
-def rule(match: str, insert: str = "{sequential: y, tuner: {kind: adapter, dim: 1}}", **more: str) -> str:
-    text = (
-        f"    match: {match}\n"
-        if "\n" not in match
-        else "    match: |\n" + "".join(f"      {n}\n" for n in match.strip().splitlines())
-    )
-    lines = "".join(f"    {k}: {v}\n" for k, v in more.items())
-    return f"version: 1\nname: t\nrules:\n  - name: r\n{text}{lines}    insert: {insert}\n"
 
 
 def count(model: nn.Module | utc.CapturedModule, text: str, x: torch.Tensor | None = None) -> int:
@@ -117,8 +99,7 @@ FOUND = {
 
 @pytest.mark.parametrize("kind", FOUND)
 def test_named_patterns(kind: str) -> None:
-    model, x = zoo.make(kind)
-    captured = utc.capture(model, x, verify="shapes")
+    captured = zoo.captured(kind)
     from utcompile.graph import GraphView
 
     engine = Engine(GraphView(captured.graph, captured), library_patterns())
@@ -248,10 +229,6 @@ def register_zero() -> None:
             return x + self.p
 
 
-VIT = "vit_tiny_patch16_224"
-ADAPT = "{parallel: x -> y, tuner: {kind: adapter}}"
-
-
 @pytest.mark.parametrize(
     ("more", "found"),
     [
@@ -312,12 +289,6 @@ def test_the_plan_prints_and_is_plain_data() -> None:
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------------
-
-
-def error(text: str, model: str = VIT) -> str:
-    with pytest.raises(utc.UtcError) as caught:
-        utc.match(captured_of(model), text)
-    return str(caught.value)
 
 
 def test_a_rule_that_matches_nothing_names_the_nearest_miss() -> None:

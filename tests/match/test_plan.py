@@ -35,8 +35,7 @@ rules:
 
 @lru_cache
 def captured(kind: str) -> utc.CapturedModule:
-    model, x = zoo.make(kind)
-    return utc.capture(model, x, verify="shapes")
+    return zoo.captured(kind)
 
 
 @lru_cache
@@ -56,13 +55,11 @@ def test_flops_are_those_that_torch_counts(kind: str, batch: int) -> None:
     model, x = zoo.make(kind)
     cost = plan.cost_at(batch)
     assert cost.unknown == {} and cost.sites.keys() == {s.id for s in plan.sites}
-    with torch.no_grad(), FlopCounterMode(display=False) as base_count:
-        model(x[:batch])
-    with torch.no_grad(), FlopCounterMode(display=False) as tuned_count:
-        plan.apply()(x[:batch])
-    assert cost.model_flops == base_count.get_total_flops()
-    assert cost.flops == tuned_count.get_total_flops() - base_count.get_total_flops() > 0
-    assert cost.share == pytest.approx(cost.flops / base_count.get_total_flops())
+    base = zoo.flops_of(lambda: model(x[:batch]))
+    tuned = plan.apply()
+    assert cost.model_flops == base
+    assert cost.flops == zoo.flops_of(lambda: tuned(x[:batch])) - base > 0
+    assert cost.share == pytest.approx(cost.flops / base)
 
 
 def saved_in_truth(plan: Plan, site: Site) -> int:

@@ -168,8 +168,7 @@ def test_a_parameter_is_a_value_and_its_reads_share_a_tuner(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["pos_embed", "cls_token"])
 def test_parameters_of_a_vision_transformer(name: str) -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, rules((f'{{parameter: "**.{name}"}}', adapter("sequential: h"))), x)
+    model, tuned, x = zoo.compiled("vit", rules((f'{{parameter: "**.{name}"}}', adapter("sequential: h"))))
     zoo.shake(tuned, 0.5)
     changed = copy.deepcopy(model)
     with torch.no_grad():

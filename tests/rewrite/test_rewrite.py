@@ -22,8 +22,7 @@ RULES = {
 
 
 def tuned_of(kind: str) -> tuple[nn.Module, utc.TunedModule, torch.Tensor]:
-    model, x = zoo.make(kind)
-    return model, utc.compile(model, RULES[kind], x), x
+    return zoo.compiled(kind, RULES[kind])
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -80,7 +79,7 @@ def test_disable_tuners_ends_with_an_error_too() -> None:
     assert torch.equal(tuned(x), changed)
 
 
-@pytest.mark.parametrize("kind", ["vit", "efficientnet"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", pytest.param("efficientnet", marks=pytest.mark.full)])
 def test_copies_pickles_and_compiles(kind: str) -> None:
     model, tuned, x = tuned_of(kind)
     zoo.shake(tuned)
@@ -104,8 +103,7 @@ def test_compiling_twice_gives_the_same_graph() -> None:
 
 
 def test_several_tuners_on_one_value_add_up_and_read_the_changed_stream() -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, "u_tuning/tri", x)
+    model, tuned, x = zoo.compiled("vit", "u_tuning/tri")
     zoo.shake(tuned, 0.05)
     tuned.eval()
     seen: dict[str, torch.Tensor] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utcompile.errors import UtcError
@@ -60,7 +60,7 @@ SKELETON = "version: 1\nname: a\nrules:\n  - name: r\n    match: {}\n    where: 
 
 @pytest.mark.parametrize("name", PARSERS)
 @given(text=TEXTS)
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 def test_no_text_raises_anything_but_a_utc_error(name: str, text: str) -> None:
     try:
         PARSERS[name](text)
@@ -69,7 +69,7 @@ def test_no_text_raises_anything_but_a_utc_error(name: str, text: str) -> None:
 
 
 @given(st.tuples(TEXTS, TEXTS, TEXTS, TEXTS))
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 def test_no_value_raises_anything_but_a_utc_error(texts: tuple[str, str, str, str]) -> None:
     try:
         RuleSet.load(SKELETON.format(*texts))

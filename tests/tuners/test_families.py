@@ -78,12 +78,10 @@ MATRIX = [
 
 
 def compiled(kind: str, rules: str) -> tuple[nn.Module, utc.TunedModule, torch.Tensor]:
-    model, x = zoo.make(kind)
     text = utc.RuleSet.load(rules).text
     if kind == "mixer":  # it has no named block
         text = text.replace("match: block", "match: ffn")
-    torch.manual_seed(0)
-    return model, utc.compile(model, text, x), x
+    return zoo.compiled(kind, text)
 
 
 @pytest.mark.parametrize(("kind", "rules"), MATRIX)
@@ -119,7 +117,13 @@ def test_start_gradients_a_step_and_a_checkpoint(kind: str, rules: str, tmp_path
             assert torch.equal(tuned(x), base)
 
 
-ONNX = [("vit", "prompt/vpt_deep"), ("swin", "conv/mona"), ("resnet", "res_tuning/bypass"), ("mixer", "side/lst")]
+ONNX = [
+    ("vit", "prompt/vpt_deep"),
+    ("vit", "conv/mona"),
+    ("resnet", "res_tuning/bypass"),
+    ("mixer", "side/lst"),
+    pytest.param("swin", "conv/mona", marks=pytest.mark.full),
+]
 
 
 @pytest.mark.parametrize(("kind", "rules"), ONNX)
@@ -156,8 +160,7 @@ def test_a_factor_is_a_number_and_widens() -> None:
     shaken(scaled)
     plain.load_state_dict(scaled.state_dict())  # no parameter of its own
     torch.testing.assert_close(scaled(x), 0.1 * plain(x))
-    model, x = zoo.make("convnext")
-    tuned = utc.compile(model, "adapter/adaptformer_foldable", x, vars={"dim": 4})
+    _model, tuned, x = zoo.compiled("convnext", "adapter/adaptformer_foldable", vars={"dim": 4})
     zoo.shake(tuned, 0.3)
     _, report = utc.fold(tuned)
     assert {s.status for s in report.sites} == {"widened"} and max(s.max_error for s in report.sites) < 1e-12

@@ -13,6 +13,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
+from utcompile.graph import fused_arguments, is_fused_attention
 
 PREFIX = """
 version: 1
@@ -92,6 +93,9 @@ CASES = [
     ("none", True, "native"),
     ("causal", True, "native"),
     ("boolean", True, "repeated"),
+    ("boolean", True, "native"),
+    ("causal", True, "repeated"),
+    ("none", True, "repeated"),
     ("causal", False, "repeated"),
 ]
 
@@ -230,7 +234,8 @@ def test_captures_that_no_attention_reads() -> None:
 
 
 def language_models() -> dict[str, tuple[Any, Any]]:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
     llama = transformers.LlamaConfig(**small, intermediate_size=48, num_key_value_heads=2, use_cache=False)
     gpt2 = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, use_cache=False)
@@ -263,9 +268,29 @@ def test_fused_and_spelled_out_language_models_agree(kind: str) -> None:
     torch.testing.assert_close(outputs[0][:, -1:], outputs[1][:, -1:], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_prefix_joins_attention_that_says_is_causal(kind: str) -> None:
+    """Without padding the fused models pass no mask; with a prefix in front, `is_causal` would mean another one."""
+    cls, config = language_models()[kind]
+    tuned = {}
+    for way in ("sdpa", "eager"):
+        torch.manual_seed(0)
+        config._attn_implementation = way
+        tuned[way] = utc.compile(cls(config).eval(), PREFIX, {"input_ids": torch.arange(14).reshape(2, 7)}).eval()
+        zoo.shake(tuned[way], 1.0)
+    for batch, length in [(2, 7), (1, 1), (1, 12), (5, 30)]:
+        ids = torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(length))
+        # two ways to add up one softmax, in float32
+        torch.testing.assert_close(*(t(input_ids=ids).logits for t in tuned.values()), rtol=1e-3, atol=1e-4)
+    fused = [fused_arguments(n) for n in tuned["sdpa"].graph.nodes if is_fused_attention(n)]
+    assert not any(given["is_causal"] for given in fused)
+    assert not any(given["enable_gqa"] and given["attn_mask"] is not None for given in fused)  # as transformers has it
+
+
 def test_every_attention_of_an_encoder_and_decoder() -> None:
     """T5 adds positions to unscaled scores, and its decoder attends to the encoder."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.T5Config(
         d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=50, use_cache=False, decoder_start_token_id=0
     )

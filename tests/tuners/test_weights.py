@@ -40,7 +40,8 @@ def folds(tuned: utc.TunedModule, x: torch.Tensor, statuses: set[str] | None = N
 @pytest.mark.parametrize("rules", ["bitfit/norms", "lora/all_linear"])
 def test_the_weights_of_a_language_model(rules: str) -> None:
     """Llama's RMSNorms are spelled out; their weights are tuned as those of any norm."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.LlamaConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
         vocab_size=50, use_cache=False,
@@ -62,8 +63,7 @@ def test_the_weights_of_a_language_model(rules: str) -> None:
 
 
 def test_lora_on_q_and_v_of_a_packed_projection() -> None:
-    model, x = zoo.make("vit")
-    tuned = utc.compile(model, (PACKED % ("lora", "[q, v]")).replace("r: 1", "r: 2"), x)
+    model, tuned, x = zoo.compiled("vit", (PACKED % ("lora", "[q, v]")).replace("r: 1", "r: 2"))
     shake(tuned)
     width = model.blocks[0].attn.qkv.in_features
     for site in tuned.sites:
@@ -311,8 +311,7 @@ def test_autocast_keeps_the_base_frozen_and_trains() -> None:
 
 
 def test_a_frozen_batch_norm_saves_nothing_and_stays_frozen() -> None:
-    model, x = zoo.make("resnet")
-    tuned = utc.compile(model, "lora/all_conv", x)
+    model, tuned, x = zoo.compiled("resnet", "lora/all_conv")
     grads = []
     for module in (tuned, model.requires_grad_(False)):
         leaf = x.clone().requires_grad_()

@@ -2,9 +2,10 @@
 
 1. All sizes vary, and the last sample is in another dtype on another device.
 2. The same in another dtype, and then in the model's own: what a model does by dtype or device stays as recorded.
-3. The same with lengths pinned at the example's, where nobody asked for them.
-4. Modules that run other operations at another batch are left opaque.
-5. Nothing varies, where nobody asked for it.
+3. The same at sizes near the example's, where the model decides by thresholds.
+4. The same with lengths pinned at the example's, where they were not asked for.
+5. Modules that run other operations at another batch are left opaque.
+6. Nothing varies, where it was not asked for.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from utcompile.capture.samples import (
     with_other_dtype_and_device,
     with_other_values,
 )
+from utcompile.capture.survivors import release
 from utcompile.capture.unify import Differs, check_isomorphic, unify
 from utcompile.capture.unrecordable import Opaque, Unrecordable
 from utcompile.capture.untouched import random_numbers_kept, values_kept
@@ -54,6 +57,7 @@ class Recorded:
         fixed: inputs whose values are part of the graph.
         nodes: the node of each input tensor, in order.
         guards: what the model's Python decided, which must hold in every call.
+        notes: what ran and is no part of the graph, with the consequence.
     """
 
     graph: fx.Graph
@@ -64,6 +68,7 @@ class Recorded:
     fixed: tuple[str, ...] = ()
     nodes: tuple[fx.Node, ...] = ()
     guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -108,10 +113,11 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
     leaves = _Leaves(_wide(model), watch)
     pinned: dict[Symbol, str] = {}
-    attempts = [(inputs, False), *([(shorter, False)] if lengths else []), (shorter, True)]
-    for used, by_size in [*attempts, *([] if asked or not inputs.symbols else [(still, False)])]:
+    attempts = [(inputs, False, near) for near in _steps(inputs)]
+    attempts += [*([(shorter, False, 0)] if lengths else []), (shorter, True, 0)]
+    for used, by_size, near in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 0)])]:
         try:
-            recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size)
+            recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size, near=near)
         except Differs as difference:
             last = difference
             left = set(used.symbols) if used is not inputs or not lengths else set(lengths)
@@ -122,13 +128,22 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     raise last.error
 
 
+def _steps(inputs: Inputs) -> tuple[int, ...]:
+    """Sizes far from the example's first, then next to them, upwards and downwards: three of each are needed."""
+    if not inputs.symbols:
+        return (0,)
+    return (0, 1, -1) if min(inputs.example.values()) > 2 else (0, 1)
+
+
 def _wide(model: nn.Module) -> frozenset[str]:
     sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_modules()}
     return frozenset(["", *(name for name, n in sizes.items() if 2 * n > sizes[""])])
 
 
-def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool) -> Recorded:
-    samples = plan_samples(inputs.symbols, follow=follow)
+def _record_as(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool, near: int
+) -> Recorded:
+    samples = plan_samples(inputs.symbols, follow=follow, example=inputs.example, near=near)
     pinned: dict[str, str] = {}
     for kinds, plan in _plans(samples, model, inputs, leaves):
         try:
@@ -145,8 +160,9 @@ def _record_as(model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: boo
             left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
             used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
             return Recorded(
-                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards
-            )
+                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards,
+                tuple(first.notes),
+            )  # fmt: skip
     raise AssertionError("the samples themselves are the last plan")
 
 
@@ -175,7 +191,9 @@ def _record_all(
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
             if recordings is not None:
                 with collector_paused():
-                    return recordings[0], *unify(recordings, plan, _sources(inputs.fixing(leaves.fixed)))
+                    used = inputs.fixing(leaves.fixed)
+                    probe = partial(_probe, model, inputs, leaves)
+                    return recordings[0], *unify(recordings, plan, _sources(used), used.example, probe)
         except Differs:
             if not (leaves.real and varied):
                 raise
@@ -184,6 +202,14 @@ def _record_all(
             _give_way(leaves, hidden)
         except _NeedsValues as failed:
             leaves.real = f"its forward does not run on fake tensors ({failed})"
+
+
+def _probe(model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int]) -> Recorder | None:
+    """One more recording, or None where the model does not run at these sizes."""
+    try:
+        return _record_once(model, inputs, Sample(sizes), leaves)
+    except (UtcError, Unrecordable, _NeedsValues):
+        return None
 
 
 def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
@@ -262,14 +288,22 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
     try:
         # values must go when nobody needs them; fakes weigh nothing
         with contextlib.nullcontext() if real else collector_paused():
-            copied = structural_copy(model)
             return record(
-                copied, fixing, sample, leaves.paths, real=real, fixed=fixed, wide=leaves.wide, watch=leaves.watch
+                structural_copy(model),
+                fixing,
+                sample,
+                leaves.paths,
+                real=real,
+                fixed=fixed,
+                wide=leaves.wide,
+                watch=leaves.watch,
             )
     except UtcError as error:
         if real or sample.dtype or sample.device or not _runs(model, fixing, sample, leaves.watch):
             raise
         raise _NeedsValues(error.why or str(error)) from error
+    finally:
+        release()
 
 
 class _NeedsValues(Exception):

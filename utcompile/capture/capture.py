@@ -8,23 +8,27 @@ import torch
 from torch import fx, nn
 
 from utcompile.capture.attempts import Recorded, record_dynamically
+from utcompile.capture.attention import settle_attention
 from utcompile.capture.captured import CapturedModule, CaptureReport
 from utcompile.capture.clock import clock_reads
 from utcompile.capture.derived import by_mode, captured_as, same_values
+from utcompile.capture.fixed import FixedSizes, fix_sizes
 from utcompile.capture.functional import make_functional
 from utcompile.capture.guards import StructureCheck
 from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
+from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
 from utcompile.capture.verify import check
 from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
+from utcompile.graph.calls import Signature
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "tuners base_values shape_env dtype device".split()
+    "signature tuners base_values shape_env dtype device".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
@@ -65,7 +69,7 @@ def capture(
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> captured = utc.capture(model, torch.randn(1, 4))
         >>> [n.name for n in captured.graph.nodes]
-        ['input_1', '_0', '_1', '_2', 'output']
+        ['input_1', 'check_fixed_sizes', '_0', '_1', '_2', 'output']
         >>> captured(torch.randn(7, 4)).shape
         torch.Size([7, 2])
     """
@@ -84,7 +88,9 @@ def capture(
             f"{type(model).__name__} has a part named '{min(taken)}', a name that a captured module uses itself",
             fix="wrap the model in a module that keeps it under another name",
         )
+    check_layers(model)
     copied = structural_copy(model)
+    drop_backward_hooks(copied)
     inputs = read_inputs(copied, example_inputs, dynamic)
     watch = Watch.of(model)
     recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
@@ -95,8 +101,10 @@ def capture(
     for name, tensor in recorded.constants.items():
         _keep_constant(copied, name, tensor)
     writes = make_functional(graph, copied)
+    settle_attention(graph, copied)
     _guard_sizes(recorded, inputs)
     inputs = recorded.inputs
+    fix_sizes(graph, recorded.nodes, inputs, recorded.fixed)
     _guard_containers(graph, inputs.arguments)
     _guard_constants(graph, inputs.arguments)
     _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
@@ -109,15 +117,17 @@ def capture(
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
+    captured.signature = Signature.of(model, inputs.arguments)
     captured.eval()
     captured.report = CaptureReport(
-        operations=len(graph.nodes),
+        operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),
         unreachable=_unreachable(copied, graph),
         barriers=tuple(describe(n) for n in writes),
         verified=check(model, captured, inputs, verify, watch),
         opaque=recorded.opaque,
         pinned=recorded.pinned,
         guards=recorded.guards,
+        notes=(*notes_on(model), *recorded.notes),
         by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
         state=watch.state,
         random=(*watch.drawn, *clock_reads(model)),

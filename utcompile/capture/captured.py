@@ -24,6 +24,7 @@ class CaptureReport:
         by_mode: where the mode decides, under `base="follow"`.
         state: attributes and other Python state that `forward` assigns and no later call reads.
         random: random numbers of Python or NumPy, and clocks, that `forward` reads: what they gave is a constant.
+        notes: what is recorded otherwise than its module stands there, or is dropped, each with its consequence.
     """
 
     operations: int
@@ -36,10 +37,12 @@ class CaptureReport:
     guards: tuple[Guard, ...] = ()
     state: tuple[str, ...] = ()
     random: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.operations} operations, verified: {self.verified}"]
-        for kind in ("opaque", "pinned", "guards", "unreachable", "barriers", "state", "random"):
+        lines += [f"opaque: {one}; it runs as it is, and nothing inside it is matched" for one in self.opaque]
+        for kind in ("pinned", "guards", "notes", "unreachable", "barriers", "state", "random"):
             lines += [f"{kind.removesuffix('s')}: {one}" for one in getattr(self, kind)]
         return "\n".join(lines)
 

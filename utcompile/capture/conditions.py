@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
 from utcompile.capture.expressions import PREFIXES, SIGNS, Expression
 from utcompile.capture.guards import Guard, SizeCheck
+from utcompile.capture.probes import translated
 from utcompile.capture.questions import Questions
+from utcompile.capture.recorder import Recorder
 from utcompile.capture.size_nodes import Polynomial, SizeNodes, is_never_negative
+from utcompile.errors import UtcError
 from utcompile.graph import Size, Symbol, place_of
 
 _ORDER = {"ge": ("ge", True), "lt": ("ge", False), "le": ("ge", True), "gt": ("ge", False)}
@@ -64,27 +67,66 @@ class Conditions:
         self.sizes = sizes
         self._known: dict[Expression, Any] = {}
         self.lines: dict[Condition, str] = {}
+        self._more: tuple[Answers, ...] = ()
 
-    def answers(self) -> list[Answers]:
-        """What each way to run this graph answered, simplified."""
-        found = []
-        for recording in self.sizes.recordings:
-            answers: Answers = {}
-            for question, (answer, line) in self._asked(recording.questions):
-                condition = self._condition(question)
-                if isinstance(condition, tuple):
-                    one, same = condition
-                    answers[one] = answer is same
-                    self.lines.setdefault(one, line)
-            found.append(answers)
-        return [_tightest(a) for a in merged(found)]
+    def ways(self, *more: Answers) -> list[Answers]:
+        """What each way to run this graph answered, simplified; with more ways that probes found."""
+        self._more += more
+        found = [self._answers(r.questions, {}) for r in self.sizes.recordings]
+        return [_tightest(a) for a in merged([*found, *self._more])]
 
-    def _asked(self, questions: Questions) -> Iterator[tuple[Expression, tuple[bool, str]]]:
-        yield from questions.asked.items()
+    def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
+        """The answers of one more recording; None where it is another graph."""
+        serials = translated(self.sizes.graph, probe, sizes, varying, self.sizes.is_all_exact)
+        return None if serials is None else self._answers(probe.questions, serials)
+
+    def _answers(self, questions: Questions, serials: Mapping[int, int]) -> Answers:
+        answers: Answers = {}
+        for question, (answer, line) in self._asked(questions, serials):
+            condition = self._condition(question)
+            if condition is not None:
+                one, same = condition
+                answers[one] = answer is same
+                self.lines.setdefault(one, line)
+        return answers
+
+    def refused(self, ways: Sequence[Answers], sizes: Mapping[Symbol, int]) -> UtcError | None:
+        """Why no way runs at some sizes, as far as sizes alone tell."""
+        wrong = [next((c for c, a in way.items() if self._holds(c, sizes) is (not a)), None) for way in ways]
+        if not wrong or any(c is None for c in wrong):
+            return None
+        condition = cast(Condition, wrong[0])
+        relation = condition.yes if ways[0][condition] else condition.no
+        return Guard(relation, self.lines[condition]).refuse(", ".join(f"{s.name}={n}" for s, n in sizes.items()))
+
+    def _holds(self, condition: Condition, sizes: Mapping[Symbol, int]) -> bool | None:
+        if condition.bound is not None:
+            relation, terms = condition.bound
+            value = sum(f * math.prod(sizes[s] for s in m) for m, f in terms)
+            return value >= 0 if relation == "ge" else value == 0
+        expression = cast(Expression, condition.expression)
+        known = {r: self.sizes.exact(r) for r in expression.readings()}
+        if any(v is None for v in known.values()):
+            return None
+        try:
+            return bool(expression.value({r: v.of(sizes) if isinstance(v, Size) else v for r, v in known.items()}))  # type: ignore[misc]
+        except (ArithmeticError, ValueError, TypeError):
+            return None
+
+    def _asked(self, questions: Questions, serials: Mapping[int, int]) -> Iterator[tuple[Expression, tuple[bool, str]]]:
+        """The questions that matter, of a probe in terms of this graph's nodes."""
+
+        def here(question: Expression) -> Expression:
+            moved = {r: Expression.reading(r.op, serials[r.args[0]], r.args[1]) for r in question.readings()}
+            return question.replaced(moved)
+
+        for question, found in questions.asked.items():
+            yield (here(question) if serials else question), found
         for question, (answer, line, dims) in questions.shaping.items():
             # where a size is read off its tensor anyway, it does not matter how it came to it
-            if any(self.sizes.is_exact(self.sizes.nodes.get(serial), dim) for serial, dim in dims):
-                yield question, (answer, line)
+            nodes = [(self.sizes.nodes.get(serials.get(serial, serial)), dim) for serial, dim in dims]
+            if any(self.sizes.is_exact(node, dim) for node, dim in nodes):
+                yield (here(question) if serials else question), (answer, line)
 
     def _condition(self, question: Expression) -> tuple[Condition, bool] | None:
         """The condition, and whether it says the same as the question; None where the sizes do not matter."""
@@ -293,16 +335,29 @@ def _always(condition: Condition, answer: bool) -> bool:
     return grows and ((relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0))
 
 
+def _holds_from_one(ways: Sequence[Answers]) -> bool:
+    """Whether bounds hold at all sizes but 0."""
+    (way, *more) = ways
+    for condition, answer in way.items():
+        relation, terms = condition.bound or ("", ())
+        factors = [f for m, f in terms if m]
+        least = sum(f for _, f in terms)
+        grows = bool(factors) and all(f > 0 for f in factors)
+        if not grows or not (
+            (relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0)
+        ):
+            return False
+    return not more
+
+
 # --- into the graph ---------------------------------------------------------------------------------------------------
 
 
-def insert_guards(sizes: SizeNodes) -> tuple[Guard, ...]:
+def insert_guards(conditions: Conditions, ways: Sequence[Answers]) -> tuple[Guard, ...]:
     """Put checks of all that Python decided by sizes into the graph; returns the guards."""
-    conditions = Conditions(sizes)
-    ways = conditions.answers()
     common = {c: a for c, a in ways[0].items() if all(w.get(c) is a for w in ways)} if ways else {}
     rest = [{c: a for c, a in way.items() if c not in common} for way in ways]
-    asked: list[list[Answers]] = [[{c: a}] for c, a in common.items()]
+    asked: list[Sequence[Answers]] = [[{c: a}] for c, a in common.items()]
     if len(ways) > 1 and all(rest):
         asked.append(rest)
     return _Inserter(conditions).insert(asked)
@@ -314,9 +369,9 @@ class _Inserter:
     def __init__(self, conditions: Conditions) -> None:
         self.conditions, self.sizes = conditions, conditions.sizes
 
-    def insert(self, asked: Iterable[list[Answers]]) -> tuple[Guard, ...]:
-        early: dict[str, tuple[Guard, list[Answers]]] = {}
-        late: dict[str, tuple[Guard, list[Answers]]] = {}
+    def insert(self, asked: Iterable[Sequence[Answers]]) -> tuple[Guard, ...]:
+        early: dict[str, tuple[Guard, Sequence[Answers]]] = {}
+        late: dict[str, tuple[Guard, Sequence[Answers]]] = {}
         for ways in asked:
             guard = self._guard(ways)
             where = early if not self._free(ways) else late
@@ -328,9 +383,10 @@ class _Inserter:
             self.sizes.early("check", lambda: self.sizes.graph.call_function(check, tuple(nodes)))
         for guard, ways in late.values():
             self._insert_late(guard, ways)
-        return tuple(g for g, _ in [*early.values(), *late.values()])
+        # what an empty tensor alone would decide otherwise is checked, and not listed
+        return tuple(g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
 
-    def _guard(self, ways: list[Answers]) -> Guard:
+    def _guard(self, ways: Sequence[Answers]) -> Guard:
         texts = [" and ".join(c.yes if a else c.no for c, a in way.items()) for way in ways]
         source = next(self.conditions.lines[c] for way in ways for c in way)
         symbols = self._symbols(ways)
@@ -340,15 +396,15 @@ class _Inserter:
         )
         return Guard(" or ".join(dict.fromkeys(texts)), source, fix)
 
-    def _readings(self, ways: list[Answers]) -> list[Expression]:
+    def _readings(self, ways: Sequence[Answers]) -> list[Expression]:
         found = (r for way in ways for c in way if c.expression for r in c.expression.readings())
         return [r for r in dict.fromkeys(found) if not isinstance(self.sizes.exact(r), int)]
 
-    def _free(self, ways: list[Answers]) -> list[Expression]:
+    def _free(self, ways: Sequence[Answers]) -> list[Expression]:
         """The readings that no polynomial of the symbols gives."""
         return [r for r in self._readings(ways) if self.sizes.exact(r) is None]
 
-    def _symbols(self, ways: list[Answers]) -> list[Symbol]:
+    def _symbols(self, ways: Sequence[Answers]) -> list[Symbol]:
         bounds = (terms for way in ways for c in way if c.bound for terms in c.bound[1])
         found = dict.fromkeys(s for monomial, _ in bounds for s in monomial)
         for reading in self._readings(ways):
@@ -357,7 +413,7 @@ class _Inserter:
         return list(found)
 
     def _check(
-        self, pairs: Sequence[tuple[Guard, list[Answers]]], symbols: list[Symbol], free: list[Expression]
+        self, pairs: Sequence[tuple[Guard, Sequence[Answers]]], symbols: list[Symbol], free: list[Expression]
     ) -> SizeCheck:
         names = {s: f"v{i}" for i, s in enumerate(symbols)}
         given = {r: f"v{len(symbols) + i}" for i, r in enumerate(free)}
@@ -365,7 +421,7 @@ class _Inserter:
         shown = [*(s.name for s in symbols), *(self.conditions.name(r) for r in free)]
         return SizeCheck([g for g, _ in pairs], shown, codes)
 
-    def _code(self, ways: list[Answers], names: dict[Symbol, str], given: dict[Expression, str]) -> str:
+    def _code(self, ways: Sequence[Answers], names: dict[Symbol, str], given: dict[Expression, str]) -> str:
         lines: list[str] = []
         known: dict[Any, str] = {}
         texts = []
@@ -398,7 +454,7 @@ class _Inserter:
                 readings[reading] = code if code.isalnum() else f"({code})"
         return _in_steps(condition.expression, readings, lines, known)
 
-    def _insert_late(self, guard: Guard, ways: list[Answers]) -> None:
+    def _insert_late(self, guard: Guard, ways: Sequence[Answers]) -> None:
         graph, symbols, free = self.sizes.graph, self._symbols(ways), self._free(ways)
         given = [self.sizes.symbol(s) for s in symbols]
         place = {n: i for i, n in enumerate(graph.nodes)}
@@ -445,7 +501,7 @@ def _one_step(e: Expression, known: dict[Any, str]) -> str:
 def _related(left: str, sign: str, right: str, bound: Fraction) -> str:
     if not right:
         return f"{left} {sign} {bound}"
-    return f"{left} {sign} {right}" + (f"{bound:+}" if bound else "")
+    return f"{left} {sign} {right}" + (f"{'+' if bound > 0 else '-'}{abs(bound)}" if bound else "")
 
 
 def _is_positive(polynomial: Polynomial) -> bool:

@@ -103,3 +103,16 @@ class Apply:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function.apply(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Calls a scripted function: one node, as recording does not see what TorchScript runs."""
+
+    function: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__name__", self.function.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)

@@ -19,12 +19,22 @@ import torch
 Number = int | float | bool
 
 
-def _parts(size: int, step: int) -> Any:
+def bit_length(value: int) -> int:
+    """The number of bits of a whole number."""
+    return int(value).bit_length()
+
+
+def is_integer(value: float) -> bool:
+    """Whether a float is a whole number."""
+    return float(value).is_integer()
+
+
+def parts(size: int, step: int) -> Any:
     """Into how many parts of at most `step` a size is split; an empty tensor is one part."""
     return torch.sym_max(1, -(-size // step))
 
 
-def _steps(start: int, stop: int, step: int) -> Any:
+def steps(start: int, stop: int, step: int) -> Any:
     """The length of a range."""
     return torch.sym_max(0, -((start - stop) // step))
 
@@ -36,8 +46,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(math, name) for name in "floor ceil trunc log log2 log10 log1p exp gcd lcm isqrt isclose".split()},
     **{name: getattr(math, name) for name in "sin cos tan tanh atan comb copysign fmod hypot isfinite isnan".split()},
     "sqrt": math.sqrt, "math_pow": math.pow, "round": round, "round_to": round, "int": torch.sym_int,
-    "float": torch.sym_float, "min": torch.sym_min, "max": torch.sym_max, "bit_length": int.bit_length,
-    "is_integer": float.is_integer, "parts": _parts, "steps": _steps,
+    "float": torch.sym_float, "min": torch.sym_min, "max": torch.sym_max, "bit_length": bit_length,
+    "is_integer": is_integer, "parts": parts, "steps": steps,
 }  # fmt: skip
 SIGNS = {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "lshift": "<<",
@@ -118,6 +128,13 @@ class Expression:
     def readings(self) -> list[Expression]:
         """Its leaves that are readings."""
         return [e for e in self.walk() if e.is_reading]
+
+    def replaced(self, readings: Mapping[Expression, Expression]) -> Expression:
+        """The same function of other readings."""
+        made: dict[Expression, Expression] = {}
+        for e in self.walk():
+            made[e] = readings.get(e, e) if e.is_leaf else Expression.of(e.op, *(made[a] for a in e.args))
+        return made[self]
 
     def value(self, readings: Mapping[Expression, int]) -> Any:
         """Its value where the readings are known.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +45,12 @@ class Inputs:
         """The sizes that vary, the batch first."""
         found = dict.fromkeys(s for dims in self.varying for s in dims.values())
         return tuple(sorted(found, key=lambda s: s != BATCH))
+
+    @property
+    def example(self) -> dict[Symbol, int]:
+        """The size that each symbol has in the example."""
+        pairs = zip(tensors(self.arguments), self.varying, strict=True)
+        return {symbol: t.shape[dim] for t, dims in pairs for dim, symbol in dims.items()}
 
     @property
     def batch_inputs(self) -> tuple[str, ...]:
@@ -96,6 +103,13 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     check_layouts(model, arguments)
     positional = () if isinstance(example_inputs, Mapping) else tuple(arguments)
     varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
+    for t, dims in zip(tensors(arguments), varying, strict=True):
+        for dim in dims:
+            if not t.shape[dim]:
+                raise UtcError(
+                    f"an example input has the size {list(t.shape)}: there is nothing in dimension {dim}, which varies",
+                    fix="give an example with at least one row, e.g. torch.randn(1, …)",
+                )
     return Inputs(arguments, varying, positional)
 
 
@@ -142,6 +156,12 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
                 fix="wrap the model in a module whose forward names its inputs",
             )
         result.update(value) if kind is inspect.Parameter.VAR_KEYWORD else result.update({name: value})
+    for name in result:
+        if keyword.iskeyword(name):
+            raise UtcError(
+                f"an example input is named '{name}', a word of Python",
+                fix="wrap the model in a module whose forward gives it another name",
+            )
     if not tensors(result):
         raise UtcError(
             "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"

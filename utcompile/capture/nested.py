@@ -23,6 +23,11 @@ def parts(value: Any) -> list[tuple[Any, Any]]:
     return [(k, v) for k, v in vars(value).items() if isinstance(v, (T, tuple, list, dict)) or parts(v)]
 
 
+def is_named_tuple(value: Any) -> bool:
+    """Whether a value is a named tuple, or one of torch's own such as `torch.max(x, 0)`."""
+    return isinstance(value, tuple) and (hasattr(value, "_fields") or type(value).__module__ == "torch.return_types")
+
+
 def flat(value: Any) -> Iterator[T]:
     """The tensors in a call's arguments or result: containers only, quickly."""
     if isinstance(value, T):
@@ -54,7 +59,9 @@ def map_tensors(function: Callable[[T], T], value: Any) -> Any:
         return value
     if isinstance(value, tuple):
         mapped = [map_tensors(function, v) for v in value]
-        return type(value)(*mapped) if hasattr(value, "_fields") else tuple(mapped)
+        if not is_named_tuple(value):
+            return tuple(mapped)
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
     if isinstance(value, list):
         return [map_tensors(function, v) for v in value]
     made = copy.copy(value)

@@ -18,8 +18,10 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from utcompile.capture import dropped, transforms
 from utcompile.capture.active import current
-from utcompile.capture.derived import Apply
+from utcompile.capture.derived import Apply, Scripted
+from utcompile.capture.dropped import CHECKPOINTED
 
 _AUTOCAST = torch.amp.autocast_mode.autocast
 _FAKE_LOGGER = "torch._subclasses.fake_tensor"
@@ -96,12 +98,23 @@ def _apply(original: Any) -> Any:
     def recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = current()
         if recorder is not None and cls is torch.utils.checkpoint.CheckpointFunction:
+            recorder.note(CHECKPOINTED)
             return args[0](*args[2:], **kwargs)  # what it runs is recorded, not that it is run again
         if recorder is None or recorder.is_silent:
             return original.__get__(None, cls)(*args, **kwargs)
         return recorder.function(Apply(cls), args, kwargs)
 
     return classmethod(recorded_apply)
+
+
+def _script(original: Any) -> Any:
+    def recorded_script(function: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder = current()
+        if recorder is None or recorder.is_silent:
+            return original.__get__(function)(*args, **kwargs)
+        return recorder.function(Scripted(function), args, kwargs)
+
+    return recorded_script
 
 
 _regions: dict[int, list[fx.Node]] = {}  # by the identity of an autocast region, which lives while it is entered
@@ -157,4 +170,7 @@ _REPLACEMENTS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (_AUTOCAST, "__exit__", _leave),
     (torch, "_check_tensor_all_with", _check),
     (torch.compiler, "is_compiling", _is_compiling),
+    (torch.jit.ScriptFunction, "__call__", _script),
+    *dropped.REPLACEMENTS,
+    *transforms.REPLACEMENTS,
 )

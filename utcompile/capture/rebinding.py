@@ -206,10 +206,17 @@ def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _cached_methods(model: nn.Module) -> list[tuple[type, str, Any]]:
+    classes = {c for m in model.modules() for c in type(m).__mro__}
+    own = [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
+    return [(c, name, value) for c in own for name, value in vars(c).items() if type(value) is _CACHED]
+
+
 @contextmanager
 def rebound(model: nn.Module) -> Iterator[None]:
     """Give the model's modules the twins, for as long as a recording runs."""
     old: list[tuple[dict[str, Any], str, Any]] = []
+    methods: list[tuple[type, str, Any]] = []
 
     def put(names: dict[str, Any], name: str, value: Any) -> None:
         old.append((names, name, names.get(name, _MISSING)))
@@ -229,8 +236,13 @@ def rebound(model: nn.Module) -> Iterator[None]:
                     put(names, name, value.__wrapped__)
                 elif isinstance(value, types.BuiltinFunctionType) and value in _MATH:
                     put(names, name, _MATH[value])
+        for cls, name, cached in _cached_methods(model):
+            methods.append((cls, name, cached))
+            setattr(cls, name, cached.__wrapped__)
         yield
     finally:
+        for cls, name, cached in methods:
+            setattr(cls, name, cached)
         for names, name, value in reversed(old):
             if value is _MISSING:
                 names.pop(name, None)

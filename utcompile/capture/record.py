@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from utcompile.capture.active import recording
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.lasting import watched
+from utcompile.capture.layers import drop_backward_hooks
 from utcompile.capture.nested import tensors
 from utcompile.capture.patches import patched
 from utcompile.capture.rebinding import rebound
@@ -55,6 +56,7 @@ def record(
         UtcError: the model's forward failed.
     """
     model.train(sample.training)
+    drop_backward_hooks(model)
     fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     convert = _Converter(fake, sample, home_of(model, inputs))
     kept = random_numbers_kept(model)

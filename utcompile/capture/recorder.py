@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import math
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,27 +22,16 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.expressions import Expression
 from utcompile.capture.live import LiveNodes
-from utcompile.capture.nested import flat, map_tensors, parts, tensors
+from utcompile.capture.nested import flat, is_named_tuple, map_tensors, parts, tensors
 from utcompile.capture.questions import Questions, slices
 from utcompile.capture.rebinding import original_of
 from utcompile.capture.source import source_line
 from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
+from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.graph import Frame, Origin
+from utcompile.graph import Frame, Origin, hooks_for_all, is_leaf
 
 T = torch.Tensor
-# torch.nn classes that are entered; every other class of torch.nn is one leaf node
-_ENTERED = (
-    nn.Sequential,
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.MultiheadAttention,
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoder,
-    nn.TransformerDecoderLayer,
-)
 # functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
 _OPENED = (torch.nn.functional.multi_head_attention_forward,)
 # reads of metadata: they run, and leave no node
@@ -129,6 +119,7 @@ class Recorder(TorchFunctionMode):
         self.inputs: list[fx.Node] = []
         self._paths, self._leaves, self._real, self._fixed, self._wide = paths, leaves, real, fixed, wide
         self.choices: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
         self.questions = Questions()
         self.readings: dict[Expression, int] = {}
         self._serial = 0
@@ -136,7 +127,7 @@ class Recorder(TorchFunctionMode):
         self._state: list[T] = []  # its ids stay unique while it lives
         self._state_names: dict[int, str] = {}
         self._scope: list[Frame] = []
-        self._grad_modes: list[tuple[bool, fx.Node]] = []
+        self._grad_modes: list[tuple[bool, fx.Node, Any]] = []
         self._silent = 0
         self.hidden: Unrecordable | None = None  # the last reason why something cannot be recorded
 
@@ -210,6 +201,8 @@ class Recorder(TorchFunctionMode):
             return _DTYPES.get(original_of(value), value)
         if isinstance(value, slice):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if is_named_tuple(value):
+            return self._named_tuple(value, self.argument)
         if isinstance(value, (tuple, list)):
             members = [self.argument(v) for v in value]
             return members if isinstance(value, list) else tuple(members)
@@ -224,12 +217,20 @@ class Recorder(TorchFunctionMode):
             raise self._unrecordable(f"a {type(value).__name__} is given to one call")
         return value
 
+    def _named_tuple(self, value: Any, member: Callable[[Any], Any]) -> fx.Node:
+        """A named tuple, such as a `PackedSequence`, is made by a node of its class."""
+        members = tuple(member(v) for v in value)
+        given = members if hasattr(value, "_fields") else (members,)
+        return self._note(self._built(type(value), given, {}))
+
     def _node(self, tensor: T) -> fx.Node:
         found = self._nodes.get(tensor)
         if found is not None:
             return found
         name = self._state_names.get(id(tensor))
         if name is None:
+            if running_transform():
+                self.refuse_operator()
             if isinstance(tensor, FakeTensor) or self._real:
                 raise self._unrecordable(f"a tensor {list(tensor.shape)} came from a call that recording cannot see")
             name = f"_constant_{len(self.constants)}"
@@ -254,6 +255,20 @@ class Recorder(TorchFunctionMode):
         own = self._scope[-1].path if self._scope else ""
         self.hidden = Unrecordable(own if path is None else path, reason, source_line(), **more)
         return self.hidden
+
+    def refuse_operator(self, *_: Any, compiles: bool = False, **__: Any) -> NoReturn:
+        """Stands in for what an operator does with the functions it is given: `torch.cond`, `torch.vmap`.
+
+        Raises:
+            Unrecordable: always.
+        """
+        reason = f"torch's {operator_name()} takes functions, and what they run cannot be recorded"
+        raise self._unrecordable(reason, data=compiles, operator=True)
+
+    def note(self, what: str) -> None:
+        """Something ran that is no part of the graph."""
+        path = self._scope[-1].path if self._scope else ""
+        self.notes[f"{path or 'the root module'}: {what} ({source_line()})"] = None
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -376,15 +391,15 @@ class Recorder(TorchFunctionMode):
         return {str(n.target) for n in self._cone(args) if n.op in ("placeholder", "call_module")}
 
     def _holders(self, func: Any, args: Any) -> tuple[str, ...]:
-        """The integer inputs that Python reads sizes from, element by element: `grid_thw.tolist()`."""
-        if func not in READS_SIZES:
+        """The inputs that Python reads numbers from: sizes, element by element (`grid_thw.tolist()`), or one number."""
+        if func not in READS_SIZES and func is not T.__float__:
             return ()
         nodes = self._known(flat(args))
         found: dict[str, None] = {}
         while nodes:
             node = nodes.pop()
             seen = node.meta.get("seen")
-            if node.op == "placeholder" and isinstance(seen, Seen) and not seen.dtype.is_floating_point:
+            if node.op == "placeholder" and isinstance(seen, Seen) and _holds_numbers(seen):
                 found[str(node.target)] = None
             elif node.op == "placeholder" or getattr(node.target, "__name__", node.target) not in _ELEMENTWISE:
                 return ()
@@ -434,7 +449,7 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module))
         if self._silent or path is None:
             return original(module, *args, **kwargs)
-        if path and (path in self._leaves or _is_layer(module)):
+        if path and (path in self._leaves or (is_leaf(module) and not hooks_for_all())):
             try:
                 inside = partial(original, module)
                 out, read, written = self._watched(inside, plain(tuple(args)), plain(dict(kwargs)))
@@ -476,11 +491,16 @@ class Recorder(TorchFunctionMode):
         """`no_grad` and `enable_grad`: a node on the way in, and one that restores what it found on the way out."""
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(enabled)
-        if self._grad_modes and self._grad_modes[-1][0] == enabled:
-            _, entered = self._grad_modes.pop()
+        how, owner = _context_manager(sys._getframe(2))
+        if self._grad_modes and (how == "__exit__" or (how != "__enter__" and self._switches_back(enabled, before))):
+            entered = self._grad_modes.pop()[1]
             self._region(set_grad_enabled, (entered,), entered)
-        elif enabled != before:
-            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,))))
+        elif not (how == "__enter__" and self._grad_modes and self._grad_modes[-1][2] is owner):
+            # one that changes nothing is recorded too: a later call may be made in the other mode
+            self._grad_modes.append((before, self._region(set_grad_enabled, (enabled,)), owner))
+
+    def _switches_back(self, enabled: bool, before: bool) -> bool:
+        return self._grad_modes[-1][0] == enabled != before
 
     def enter_autocast(self, *settings: Any) -> fx.Node:
         """The beginning of an autocast region."""
@@ -509,22 +529,25 @@ class Recorder(TorchFunctionMode):
 
     def output(self, out: Any) -> None:
         """End the graph; dataclasses and transformers' `ModelOutput` are built again by a node of their class."""
-        self.graph.output(self._result(out))
+        self._numbered(self.graph.output(self._result(out)))
 
     def _result(self, out: Any) -> Any:
         if is_dataclass(out) and not isinstance(out, type):
             given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
-            return self.graph.call_function(type(out), (), {k: self._result(v) for k, v in given.items()})
-        if isinstance(out, tuple) and hasattr(out, "_fields"):
-            return self.graph.call_function(type(out), tuple(self._result(v) for v in out))
+            return self._built(type(out), (), {k: self._result(v) for k, v in given.items()})
+        if is_named_tuple(out):
+            return self._named_tuple(out, self._result)
         if isinstance(out, (list, tuple)):
             members = [self._result(v) for v in out]
             return members if isinstance(out, list) else tuple(members)
         if isinstance(out, dict):
             return {k: self._result(v) for k, v in out.items()}
         if out not in self._nodes and parts(out):  # an object made in forward, such as a cache of keys and values
-            return self.graph.call_function(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
+            return self._built(Rebuild(type(out)), (), {k: self._result(v) for k, v in vars(out).items()})
         return self.argument(out)
+
+    def _built(self, build: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        return self._numbered(self.graph.call_function(build, args, kwargs))
 
 
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
@@ -539,8 +562,8 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 _REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
 
 
-def _is_layer(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.") and not isinstance(module, _ENTERED)
+def _holds_numbers(seen: Seen) -> bool:
+    return not seen.dtype.is_floating_point or math.prod(seen.shape) == 1
 
 
 def _numbers(value: Any) -> Iterator[Any]:
@@ -553,6 +576,14 @@ def _numbers(value: Any) -> Iterator[Any]:
         yield from _numbers([value.start, value.stop, value.step])
     elif isinstance(value, (int, float)):
         yield value
+
+
+def _context_manager(frame: types.FrameType) -> tuple[str, Any]:
+    """The method of `no_grad` or the like that switches gradients, and its object; some do by making another."""
+    outer = frame.f_back
+    if outer is not None and outer.f_code.co_filename == frame.f_code.co_filename:
+        frame = outer
+    return frame.f_code.co_name, frame.f_locals.get("self")
 
 
 def _fresh(out: Any, read: list[T], written: list[T]) -> Any:

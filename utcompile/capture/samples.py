@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import count, product
 
 import torch
 
@@ -43,26 +43,42 @@ class Sample:
         return ", ".join([*parts, *(["training"] if self.training else [])]) or "the example"
 
 
-def plan_samples(symbols: Sequence[Symbol], *, follow: bool) -> list[Sample]:
+def plan_samples(
+    symbols: Sequence[Symbol], *, follow: bool, example: Mapping[Symbol, int], near: int = 0
+) -> list[Sample]:
     """The first sample has the examples' sizes (batch 2); then every corner of two sizes each, and one check.
 
     Two sizes would be too few: `B**2` is affine at 2 and 3.
+
+    Args:
+        follow: also in train mode.
+        example: the example's sizes.
+        near: 1 or -1 where a model runs otherwise at sizes far from the example's: the sizes next to them, upwards or
+            downwards.
     """
-    sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
+    if near:
+        sizes = [(example[s], example[s] + near, example[s] + 2 * near) for s in symbols]
+    else:
+        sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
     corners = [dict(zip(symbols, corner, strict=True)) for corner in product(*(s[:2] for s in sizes))]
     check = {symbol: s[2] for symbol, s in zip(symbols, sizes, strict=True)}
     samples = [Sample(c) for c in [*corners, *([check] if symbols else [])]]
     return [*samples, *([replace(samples[0], training=True)] if follow else [])]
 
 
-def unrecorded(symbols: Sequence[Symbol]) -> Sample | None:
-    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies."""
-    recorded = plan_samples(symbols, follow=False)
+def unrecorded(symbols: Sequence[Symbol], example: Mapping[Symbol, int]) -> Sample | None:
+    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies.
+
+    Args:
+        symbols: what varies.
+        example: the sizes of the example inputs, which are compared anyway.
+    """
+    recorded = plan_samples(symbols, follow=False, example=example)
     sizes: dict[Symbol, int] = {}
     for symbol in symbols:
-        known = {s.sizes[symbol] for s in recorded} | {symbol.example}
-        own = range(max(1, symbol.example - 2 * symbol.step), symbol.example + 9 * symbol.step, symbol.step)
-        sizes[symbol] = next(n for n in ((1, 4, 6, 7) if symbol == BATCH else own) if n not in known)
+        known = {s.sizes[symbol] for s in recorded} | {example[symbol]}
+        first = 1 if symbol == BATCH else max(1, symbol.example - 2 * symbol.step)
+        sizes[symbol] = next(n for n in count(first, symbol.step) if n not in known)
     return Sample(sizes) if symbols else None
 
 

@@ -74,6 +74,10 @@ class SizeNodes:
         dims = self.exactness.dims.get(node, ()) if node is not None else ()
         return dim is None or (bool(dims) and -len(dims) <= dim < len(dims) and dims[dim])
 
+    def is_all_exact(self, node: fx.Node) -> bool:
+        """Whether all sizes of a node's tensor are polynomials."""
+        return all(self.exactness.dims.get(node, (False,)))
+
     def exact(self, reading: Expression) -> int | Size | None:
         """A reading as a number or a polynomial; None where it must be read off its tensor."""
         node, dim = self.nodes.get(reading.args[0]), reading.args[1]
@@ -147,7 +151,7 @@ class SizeNodes:
             found = self.exact(e) if e.is_reading else None
             return dict(found.terms) if isinstance(found, Size) else None
         parts = [self._polynomials[a] for a in e.args]
-        if any(p is None for p in parts):
+        if any(p is None for p in parts) or len(parts) > 2:
             return None
         return self._combined(e.op, *parts)  # type: ignore[arg-type]
 

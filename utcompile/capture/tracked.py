@@ -6,12 +6,13 @@ must ask it for its value, so that no use of it goes unseen; a subclass of `int`
 torch's symbolic shapes takes part: tensors and shapes stay static.
 
 A number tells the recorder of its thread two things: *questions* (comparisons, with their answers), and *leaks* (its
-value went where it is not seen any more). Outside of its recording it must never be met: see `survivors`.
+value went where it is not seen any more). Outside of its recording it must never be met: see `survivors.release`.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +23,19 @@ import torch
 from utcompile.capture.active import current
 from utcompile.capture.expressions import FUNCTIONS, Expression
 
-_live: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 _BINARY = "add sub mul truediv floordiv mod pow lshift rshift and_ or_ xor".split()
+
+
+class _Made(threading.local):
+    """The tracked numbers of a thread, by identity."""
+
+    def __init__(self) -> None:
+        self.numbers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+_MADE = _Made()
 
 
 class _Value:
@@ -85,7 +95,7 @@ class _Tracked:
     def __init__(self, value: Any, expression: Expression) -> None:
         super().__init__(_Value(value))  # type: ignore[call-arg]
         self.value, self.expression = value, expression
-        _live[id(self)] = self
+        _MADE.numbers[id(self)] = self
 
     def _leak(self, how: str) -> Any:
         recorder = current()
@@ -324,6 +334,6 @@ def ask(name: str, left: Any, right: Any) -> Any:
     return value
 
 
-def survivors() -> list[Any]:
-    """The tracked numbers that live; where no recording runs, there must be none."""
-    return list(_live.values())
+def live() -> list[Any]:
+    """The tracked numbers of this thread that live; where it records nothing, there must be none."""
+    return list(_MADE.numbers.values())

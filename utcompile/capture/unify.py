@@ -10,13 +10,13 @@ What Python decided on the way is checked in every call (`insert_guards`).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from utcompile.capture.conditions import insert_guards
+from utcompile.capture.conditions import Answers, Conditions, insert_guards
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.flags import insert_flag_checks
 from utcompile.capture.guards import Guard
@@ -38,7 +38,11 @@ class Differs(Exception):
 
 
 def unify(
-    recordings: Sequence[Recorder], samples: Sequence[Sample], sources: dict[Symbol, tuple[int, int]]
+    recordings: Sequence[Recorder],
+    samples: Sequence[Sample],
+    sources: dict[Symbol, tuple[int, int]],
+    example: Mapping[Symbol, int],
+    probe: Callable[[Mapping[Symbol, int]], Recorder | None],
 ) -> tuple[fx.Graph, tuple[Guard, ...]]:
     """Make the first recording's graph the one graph; returns it with what must hold in every call.
 
@@ -46,9 +50,11 @@ def unify(
         recordings: one per sample.
         samples: what they were recorded at.
         sources: where each symbol is read: number of the input tensor, and dimension.
+        example: the sizes of the example inputs.
+        probe: makes one more recording, at sizes that the guards would refuse.
 
     Raises:
-        Differs: they are no one graph.
+        Differs: they are no one graph, or it does not hold at the example's sizes.
     """
     graphs = [r.graph for r in recordings]
     rows = list(zip(*(list(g.nodes) for g in graphs), strict=True))
@@ -56,7 +62,29 @@ def unify(
         raise Differs(_error("the model reads sizes in another order in other calls", rows[0][0], ""))
     sizes = SizeNodes(recordings, samples, sources)
     graph = _Merger(sizes, samples).merge(rows)
-    return graph, (*insert_guards(sizes), *insert_flag_checks(sizes))
+    conditions = Conditions(sizes)
+    ways = _probed(conditions, samples[0].sizes, probe)
+    refused = conditions.refused(ways, example)
+    if refused is not None:
+        raise Differs(refused)
+    return graph, (*insert_guards(conditions, ways), *insert_flag_checks(sizes))
+
+
+def _probed(
+    conditions: Conditions, sizes: Mapping[Symbol, int], probe: Callable[[Mapping[Symbol, int]], Recorder | None]
+) -> list[Answers]:
+    """The ways to run a graph, with those that recordings at a size of 1 add where it would be refused."""
+    ways = conditions.ways()
+    ones = [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else [])
+    for symbols in ones:
+        alone = {**sizes, **dict.fromkeys(symbols, 1)}
+        if conditions.refused(ways, alone) is None:
+            continue
+        recording = probe(alone)
+        varying = [s for s in sizes if s not in symbols]
+        way = None if recording is None else conditions.way_of(recording, alone, varying)
+        ways = ways if way is None else conditions.ways(way)
+    return ways
 
 
 def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> None:

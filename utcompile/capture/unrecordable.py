@@ -55,6 +55,7 @@ class Unrecordable(Exception):
         data: it depends on the numbers in a tensor, which only real values have.
         shape: with real values it can be recorded: a size depends on them, or it is a weight's value that is read.
         holders: inputs of integers that hold the sizes which Python reads.
+        operator: an operator of torch that takes functions is what cannot be written down.
     """
 
     def __init__(
@@ -66,13 +67,20 @@ class Unrecordable(Exception):
         data: bool = False,
         shape: bool = False,
         holders: Sequence[str] = (),
+        operator: bool = False,
     ) -> None:
         super().__init__(reason)
         self.path, self.reason, self.source = path, reason, source
-        self.data, self.shape, self.holders = data, shape, tuple(holders)
+        self.data, self.shape, self.holders, self.operator = data, shape, tuple(holders), operator
 
     def error(self) -> UtcError:
         """For where no smaller module can be left as it is."""
+        if self.operator:
+            return UtcError(
+                self.reason,
+                where=f"{self.path or 'the root module'} ({self.source})",
+                fix="put that call into a submodule, which stays one node",
+            )
         if self.data:
             return UtcError(
                 "the model's Python code depends on the values of tensors, so it cannot be recorded",

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from utcompile.capture.memory import KeptMemory
+from utcompile.graph.memory import KeptMemory
 from utcompile.graph.structure import attribute_tensors
 
 

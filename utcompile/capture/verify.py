@@ -48,14 +48,15 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
     with in_mode(model, training=False) as own:
         both = _Both(own, captured, inputs, watch)
         both.compare([inputs.arguments], _EXAMPLE)
-        other = unrecorded(inputs.symbols)
+        other = unrecorded(inputs.symbols, inputs.example)
         if other is not None:
             both.compare([inputs.at(other.sizes)], f"at {other}, a size that was not recorded")
         if watch.assigned:
             both.compare_calls([inputs.arguments, inputs.at(other.sizes) if other else inputs.arguments])
         if verify != "full":
             return "values at the example inputs" + (f" and at {other}" if other else "")
-        for i, sample in enumerate(plan_samples(inputs.symbols, follow=False)[:: max(1, len(inputs.symbols))]):
+        samples = plan_samples(inputs.symbols, follow=False, example=inputs.example)
+        for i, sample in enumerate(samples[:: max(1, len(inputs.symbols))]):
             both.compare([inputs.at(sample.sizes)], f"at {sample}", gradients=i == 0)
     if captured.follows_mode:
         with in_mode(model, training=True) as own:

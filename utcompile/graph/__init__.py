@@ -4,8 +4,10 @@ from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
+from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
+from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
@@ -36,16 +38,23 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "fused_arguments",
+    "hooks_for_all",
     "index_memory",
+    "is_fused_attention",
+    "is_layer",
     "is_layout",
+    "is_leaf",
     "is_slice",
     "is_state",
     "keep_state",
     "module_operation",
+    "more_than_its_class",
     "operation",
     "origin_of",
     "place_of",
     "set_affine_norms",
+    "set_fused_arguments",
     "set_inplace",
     "state_name",
     "tensor",

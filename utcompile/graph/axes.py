@@ -30,16 +30,19 @@ class Origin:
         letter: how it is shown.
         order: a later one has a larger number.
         makers: the operations whose output channels these are.
-        solid: its parts mean nothing, only the whole.
+        sealed: ranges of strides, `(low, high)`, between which its index must not be divided: its places there were
+            moved as one, so that the digits between mean nothing.
+        moved: its places are the makers' in another order, so that an addition to what was not moved alike mixes them.
         alias: the atoms that this was found to be, where an addition showed it.
     """
 
-    __slots__ = ("alias", "letter", "makers", "order", "role", "size", "solid")
+    __slots__ = ("alias", "letter", "makers", "moved", "order", "role", "sealed", "size")
 
     def __init__(self, size: int, role: str | None, order: int, letter: str = "", maker: fx.Node | None = None) -> None:
         self.size, self.role, self.order, self.letter = size, role, order, letter
         self.makers: dict[fx.Node, None] = {} if maker is None else {maker: None}  # in order, each once
-        self.solid = False
+        self.sealed: set[tuple[int, int]] = set()
+        self.moved = False
         self.alias: Axis | None = None
 
 
@@ -159,7 +162,7 @@ def whole(axis: Axis) -> Origin | None:
 def same(kept: Axis, other: Axis) -> None:
     """Make known that two axes hold the same places: `kept` is the older, and its roles count."""
     kept, other = resolved(kept), resolved(other)
-    if kept == other:
+    if kept == other or _is_moved(kept) or _is_moved(other):
         return
     mine, theirs = whole(kept), whole(other)
     if theirs is None or (mine is not None and mine.role is None and theirs.role is not None):
@@ -170,6 +173,39 @@ def same(kept: Axis, other: Axis) -> None:
         for origin in {id(a.origin): a.origin for a in kept}.values():
             origin.makers |= theirs.makers
     theirs.alias = kept
+
+
+def _is_moved(axis: Axis) -> bool:
+    return any(a.origin.moved and a.origin.role == "channel" for a in axis)
+
+
+def are_mixed(a: Axis, b: Axis) -> bool:
+    """Whether adding values along these axes adds channels that one order of their makers does not move alike."""
+    a, b = resolved(a), resolved(b)
+    shared = {t.origin for t in a if t.origin.role == "channel"} & {t.origin for t in b}
+    return a != b and (bool(shared) or _is_moved(a) or _is_moved(b))
+
+
+def seal(origin: Origin, low: int, high: int) -> None:
+    """Its index must not be divided between these strides."""
+    origin.sealed.add((low, high))
+
+
+def inherit(made: Origin, parts: Iterable[Axis]) -> None:
+    """Give channels that were put together of parts the makers of these, where an order of theirs is one of all."""
+    atoms = [atom for axis in parts for atom in axis]
+    made.moved = any(a.origin.moved for a in atoms)
+    if any(a.stride > 1 or (a.origin.moved and not a.origin.makers) for a in atoms):
+        made.moved = True
+        return
+    made.makers |= {m: None for a in atoms for m in a.origin.makers}
+    if any(a.origin.sealed for a in atoms):
+        seal(made, 1, made.size)
+
+
+def is_divided(origin: Origin, atoms: Iterable[Atom]) -> bool:
+    """Whether its atoms divide it where that means nothing."""
+    return any(low < a.stride < high for a in atoms for low, high in origin.sealed)
 
 
 def role_of(axis: Axis) -> str | None:

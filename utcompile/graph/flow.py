@@ -11,7 +11,20 @@ from typing import Any
 
 from torch import fx
 
-from utcompile.graph.axes import Atom, Axis, Found, Origin, Sizes, letter_of, resolved, role_of, same, whole
+from utcompile.graph.axes import (
+    Atom,
+    Axis,
+    Found,
+    Origin,
+    Sizes,
+    are_mixed,
+    inherit,
+    letter_of,
+    resolved,
+    role_of,
+    same,
+    whole,
+)
 from utcompile.graph.flow_layers import LAYERS
 from utcompile.graph.flow_moves import MOVES, part_of
 from utcompile.graph.meta import value_of
@@ -78,7 +91,15 @@ class Flow:
         role = role_of(axis) if len({a.origin.role for a in axis}) == 1 else None
         made = self.fresh(size, role, letter=letter_of([axis]))
         if made and role == "channel":
-            made[0].origin.makers |= {m: None for a in axis for m in a.origin.makers}
+            inherit(made[0].origin, [axis])
+            if made[0].origin.sealed:  # what was shifted is not cut between its makers' parts
+                made[0].origin.makers.clear()
+        return made
+
+    def mixed(self, size: int) -> Axis:
+        """An axis of channels that no order of their makers puts in another order."""
+        made = self.fresh(size, "channel")
+        made[0].origin.moved = True
         return made
 
     def say(self, node: fx.Node, index: int, role: str, letter: str = "") -> None:
@@ -105,7 +126,9 @@ class Flow:
                 if i < 0 or prod(a.size for a in axis) != sizes[i] or (sizes[i] == 1 and not axis):
                     continue
                 kept = found[i]
-                if kept:
+                if kept and are_mixed(kept, axis):
+                    found[i] = self.mixed(sizes[i])
+                elif kept:
                     same(kept, axis)
                     found[i] = resolved(kept)
                 else:

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from utcompile.graph.axes import Atom, Axis, Found, Origin, letter_of, regrouped, resolved, role_of, whole
+from utcompile.graph.axes import (
+    Atom,
+    Axis,
+    Found,
+    Origin,
+    inherit,
+    letter_of,
+    regrouped,
+    resolved,
+    role_of,
+    seal,
+    whole,
+)
 from utcompile.graph.operations import Operation
 from utcompile.graph.table import ELEMENTWISE
 
@@ -19,8 +31,8 @@ if TYPE_CHECKING:
     from utcompile.graph.flow import Flow
 
 _KEPT = frozenset(
-    "contiguous detach identity to flip softmax log_softmax normalize tril triu scatter scatter_add index_copy "
-    "scatter_reduce index_add index_fill index_put masked_scatter copy fill channel_shuffle requires_grad real imag "
+    "contiguous detach identity to softmax log_softmax normalize tril triu scatter scatter_add index_copy "
+    "scatter_reduce index_add index_fill index_put masked_scatter copy fill requires_grad real imag "
     "fftshift ifftshift".split()
 )
 _REDUCED = frozenset(
@@ -50,14 +62,56 @@ def _permute(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Foun
 
 def _roll(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     """Rolled channels are channels, but cannot be divided as they were: a head would hold another's last one."""
-    axes, dims = flow.read(op.inputs[0]), op.attributes.get("dims")
-    for dim in range(len(axes)) if dims is None else dims if isinstance(dims, tuple) else (dims,):
+    axes = flow.read(op.inputs[0])
+    if op.attributes.get("dims") is None and len(axes) > 1:
+        return None  # all axes as one
+    for dim in _dims(op, len(axes)):
         if role_of(axes[dim]) == "channel":
-            made = flow.fresh(sizes[dim], "channel")
-            made[0].origin.makers |= {m: None for a in axes[dim] for m in a.origin.makers}
-            made[0].origin.solid = True
-            axes[dim] = made
+            axes = _shifted(flow, axes, dim, sizes[dim])
     return [*axes]
+
+
+def _shifted(flow: Flow, axes: list[Axis], dim: int, size: int) -> list[Axis]:
+    axis = axes[dim]
+    if len(axis) == 1:  # a digit, within which all are shifted alike
+        axes = _rebased(flow, axes, axis[0].origin, {})
+        (atom,) = axes[dim]
+        atom.origin.moved = True
+        seal(atom.origin, atom.stride, atom.stride * atom.size)
+        return axes
+    origins = {a.origin for a in axis if a.origin.role == "channel"}
+    origin = origins.pop()
+    is_all = not origins and prod(a.size for a in axis if a.origin is origin) == origin.size
+    made = flow.fresh(size, "channel" if is_all else None)  # else digits that other axes hold carry into one another
+    if is_all:
+        made[0].origin.makers |= origin.makers
+        made[0].origin.moved = True
+        seal(made[0].origin, 1, size)
+    return [made if i == dim else a for i, a in enumerate(axes)]
+
+
+def _flip(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    """Each digit is reversed by itself, so that flipped channels can be divided as before."""
+    axes = flow.read(op.inputs[0])
+    for dim in _dims(op, len(axes)):
+        for origin in {a.origin: None for a in axes[dim] if a.origin.role == "channel"}:
+            axes = _rebased(flow, axes, origin, {})
+            for atom in axes[dim]:
+                atom.origin.moved |= atom.origin.role == "channel"
+    return [*axes]
+
+
+def _dims(op: Operation, rank: int) -> list[int]:
+    dims = op.attributes.get("dims")
+    return [d % rank for d in (range(rank) if dims is None else dims if isinstance(dims, (tuple, list)) else (dims,))]
+
+
+def _channel_shuffle(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    axes, groups = flow.read(op.inputs[0]), op.attributes.get("groups")
+    if not isinstance(groups, int) or len(axes) < 2:
+        return None
+    outer, inner = regrouped(axes[1], (groups, sizes[1] // groups))
+    return [axes[0], None if outer is None or inner is None else (*inner, *outer), *axes[2:]]
 
 
 def _expand(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
@@ -145,9 +199,8 @@ def _taken(flow: Flow, source: fx.Node, dims: set[int]) -> Found:
     axes = flow.read(source)
     gone = {d % len(axes) for d in dims}
     for index in gone:
-        for atom in axes[index]:
-            if atom.size < atom.origin.size:
-                axes = _rebased(flow, axes, atom.origin, {atom: 1})
+        for origin in {a.origin: None for a in axes[index] if a.size < a.origin.size}:
+            axes = _rebased(flow, axes, origin, {a: 1 for a in axes[index] if a.origin is origin})
     return [a for i, a in enumerate(axes) if i not in gone]
 
 
@@ -159,8 +212,14 @@ def _rebased(flow: Flow, axes: list[Axis], origin: Origin, resized: Mapping[Atom
     made = flow.fresh(prod(sizes), role, letter=origin.letter)
     if made and role == "channel":
         made[0].origin.makers |= origin.makers
-        made[0].origin.solid = origin.solid
+        made[0].origin.moved = origin.moved
     strides = dict(zip(digits, accumulate([1, *sizes[:-1]], mul), strict=True))
+    for low, high in origin.sealed if made else ():
+        within = [a for a in digits if a.stride < high and low < a.stride * a.size]
+        if any(a in resized for a in within):
+            made[0].origin.makers.clear()
+        if within:
+            seal(made[0].origin, strides[within[0]], strides[within[-1]] * resized.get(within[-1], within[-1].size))
     return [
         tuple(
             Atom(made[0].origin, strides[a], resized.get(a, a.size)) if a.origin is origin else a
@@ -186,7 +245,7 @@ def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
         role = None  # more heads: what is within a head has no whole any more
     made = flow.fresh(sizes[dim], role, letter=letter_of(parts))
     if made and role == "channel":
-        made[0].origin.makers |= {m: None for p in parts for a in p for m in a.origin.makers}
+        inherit(made[0].origin, parts)
     found[dim] = made
     return found
 
@@ -283,6 +342,8 @@ MOVES: Mapping[str, Callable[..., Found]] = {
     "reshape": _reshape,
     "expand": _expand,
     "roll": _roll,
+    "flip": _flip,
+    "channel_shuffle": _channel_shuffle,
     "repeat": _repeat,
     "repeat_interleave": _repeat_interleave,
     "unfold": _unfold,

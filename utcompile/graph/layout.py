@@ -17,7 +17,7 @@ from math import prod
 
 from torch import fx
 
-from utcompile.graph.axes import Atom, Axis, Origin, resolved, whole
+from utcompile.graph.axes import Atom, Axis, Origin, is_divided, resolved, whole
 from utcompile.graph.flow import Flow
 from utcompile.graph.operations import Operation
 
@@ -44,7 +44,8 @@ class Layout:
         kind: one of `KINDS`; None for an arrangement that has no name.
         axis: the channel axis; where channels are divided among several, the innermost.
         axes: a name for each axis: `("B", "C", "H", "W")`, `("(B h w)", "(h w)", "C")`.
-        made_by: the operations whose output channels these are; none for the channels of an input.
+        made_by: the operations whose output channels these are; none for the channels of an input, and none
+            where channels are added to others of another order (`x + x.flip(1)`).
     """
 
     kind: str | None
@@ -87,7 +88,7 @@ def _layout(axes: list[Axis]) -> Layout | None:
     for origin, places in parts.items():
         if origin.role != "channel" or prod(a.size for _, a in places) != origin.size:
             continue  # a part of its channels is summed over, or stands here twice
-        if origin.solid and len(places) > 1:
+        if is_divided(origin, (a for _, a in places)):
             continue
         inner = min(places, key=lambda place: place[1].stride)
         if any(a.origin.role == "batch" for a in axes[inner[0]]):

@@ -10,7 +10,11 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
+from utcompile.graph.calls import Signature
+from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.frozen import FrozenGraph
+from utcompile.graph.leaves import is_leaf
+from utcompile.graph.scripted import attach
 
 
 class UtcGraphModule(fx.GraphModule):
@@ -24,6 +28,7 @@ class UtcGraphModule(fx.GraphModule):
         aliased: the paths of the original's modules that have other names too; its graph has the first of them.
         guards: what the model's Python decided at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
+        signature: what the original's forward takes.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -31,13 +36,26 @@ class UtcGraphModule(fx.GraphModule):
     aliased: tuple[str, ...] = ()
     guards: tuple[Any, ...] = ()
     model_attributes: Mapping[str, Any] = MappingProxyType({})
-    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes")
+    signature: Signature = Signature()
+    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
     kept_attributes: tuple[str, ...] = inherited
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             keep_state(root, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError as error:
+            fitting = self.signature.fitting(self.forward, args, kwargs, error)
+        return super().__call__(**fitting)
+
+    def recompile(self) -> Any:
+        """Generate `forward` again from the graph."""
+        quote_keywords(self._graph)
+        return super().recompile()
 
     def inherit(self, other: UtcGraphModule) -> None:
         """Take over what one module of the pipeline hands to the next."""
@@ -129,7 +147,10 @@ def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
 def keep_state(root: nn.Module, module: nn.Module) -> None:
     """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers."""
     for path, owner in root.named_modules():
-        ours = type(owner).__module__.startswith(("torch.nn.", "utcompile.graph."))
+        if isinstance(owner, torch.jit.ScriptModule):
+            attach(module, path, owner)
+            continue
+        ours = type(owner).__module__.startswith("utcompile.graph.") or is_leaf(owner)
         if path and _is_bare(module, path) and ours and not owner._modules:
             module.set_submodule(path, owner)  # a layer of which the graph reads the weight alone
         for name, parameter in owner._parameters.items():

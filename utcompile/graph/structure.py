@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph.closures import remap_functions
+from utcompile.graph.memory import KeptMemory
+from utcompile.graph.scripted import share_scripted
 
 
 def structural_copy(model: nn.Module) -> nn.Module:
@@ -31,7 +34,29 @@ def structural_copy(model: nn.Module) -> nn.Module:
             why=f"copy.deepcopy failed: {error}",
             fix="remove the attribute it names from the model, or give its class a __deepcopy__",
         ) from error
-    return result.train().eval()
+    remap_functions(result, memo)
+    share_scripted(result, model)
+    _set_to_eval(result, was_in_eval=not any(m.training for m in model.modules()))
+    return result
+
+
+def _set_to_eval(copied: nn.Module, *, was_in_eval: bool) -> None:
+    """Toggle the mode, and let nothing that this computes reach the memory that the copy shares with the original.
+
+    Some classes write into weights when they are toggled (LoRA that is merged in eval): where the original is in eval
+    already, its values are the right ones; else the copy gets memory of its own for what was written.
+    """
+    if all(type(m).train is nn.Module.train for m in copied.modules()):
+        copied.eval()
+        return
+    memory = KeptMemory(named_state(copied).values())
+    with memory, torch.no_grad():
+        copied.train().eval()
+    written = [t for t in named_state(copied).values() if memory.is_written(t)] if not was_in_eval else []
+    values = [t.detach().clone() for t in written]
+    memory.put_back()
+    for tensor, value in zip(written, values, strict=True):
+        tensor.data = value
 
 
 def _alias(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,6 @@ from utcompile.match.match import match
 from utcompile.match.plan import Plan
 from utcompile.match.projection import Projection
 from utcompile.match.sites import Site
-from utcompile.match.tokens import Attention, fused_arguments
+from utcompile.match.tokens import Attention
 
-__all__ = ["Attention", "Engine", "Plan", "Projection", "Site", "Stage", "fused_arguments", "match"]
+__all__ = ["Attention", "Engine", "Plan", "Projection", "Site", "Stage", "match"]

@@ -8,18 +8,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch.nn.functional as F
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, Size, Value, describe, tensor, value_of
+from utcompile.graph import (
+    GraphView,
+    Size,
+    Value,
+    describe,
+    fused_arguments,
+    is_fused_attention,
+    tensor,
+    value_of,
+)
 from utcompile.match.engine import Bindings
 from utcompile.rules import Rule
 from utcompile.tuners import Port, TunerSite
 
-_SCHEMA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _PLAIN = frozenset(["dropout", "to", "contiguous", "identity", "detach"])  # they change no shape
 _LONGEST = 12
 
@@ -118,9 +124,9 @@ def _repeats(key: fx.Node, heads: int, keys: Value, view: GraphView) -> int:
 
 
 def _read(node: fx.Node, view: GraphView) -> Attention:
-    if node.target is F.scaled_dot_product_attention:
+    if is_fused_attention(node):
         given = fused_arguments(node)
-        parts = [given[name] for name in _SCHEMA[:3]]
+        parts = [given[name] for name in ("query", "key", "value")]
         if not all(isinstance(p, fx.Node) and value_of(p) is not None for p in parts):
             raise UtcError(f"the keys of {describe(node)} are no tensors of the graph")
         if isinstance(given["is_causal"], fx.Node):
@@ -131,12 +137,6 @@ def _read(node: fx.Node, view: GraphView) -> Attention:
             )
         return Attention(node, *parts)
     return _spelled_out(node, view)
-
-
-def fused_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a fused call by name, defaults included."""
-    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
-    return {**defaults, **dict(zip(_SCHEMA, node.args, strict=False)), **node.kwargs}
 
 
 def _spelled_out(node: fx.Node, view: GraphView) -> Attention:

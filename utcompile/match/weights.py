@@ -101,6 +101,12 @@ def _of_module(
 ) -> dict[str, str | None]:
     leaf = view.module.get_submodule(str(node.target))
     mine = {n for n, p in leaf._parameters.items() if p is not None}
+    if "weight" in roles and leaf._buffers.get("weight") is not None:
+        raise UtcError(
+            f"the weight of {node.target} is a buffer and no parameter",
+            why="it was made so, or a parametrisation was removed while nothing required a gradient",
+            fix="make it a parameter before capture: layer.weight = torch.nn.Parameter(layer._buffers.pop('weight'))",
+        )
     if op.name in RECURRENT:
         names = [n for r in roles for n in leaf._parameters if n.startswith(r) and n in mine]
         return {n: f"{node.target}.{n}" for n in names}
@@ -209,7 +215,8 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
         if len(alike) != 1:
             raise UtcError(
                 f"the weight is made of several parameters: {', '.join(sorted(found))}",
-                fix="match one of them: {parameter: …}",
+                fix="match one of them: {parameter: …}; where a parametrisation makes it, bake it in and capture "
+                "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True)",
             )
         found = alike
     return found[0]

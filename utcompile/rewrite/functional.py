@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import describe, module_operation, value_of
+from utcompile.graph import describe, module_operation, more_than_its_class, value_of
 from utcompile.tuners import RECURRENT, edges
 
 _LAYERS: dict[str, Callable[..., Any]] = {
@@ -31,6 +31,9 @@ def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx
         UtcError: the module is called in a way that no function has.
     """
     leaf = root.get_submodule(str(node.target))
+    beyond = more_than_its_class(leaf)
+    if beyond is not None:
+        raise UtcError(f"the weight of {describe(node)} cannot be tuned", why=f"it does more than its class: {beyond}")
     name, attributes = module_operation(leaf)
     (source, *more), path = node.args, str(node.target)
     if (more and name not in RECURRENT) or node.kwargs or not isinstance(source, fx.Node):

@@ -32,14 +32,15 @@ def check_reach(graph: fx.Graph, root: nn.Module, sites: Sequence[TunedSite]) ->
     """Raise for the first site whose parameters no gradient can reach; warn of those where it is zero."""
     outputs = [graph.output_node()]
     blocked = _blocked(graph)
-    trained = _above(outputs, blocked)
+    sources = _sources(graph)
+    trained = _above(outputs, blocked, sources)
     reads = _reads(graph, {s.name for s in sites})
     for site in sites:
         mine = reads[site.name]
         if trained.isdisjoint(mine):
-            raise _refused(site, mine, _above(outputs, {}), blocked, graph)
+            raise _refused(site, mine, _above(outputs, {}, sources), blocked, sources)
     zeros = _zeros(graph, root)
-    passed = _above(outputs, {**blocked, **zeros}) if zeros else trained
+    passed = _above(outputs, {**blocked, **zeros}, sources) if zeros else trained
     mute = [s.id for s in sites if passed.isdisjoint(reads[s.name])]
     if mute:
         logger.warning(
@@ -58,11 +59,27 @@ def _reads(graph: fx.Graph, names: set[str]) -> dict[str, list[fx.Node]]:
     return found
 
 
-def _above(ends: Iterable[fx.Node], blocked: Mapping[fx.Node, str]) -> set[fx.Node]:
+def _sources(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """What each node reads: its inputs, and what was written into their memory before (`x[mask] = y`, `copy_`)."""
+    writers: dict[int, list[fx.Node]] = {}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        read = (value_of(n) for n in node.all_input_nodes)
+        written = [w for v in read if v is not None for w in writers.get(v.storage, ())]
+        found[node] = [*node.all_input_nodes, *written]
+        for value in map(value_of, node.meta.get("mutates", ())):
+            if value is not None:
+                writers.setdefault(value.storage, []).append(node)
+    return found
+
+
+def _above(
+    ends: Iterable[fx.Node], blocked: Mapping[fx.Node, str], sources: Mapping[fx.Node, Sequence[fx.Node]]
+) -> set[fx.Node]:
     """The nodes that lead to `ends` by a way that none of `blocked` closes."""
     found, stack = set(ends), list(ends)
     while stack:
-        for source in stack.pop().all_input_nodes:
+        for source in sources[stack.pop()]:
             if source not in found and source not in blocked:
                 found.add(source)
                 stack.append(source)
@@ -115,27 +132,30 @@ def _is_zero(parameter: torch.Tensor) -> bool:
 
 
 def _refused(
-    site: TunedSite, tuners: list[fx.Node], alive: set[fx.Node], blocked: Mapping[fx.Node, str], graph: fx.Graph
+    site: TunedSite,
+    tuners: list[fx.Node],
+    alive: set[fx.Node],
+    blocked: Mapping[fx.Node, str],
+    sources: Mapping[fx.Node, Sequence[fx.Node]],
 ) -> UtcError:
     fix = "exclude the place in `where:`, or remove the rule that bypasses it"
-    below = _below(tuners)
+    below = _below(tuners, sources)
     if alive.isdisjoint(tuners):
-        end = max(below, key=list(graph.nodes).index)
-        instead = next((n.meta["site"] for n in graph.nodes if n.meta.get("replaces") == end.name), None)
+        end = max(below, key=list(sources).index)
+        instead = next((n.meta["site"] for n in sources if n.meta.get("replaces") == end.name), None)
         why = f"its way ends at {describe(end)}, which nothing reads"
         if instead is not None:
             why = f"its way ends at {describe(end)}, which site {instead} replaces"
         return UtcError(f"site {site.id} reaches no output of the model", why=why, fix=fix)
-    stops = [n for n in graph.nodes if n in below and n in blocked]
+    stops = [n for n in sources if n in below and n in blocked]
     why = "; ".join(f"{describe(n)}: {blocked[n]}" for n in stops[:2])
     return UtcError(f"no gradient reaches site {site.id}", why=f"its way to the output is cut at {why}", fix=fix)
 
 
-def _below(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found, stack = set(nodes), list(nodes)
-    while stack:
-        for user in stack.pop().users:
-            if user not in found:
-                found.add(user)
-                stack.append(user)
+def _below(nodes: Iterable[fx.Node], sources: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:
+    """The nodes that read some nodes, directly or by way of others; `sources` is in graph order."""
+    found = set(nodes)
+    for node, read in sources.items():
+        if not found.isdisjoint(read):
+            found.add(node)
     return found

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Size, Value, is_state, tensor, value_of
-from utcompile.match import Attention, Projection, Site, fused_arguments
+from utcompile.graph import Size, Value, fused_arguments, is_state, tensor, value_of
+from utcompile.match import Attention, Projection, Site
 from utcompile.tuners import Tuner
 
 _INDICES = ("key_index", "value_index")
@@ -115,6 +115,11 @@ class TokensWriter:
             self._call("operation", torch.cat, ((learned, given[name]), -2), self._longer(tensor(given[name]), -2))
             for name, learned in (("key", keys), ("value", values))
         )
+        if mask is not None and given["enable_gqa"] is True:  # no fused CUDA kernel takes a mask and shared keys
+            heads, own = tensor(given["query"]).shape[-3], tensor(given["key"]).shape[-3]
+            if isinstance(heads, int) and isinstance(own, int):
+                key, value = (self._repeated(n, heads // own) for n in (key, value))
+                given["enable_gqa"] = False
         rest = {k: v for k, v in given.items() if k not in ("query", "key", "value", "attn_mask", "is_causal")}
         plain = {"dropout_p": 0.0, "scale": None, "enable_gqa": False}
         self.node.args = (given["query"], key, value)
@@ -122,6 +127,13 @@ class TokensWriter:
             **({} if mask is None else {"attn_mask": mask}),
             **{k: v for k, v in rest.items() if v != plain[k]},
         }
+
+    def _repeated(self, node: fx.Node, repeats: int) -> fx.Node:
+        """Keys or values once for each head of queries."""
+        *batch, heads, length, channels = tensor(node).shape
+        assert isinstance(heads, int)
+        value = replace(tensor(node), shape=(*batch, heads * repeats, length, channels), storage=-1)
+        return self._call("operation", "repeat_interleave", (node, repeats, -3), value)
 
     def _mask(self, given: Mapping[str, Any]) -> fx.Node | None:
         mask, key = given["attn_mask"], given["key"]

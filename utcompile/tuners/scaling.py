@@ -69,7 +69,9 @@ class Scaling(Tuner):
             raise UtcError(
                 f"the weight of this {op.name} cannot be scaled",
                 why="the model computes it first, and its channels are no longer the result's",
-                fix="use `sequential:` instead",
+                fix="use `sequential:` instead; where a parametrisation computes it, bake it in and capture again: "
+                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True), for "
+                "pruning torch.nn.utils.prune.remove(layer, 'weight')",
             )
         outputs = outputs_of(op, site.weight_shape)
         if shift and not takes_bias(op) and site.parameters.get("bias") is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,9 +37,26 @@ class Specimen:
 
 def work(task: Task, tell: Callable[[Row], None]) -> Row:
     """Build and capture one model; every exception of a library or of capture becomes a row."""
+    with _quietly_on_one_thread():
+        return _worked(task, tell)
+
+
+@contextmanager
+def _quietly_on_one_thread() -> Iterator[None]:
+    """One core a worker, and no lines of libraries between its rows; the process is left as it was."""
+    threads, level = torch.get_num_threads(), logging.root.manager.disable
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.disable(level)
+
+
+def _worked(task: Task, tell: Callable[[Row], None]) -> Row:
     blank = Row(task.library, task.name, "not built", verify=task.verify)
     started = time.perf_counter()
     torch.manual_seed(0)

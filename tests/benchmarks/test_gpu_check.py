@@ -1,0 +1,126 @@
+"""The check of a GPU: it always ends with one row per check, and on a CPU each row is ok or a failure that is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from benchmarks.gpu.known import KNOWN, Known, judged  # noqa: E402
+from benchmarks.gpu.plan import checks  # noqa: E402
+from benchmarks.gpu.row import Row  # noqa: E402
+from benchmarks.gpu.supervisor import Job, run  # noqa: E402
+from benchmarks.gpu.table import counted, line, page  # noqa: E402
+
+TOYS = Job("gpu_toys:checks", "cpu", quick=True, budget=300, grace=10)
+
+
+@pytest.fixture(scope="module")
+def toys() -> dict[str, Row]:
+    return {row.key.removeprefix("toy: "): row for row in run(TOYS)}
+
+
+def test_every_check_is_a_row_whatever_becomes_of_it(toys: dict[str, Row]) -> None:
+    found = {name: row.status for name, row in toys.items()}
+    assert found == {
+        "passes": "ok",
+        "is beyond its bound": "failed",
+        "raises": "failed",
+        "hangs in Python": "failed",
+        "hangs and hears nothing": "failed",
+        "crashes": "failed",
+        "cannot run": "not run",
+        "needs a package": "not run",
+        "needs a GPU": "not run",
+        "breaks its process": "ok",
+        "prints and passes": "ok",
+    }
+    assert toys["breaks its process"].figures["process"] != toys["prints and passes"].figures["process"]
+
+
+def test_a_row_says_what_was_wrong(toys: dict[str, Row]) -> None:
+    problems = {name: " and ".join(row.problems) for name, row in toys.items()}
+    assert problems["is beyond its bound"] == (
+        "error is 0.5, at most 0.1 is right and share is nan, at least 0.1 is right"
+    )
+    assert problems["raises"].startswith("ValueError: out of range (benchmarks/gpu_toys.py:")
+    assert toys["raises"].figures == {"before": 1}
+    assert problems["hangs in Python"] == "stopped after 0 s"
+    assert "killed" in problems["hangs and hears nothing"]
+    assert "code 7" in problems["crashes"]
+    assert toys["needs a package"].why == "no_such_package is not installed"
+    assert toys["cannot run"].why == "there is no second machine"
+
+
+def test_what_the_budget_does_not_reach_is_not_run() -> None:
+    clock = iter([0.0, 1.0, 1.0, *[299.0] * 20])
+    rows = list(run(replace(TOYS, only=("passes", "prints")), lambda: next(clock)))
+    assert [(row.status, row.why) for row in rows] == [("ok", ""), ("not run", "no time left")]
+
+
+def test_known_failures_are_compared_by_what_they_say() -> None:
+    known = [Known("fold: *", "proof is", "TF32 counts as an error", ("cuda",))]
+    failed = Row("fold: resnet", "failed", problems=("proof is 1, at most 0 is right",))
+    assert judged(failed, "cuda", known) == replace(failed, status="known", why="TF32 counts as an error")
+    assert judged(failed, "cpu", known) == failed
+    two = replace(failed, problems=(*failed.problems, "another one"))
+    assert judged(two, "cuda", known) == two
+    mended = judged(Row("fold: resnet", "ok"), "cuda", known)
+    assert mended.status == "mended" and mended.alarming
+    skipped = Row("fold: resnet", "not run", why="timm is not installed")
+    assert judged(skipped, "cuda", known) == skipped
+
+
+def test_every_known_failure_belongs_to_a_check() -> None:
+    keys = [check.key for check in checks("cuda", False)]
+    assert len(set(keys)) == len(keys)
+    assert [k.checks for k in KNOWN if not any(fnmatchcase(key, k.checks) for key in keys)] == []
+
+
+def test_the_table_can_stand_in_a_page() -> None:
+    step = {"what": "PEFT", "ms": 2.0, "lower": 1.0, "upper": 3.0, "ratio": 1.0, "kept_mb": 7.0, "parameters": 1234567}
+    rows = [
+        Row("machine: versions", "ok", figures={"device": "a card", "torch": "2.11"}),
+        Row("fold: a|b", "known", 1.0, {"error": 0.123456}, ("error is 1",), "a reason"),
+        Row("speed: ViT", "ok", figures={"batch": 64, "steps": [step | {"peak_mb": 1234.0, "peak_ratio": 0.5}]}),
+        Row("speed: ViT on a CPU", "ok", figures={"steps": [step | {"peak_mb": 0.0, "peak_ratio": None}]}),
+    ]
+    text = page(rows)
+    assert text.startswith("device a card, torch 2.11.\n")
+    assert "| fold: a\\|b | known: a reason | 1.0 | error is 1; error 0.123 |" in text
+    assert "| ViT | PEFT | 1,234,567 | 2.00 ms | 1.00 to 3.00 | 1.000 | 1,234 MB | 0.500 | 7 MB |" in text
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert [{len(one.replace("\\|", "").split("|")) for one in table} for table in tables] == [{6}, {11}]
+    assert counted(rows) == "1 known, 3 ok" and "a reason" in line(rows[1])
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.CompletedProcess[str], list[dict]]]:
+    folder = tmp_path_factory.mktemp("gpu")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--quick", "--device", "cpu", "--budget", "900", "--out", folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    rows = [json.loads(text) for text in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    yield ended, rows
+
+
+def test_on_a_cpu_each_row_is_ok_or_a_known_failure(
+    quick: tuple[subprocess.CompletedProcess[str], list[dict]],
+) -> None:
+    ended, rows = quick
+    wrong = [row for row in rows if row["status"] in ("failed", "mended")]
+    assert wrong == [] and ended.returncode == 0, ended.stderr[-2000:]
+    assert all(row["why"] for row in rows if row["status"] in ("known", "not run"))
+    assert [row["key"] for row in rows] == [check.key for check in checks("cpu", True)]
+    assert {row["why"] for row in rows if row["status"] == "not run"} == {"it needs a GPU"}
+    assert "| speed:" not in ended.stdout and "PEFT, LoRA" in ended.stdout

@@ -1,0 +1,75 @@
+"""Calls that do not fit a graph's inputs: an optional input of the model that was left out at capture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from utcompile.errors import UtcError
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the original model's forward takes.
+
+    Attributes:
+        names: its parameters, in order.
+        defaults: of those that were left out at capture, where they are plain values.
+    """
+
+    names: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, given: Mapping[str, Any]) -> Signature:
+        """The signature of a model whose example inputs are `given`."""
+        parameters = inspect.signature(model.forward).parameters
+        left = {n: p.default for n, p in parameters.items() if n not in given and isinstance(p.default, _PLAIN)}
+        names = tuple(n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        return cls(names, left)
+
+    def fitting(
+        self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: TypeError
+    ) -> dict[str, Any]:
+        """The arguments of a call that a graph's forward refused, without those that have their defaults.
+
+        Raises:
+            UtcError: the call has an input that was left out at capture, or does not fit otherwise.
+            TypeError: `error`, where the call fits, so that it comes from inside.
+        """
+        taken = inspect.signature(forward).parameters
+        if _fits(forward, args, kwargs):
+            raise error
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        for name in given.keys() - taken.keys():
+            default = self.defaults.get(name, inspect.Parameter.empty)
+            if given[name] is not default and (type(default) is not type(given[name]) or default != given[name]):
+                raise self._error(name, forward, error)
+        found = {k: v for k, v in given.items() if k in taken}
+        if len(args) > len(self.names) or not _fits(forward, (), found):
+            raise self._error("", forward, error)
+        return found
+
+    def _error(self, name: str, forward: Any, error: TypeError) -> UtcError:
+        takes = f"it takes {inspect.signature(forward)}"
+        if name not in self.names:
+            return UtcError("the call does not fit the captured model's inputs", why=str(error), fix=takes)
+        return UtcError(
+            f"the captured model was recorded without '{name}', and the call gives it",
+            why=takes,
+            fix=f"capture it again with '{name}' in the example inputs",
+        )
+
+
+def _fits(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
