@@ -36,6 +36,12 @@ _MOVING = frozenset(
     "tile multi_head_attention_forward grid_sample affine_grid index where_ pad".split()
 )
 
+# operations whose numbers are no sizes: with an inexact number, `x.narrow(0, 0, n)` has inexact sizes, and `x * n` has not
+_ELEMENTWISE = frozenset(
+    "add sub mul div truediv floordiv mod pow remainder fmod eq ne lt le gt ge clamp clamp_min clamp_max masked_fill "
+    "masked_fill_ add_ sub_ mul_ div_ iadd isub imul itruediv fill_ where full_like softmax log_softmax".split()
+)
+
 
 class Exactness:
     """What is exact, found in graph order.
@@ -85,9 +91,13 @@ class Exactness:
                 return rule(self, node, shapes)
             except (IndexError, KeyError, TypeError, ValueError):  # a spelling that the rule does not know
                 return self._none(shapes)
-        if name in _MOVING:
+        if name in _MOVING or (name not in _ELEMENTWISE and not all(map(self._is_settled, self._numbers(node)))):
             return self._none(shapes)
         return self._aligned([i for i in node.all_input_nodes if i in self.dims], shapes)
+
+    def _numbers(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads that is no tensor."""
+        return [i for i in node.all_input_nodes if i not in self.dims]
 
     def _is_settled(self, source: fx.Node) -> bool:
         """Whether nothing inexact is in what a node reads; of several results, in what they are made of."""
