@@ -36,7 +36,7 @@ _MOVING = frozenset(
     "tile multi_head_attention_forward grid_sample affine_grid index where_ pad".split()
 )
 
-# operations whose numbers are no sizes: with an inexact number, `x.narrow(0, 0, n)` has inexact sizes, and `x * n` has not
+# operations whose numbers are no sizes: where n is inexact, so are the sizes of `x.narrow(0, 0, n)`, and not of `x * n`
 _ELEMENTWISE = frozenset(
     "add sub mul div truediv floordiv mod pow remainder fmod eq ne lt le gt ge clamp clamp_min clamp_max masked_fill "
     "masked_fill_ add_ sub_ mul_ div_ iadd isub imul itruediv fill_ where full_like softmax log_softmax".split()
@@ -267,6 +267,8 @@ class Exactness:
             known = all(map(self._is_exact, steps if isinstance(steps, (tuple, list)) else [steps]))
             own[dim] = known and (not varying or name in ("split", "split_with_sizes")) and own[dim]
             return tuple(own)
+        if not all(map(self._is_settled, self._numbers(parent))):  # `x.topk(n)` with an inexact number
+            return self._none(shapes)
         if all(own) and not self._is_piecewise(parent, name):
             return None
         return (

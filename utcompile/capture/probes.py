@@ -84,8 +84,8 @@ class _Match:
         return same and self._have_one_shape(ours, theirs)
 
     def _have_one_shape(self, ours: fx.Node, theirs: fx.Node) -> bool:
-        """Whether the sizes that the graph knows without reading them are the probe's: behind `x[:6]` there are six rows
-        at the recorded batches, and one at a batch of 1."""
+        """Whether the sizes that the graph knows without reading them are the probe's: `x[:6]` has six rows at the
+        recorded batches, and one at a batch of 1."""
         value, seen = value_of(ours), theirs.meta.get("seen")
         if value is None or not isinstance(seen, Seen) or len(value.shape) != len(seen.shape):
             return True
