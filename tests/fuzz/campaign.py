@@ -37,7 +37,7 @@ class Tally:
             return
         self.programs += 1
         self.captured += outcome.captured
-        for name in ("equal", "guarded", "refused", "invalid"):
+        for name in ("equal", "guarded", "refused", "invalid", "unwritten"):
             self.calls[name] += getattr(outcome, name)
         self.calls["wrong"] += len(outcome.wrong)
         self.reasons.update(outcome.reasons)
@@ -46,7 +46,7 @@ class Tally:
     @property
     def rate(self) -> float:
         """The share of the calls that the model itself can run which are equal."""
-        runs = sum(n for name, n in self.calls.items() if name != "invalid")
+        runs = sum(n for name, n in self.calls.items() if name not in ("invalid", "unwritten"))
         return self.calls["equal"] / runs if runs else 0.0
 
     def __str__(self) -> str:
@@ -91,4 +91,4 @@ def minimal(seed: int, capture: Capture | None = None) -> Program:
 
 def _sign(what: str) -> str:
     """How something is wrong, coarsely: a traceback's class, else that another value or shape came out."""
-    return what.split(":")[0] if what.startswith(("traceback", "changed", "the call")) else "output"
+    return what.split(":")[0] if what.startswith(("traceback", "changed")) else "output"

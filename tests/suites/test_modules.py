@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,9 @@ def _samples(info: Any) -> Iterator[tuple[str, torch.nn.Module, Any]]:
     given = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=False)
     for i, sample in enumerate([s for s in given if s.forward_input is not None][:_SAMPLES]):
         torch.manual_seed(0)
-        module = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = info.module_cls(*sample.constructor_input.args, **sample.constructor_input.kwargs)
         yield f"{info.name}[{i}]", module.to(dtype).eval(), sample.forward_input
 
 

@@ -35,8 +35,11 @@ _MOVING = frozenset(
     "rot90 one_hot repeat_interleave block_diag vander cov corrcoef unflatten movedim moveaxis rearrange as_strided "
     "tile multi_head_attention_forward grid_sample affine_grid index pad narrow topk select".split()
 )
-# operations that take a number as a value, and not as a size
-_ARITHMETIC = frozenset("add sub rsub mul div truediv true_divide floordiv mod pow eq ne lt le gt ge clamp".split())
+# operations whose numbers are no sizes: where n is inexact, so are the sizes of `x.narrow(0, 0, n)`, and not of `x * n`
+_ELEMENTWISE = frozenset(
+    "add sub mul div truediv floordiv mod pow remainder fmod eq ne lt le gt ge clamp clamp_min clamp_max masked_fill "
+    "masked_fill_ add_ sub_ mul_ div_ iadd isub imul itruediv fill_ where full_like softmax log_softmax".split()
+)
 
 
 class Exactness:
@@ -87,10 +90,13 @@ class Exactness:
                 return rule(self, node, shapes)
             except (IndexError, KeyError, TypeError, ValueError):  # a spelling that the rule does not know
                 return self._none(shapes)
-        scaled = name in _ARITHMETIC or not any(i in self.inexact for i in node.all_input_nodes)
-        if name in _MOVING or not scaled:
+        if name in _MOVING or (name not in _ELEMENTWISE and not all(map(self._is_settled, self._numbers(node)))):
             return self._none(shapes)
         return self._aligned([i for i in node.all_input_nodes if i in self.dims], shapes)
+
+    def _numbers(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads that is no tensor."""
+        return [i for i in node.all_input_nodes if i not in self.dims]
 
     def _is_settled(self, source: fx.Node) -> bool:
         """Whether nothing inexact is in what a node reads; of several results, in what they are made of."""
@@ -260,6 +266,8 @@ class Exactness:
             known = all(map(self._is_exact, steps if isinstance(steps, (tuple, list)) else [steps]))
             own[dim] = known and (not varying or "split" in name.removeprefix("tensor_split")) and own[dim]
             return tuple(own)
+        if not all(map(self._is_settled, self._numbers(parent))):  # `x.topk(n)` with an inexact number
+            return self._none(shapes)
         if all(own) and not self._is_piecewise(parent, name):
             return None
         return (

@@ -26,7 +26,7 @@ _UNKNOWN = object()
 
 
 def translated(
-    graph: fx.Graph, probe: Recorder, sizes: Sizes, varying: Iterable[Symbol], exact: Callable[[fx.Node], bool]
+    graph: fx.Graph, probe: Recorder, sizes: Sizes, varying: Iterable[Symbol], exact: Callable[[fx.Node, int], bool]
 ) -> dict[int, int] | None:
     """The serial numbers of a probe's nodes as those of a merged graph; None where it is another graph.
 
@@ -35,7 +35,7 @@ def translated(
         probe: a recording at `sizes`.
         sizes: of every symbol.
         varying: the symbols that the probe stands for at all their sizes; the others are as in `sizes`.
-        exact: whether the sizes of a node's tensor are polynomials.
+        exact: whether a size of a node's tensor is a polynomial.
     """
     varying = list(varying)
     samples = [sizes, *({**sizes, **dict.fromkeys(varying, n)} for n in (_SPREAD if varying else ()))]
@@ -43,7 +43,7 @@ def translated(
 
 
 class _Match:
-    def __init__(self, samples: Sequence[Sizes], exact: Callable[[fx.Node], bool]) -> None:
+    def __init__(self, samples: Sequence[Sizes], exact: Callable[[fx.Node, int], bool]) -> None:
         self.samples, self.exact = samples, exact
         self.nodes: dict[fx.Node, fx.Node] = {}  # of the probe -> of the graph
         self.alias: dict[fx.Node, fx.Node] = {}  # in the graph: what does nothing -> what it is done to
@@ -80,7 +80,17 @@ class _Match:
     def _are_one(self, ours: fx.Node, theirs: fx.Node) -> bool:
         if ours.op != theirs.op or (ours.op != "placeholder" and ours.target != theirs.target):
             return False
-        return self._same(ours.args, theirs.args) and self._same(dict(ours.kwargs), dict(theirs.kwargs))
+        same = self._same(ours.args, theirs.args) and self._same(dict(ours.kwargs), dict(theirs.kwargs))
+        return same and self._have_one_shape(ours, theirs)
+
+    def _have_one_shape(self, ours: fx.Node, theirs: fx.Node) -> bool:
+        """Whether the sizes that the graph knows without reading them are the probe's: `x[:6]` has six rows at the
+        recorded batches, and one at a batch of 1."""
+        value, seen = value_of(ours), theirs.meta.get("seen")
+        if value is None or not isinstance(seen, Seen) or len(value.shape) != len(seen.shape):
+            return True
+        known = [d for d in range(len(seen.shape)) if self.exact(ours, d)]
+        return all(_at(value.shape[d], self.samples[0]) == seen.shape[d] for d in known)
 
     def _same(self, ours: Any, theirs: Any) -> bool:
         if isinstance(theirs, fx.Node):
@@ -123,10 +133,11 @@ class _Match:
         for reading in theirs.expression.readings():
             node, seen = self.by_serial.get(reading.args[0], (None, None))
             value = value_of(node) if node is not None else None
-            if node is None or seen is None or value is None or reading.op != "size" or not self.exact(node):
+            dim = reading.args[1]
+            if node is None or seen is None or value is None or reading.op != "size" or not self.exact(node, dim):
                 return _UNKNOWN
-            size = value.shape[reading.args[1]]
-            if _at(size, self.samples[0]) != seen[reading.args[1]]:
+            size = value.shape[dim]
+            if _at(size, self.samples[0]) != seen[dim]:
                 return _UNKNOWN  # the graph's sizes are not those of the probe
             known[reading] = _at(size, sizes)
         try:
