@@ -70,24 +70,29 @@ class Inputs:
         pairs = zip(owners, self.varying, strict=True)
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
-    def at(self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t) -> dict[str, Any]:
+    def at(
+        self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t, *, values: bool = True
+    ) -> dict[str, Any]:
         """The arguments at other sizes: rows of the example repeated or left out; zeros where the example is empty.
 
         Args:
             sizes: the size of each symbol.
             convert: applied to every tensor.
+            values: whether the values matter; else what is resized has memory that nothing has written.
         """
         varying = iter(self.varying)
 
         def resize(leaf: T) -> T:
             for dim, symbol in next(varying).items():
-                leaf = _resized(leaf, dim, sizes[symbol])
+                leaf = _resized(leaf, dim, sizes[symbol], values)
             return convert(leaf)
 
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
 
 
-def _resized(tensor: T, dim: int, size: int) -> T:
+def _resized(tensor: T, dim: int, size: int, values: bool) -> T:
+    if not values and tensor.layout == torch.strided:
+        return tensor.new_empty((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
     if tensor.shape[dim] == 0:
         return tensor.new_zeros((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
     return tensor.index_select(dim, torch.arange(size, device=tensor.device) % tensor.shape[dim])

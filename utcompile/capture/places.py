@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device])
 
@@ -198,7 +199,10 @@ class Storages:
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], name: Callable[[str], str]) -> None:
         self.owner, self._name = tensors, name
-        self._saved = {key: (t, t.detach(), _memory(t)) for key, t in tensors.items()}
+        # a fake has no values to give back, and another tensor over its memory costs as much as an operation
+        self._saved = {
+            key: (t, t if isinstance(t, FakeTensor) else t.detach(), _memory(t)) for key, t in tensors.items()
+        }
 
     def changes(self) -> Iterator[Change]:
         """The tensors that have other memory."""

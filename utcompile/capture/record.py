@@ -68,7 +68,7 @@ def record(
         recorder.attributes = attributes
         for tensor, name in names:
             recorder.name_state(tensor, name)
-        arguments = _arguments(inputs, sample, given)
+        arguments = _arguments(inputs, sample, given, values=real)
         for tensor in () if real else tensors(arguments):
             tensor._item_memo = None  # type: ignore[attr-defined]  # an input's value is no part of the graph
         for name, value in arguments.items():
@@ -131,14 +131,14 @@ def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
     return next((d for d in devices if d.type != "meta"), devices[0])
 
 
-def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T]) -> dict[str, Any]:
+def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, Any]:
     """The inputs at a sample.
 
     Raises:
         UtcError: one is a kind of tensor that has no other sizes, or no fake.
     """
     try:
-        return inputs.at(sample.sizes, convert)
+        return inputs.at(sample.sizes, convert, values=values)
     except Exception as error:  # each kind of tensor has its own
         kinds = {_kind(t) for t in tensors(inputs.arguments)}
         raise UtcError(

@@ -83,14 +83,15 @@ def unify(
 def _probed(conditions: Conditions, sizes: Mapping[Symbol, int], probe: Probe) -> list[Answers]:
     """The ways to run a graph, with those that recordings at a size of 1 add where it would be refused."""
     ways = conditions.ways()
-    ones = [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else [])
-    for symbols in ones:
+    failed = False
+    for symbols in [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else []):
         alone = {**sizes, **dict.fromkeys(symbols, 1)}
-        if conditions.refused(ways, alone) is None:
+        if (failed and len(symbols) > 1) or conditions.refused(ways, alone) is None:
             continue
         recording = probe(alone, gradients=torch.is_grad_enabled())
         varying = [s for s in sizes if s not in symbols]
         way = None if recording is None else conditions.way_of(recording, alone, varying)
+        failed |= way is None
         ways = ways if way is None else conditions.ways(way)
     return ways
 
