@@ -51,7 +51,7 @@ def capture(
 
     Args:
         model: any `nn.Module`. It is recorded, and kept, in eval mode.
-        example_inputs: a tuple (positional), a dict (keyword) or one tensor, as in `torch.export`.
+        example_inputs: a tuple (positional), a dict (keyword; `*args` under its name, as a tuple) or one tensor.
         dynamic: what varies between calls: names of inputs (their dimension 0 is the batch), or a dict from name to
             `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of the
             inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
