@@ -22,8 +22,8 @@ class UtcError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, why: str | None = None, fix: str | None = None) -> None:
+        # no call of Exception's own: its `__new__` has kept `what`, and torch.compile could not trace it
         self.what, self.where, self.why, self.fix = what, where, why, fix
-        super().__init__(what)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
@@ -36,6 +36,10 @@ class UtcError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.why, self.fix)
+
+
+class GuardError(UtcError):
+    """A call of a captured model that its guards refuse: the model's own Python code would run otherwise."""
 
 
 def _rebuild(cls: type[UtcError], what: str, where: str | None, why: str | None, fix: str | None) -> UtcError:

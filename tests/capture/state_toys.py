@@ -188,12 +188,91 @@ class OwnGenerator(Base):
         return self.linear(x) * float(self.random.integers(1, 9) > 0)
 
 
+class OtherMemory(Base):
+    def forward(self, x: T) -> T:
+        self.mean.data = 0.9 * self.mean.data + 0.1 * x.mean(0)
+        return self.linear(x) - self.mean
+
+
+class Shrinks(Base):
+    """A weight that is given other memory."""
+
+    def forward(self, x: T) -> T:
+        self.linear.weight.data = self.linear.weight.data * 0.99
+        return self.linear(x)
+
+
+class InAClosure(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        n = 0
+
+        def times(y: T) -> T:
+            nonlocal n
+            n += 1
+            return y * n
+
+        self.times = times
+
+    def forward(self, x: T) -> T:
+        return self.times(self.linear(x))
+
+
+class InAnArray(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = np.zeros(2)
+
+    def forward(self, x: T) -> T:
+        self.numbers[1] += 1
+        return self.linear(x) * float(self.numbers[1])
+
+
+class FirstCall(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = True
+
+    def forward(self, x: T) -> T:
+        y = self.linear(x)
+        if self.first:
+            self.first = False
+            return y * 2
+        return y
+
+
+class FirstInput(Base):
+    """A cache that is none: it keeps what the first input gave."""
+
+    def forward(self, x: T) -> T:
+        if "first" not in self.cache:
+            self.cache["first"] = x.mean()
+        return self.linear(x) * self.cache["first"]
+
+
+class ActNorm(Base):
+    """Weights that the first call makes; Python asks a buffer whether they are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(4))
+        self.register_buffer("ready", torch.tensor(0))
+
+    def forward(self, x: T) -> T:
+        y = self.linear(x)
+        if self.ready == 0:
+            self.shift.data.copy_(-y.mean(0))
+            self.ready.fill_(1)
+        return y + self.shift
+
+
 READ_AGAIN: dict[type[Base], str] = {
     Ema: "mean", EmaOfAttribute: "average", Decays: "scale", Counter: "n", WarmsUp: "step", EveryTenth: "step",
     Previous: "previous", Remembers: "log", LongLog: "log", Recent: "ring", InABox: "box.n",
     StaleLength: "n", GlobalCounter: "state_toys.CALLS", GlobalObject: "state_toys.STATE.n",
     ClassCounter: "ClassCounter.total", DefaultArgument: "a default of DefaultArgument.count", Grows: "a new Linear",
-    ReplacesLayer: "linear",
+    ReplacesLayer: "linear", OtherMemory: "mean", Shrinks: "linear.weight", InAClosure: "n in InAClosure",
+    InAnArray: "numbers", FirstCall: "first", FirstInput: "cache['first']", ActNorm: "shift, ready",
 }  # fmt: skip
 
 
@@ -324,7 +403,41 @@ class WritesWeight(Base):
         return self.linear(x)
 
 
-WRITES = (EmaInPlace, CopiesBack, CountsInBuffer, FillsSlots, Normalises, Masks, Renormalises, WritesWeight)
+class Slots(Base):
+    """A cache of keys in a buffer, and the next free place in another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(8, 4))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: T) -> T:
+        self.keys.index_copy_(0, self.position.reshape(1), x.mean(0, keepdim=True))
+        self.position += 1
+        return self.linear(x) + self.keys.sum(0)
+
+
+class ReturnsIt(Base):
+    """What is written is an output as well."""
+
+    def forward(self, x: T) -> T:
+        x += 1
+        self.mean += 1
+        return torch.stack([self.linear(x).mean(0), self.mean])
+
+
+WRITES = (
+    Slots,
+    ReturnsIt,
+    EmaInPlace,
+    CopiesBack,
+    CountsInBuffer,
+    FillsSlots,
+    Normalises,
+    Masks,
+    Renormalises,
+    WritesWeight,
+)
 
 
 # --- random numbers and clocks ------------------------------------------------------------------------------------------

@@ -193,6 +193,17 @@ def test_random_numbers_of_python_and_clocks_are_reported(kind: type[toys.Base],
     assert everything(model) == before
 
 
+def test_a_seed_that_forward_sets_is_reported() -> None:
+    class Seeds(toys.Base):
+        def forward(self, x: T) -> T:
+            torch.manual_seed(1234)
+            return self.linear(x) + torch.randn(4)
+
+    model, before = Seeds(), torch.get_rng_state()
+    report = utc.capture(model, x(), verify="shapes").report
+    assert any("forward seeds" in r for r in report.random) and torch.equal(before, torch.get_rng_state())
+
+
 def test_a_model_without_random_numbers_reports_none() -> None:
     report = utc.capture(toys.Counts(), x(), verify="shapes").report
     assert report.random == ()

@@ -114,8 +114,10 @@ def test_captures_in_threads_while_another_runs_the_model(kind: type[nn.Module])
     done = threading.Event()
     calls = []
 
+    own = iter([make(kind) for _ in range(4)])  # made here: threads share torch's random numbers
+
     def capture() -> None:
-        for model in (shared, make(kind)):
+        for model in (shared, next(own)):
             captured = utc.capture(model, X)
             with torch.no_grad():
                 assert torch.allclose(captured(X), expected, atol=1e-2)  # bfloat16 in it; the fast path is off
@@ -147,8 +149,10 @@ def test_compiling_in_threads() -> None:
 
 
 def test_captures_under_asyncio() -> None:
+    models = [make(Everything) for _ in range(3)]
+
     async def all_at_once() -> list[utc.CapturedModule]:
-        return await asyncio.gather(*(asyncio.to_thread(utc.capture, make(Everything), X) for _ in range(3)))
+        return await asyncio.gather(*(asyncio.to_thread(utc.capture, model, X) for model in models))
 
     with unchanged():
         found = asyncio.run(all_at_once())
@@ -181,8 +185,9 @@ def test_other_threads_see_the_originals() -> None:
 
     seen: dict[str, object] = {}
 
+    model = make(Everything)
+
     def elsewhere() -> None:
-        model = make(Everything)
         with torch.no_grad():
             seen["out"] = model(X)
         seen["compiling"], seen["recorder"] = torch.compiler.is_compiling(), current()

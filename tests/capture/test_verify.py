@@ -155,6 +155,12 @@ def test_a_size_that_was_not_recorded_is_compared_too() -> None:
     assert utc.capture(Linear().eval(), X, dynamic={}).report.verified == "values at the example inputs"
 
 
+def test_a_larger_size_is_compared_where_it_is_cheap() -> None:
+    model, large = nn.Conv2d(3, 2, 3).eval(), torch.randn(1, 3, 150, 150)
+    assert utc.capture(model, large).report.verified == "values at the example inputs"
+    assert utc.capture(model, large.expand(4, -1, -1, -1)).report.verified.endswith("and at B=1")
+
+
 def test_a_size_that_the_model_does_not_take_is_not_compared() -> None:
     class Pairs(Linear):
         def forward(self, x: T, y: T | None = None) -> T:

@@ -77,7 +77,10 @@ def export_fails(model: nn.Module, path: Path, inputs: object, **options: object
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# test_main_job.py exports a mixer in every run
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.full) if n.startswith("mixer") else n for n in MODELS]
+)
 def test_real_models(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **MODELS[name]).train()

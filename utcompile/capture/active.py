@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +18,11 @@ def current() -> Recorder | None:
     """The recorder of the innermost recording of this thread; None outside of a recording and in other threads."""
     stack: list[Recorder] = getattr(_LOCAL, "stack", [])
     return stack[-1] if stack else None
+
+
+def exclusive() -> AbstractContextManager[object]:
+    """While it is entered, no other thread records."""
+    return _LOCK
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from utcompile.capture.active import exclusive
 from utcompile.capture.guards import Guard
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.record import home_of, record
@@ -204,10 +205,13 @@ def _record_all(
             leaves.real = f"its forward does not run on fake tensors ({failed})"
 
 
-def _probe(model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int]) -> Recorder | None:
-    """One more recording, or None where the model does not run at these sizes."""
+def _probe(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int], *, gradients: bool
+) -> Recorder | None:
+    """One more recording, or None where the model does not run so."""
     try:
-        return _record_once(model, inputs, Sample(sizes), leaves)
+        with torch.set_grad_enabled(gradients):
+            return _record_once(model, inputs, Sample(sizes), leaves)
     except (UtcError, Unrecordable, _NeedsValues):
         return None
 
@@ -303,7 +307,8 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
             raise
         raise _NeedsValues(error.why or str(error)) from error
     finally:
-        release()
+        with exclusive():  # the numbers that live are those of every thread
+            release()
 
 
 class _NeedsValues(Exception):

@@ -33,9 +33,8 @@ _REDUCED = frozenset(
 _MOVING = frozenset(
     "einsum tensordot outer ger kron cdist meshgrid cartesian_prod gather index_select take take_along_dim unfold roll "
     "rot90 one_hot repeat_interleave block_diag vander cov corrcoef unflatten movedim moveaxis rearrange as_strided "
-    "tile multi_head_attention_forward grid_sample affine_grid index where_ pad".split()
+    "tile multi_head_attention_forward grid_sample affine_grid index pad narrow topk select".split()
 )
-
 # operations whose numbers are no sizes: where n is inexact, so are the sizes of `x.narrow(0, 0, n)`, and not of `x * n`
 _ELEMENTWISE = frozenset(
     "add sub mul div truediv floordiv mod pow remainder fmod eq ne lt le gt ge clamp clamp_min clamp_max masked_fill "
@@ -260,12 +259,12 @@ class Exactness:
             dim = parent.args[1] if len(parent.args) > 1 else parent.kwargs.get("dim", 0)
             del own[dim]
             return tuple(own)
-        if name in ("split", "split_with_sizes", "chunk", "tensor_split"):
+        if name.removeprefix("unsafe_") in ("split", "split_with_sizes", "chunk", "tensor_split"):
             dim = parent.args[2] if len(parent.args) > 2 else parent.kwargs.get("dim", 0)
             varying = len({s[dim] for s in self.shapes[source]}) > 1 or not own[dim]
             steps = parent.args[1] if len(parent.args) > 1 else None
             known = all(map(self._is_exact, steps if isinstance(steps, (tuple, list)) else [steps]))
-            own[dim] = known and (not varying or name in ("split", "split_with_sizes")) and own[dim]
+            own[dim] = known and (not varying or "split" in name.removeprefix("tensor_split")) and own[dim]
             return tuple(own)
         if not all(map(self._is_settled, self._numbers(parent))):  # `x.topk(n)` with an inexact number
             return self._none(shapes)

@@ -19,7 +19,7 @@ def insert_flag_checks(sizes: SizeNodes) -> tuple[Guard, ...]:
             read.setdefault(key, []).append((value, line))
     guards = []
     for (serial, name), found in read.items():
-        node = sizes.nodes.get(serial)
+        node = sizes.nodes.get(serial)  # none for the mode of gradients
         if node is None or len({value for value, _ in found}) > 1 or _is_fixed(node, name):
             continue  # read as both in recordings that are one graph: it does not matter
         value, line = found[0]

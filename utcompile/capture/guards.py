@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from utcompile.capture.expressions import FUNCTIONS
-from utcompile.errors import UtcError
+from utcompile.errors import GuardError
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Guard:
     def __str__(self) -> str:
         return f"{self.relation} ({self.source.partition(' in ')[0]})"
 
-    def refuse(self, found: str) -> UtcError:
+    def refuse(self, found: str) -> GuardError:
         """The error of a call in which the relation does not hold."""
-        return UtcError(
+        return GuardError(
             f"this capture is right for {self.relation}, and the call has {found}",
             where=self.source,
             why="the model's Python code decides by it, and would run otherwise",
@@ -56,7 +56,7 @@ class SizeCheck:
         >>> check(4)
         >>> check(9)
         Traceback (most recent call last):
-        utcompile.errors.UtcError: model.py:3: this capture is right for B <= 6, and the call has B=9
+        utcompile.errors.GuardError: model.py:3: this capture is right for B <= 6, and the call has B=9
           why: the model's Python code decides by it, and would run otherwise
           fix: capture it again with an example of this kind
     """
@@ -68,6 +68,8 @@ class SizeCheck:
         self.tests = tuple(_compiled(code, len(names)) for code in codes)
 
     def __call__(self, *sizes: int) -> None:
+        if torch.compiler.is_exporting():
+            return  # guards narrow a file, they are no part of it: `export_onnx` writes them down
         for test in self.tests:
             if not test(*sizes):
                 self._refuse(sizes)
@@ -107,19 +109,6 @@ class FlagCheck:
 
 
 @dataclass(frozen=True)
-class GradCheck:
-    """Whether gradients are recorded, which Python read."""
-
-    guard: Guard
-    value: bool
-    __name__ = "check_grad"
-
-    def __call__(self) -> None:
-        if torch.is_grad_enabled() is not self.value:
-            raise self.guard.refuse(str(not self.value))
-
-
-@dataclass(frozen=True)
 class StructureCheck:
     """An argument that is a container: its structure, and what in it is no tensor.
 
@@ -128,7 +117,7 @@ class StructureCheck:
         >>> check({"scale": 2.0})
         >>> check({"scale": 5.0})
         Traceback (most recent call last):
-        utcompile.errors.UtcError: the captured model was recorded with config['scale']=2.0, not 5.0
+        utcompile.errors.GuardError: the captured model was recorded with config['scale']=2.0, not 5.0
           why: what is no tensor is part of the graph
           fix: capture it again with this argument among the example inputs
     """
@@ -146,7 +135,7 @@ class StructureCheck:
         found = _structure(value)
         if found != self.structure:
             at, recorded, given = _difference(self.structure, found, self.name)
-            raise UtcError(
+            raise GuardError(
                 f"the captured model was recorded with {at}={_shown(recorded)}, not {_shown(given)}",
                 why="what is no tensor is part of the graph",
                 fix="capture it again with this argument among the example inputs",
@@ -188,8 +177,3 @@ def _shown(structure: Any) -> str:
     if isinstance(held, list):
         return f"a {kind.__name__} of {', '.join(repr(k) for k, _ in held) or 'nothing'}"
     return repr(held) if held is not None or kind is type(None) else f"a {kind.__name__}"
-
-
-def is_check(node: Any) -> bool:
-    """Whether a node of a graph only checks; it has no value."""
-    return isinstance(node.target, (SizeCheck, FlagCheck, GradCheck, StructureCheck))

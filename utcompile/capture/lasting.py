@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from utcompile.capture.nested import tensors
-from utcompile.capture.places import Change
+from utcompile.capture.places import OTHER_MEMORY, Change
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.state import Snapshot
 from utcompile.capture.tracked import plain
@@ -29,9 +30,17 @@ CACHE = "made of weights and sizes alone, as a cache"
 UNREAD = "assigned, and no later call reads it"
 READ = "the same call, recorded again in the state that the first one left, runs otherwise"
 MODULES = "forward changes which modules the model has"
+MEMORY = "forward gives a parameter or buffer other memory (`.data = …`), where copy_ would write into it"
 
 
-def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch, *, judges: bool) -> Recorder:
+def watched(
+    once: Callable[[], Recorder],
+    model: nn.Module,
+    watch: Watch,
+    *,
+    judges: bool,
+    written: Callable[[], list[str]] = list,
+) -> Recorder:
     """Record a model, and tell the watch what its forward left in Python; the surroundings are put back.
 
     Args:
@@ -39,6 +48,7 @@ def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch, *, jud
         model: what is recorded.
         watch: is told.
         judges: whether to find out what a later call reads; else random numbers are noted alone.
+        written: the parameters and buffers that a recording with real values has written into: it may choose by them.
 
     Raises:
         UtcError: forward changes which modules the model has.
@@ -46,11 +56,13 @@ def watched(once: Callable[[], Recorder], model: nn.Module, watch: Watch, *, jud
     own = Snapshot.of_model(model)
     try:
         first = once()
-        new = watch.new([*own.changes(), *watch.around.changes()])
+        into = [Change(name) for name in written()]
+        new = watch.new([*own.changes(), *watch.around.changes(), *into])
         if new and judges:
             watch.around.forget_caches()
             unread, why = judge(first, new, once)
-            watch.assigned |= unread
+            names = {c.name for c in into}
+            watch.assigned |= {name: reason for name, reason in unread.items() if name not in names}
             watch.lasting |= {c.name: why for c in new if c.name not in unread}
         return first
     except (UtcError, Unrecordable) as error:
@@ -98,11 +110,14 @@ def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Record
     """
     if any(map(_is_module, changes)):
         return {}, MODULES
+    if any(c.after is OTHER_MEMORY for c in changes):
+        return {}, MEMORY
     caches = [c for c in changes if _is_cache(first, c, changes)]
     owners = {_owner(c.name) for c in caches}
     kept = [c for c in changes if _owner(c.name) not in owners]
     for change in changes:
-        change.place.put(change.key, change.before if change not in kept else _much_later(change))
+        if change.place is not None:
+            change.place.put(change.key, change.before if change not in kept else _much_later(change))
     try:
         second = again()
     except (Unrecordable, UtcError) as error:
@@ -138,6 +153,8 @@ def _much_later(change: Change) -> Any:
     """What a changed value would be after many calls, as far as one call shows."""
     before, after = change.before, plain(change.after)
     if type(before) in (int, float) and type(after) in (int, float):
+        return before + _CALLS * (after - before)
+    if isinstance(after, np.ndarray) and after.dtype.kind in "iuf":
         return before + _CALLS * (after - before)
     if isinstance(after, list) and isinstance(before, list) and len(after) > len(before):
         owner = getattr(change.place, "owner", None)

@@ -22,6 +22,8 @@ from utcompile.capture import dropped, transforms
 from utcompile.capture.active import current
 from utcompile.capture.derived import Apply, Scripted
 from utcompile.capture.dropped import CHECKPOINTED
+from utcompile.capture.questions import GRAD_MODE
+from utcompile.capture.source import in_own_code
 
 _AUTOCAST = torch.amp.autocast_mode.autocast
 _FAKE_LOGGER = "torch._subclasses.fake_tensor"
@@ -163,6 +165,17 @@ def _is_compiling(original: Any) -> Any:
     return as_if_traced
 
 
+def _is_grad_enabled(original: Any) -> Any:
+    def is_grad_enabled() -> bool:
+        """Whether gradients are recorded, which the model's own code may read; torch asks its C code."""
+        recorder, enabled = current(), bool(original())
+        if recorder is not None and not recorder.is_silent and in_own_code():
+            recorder.questions.flag(0, GRAD_MODE, enabled)
+        return enabled
+
+    return is_grad_enabled
+
+
 _REPLACEMENTS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (nn.Module, "__call__", _call),
     (torch.autograd.Function, "apply", _apply),
@@ -170,6 +183,7 @@ _REPLACEMENTS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (_AUTOCAST, "__exit__", _leave),
     (torch, "_check_tensor_all_with", _check),
     (torch.compiler, "is_compiling", _is_compiling),
+    (torch, "is_grad_enabled", _is_grad_enabled),
     (torch.jit.ScriptFunction, "__call__", _script),
     *dropped.REPLACEMENTS,
     *transforms.REPLACEMENTS,

@@ -27,6 +27,8 @@ class _Absent:
 
 
 ABSENT = _Absent()
+OTHER_MEMORY = object()  # what `Storages` has after a tensor was given other memory
+_LARGE = 2**16  # an array of more numbers is not looked at
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,52 @@ class Dial:
         self._write(value)
 
 
+class Array:
+    """The numbers of a NumPy array."""
+
+    def __init__(self, owner: np.ndarray[Any, Any], name: str) -> None:
+        self.owner, self._name = owner, name
+        self._saved = owner.copy()
+
+    def changes(self) -> Iterator[Change]:
+        """The array, where a number differs."""
+        if not np.array_equal(self.owner, self._saved, equal_nan=self.owner.dtype.kind in "fc"):
+            yield Change(self._name, self._saved, self.owner.copy(), self)
+
+    def put_back(self) -> None:
+        """Write the numbers again."""
+        if any(True for _ in self.changes()):
+            self.put(None, self._saved)
+
+    def put(self, _: Any, value: Any) -> None:
+        """Write other numbers."""
+        self.owner[...] = value
+
+
+class Storages:
+    """Which memory the parameters and buffers of a module have: `weight.data = …` gives them another."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], name: Callable[[str], str]) -> None:
+        self.owner, self._name = tensors, name
+        self._saved = {key: (t, t.detach(), _memory(t)) for key, t in tensors.items()}
+
+    def changes(self) -> Iterator[Change]:
+        """The tensors that have other memory."""
+        for key, (tensor, before, memory) in self._saved.items():
+            if _memory(tensor) != memory:
+                yield Change(self._name(key), before, OTHER_MEMORY, self, key)
+
+    def put_back(self) -> None:
+        """Give every tensor its memory again."""
+        for change in list(self.changes()):
+            self.put(change.key, change.before)
+
+    def put(self, key: Any, value: Any) -> None:
+        """Give a tensor the memory of another."""
+        if isinstance(value, torch.Tensor):
+            self._saved[key][0].data = value
+
+
 class Cache:
     """A function under `lru_cache`: what it keeps is no state, but must not be fake when the recording is over."""
 
@@ -190,11 +238,13 @@ class Cache:
         """Nothing can be put into it."""
 
 
-Place = Names | Items | Cell | Dial | Cache
+Place = Names | Items | Cell | Dial | Array | Storages | Cache
 
 
-def sealed(value: Any, name: str) -> Dial | Cache | None:
-    """The place of a generator of random numbers, or of a function under `lru_cache`; None for everything else."""
+def sealed(value: Any, name: str) -> Dial | Array | Cache | None:
+    """The place of a generator of random numbers, an array, a function under `lru_cache`; None for everything else."""
+    if isinstance(value, np.ndarray):
+        return Array(value, name) if value.size <= _LARGE and value.dtype != object else None
     if isinstance(value, random.Random):
         return Dial(name, value.getstate, value.setstate)
     if isinstance(value, np.random.Generator):
@@ -246,3 +296,10 @@ def _equal_states(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(_equal_states, a, b))
     return bool(a == b)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+        return 0

@@ -48,7 +48,7 @@ class _Match:
         self.nodes: dict[fx.Node, fx.Node] = {}  # of the probe -> of the graph
         self.alias: dict[fx.Node, fx.Node] = {}  # in the graph: what does nothing -> what it is done to
         self.serials: dict[int, int] = {}
-        self.by_serial: dict[int, fx.Node] = {}
+        self.by_serial: dict[int, tuple[fx.Node, tuple[int, ...] | None]] = {}
 
     def run(self, ours: Sequence[fx.Node], theirs: Sequence[fx.Node]) -> dict[int, int] | None:
         i = j = 0
@@ -70,7 +70,7 @@ class _Match:
     def _bind(self, theirs: fx.Node, ours: fx.Node) -> None:
         self.nodes[theirs] = ours
         self.serials[theirs.meta["serial"]] = ours.meta["serial"]
-        self.by_serial[theirs.meta["serial"]] = ours
+        self.by_serial[theirs.meta["serial"]] = ours, _seen_shape(theirs, self.samples[0])
 
     def _resolved(self, node: fx.Node) -> fx.Node:
         while node in self.alias:
@@ -104,7 +104,10 @@ class _Match:
         if isinstance(theirs, slice):
             parts = [(getattr(ours, f, _UNKNOWN), getattr(theirs, f)) for f in ("start", "stop", "step")]
             return isinstance(ours, slice) and all(self._same(a, b) for a, b in parts)
-        return all(self._value(ours, sizes) == self._number(theirs, sizes) for sizes in self.samples)
+        here, *elsewhere = self.samples
+        if self._value(ours, here) != theirs:
+            return False
+        return all(self._value(ours, sizes) == self._number(theirs, sizes) for sizes in elsewhere)
 
     def _value(self, ours: Any, sizes: Sizes) -> Any:
         """What an argument of the graph is at some sizes."""
@@ -128,16 +131,15 @@ class _Match:
             return theirs
         known: dict[Expression, int] = {}
         for reading in theirs.expression.readings():
-            node = self.by_serial.get(reading.args[0])
+            node, seen = self.by_serial.get(reading.args[0], (None, None))
             value = value_of(node) if node is not None else None
-            if (
-                node is None
-                or value is None
-                or reading.op != "size"
-                or not all(self.exact(node, d) for d in range(len(value.shape)))
-            ):
+            dim = reading.args[1]
+            if node is None or seen is None or value is None or reading.op != "size" or not self.exact(node, dim):
                 return _UNKNOWN
-            known[reading] = _at(value.shape[reading.args[1]], sizes)
+            size = value.shape[dim]
+            if _at(size, self.samples[0]) != seen[dim]:
+                return _UNKNOWN  # the graph's sizes are not those of the probe
+            known[reading] = _at(size, sizes)
         try:
             return theirs.expression.value(known)
         except (ArithmeticError, ValueError, TypeError):

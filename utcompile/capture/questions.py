@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from utcompile.capture.expressions import Expression
-from utcompile.capture.source import source_line
+from utcompile.capture.source import in_message, source_line
 from utcompile.capture.tracked import expression_of, is_tracked, plain
 
 T = torch.Tensor
 SizeOf = Callable[[T, int], Any]
-# conversions whose result a person reads: what is asked of it later is not seen, and nearly always it is a message
 _TEXT = "text"
+GRAD_MODE = "is_grad_enabled"
 
 
 class Questions:
@@ -24,7 +24,7 @@ class Questions:
         asked: comparison -> (answer, line).
         shaping: comparison -> (answer, line, dimensions as serial number of the node and index): it decides by which
             formula the sizes of these come from those of the node's inputs, and nothing else.
-        untracked: expressions that became text, with the line.
+        untracked: expressions that became the text of a message, with the line.
         flags: (serial number of a node, property) -> (value, line).
     """
 
@@ -41,7 +41,7 @@ class Questions:
 
     def leak(self, how: str, expression: Expression, value: Any) -> None:
         """A value went where no further use of it is seen: the recording holds for this value only."""
-        if how == _TEXT:
+        if how == _TEXT and in_message():
             self.untracked.setdefault(expression, source_line())
         else:
             self.ask(Expression.of("eq", expression, Expression.const(value)), True)
@@ -149,7 +149,8 @@ def _dims_used(index: Any) -> int:
 
 
 _DECISIONS: dict[str, Any] = {
-    "split": Questions._parts, "split_with_sizes": Questions._parts, "chunk": Questions._chunks,
+    "split": Questions._parts, "unsafe_split": Questions._parts, "chunk": Questions._chunks,
+    "unsafe_chunk": Questions._chunks,
     "unbind": Questions._members, "__iter__": Questions._members, "squeeze": Questions._squeezed,
     "squeeze_": Questions._squeezed,
 }  # fmt: skip

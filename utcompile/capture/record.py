@@ -68,7 +68,7 @@ def record(
         recorder.attributes = attributes
         for tensor, name in names:
             recorder.name_state(tensor, name)
-        arguments = inputs.at(sample.sizes, given)
+        arguments = _arguments(inputs, sample, given)
         for tensor in () if real else tensors(arguments):
             tensor._item_memo = None  # type: ignore[attr-defined]  # an input's value is no part of the graph
         for name, value in arguments.items():
@@ -77,8 +77,15 @@ def record(
             _run(model, recorder, inputs, arguments, fake)
         return recorder
 
-    with kept, values_kept(model) if real else nullcontext():
-        return watched(once, model, watch, judges=not (sample.dtype or sample.device))
+    judges, seed = not (sample.dtype or sample.device), torch.initial_seed()
+    with kept:
+        if real:
+            with values_kept(model) as memory:
+                return watched(once, model, watch, judges=judges, written=lambda: memory.written(named_state(model)))
+        recorder = watched(once, model, watch, judges=judges)
+        if torch.initial_seed() != seed:  # fakes draw no numbers, so it is forward that seeds
+            watch.drawn["torch's random numbers, which forward seeds"] = None
+        return recorder
 
 
 def _name_state(model: nn.Module, convert: _Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
@@ -122,6 +129,29 @@ def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
     """Where a model lives: its weights, or, where those are on the meta device, its inputs."""
     devices = [t.device for t in [*named_state(model).values(), *tensors(inputs.arguments)]]
     return next((d for d in devices if d.type != "meta"), devices[0])
+
+
+def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T]) -> dict[str, Any]:
+    """The inputs at a sample.
+
+    Raises:
+        UtcError: one is a kind of tensor that has no other sizes, or no fake.
+    """
+    try:
+        return inputs.at(sample.sizes, convert)
+    except Exception as error:  # each kind of tensor has its own
+        kinds = {_kind(t) for t in tensors(inputs.arguments)}
+        raise UtcError(
+            "the example inputs are of a kind that cannot be recorded",
+            where=", ".join(sorted(kinds)),
+            why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+            fix="wrap the model in a module that takes plain tensors and makes these of them",
+        ) from error
+
+
+def _kind(tensor: T) -> str:
+    layout = str(tensor.layout).removeprefix("torch.")
+    return f"{type(tensor).__name__} ({layout}{', quantized' if tensor.is_quantized else ''})"
 
 
 def _shuffled(sample: Sample) -> Callable[[T], T]:

@@ -74,10 +74,6 @@ class SizeNodes:
         dims = self.exactness.dims.get(node, ()) if node is not None else ()
         return dim is None or (bool(dims) and -len(dims) <= dim < len(dims) and dims[dim])
 
-    def is_all_exact(self, node: fx.Node) -> bool:
-        """Whether all sizes of a node's tensor are polynomials."""
-        return all(self.exactness.dims.get(node, (False,)))
-
     def exact(self, reading: Expression) -> int | Size | None:
         """A reading as a number or a polynomial; None where it must be read off its tensor."""
         node, dim = self.nodes.get(reading.args[0]), reading.args[1]

@@ -24,6 +24,7 @@ from utcompile.capture.places import (
     Items,
     Names,
     Place,
+    Storages,
     entries,
     is_container,
     random_dials,
@@ -105,8 +106,11 @@ class _Walk:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
             yield _Attributes(vars(module), prefix.__add__)
-            for table in _TABLES:
+            for table in vars(module).keys() & set(_TABLES):  # a scripted module keeps its own in C++
                 yield Names(vars(module)[table], prefix.__add__)
+            tensors = {k: t for table in _TABLES[:2] for k, t in vars(module)[table].items() if t is not None}
+            if tensors:
+                yield Storages(tensors, prefix.__add__)
             for name, value in list(vars(module).items()):
                 if name not in _OWN_OF_TORCH and name not in _TABLES:
                     yield from self._inside(value, prefix + name, _DEPTH)

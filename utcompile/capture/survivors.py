@@ -54,6 +54,8 @@ def _clear_frames(error: BaseException | None) -> None:
     """Where a recording ended in an error, the frames of its traceback hold what was computed."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            frame.f_locals  # noqa: B018 - a copy that was read before is brought up to date, and lets go
         error = error.__cause__ or error.__context__
 
 

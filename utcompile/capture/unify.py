@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -20,6 +20,8 @@ from utcompile.capture.conditions import Answers, Conditions, insert_guards
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.flags import insert_flag_checks
 from utcompile.capture.guards import Guard
+from utcompile.capture.probes import translated
+from utcompile.capture.questions import GRAD_MODE
 from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
 from utcompile.capture.samples import Sample
 from utcompile.capture.size_nodes import SizeNodes
@@ -27,6 +29,12 @@ from utcompile.errors import UtcError
 from utcompile.graph import Symbol, describe
 
 _LIMITS = ("min", "max", "eps", "tiny", "smallest_normal", "resolution")
+
+
+class Probe(Protocol):
+    """Makes one more recording; None where the model does not run there."""
+
+    def __call__(self, sizes: Mapping[Symbol, int], *, gradients: bool) -> Recorder | None: ...
 
 
 class Differs(Exception):
@@ -42,7 +50,7 @@ def unify(
     samples: Sequence[Sample],
     sources: dict[Symbol, tuple[int, int]],
     example: Mapping[Symbol, int],
-    probe: Callable[[Mapping[Symbol, int]], Recorder | None],
+    probe: Probe,
 ) -> tuple[fx.Graph, tuple[Guard, ...]]:
     """Make the first recording's graph the one graph; returns it with what must hold in every call.
 
@@ -55,6 +63,7 @@ def unify(
 
     Raises:
         Differs: they are no one graph, or it does not hold at the example's sizes.
+        UtcError: the model runs otherwise without gradients.
     """
     graphs = [r.graph for r in recordings]
     rows = list(zip(*(list(g.nodes) for g in graphs), strict=True))
@@ -62,6 +71,7 @@ def unify(
         raise Differs(_error("the model reads sizes in another order in other calls", rows[0][0], ""))
     sizes = SizeNodes(recordings, samples, sources)
     graph = _Merger(sizes, samples).merge(rows)
+    _check_grad_mode(sizes, samples[0].sizes, probe)
     conditions = Conditions(sizes)
     ways = _probed(conditions, samples[0].sizes, probe)
     refused = conditions.refused(ways, example)
@@ -70,9 +80,7 @@ def unify(
     return graph, (*insert_guards(conditions, ways), *insert_flag_checks(sizes))
 
 
-def _probed(
-    conditions: Conditions, sizes: Mapping[Symbol, int], probe: Callable[[Mapping[Symbol, int]], Recorder | None]
-) -> list[Answers]:
+def _probed(conditions: Conditions, sizes: Mapping[Symbol, int], probe: Probe) -> list[Answers]:
     """The ways to run a graph, with those that recordings at a size of 1 add where it would be refused."""
     ways = conditions.ways()
     ones = [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else [])
@@ -80,11 +88,27 @@ def _probed(
         alone = {**sizes, **dict.fromkeys(symbols, 1)}
         if conditions.refused(ways, alone) is None:
             continue
-        recording = probe(alone)
+        recording = probe(alone, gradients=torch.is_grad_enabled())
         varying = [s for s in sizes if s not in symbols]
         way = None if recording is None else conditions.way_of(recording, alone, varying)
         ways = ways if way is None else conditions.ways(way)
     return ways
+
+
+def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -> None:
+    """A graph is trained with gradients and used without: what a model does by that must not matter."""
+    read = [r.questions.flags[0, GRAD_MODE] for r in sizes.recordings if (0, GRAD_MODE) in r.questions.flags]
+    if not read:
+        return
+    enabled, line = read[0]
+    recording = probe(at, gradients=not enabled)
+    if recording is None or translated(sizes.graph, recording, at, list(at), sizes.is_exact) is None:
+        raise UtcError(
+            "the model's forward chooses by torch.is_grad_enabled(), and a graph is one choice",
+            where=line,
+            why="with gradients and without it runs other operations",
+            fix="choose by self.training instead",
+        )
 
 
 def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> None:

@@ -28,7 +28,7 @@ def export(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
     peft: Annotated[bool, typer.Option("--peft", help="Write the LoRA or DoRA tuners for PEFT, and no ONNX.")] = False,
     opset: Annotated[int | None, typer.Option(min=1, help="Of ONNX operators; the exporter's own by default.")] = None,
-    batch_sizes: BatchSizes = "1,3,8",
+    batch_sizes: BatchSizes = None,
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
     model: OptionalModel = None,
     weights: Weights = None,

@@ -28,8 +28,10 @@ def size_of(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
-def batches_of(text: str) -> tuple[int, ...]:
-    """`1,3,8`."""
+def batches_of(text: str | None) -> tuple[int, ...] | None:
+    """`1,3,8`; None where nothing is asked for."""
+    if text is None:
+        return None
     sizes = _integers(text)
     if not sizes:
         raise typer.BadParameter(f"{text!r} is no list of batch sizes; give e.g. 1,3,8", param_hint="--batch-sizes")
@@ -86,4 +88,9 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, the
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that the run's manifest names.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `utcompile train -o` wrote.")]
-BatchSizes = Annotated[str, typer.Option("--batch-sizes", metavar="N,N,…", help="At which ONNX Runtime is compared.")]
+BatchSizes = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-sizes", metavar="N,N,…", help="At which ONNX Runtime is compared; 1,3,8 where the model allows it."
+    ),
+]

@@ -20,7 +20,7 @@ def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The ONNX file.")],
     run: RunFolder,
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
-    batch_sizes: BatchSizes = "1,3,8",
+    batch_sizes: BatchSizes = None,
     model: OptionalModel = None,
     weights: Weights = None,
     trust: Trust = False,

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, evaluating
-from utcompile.deploy.parity import ParityReport, cases, check_batch_sizes, compare_once, reference
+from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, compare_once, references
 from utcompile.deploy.runtime import session
 from utcompile.deploy.translate import BATCH, translate
 from utcompile.errors import UtcError
+
+GUARDS = "utcompile.guards"  # the key in a file's metadata
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class ExportResult:
         input_names, output_names: as a session takes and gives them.
         batch_sizes: the batch sizes that were compared.
         parity: every comparison.
+        guards: what must hold of the inputs, or the file computes something else than the model: nothing in the file
+            checks them. They are in its metadata too, under `utcompile.guards`.
     """
 
     path: Path
@@ -42,6 +46,7 @@ class ExportResult:
     output_names: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     parity: ParityReport
+    guards: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
@@ -49,6 +54,7 @@ class ExportResult:
             f"{self.path}: {self.bytes / 1e6:.1f} MB, opset {self.opset}, "
             f"({', '.join(self.input_names)}) -> ({', '.join(self.output_names)})\n"
             f"  equal in ONNX Runtime at batch sizes {sizes}: largest difference {self.max_error:.1e}"
+            + "".join(f"\n  right only for {guard}" for guard in self.guards)
         )
 
 
@@ -57,7 +63,7 @@ def export_onnx(
     path: str | Path,
     example_inputs: ExampleInputs,
     *,
-    batch_sizes: Sequence[int] = (1, 3, 8),
+    batch_sizes: Sequence[int] | None = None,
     tolerance: float | None = None,
     opset: int | None = None,
     batch_inputs: Sequence[str] | None = None,
@@ -74,6 +80,7 @@ def export_onnx(
         example_inputs: a tuple (positional), a mapping (keyword) or one tensor, at any batch size; `(B, C, H, W)` for
             an image model. Numbers, flags and `None` among them are baked in.
         batch_sizes: at which random inputs of the example's shapes and ranges are compared, beside the example itself.
+            None: 1, 3 and 8, without those that a guard of the captured model refuses.
         tolerance: `|onnx - torch| ≤ tolerance · max(1, max|torch|)` an output. None: 1e-4, and 1e-2 in float16.
         opset: the ONNX operator set. None: the exporter's default (20 in torch 2.15). From 23 on attention is one node.
         batch_inputs: the inputs whose dimension 0 is the batch. None: `model.batch_inputs` where there is one, else
@@ -95,13 +102,14 @@ def export_onnx(
     _check_dtype(model)
     _check_metadata(metadata)
     call = Call.of(model, example_inputs, batch_inputs)
+    guards = tuple(map(str, getattr(model, "guards", ())))
     beside = Path(tempfile.mkdtemp(prefix=".utcompile-", dir=path.parent))
     try:
         with evaluating(model):
             # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
-            expected = [(*case, reference(model, call, case[2], case[1])) for case in cases(call, sizes)]
+            expected = references(model, call, sizes)
             program = translate(model, call, tuple(expected[0][3]), opset)
-            program.model.metadata_props.update(metadata or {})
+            program.model.metadata_props.update(_guards_written(guards) | dict(metadata or {}))
             draft = beside / path.name
             program.save(draft)
         written = _check_file(draft, call, [(batch, outputs) for _, batch, _, outputs in expected])
@@ -122,10 +130,13 @@ def export_onnx(
         output_names=tuple(entry.name for entry in written.graph.output),
         batch_sizes=parity.batch_sizes,
         parity=parity,
+        guards=guards,
     )
 
 
-Expected = tuple[str, int, tuple[Tensor, ...], dict[str, Tensor]]
+def _guards_written(guards: tuple[str, ...]) -> dict[str, str]:
+    """What the file's metadata says of the calls for which it is right."""
+    return {GUARDS: "\n".join(guards)} if guards else {}
 
 
 def _prove(

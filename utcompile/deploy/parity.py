@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, evaluating
 from utcompile.deploy.runtime import run, session
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import GuardError, UtcError, did_you_mean
 
 # float32: both sides round every sum differently; 1e-4 is some 800 units in the last place, seen only in deep
 # networks, and far below what a wrong operation or a lost weight causes (1e-2 and more). float16 has 11 bits.
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_BATCH_SIZES = (1, 3, 8)
 TOLERANCE_FLOAT32 = 1e-4
 
 
@@ -99,7 +100,7 @@ def verify_onnx(
     path: str | Path,
     model: nn.Module,
     example_inputs: ExampleInputs,
-    batch_sizes: Sequence[int] = (1, 3, 8),
+    batch_sizes: Sequence[int] | None = None,
     tolerance: float | None = None,
     *,
     batch_inputs: Sequence[str] | None = None,
@@ -111,7 +112,8 @@ def verify_onnx(
         path: the ONNX file.
         model: the module it was exported from; run in eval mode on its own device, its modes are restored.
         example_inputs: a tuple (positional), a mapping (keyword) or one tensor.
-        batch_sizes: at which random inputs of the example's shapes and ranges are compared.
+        batch_sizes: at which random inputs of the example's shapes and ranges are compared. None: 1, 3 and 8, without
+            those that a guard of the captured model refuses.
         tolerance: see `compare_once`. None: 1e-4, and 1e-2 for a float16 output.
         batch_inputs: the inputs that carry the batch; see `export_onnx`.
 
@@ -126,17 +128,27 @@ def verify_onnx(
     call = Call.of(model, example_inputs, batch_inputs)
     entries = []
     with evaluating(model):
-        for source, batch, tensors in cases(call, sizes):
-            entries += compare_once(model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance)
+        for source, batch, tensors, outputs in references(model, call, sizes):
+            entries += compare_once(
+                model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance, expected=outputs
+            )
     return ParityReport(Path(path), tuple(entries))
 
 
-def cases(call: Call, batch_sizes: Sequence[int]) -> list[tuple[str, int, tuple[Tensor, ...]]]:
-    """What is compared: the example as it is, and random inputs at each batch size."""
-    return [
-        ("example", call.batch, call.tensors),
-        *(("random", batch, call.random(batch, seed)) for seed, batch in enumerate(batch_sizes)),
-    ]
+Expected = tuple[str, int, tuple[Tensor, ...], dict[str, Tensor]]
+
+
+def references(model: nn.Module, call: Call, batch_sizes: Sequence[int] | None) -> list[Expected]:
+    """What is compared, with PyTorch's outputs: the example as it is, and random inputs at each batch size."""
+    found: list[Expected] = [("example", call.batch, call.tensors, reference(model, call, call.tensors, call.batch))]
+    for seed, batch in enumerate(_BATCH_SIZES if batch_sizes is None else batch_sizes):
+        tensors = call.random(batch, seed)
+        try:
+            found.append(("random", batch, tensors, reference(model, call, tensors, batch)))
+        except GuardError:
+            if batch_sizes is not None:
+                raise
+    return found
 
 
 def compare(
@@ -208,8 +220,10 @@ def reference(model: nn.Module, call: Call, tensors: Sequence[Tensor], batch: in
         ) from error
 
 
-def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
-    """The batch sizes, or a `UtcError` where one is not a positive integer."""
+def check_batch_sizes(batch_sizes: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The batch sizes, or a `UtcError` where one is not a positive integer; None stays None."""
+    if batch_sizes is None:
+        return None
     sizes = tuple(batch_sizes)
     if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise UtcError(f"batch_sizes is {sizes}", fix="name at least one positive integer")

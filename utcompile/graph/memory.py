@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class KeptMemory(TorchDispatchMode):
         >>> weight
         tensor([1., 1.])
     """
+
+    supports_higher_order_operators = True  # what their functions write is not seen; those of torch write nothing
 
     def __init__(self, watched: Iterable[T], buffers: Iterable[T] = ()) -> None:
         super().__init__()
@@ -62,6 +64,18 @@ class KeptMemory(TorchDispatchMode):
         storage = _storage(tensor)
         return storage is not None and storage._cdata in self._saved
 
+    def written(self, tensors: Mapping[str, T]) -> list[str]:
+        """The names of those watched tensors whose values differ from what they were."""
+        return [name for name, tensor in tensors.items() if self._differs(tensor)]
+
+    def _differs(self, tensor: T) -> bool:
+        storage = _storage(tensor)
+        saved = self._saved.get(storage._cdata) if storage is not None else None
+        if saved is None or storage is None or storage.nbytes() != saved.nbytes():
+            return False
+        now, before = (torch.tensor([], dtype=torch.uint8, device=s.device).set_(s) for s in (storage, saved))
+        return not torch.equal(now, before)
+
     def put_back(self) -> None:
         """Every watched tensor has the values again that it had in the beginning."""
         for key, saved in self._saved.items():
@@ -70,8 +84,8 @@ class KeptMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        schema = func._schema
-        if schema.is_mutable:
+        schema = getattr(func, "_schema", None)
+        if schema is not None and schema.is_mutable:
             for i, argument in enumerate(schema.arguments):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._before_write(args[i] if i < len(args) else kwargs.get(argument.name))

@@ -21,6 +21,9 @@ random. *values*: the outputs were compared with the model's, bit for bit, at th
 *shapes*: captured without computing, on weights that were never written. An architecture of transformers is built
 from its default configuration, made small. A run that is resumed keeps the rows there are, so rows may come from more
 than one commit; seconds are those of a machine that did other work too.
+
+Where values were compared, the capture was also called at batches of 1, 7 and 17, and at lengths around and beyond the
+example's: *equal* to the model, *refused* by a guard (of these *false*: the graph would have been right), or *wrong*.
 """
 
 
@@ -30,7 +33,7 @@ def page(rows: Iterable[Row]) -> str:
     for row in sorted(rows, key=lambda r: (r.library, r.name)):
         if row.status != "built":
             by_library[row.library].append(row)
-    parts = [_HEAD, _summary(by_library)]
+    parts = [_HEAD, _summary(by_library), _beyond(by_library)]
     for library, found in by_library.items():
         parts += [f"## {library}\n", _slowest(found), _classes(found), _problems(found)]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
@@ -54,6 +57,17 @@ def _summary(by_library: dict[str, list[Row]]) -> str:
         classes = len({r.cls for r in built})
         lines.append(_line(library, len(rows), classes, *(found.get(s, 0) for s in _DONE), *shares, values))
     return "\n".join(lines) + "\n"
+
+
+def _beyond(by_library: dict[str, list[Row]]) -> str:
+    """The calls at sizes that were not recorded, and every guard that refused one falsely."""
+    lines = [_line("library", "equal", "refused", "false", "wrong", "guards"), _line("---", *["---:"] * 5)]
+    for library, rows in by_library.items():
+        counted = [sum(getattr(r, name) for r in rows) for name in ("equal", "refused", "false")]
+        lines.append(_line(library, *counted, sum(len(r.wrong) for r in rows), sum(len(r.guards) for r in rows)))
+    false = [r for rows in by_library.values() for r in rows if r.false]
+    told = [f"{r.name}: {'; '.join(r.guards)}" for r in false]
+    return "\n".join(lines) + "\n" + (f"\nRefused falsely: {', '.join(told)}.\n" if told else "")
 
 
 def _slowest(rows: Sequence[Row], most: int = 5) -> str:

@@ -45,6 +45,8 @@ class Row:
         inputs: the example inputs with their shapes.
         fixed: captured at the example's sizes only.
         verified: what was compared with the model.
+        guards: what the model's Python decided by sizes.
+        equal, refused, false, wrong: calls at sizes that were not recorded (`Beyond`).
         reason: why it is not ok.
     """
 
@@ -63,6 +65,11 @@ class Row:
     verified: str = ""
     inputs: str = ""
     fixed: bool = False
+    guards: tuple[str, ...] = ()
+    equal: int = 0
+    refused: int = 0
+    false: int = 0
+    wrong: tuple[str, ...] = ()
     note: str = ""
     reason: str = ""
 

@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 import utcompile as utc
+from utcompile.cli.zoo.beyond import Beyond, beyond
 from utcompile.cli.zoo.rows import Row, Task
 from utcompile.errors import UtcError
 
@@ -88,6 +89,9 @@ def _worked(task: Task, tell: Callable[[Row], None]) -> Row:
             note="; ".join(filter(None, (built.note, _at_fixed_sizes(specimen)))),
             capture_seconds=_since(started),
         )
+    seconds, compared = _since(started), Beyond()
+    if task.verify == "full":
+        compared = beyond(specimen.model, captured, specimen.inputs, specimen.dynamic)
     report: Any = captured.report
     opaque = tuple(str(o) for o in getattr(report, "opaque", ()))
     return replace(
@@ -98,8 +102,13 @@ def _worked(task: Task, tell: Callable[[Row], None]) -> Row:
         pinned=tuple(str(p) for p in getattr(report, "pinned", ())),
         unreachable=len(report.unreachable),
         verified=report.verified,
-        capture_seconds=_since(started),
-        reason="; ".join(opaque),
+        capture_seconds=seconds,
+        guards=tuple(map(str, captured.guards)),
+        equal=compared.equal,
+        refused=compared.refused,
+        false=compared.false,
+        wrong=compared.wrong,
+        reason="; ".join((*opaque, *compared.wrong)),
     )
 
 
