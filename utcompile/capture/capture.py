@@ -165,11 +165,10 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
 
 def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
     """The structure of an argument, and what in it is no tensor, is part of the graph."""
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    with graph.inserting_after(inputs[-1]):
-        for node in reversed(inputs):
-            value = arguments[str(node.target)]
-            if isinstance(value, (dict, tuple, list)):
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        value = arguments[str(node.target)]
+        if isinstance(value, (dict, tuple, list)):
+            with graph.inserting_after(node):  # before its members are read
                 graph.call_function(StructureCheck.of(str(node.target), value), (node,))
 
 
