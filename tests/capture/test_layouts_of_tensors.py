@@ -76,10 +76,3 @@ def test_outputs_of_unusual_layouts_are_compared(change: Any) -> None:
     model = Ends(change).eval()
     captured = utc.capture(model, X)
     assert torch.equal(captured(X).to_dense().to(torch.complex64), model(X).to_dense().to(torch.complex64))
-
-
-def test_an_example_without_rows() -> None:
-    model = nn.Linear(4, 4).eval()
-    captured = utc.capture(model, torch.randn(0, 4))
-    assert captured(torch.randn(0, 4)).shape == (0, 4)
-    assert torch.equal(captured(X), model(X))

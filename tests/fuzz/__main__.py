@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from .campaign import Tally, minimal, run
-from .expressions import Expressions
 from .generate import generate
 
 
@@ -22,10 +21,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--scripts", type=int, default=5, help="how many wrong programs to print as minimal scripts")
     parser.add_argument("--out", type=Path, help="a folder for the scripts; printed if left out")
-    parser.add_argument("--text", action="store_true", help="let sizes become text, which captures do not see")
     parser.add_argument("--show", action="store_true", help="print the program of --seed, and stop")
     options = parser.parse_args()
-    Expressions.text = options.text
     if options.show:
         print(generate(options.seed).script)
         return 0

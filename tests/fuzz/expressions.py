@@ -16,15 +16,13 @@ divmod({0}, {c})[0]|divmod({0}, {c})[1]|pow(abs({0}), 2, 7)|len(range(0, {0}, {c
 math.gcd({0}, {c})|({0}).bit_length()|int({0} > {c})|({0} > {c}) * {c}|sorted([{0}, {1}, {c}])[1]|min({0}, {1})|max({0}, {1})
 {0} + {1}|{0} - {1}|abs({0} - {1})|{0} * {1} % 7|int(np.ceil({0} / {c}))|int(round({0} ** 0.5))|({0} + {c} - 1) // {c} * {c}
 {0} if {?} else {1}|sum([{0}, {1}])|max(x.shape)|min(h.shape)|len([i for i in range(min({0}, 9)) if i % 2])|int({0})
-len([0] * min({0}, 9))|sum([1] * min({0}, 9))|bin(abs({0})).count("1")
+len(str({0}))|int(str(abs({0}))[0])|int(format({0})) % 7|int('%d' % {0})|len([0] * min({0}, 9))|sum([1] * min({0}, 9))|bin(abs({0})).count("1")
 int(np.arange(min(abs({0}), 9)).sum())|np.zeros(abs({0}) % 9).shape[0]|math.prod(h.shape[:2])|torch.Size([abs({0})]).numel()
 max(range(min({0}, 9)), default=2)|len({{{0}, {c}}})|len({{{0}, {1}}})|hash({0}) % 5|operator.index({0})|round({0}, -1)
 len([*zip(range(min({0}, 9)), range({c}))])|list(range(min(abs({0}), 9) + 1))[-1]|"abcdefghijkl"[:{0}].count("c")
 functools.reduce(max, h.shape)|next((i for i in range(9) if i * {c} >= {0}), 9)|[1, 2, 3, 4][min(abs({0}), 3)]|{{3: 1}}.get({0}, 2)
 bisect.bisect((2, 4, 8, 16), {0})|sum(s > {c} for s in h.shape)|any(s == {c} for s in x.shape) + 1|(({0} > {c}) is True) + 1|x.ndim + {0}
 """.strip().replace("\n", "|")
-# a size that becomes text is out of sight: a limit of captures, which `--text` shows
-TEXT = "len(str({0}))|int(str(abs({0}))[0])|int(format({0})) % 7|int('%d' % {0})".split("|")
 # `|` is an operator too
 INTEGERS = list(_INTEGERS.replace("{0} | {c}", "{0} \0 {c}").split("|"))
 FLOATS = (
@@ -50,8 +48,6 @@ class Expressions:
         input_axes: those of `x`.
     """
 
-    text = False  # whether sizes become text too
-
     def __init__(self, random: Random, axes: tuple[int, ...], input_axes: tuple[int, ...]) -> None:
         self.random, self.axes, self.input_axes = random, axes, input_axes
 
@@ -67,7 +63,7 @@ class Expressions:
         """Any integer that follows from sizes."""
         if depth == 0 or self.random.random() < 0.2:
             return self.leaf()
-        return self._fill(self.random.choice(INTEGERS + TEXT * self.text), depth)
+        return self._fill(self.random.choice(INTEGERS), depth)
 
     def count(self) -> Expr:
         """A small one, from 0 on."""

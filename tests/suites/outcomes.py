@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 import utcompile as utc
 
 EQUAL = "equal"
+EMPTY = "there is nothing in dimension"  # why an example without rows is refused
 
 
 def outcome(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *others: tuple[Any, ...]) -> str | None:
@@ -71,8 +72,8 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if not kwargs:
         return args
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
-    names = {n: v for n, v in bound.arguments.items() if n not in ("args", "kwargs")}
-    return names | bound.arguments.get("kwargs", {})
+    named = next((n for n, p in bound.signature.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+    return {n: v for n, v in bound.arguments.items() if n != named} | bound.arguments.get(named, {})
 
 
 class _without_fast_path:

@@ -9,7 +9,7 @@ from .outcomes import EQUAL, faults, outcome
 # what may be refused, and why; the list may shrink, and not grow
 ALLOWED = {
     "dynamic_shape_map": "map is an operator of torch.compile's, which reads the body by itself",
-    "cond_closed_over_variable": "a branch of torch.cond that is a closure over a module",
+    "cond_closed_over_variable": "torch.cond in the root module takes functions, whose insides cannot be recorded",
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .outcomes import EQUAL, faults, outcome
+from .outcomes import EMPTY, EQUAL, faults, outcome
 
 _SEEDS = "its sample sets the random seed inside of forward"
 # what may be refused, and why
@@ -33,7 +33,7 @@ ALLOWED = {
     ),
 }
 UNINITIALISED = """empty empty_like empty_permuted empty_strided new_empty new_empty_strided
-native_batch_norm _native_batch_norm_legit _batch_norm_with_update""".split()
+resize_ resize_as_ native_batch_norm _native_batch_norm_legit _batch_norm_with_update""".split()
 _SLICES = 4
 
 
@@ -68,6 +68,7 @@ def test_every_operation_of_torch(part: int) -> None:
     from torch.testing._internal.common_methods_invocations import op_db
 
     found = [(name, outcome(model, given, {})) for name, model, given in _samples(op_db[part::_SLICES])]
+    found = [(name, result) for name, result in found if EMPTY not in (result or "")]
     assert faults(found, ALLOWED) == ""
     equal = sum(result == EQUAL for _, result in found)
     assert equal >= 0.95 * sum(result is not None for _, result in found)

@@ -51,7 +51,7 @@ def capture(
 
     Args:
         model: any `nn.Module`. It is recorded, and kept, in eval mode.
-        example_inputs: a tuple (positional), a dict (keyword) or one tensor, as in `torch.export`.
+        example_inputs: a tuple (positional), a dict (keyword; `*args` under its name, as a tuple) or one tensor.
         dynamic: what varies between calls: names of inputs (their dimension 0 is the batch), or a dict from name to
             `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of the
             inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
@@ -165,11 +165,10 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
 
 def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
     """The structure of an argument, and what in it is no tensor, is part of the graph."""
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    with graph.inserting_after(inputs[-1]):
-        for node in reversed(inputs):
-            value = arguments[str(node.target)]
-            if isinstance(value, (dict, tuple, list)):
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        value = arguments[str(node.target)]
+        if isinstance(value, (dict, tuple, list)):
+            with graph.inserting_after(node):  # before its members are read
                 graph.call_function(StructureCheck.of(str(node.target), value), (node,))
 
 

@@ -106,7 +106,10 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     """
     arguments = _told_apart(bind_inputs(model, example_inputs))
     check_layouts(model, arguments)
-    positional = () if isinstance(example_inputs, Mapping) else tuple(arguments)
+    given = (
+        _by_position(inspect.signature(model.forward), example_inputs) if isinstance(example_inputs, Mapping) else None
+    )
+    positional = tuple(arguments) if given is None else tuple(arguments)[: len(given[0])]
     varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
     for t, dims in zip(tensors(arguments), varying, strict=True):
         for dim in dims:
@@ -132,18 +135,18 @@ def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
-    """The example inputs by parameter name of `forward`."""
+    """The example inputs by parameter name of `forward`; those of `*args` are `args_0`, `args_1`, …"""
+    signature = inspect.signature(model.forward)
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
     if isinstance(example_inputs, T):
         args = (example_inputs,)
     elif isinstance(example_inputs, Mapping):
-        kwargs = example_inputs
+        args, kwargs = _by_position(signature, example_inputs)
     elif isinstance(example_inputs, (tuple, list)):
         args = example_inputs
     else:
         raise UtcError(f"example_inputs must be a tuple, a dict or a tensor, not {type(example_inputs).__name__}")
-    signature = inspect.signature(model.forward)
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -156,11 +159,9 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            raise UtcError(
-                f"{type(model).__name__}.forward takes *{name}, which cannot be captured by name",
-                fix="wrap the model in a module whose forward names its inputs",
-            )
-        result.update(value) if kind is inspect.Parameter.VAR_KEYWORD else result.update({name: value})
+            result.update({f"{name}_{i}": member for i, member in enumerate(value)})
+        else:
+            result.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
     for name in result:
         if keyword.iskeyword(name):
             raise UtcError(
@@ -172,6 +173,17 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
             "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
         )
     return result
+
+
+def _by_position(signature: inspect.Signature, given: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """What of inputs by name must be given by position: `*args`, which a dict gives as a tuple, and all before it."""
+    names = list(signature.parameters)
+    variadic = next((n for n in names if signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL), None)
+    if variadic is None or variadic not in given or not isinstance(given[variadic], (tuple, list)):
+        return (), given
+    before = [n for n in names[: names.index(variadic)] if n in given]
+    rest = {n: v for n, v in given.items() if n != variadic and n not in before}
+    return [*(given[n] for n in before), *given[variadic]], rest
 
 
 def _inferred(arguments: dict[str, Any]) -> tuple[dict[int, Symbol], ...]:

@@ -21,10 +21,12 @@ class Signature:
     Attributes:
         names: its parameters, in order.
         defaults: of those that were left out at capture, where they are plain values.
+        is_variadic: it takes `*args`, of which the graph takes as many as the example has.
     """
 
     names: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    is_variadic: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, given: Mapping[str, Any]) -> Signature:
@@ -32,7 +34,7 @@ class Signature:
         parameters = inspect.signature(model.forward).parameters
         left = {n: p.default for n, p in parameters.items() if n not in given and isinstance(p.default, _PLAIN)}
         names = tuple(n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-        return cls(names, left)
+        return cls(names, left, any(p.kind is p.VAR_POSITIONAL for p in parameters.values()))
 
     def fitting(
         self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: TypeError
@@ -46,6 +48,8 @@ class Signature:
         taken = inspect.signature(forward).parameters
         if _fits(forward, args, kwargs):
             raise error
+        if self.is_variadic:
+            raise self._error("", forward, error)
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         for name in given.keys() - taken.keys():
             default = self.defaults.get(name, inspect.Parameter.empty)
