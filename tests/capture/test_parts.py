@@ -396,13 +396,19 @@ def test_a_call_that_does_not_fit(args: Any, kwargs: Any) -> None:
 
 @pytest.mark.parametrize("example", [torch.randn(0, 5), torch.randn(0, 3, 5)])
 def test_an_example_without_rows(example: T) -> None:
-    with pytest.raises(utc.UtcError, match="there is nothing in dimension 0, which varies"):
-        utc.capture(nn.Linear(5, 5), (example,))
+    model = nn.Linear(5, 5).eval()
+    captured = utc.capture(model, (example,))
+    for rows in (0, 1, 4):
+        x = torch.randn(rows, *example.shape[1:])
+        assert torch.equal(captured(x), model(x))
 
 
 def test_an_example_of_no_tokens() -> None:
-    with pytest.raises(utc.UtcError, match="there is nothing in dimension 1, which varies"):
-        utc.capture(nn.Embedding(4, 4), (torch.zeros(2, 0, dtype=torch.long),), dynamic={"input": {0: "B", 1: "L"}})
+    model, sizes = nn.Embedding(4, 4).eval(), {"input": {0: "B", 1: "L"}}
+    captured = utc.capture(model, (torch.zeros(2, 0, dtype=torch.long),), dynamic=sizes)
+    for length in (0, 3):
+        ids = torch.randint(0, 4, (3, length))
+        assert torch.equal(captured(ids), model(ids))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map_only
 import utcompile as utc
 
 EQUAL = "equal"
-EMPTY = "there is nothing in dimension"  # why an example without rows is refused
 
 
 def outcome(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *others: tuple[Any, ...]) -> str | None:

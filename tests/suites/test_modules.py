@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from .outcomes import EMPTY, EQUAL, faults, outcome
+from .outcomes import EQUAL, faults, outcome
 
 # what may be refused, and why
 ALLOWED = {
@@ -40,7 +40,6 @@ def test_every_layer_of_torch() -> None:
 
     samples = (sample for info in module_db for sample in _samples(info))
     found = {name: outcome(module, given.args, given.kwargs) for name, module, given in samples}
-    found = {name: result for name, result in found.items() if EMPTY not in (result or "")}
     assert faults(found.items(), ALLOWED) == ""
     may = {name for name in found if name.split("[")[0] in ALLOWED}
     assert list(found.values()).count(EQUAL) >= len(found) - len(may)

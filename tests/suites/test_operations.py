@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .outcomes import EMPTY, EQUAL, faults, outcome
+from .outcomes import EQUAL, faults, outcome
 
 _SEEDS = "its sample sets the random seed inside of forward"
 # what may be refused, and why
@@ -68,7 +68,6 @@ def test_every_operation_of_torch(part: int) -> None:
     from torch.testing._internal.common_methods_invocations import op_db
 
     found = [(name, outcome(model, given, {})) for name, model, given in _samples(op_db[part::_SLICES])]
-    found = [(name, result) for name, result in found if EMPTY not in (result or "")]
     assert faults(found, ALLOWED) == ""
     equal = sum(result == EQUAL for _, result in found)
     assert equal >= 0.95 * sum(result is not None for _, result in found)

@@ -147,7 +147,7 @@ class Conditions:
             relation, same = _ORDER.get(question.op, ("eq", question.op == "eq"))
             if relation == "eq" and (left.op == "const" or (right.op != "const" and id(left) > id(right))):
                 left, right = right, left
-            if self._is_clear(relation, left, right):
+            if self._is_clear(relation, left, right) or self.sizes.differ_by_a_constant(left, right):
                 return None
             if relation == "eq" and left.op == "parts":
                 return self._parts(left, right, same)

@@ -31,8 +31,8 @@ def insert_flag_checks(sizes: SizeNodes) -> tuple[Guard, ...]:
 
 
 def _is_fixed(node: fx.Node, name: str) -> bool:
-    """Whether nothing in a call can change a property: inside of the graph, gradients are the tuners' matter."""
-    return name == "requires_grad" and node.op != "placeholder"
+    """Whether nothing in a call can change a property: a captured model's own weights are frozen."""
+    return name == "requires_grad" and node.op == "get_attr"
 
 
 def _shown(node: fx.Node) -> str:

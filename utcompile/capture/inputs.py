@@ -111,13 +111,6 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     )
     positional = tuple(arguments) if given is None else tuple(arguments)[: len(given[0])]
     varying = _inferred(arguments) if dynamic is None else _stated(arguments, dynamic)
-    for t, dims in zip(tensors(arguments), varying, strict=True):
-        for dim in dims:
-            if not t.shape[dim]:
-                raise UtcError(
-                    f"an example input has the size {list(t.shape)}: there is nothing in dimension {dim}, which varies",
-                    fix="give an example with at least one row, e.g. torch.randn(1, …)",
-                )
     return Inputs(arguments, varying, positional)
 
 

@@ -206,10 +206,27 @@ def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _cached_methods(model: nn.Module) -> list[tuple[type, str, Any]]:
+def _own_classes(model: nn.Module) -> list[type]:
     classes = {c for m in model.modules() for c in type(m).__mro__}
-    own = [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
-    return [(c, name, value) for c in own for name, value in vars(c).items() if type(value) is _CACHED]
+    return [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
+
+
+def _cached_methods(model: nn.Module) -> list[tuple[type, str, Any]]:
+    found = [(c, name, value) for c in _own_classes(model) for name, value in vars(c).items()]
+    return [one for one in found if type(one[2]) is _CACHED]
+
+
+def _cached_cells(model: nn.Module) -> list[types.CellType]:
+    """Where decorators of methods keep a cache: in the variables of a closure."""
+    functions = [v for c in _own_classes(model) for v in vars(c).values() if isinstance(v, types.FunctionType)]
+    return [cell for f in functions for cell in f.__closure__ or () if type(_content(cell)) is _CACHED]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty cell
+        return None
 
 
 @contextmanager
@@ -217,6 +234,7 @@ def rebound(model: nn.Module) -> Iterator[None]:
     """Give the model's modules the twins, for as long as a recording runs."""
     old: list[tuple[dict[str, Any], str, Any]] = []
     methods: list[tuple[type, str, Any]] = []
+    cells: list[tuple[types.CellType, Any]] = []
 
     def put(names: dict[str, Any], name: str, value: Any) -> None:
         old.append((names, name, names.get(name, _MISSING)))
@@ -239,8 +257,13 @@ def rebound(model: nn.Module) -> Iterator[None]:
         for cls, name, cached in _cached_methods(model):
             methods.append((cls, name, cached))
             setattr(cls, name, cached.__wrapped__)
+        for cell in _cached_cells(model):
+            cells.append((cell, cell.cell_contents))
+            cell.cell_contents = cell.cell_contents.__wrapped__
         yield
     finally:
+        for cell, cached in cells:
+            cell.cell_contents = cached
         for cls, name, cached in methods:
             setattr(cls, name, cached)
         for names, name, value in reversed(old):

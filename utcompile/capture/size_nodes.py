@@ -107,6 +107,28 @@ class SizeNodes:
         self._analyse(expression)
         return self._polynomials[expression]
 
+    def differ_by_a_constant(self, left: Expression, right: Expression) -> bool:
+        """Whether the difference of two numbers is the same in every call, also where sizes are read off tensors."""
+        sides = [self._in_readings(e, {}) for e in (left, right)]
+        if sides[0] is None or sides[1] is None:
+            return False
+        return set(self._combined("sub", sides[0], sides[1]) or {}) <= {()}
+
+    def _in_readings(self, e: Expression, known: dict[Expression, Any]) -> Any:
+        """An expression as a polynomial of sizes and of readings that no polynomial gives."""
+        for one in e.walk():
+            exact = self.polynomial(one)
+            if exact is not None:
+                known[one] = exact
+            elif one.is_reading:
+                self.order.setdefault(one, len(self.order))  # type: ignore[arg-type]
+                known[one] = {(one,): Fraction(1)}
+            else:
+                parts = [known[a] for a in _operands(one)]
+                plain = parts and len(parts) < 3 and all(p is not None for p in parts)
+                known[one] = self._combined(one.op, *parts) if plain else None
+        return known[e]
+
     def constant(self, expression: Expression) -> Any:
         """The value of an expression whose readings are all the same in every call; None for others."""
         self._analyse(expression)

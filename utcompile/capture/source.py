@@ -11,7 +11,7 @@ import types
 import torch
 
 _HERE = (torch.__path__[0] + os.sep, os.path.dirname(__file__) + os.sep)  # noqa: PTH120 - compared as text, often
-_MESSAGE = re.compile(r"\b(assert|_assert|_check\w*|raise|\w*[wW]arn\w*|\w*[lL]og\w*|print|\w*Error)\b")
+_MESSAGE = re.compile(r"\b(assert|_assert|\w*check\w*|raise|\w*[wW]arn\w*|\w*[lL]og\w*|print|\w*Error)\b")
 _LINES = 5  # over which a statement with a message may go
 
 

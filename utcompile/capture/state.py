@@ -108,7 +108,7 @@ class _Walk:
             yield _Attributes(vars(module), prefix.__add__)
             for table in vars(module).keys() & set(_TABLES):  # a scripted module keeps its own in C++
                 yield Names(vars(module)[table], prefix.__add__)
-            tensors = {k: t for table in _TABLES[:2] for k, t in vars(module)[table].items() if t is not None}
+            tensors = {k: t for table in _TABLES[:2] for k, t in vars(module).get(table, {}).items() if t is not None}
             if tensors:
                 yield Storages(tensors, prefix.__add__)
             for name, value in list(vars(module).items()):
