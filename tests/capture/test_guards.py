@@ -301,3 +301,28 @@ def test_an_exported_file_says_which_guards_narrow_it(tmp_path: Any) -> None:
     with pytest.raises(GuardError):
         utc.export_onnx(captured, tmp_path / "few2.onnx", torch.randn(2, 4), batch_sizes=(3, 9))
     assert not (tmp_path / "few2.onnx").exists()
+
+
+def test_guards_on_values_are_asked_in_one_call() -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 4)
+
+        def forward(self, x: T, k: T) -> T:
+            y: T = self.l(x)
+            if x.sum() > 0:
+                y = y + int(k)
+            if (x > 5).any():
+                y = y * 2
+            return y
+
+    model, k = Chooses().eval(), torch.tensor(3)
+    captured = utc.capture(model, (torch.rand(2, 4), k))
+    checks = [n for n in captured.graph.nodes if "check_values" in n.name]
+    assert len(checks) == 1
+    x = torch.rand(3, 4)
+    assert torch.equal(captured(x, k), model(x, k))
+    for other in ((-x, k), (x + 9, k), (x, torch.tensor(4))):
+        with pytest.raises(utc.UtcError, match=r"at capture|recorded with k=3"):
+            captured(*other)

@@ -19,6 +19,7 @@ from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
+from utcompile.capture.value_checks import join_value_checks
 from utcompile.capture.verify import check
 from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
@@ -108,6 +109,7 @@ def capture(
     _guard_containers(graph, inputs.arguments)
     _guard_constants(graph, inputs.arguments)
     _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
+    join_value_checks(graph)
     rename_by_path(graph)
     set_inplace(graph, copied)
     graph.lint()
