@@ -61,25 +61,9 @@ KNOWN = (
         "accelerate binds the present forward to the instance, and disable_tuners changes the class's forward",
     ),
     Known(
-        "switches: disable_tuners, compiled",
-        "graphs is",
-        "disable_tuners makes a new forward at each switch, which is compiled again",
-    ),
-    Known(
         "switches: a training step on the meta device",
         "autocast",
         "torch has no autocast state for the meta device, and reparametrised sites ask for it",
-    ),
-    Known(
-        "attention: *: called as by the model",
-        "attention is called with",
-        "recording as if traced makes transformers build masks and repeat the keys",
-    ),
-    Known(
-        "attention: llama: the model's kernel",
-        "another attention kernel",
-        "flash kernels take no mask, and the capture passes one",
-        ("cuda",),
     ),
     Known(
         "programs: resnet, ssf/all_layers, channels last: kept bytes",

@@ -291,7 +291,7 @@ def test_the_page_has_a_row_a_class_and_every_reason():
 
 def test_reports_with_opaque_modules_make_opaque_rows(monkeypatch):
     report = SimpleNamespace(opaque=("head: nonzero",), pinned=("7",), unreachable=("w",), verified="shapes")
-    captured = SimpleNamespace(report=report, graph=SimpleNamespace(nodes=[1, 2]))
+    captured = SimpleNamespace(report=report, graph=SimpleNamespace(nodes=[1, 2]), guards=())
     monkeypatch.setattr("utcompile.capture", lambda *args, **kwargs: captured)
     row = work(Task("timm", "test_vit"), lambda draft: None)
     assert (row.status, row.opaque, row.pinned, row.unreachable) == ("opaque", ("head: nonzero",), ("7",), 1)

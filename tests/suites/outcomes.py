@@ -26,7 +26,7 @@ def outcome(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *ot
     with warnings.catch_warnings(), torch.no_grad(), _without_fast_path():
         warnings.simplefilter("ignore")
         try:
-            expected = [_run(copy.deepcopy(model), a, kwargs) for a in (args, *others)]
+            expected = [_run(_frozen(model), a, kwargs) for a in (args, *others)]
         except Exception:  # whatever a model raises
             return None
         try:
@@ -60,6 +60,11 @@ def faults(outcomes: Iterable[tuple[str, str | None]], allowed: dict[str, str]) 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     return model(*_cloned(args), **_cloned(kwargs))
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """A copy without gradients, as a capture is: torch chooses kernels by that, also under `no_grad`."""
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 def _cloned(value: Any) -> Any:

@@ -158,7 +158,7 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
     fixed = [n for n in inputs if isinstance(arguments[str(n.target)], (bool, int, float, str, type(None)))]
     with graph.inserting_after(inputs[-1]):
         for node in reversed(fixed):
-            graph.call_function(captured_as, (node, arguments[str(node.target)], str(node.target)))
+            graph.call_function(captured_as, (node, arguments[str(node.target)], str(node.target))).meta["check"] = True
     for node in reversed(inputs):
         if node not in fixed:
             break
@@ -171,7 +171,7 @@ def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
         value = arguments[str(node.target)]
         if isinstance(value, (dict, tuple, list)):
             with graph.inserting_after(node):  # before its members are read
-                graph.call_function(StructureCheck.of(str(node.target), value), (node,))
+                graph.call_function(StructureCheck.of(str(node.target), value), (node,)).meta["check"] = True
 
 
 def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:
@@ -196,7 +196,7 @@ def _guard_values(graph: fx.Graph, root: nn.Module, fixed: dict[str, torch.Tenso
             with graph.inserting_after(inputs[-1]):
                 recorded = graph.get_attr(f"_recorded_{name}")
             with graph.inserting_after(recorded):
-                graph.call_function(same_values, (node, recorded, name))
+                graph.call_function(same_values, (node, recorded, name)).meta["check"] = True
 
 
 def _obeys_mode(node: fx.Node) -> bool:

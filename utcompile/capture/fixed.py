@@ -88,7 +88,7 @@ def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, witho
         sizes = tuple((d, n) for d, n in enumerate(tensor.shape) if d not in varying)
         if sizes and name.partition("[")[0] not in without:
             with graph.inserting_after(last):
-                graph.call_function(FixedSizes(name, tensor.dim(), sizes, named), (node,))
+                graph.call_function(FixedSizes(name, tensor.dim(), sizes, named), (node,)).meta["check"] = True
 
 
 def _named(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

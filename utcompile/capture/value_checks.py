@@ -63,6 +63,7 @@ def join_value_checks(graph: fx.Graph) -> None:
     place = {n: i for i, n in enumerate(graph.nodes)}
     with graph.inserting_after(max([*choices, *values], key=place.__getitem__)):
         made = graph.call_function(check, (*(n.args[0] for n in choices), *(a for n in values for a in n.args[:2])))
+    made.meta["check"] = True
     if choices:
         made.meta["origin"] = choices[-1].meta["origin"]
     for node in [*choices, *values]:

@@ -12,7 +12,7 @@ from torch import fx
 from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.scales import scale_of
 from utcompile.fold.sinks import after_layer
-from utcompile.graph import operation
+from utcompile.graph import operation, readers
 
 
 def plan_batch_norms(work: Work) -> Iterator[tuple[str, Planned | str]]:
@@ -33,8 +33,8 @@ def _plan(work: Work, node: fx.Node) -> Planned:
     scale, (source,) = scale_of(work, node, op), op.inputs[:1]
     if scale is None:
         raise Unfoldable("it takes its statistics from its input")
-    if len(source.users) != 1:
-        raise Unfoldable(f"{source.name} is read in {len(source.users)} places")
+    if len(readers(source)) != 1:
+        raise Unfoldable(f"{source.name} is read in {len(readers(source))} places")
     before = operation(source, work.root)
     if before.name != "linear" and "conv" not in before.name:
         raise Unfoldable(f"{before.name} ({source.name}) before it is no convolution or linear")

@@ -14,7 +14,7 @@ from torch import fx
 
 from utcompile.fold.layers import Layer, Unfoldable, Work
 from utcompile.fold.scales import Scale, scale_of
-from utcompile.graph import GraphView, Operation, tensor
+from utcompile.graph import GraphView, Operation, readers, tensor
 
 _STILL = frozenset("reshape permute transpose contiguous identity detach to dropout".split())  # every number stays
 
@@ -123,12 +123,12 @@ class _Walk:
 
     def enter(self, chain: Chain) -> None:
         """From what the first layers read back to the source."""
-        readers = [layer for layer in (chain.first, chain.gate) if layer is not None]
-        value = readers[0].op.inputs[0]
-        if any(layer.op.inputs[0] is not value for layer in readers):
-            raise Unfoldable(f"{readers[0].node.name} and {readers[1].node.name} read different values")
+        layers = [layer for layer in (chain.first, chain.gate) if layer is not None]
+        value = layers[0].op.inputs[0]
+        if any(layer.op.inputs[0] is not value for layer in layers):
+            raise Unfoldable(f"{layers[0].node.name} and {layers[1].node.name} read different values")
         origin = self.view.without_layout(self.source)
-        mine = {layer.node for layer in readers}
+        mine = {layer.node for layer in layers}
         node = value
         while self.view.without_layout(node) is not origin:
             scale = scale_of(self.work, node, self.view.operations[node])
@@ -141,7 +141,7 @@ class _Walk:
                 raise Unfoldable(
                     f"it reads {self.source.name}, and the layer beside it, {chain.first.node.name}, reads {value.name}"
                 )
-            if not set(node.users) <= mine:
+            if not set(readers(node)) <= mine:
                 self.single(node)
             mine, node = {node}, onward
 
@@ -154,9 +154,10 @@ class _Walk:
         return self.view.operations[node].inputs[0]
 
     def single(self, node: fx.Node) -> None:
-        if len(node.users) != 1 and not set(node.users) <= self.shared.get(node, set()):
-            readers = ", ".join(u.name for u in list(node.users)[:3])
-            raise Unfoldable(f"{node.name} is read in {len(node.users)} places ({readers})")
+        reading = readers(node)
+        if len(reading) != 1 and not set(reading) <= self.shared.get(node, set()):
+            shown = ", ".join(u.name for u in reading[:3])
+            raise Unfoldable(f"{node.name} is read in {len(reading)} places ({shown})")
 
     def back(self, node: fx.Node, *ends: str, scaled: bool = True) -> fx.Node:
         """Back through what moves numbers and through frozen affine maps to an operation of one of these classes."""
@@ -247,9 +248,9 @@ class _Walk:
         found: list[fx.Node] = []
         node = gate
         for wanted in ("activation", "pointwise", "activation", "pointwise", "pool"):
-            while operations[node].name in _STILL | {"expand"} and len(node.users) == 1:
+            while operations[node].name in _STILL | {"expand"} and len(readers(node)) == 1:
                 node = self.input(node)
-            if wanted not in classes[node] or len(node.users) != 1:
+            if wanted not in classes[node] or len(readers(node)) != 1:
                 return None
             found.append(node)
             node = self.input(node)

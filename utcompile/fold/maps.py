@@ -24,7 +24,7 @@ from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.scales import Scale, scale_of
 from utcompile.fold.sinks import Parameters, after_layer, before_layer, beside_layer
 from utcompile.fold.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
-from utcompile.graph import Operation, operation, tensor, value_of
+from utcompile.graph import Operation, operation, readers, tensor, value_of
 from utcompile.tuners import ChannelMap
 
 
@@ -209,7 +209,7 @@ def _before_product(work: Work, value: fx.Node, op: Operation, m: Elementwise) -
 
 def _check_others(work: Work, value: fx.Node, m: Map, path: list[fx.Node]) -> None:
     """Whatever else reads a value must not see what is changed of it."""
-    others = list(_parts(work, (u for u in value.users if u is not path[0])))
+    others = list(_parts(work, (u for u in readers(value) if u is not path[0])))
     if len(path) > 1:  # the other parts of a split
         others += [[path[0], u] for u in path[0].users if u is not path[1]]
     if not others:
@@ -237,7 +237,7 @@ def _parts(work: Work, users: Iterable[fx.Node]) -> Iterator[list[fx.Node]]:
 def map_after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
     """Changes with which whatever reads a node can read what `m` is made of; the layers that end the way."""
     found, ends = Changes(), []
-    for path in _parts(work, value.users):
+    for path in _parts(work, readers(value)):
         user = path[-1]
         op = operation(user, work.root)
         if user.op == "output":
@@ -285,8 +285,8 @@ def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map)
     scale: Elementwise | None = None
     neutral: dict[str, torch.Tensor] = {}
     while True:
-        if len(value.users) != 1:
-            other = next(u for u in value.users if u is not reader)
+        if len(readers(value)) != 1:
+            other = next(u for u in readers(value) if u is not reader)
             raise Unfoldable(f"{value.name} is read by {other.name} too")
         op = operation(value, work.root)
         found = scale_of(work, value, op)

@@ -8,7 +8,7 @@ from utcompile.graph.fused_attention import fused_arguments, is_fused_attention,
 from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
-from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, tensor, value_of
+from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, readers, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
 from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
@@ -53,6 +53,7 @@ __all__ = [
     "operation",
     "origin_of",
     "place_of",
+    "readers",
     "set_affine_norms",
     "set_fused_arguments",
     "set_inplace",

@@ -28,8 +28,8 @@ def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
         >>> from utcompile.graph import GraphView, flops
         >>> captured = utc.capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.randn(2, 4))
         >>> view = GraphView(captured.graph, captured)
-        >>> [flops(n, view.operations[n]) for n in view.nodes]
-        [0, 64, 8, 0]
+        >>> {n.name: flops(n, view.operations[n]) for n in view.nodes if n.op == "call_module"}
+        {'_0': 64, '_1': 8}
     """
     value = value_of(node)
     if value is None or op.name in _FREE:

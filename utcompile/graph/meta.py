@@ -54,6 +54,11 @@ def place_of(node: fx.Node) -> str:
     return origin_of(node).path
 
 
+def readers(node: fx.Node) -> list[fx.Node]:
+    """What reads a node's value, without the checks of a captured graph: they change nothing and yield nothing."""
+    return [user for user in node.users if not user.meta.get("check")]
+
+
 def describe(node: fx.Node) -> str:
     """`layer1.0.conv1 (resnet.py:105)`, for messages."""
     return f"{node.name} in {place_of(node) or 'the root module'} ({origin_of(node).source})"

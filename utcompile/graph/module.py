@@ -43,7 +43,7 @@ class UtcGraphModule(fx.GraphModule):
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
-            keep_state(root, self)
+            keep_state(root, self, again=isinstance(root, UtcGraphModule))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -94,7 +94,7 @@ class UtcGraphModule(fx.GraphModule):
         result: Self = type(self).__new__(type(self))
         memo[id(self)] = result
         fx.GraphModule.__init__(result, root, graph, type(self).__name__)
-        keep_state(root, result)
+        keep_state(root, result, again=True)
         for name in self.kept_attributes:
             if name in state:
                 kept = state[name]
@@ -115,7 +115,7 @@ def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: FrozenGraph, ke
     root.__dict__.update(state)
     result: UtcGraphModule = cls.__new__(cls)
     fx.GraphModule.__init__(result, root, graph.thaw(), name)
-    keep_state(root, result)
+    keep_state(root, result, again=True)
     result.__dict__.update({k: v.thaw() if isinstance(v, FrozenGraph) else v for k, v in kept.items()})
     return result
 
@@ -144,13 +144,15 @@ def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
     return value
 
 
-def keep_state(root: nn.Module, module: nn.Module) -> None:
+def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> None:
     """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers."""
     for path, owner in root.named_modules():
         if isinstance(owner, torch.jit.ScriptModule):
             attach(module, path, owner)
             continue
         ours = type(owner).__module__.startswith("utcompile.graph.") or is_leaf(owner)
+        # a hook that was set on a layer of a captured module does not make it another layer
+        ours |= again and type(owner).__module__.startswith("torch.nn.modules.")
         if path and _is_bare(module, path) and ours and not owner._modules:
             module.set_submodule(path, owner)  # a layer of which the graph reads the weight alone
         for name, parameter in owner._parameters.items():

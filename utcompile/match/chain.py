@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, describe, tensor
+from utcompile.graph import GraphView, describe, readers, tensor
 from utcompile.match.engine import Bindings
 from utcompile.match.sites import Site, check_unwritten, port_of
 from utcompile.rules import Rule
@@ -112,8 +112,9 @@ def _stage(rule: Rule, name: str, path: str, env: Bindings, before: list[Site], 
 
 def _as_map(node: fx.Node, view: GraphView) -> fx.Node:
     """A row of tokens as the feature map that its only reader makes of it, as at the end of Swin's blocks."""
-    reader = next(iter(node.users), node)
-    if len(node.users) != 1 or "reshape" not in view.classes[reader] or view.channel_axis.get(reader) is None:
+    reading = readers(node)
+    reader = next(iter(reading), node)
+    if len(reading) != 1 or "reshape" not in view.classes[reader] or view.channel_axis.get(reader) is None:
         return node
     whole = all(tensor(reader).sizes(batch)[0] == batch for batch in (2, 3))  # windows are more
     return reader if whole and (tensor(node).rank, tensor(reader).rank) == (3, 4) else node

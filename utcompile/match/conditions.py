@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Frame, GraphView, Size, place_of, tensor
+from utcompile.graph import Frame, GraphView, Size, place_of, readers, tensor
 from utcompile.match.engine import Bindings
 from utcompile.rules import Attribute, Comparison, Literal, Operand, Scope, glob_match
 
@@ -97,7 +97,7 @@ def _attribute(node: fx.Node, path: tuple[str, ...], view: GraphView) -> Any:
         "dtype": lambda: str(tensor(node).dtype).removeprefix("torch."),
         "path": lambda: place_of(node),
         "index": lambda: view.position[node],
-        "users": lambda: len(node.users),
+        "users": lambda: len(readers(node)),
     }
     return simple[name]()
 

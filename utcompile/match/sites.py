@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, Value, describe, tensor, value_of
+from utcompile.graph import GraphView, Value, describe, readers, tensor, value_of
 from utcompile.match.engine import Bindings
 from utcompile.match.fitting import Fitting
 from utcompile.match.grid import grid_of
@@ -173,8 +173,8 @@ def _aligned(source: fx.Node, target: fx.Node, view: GraphView) -> tuple[fx.Node
         return source, target
     wanted = tensor(source).shape
     end = target
-    while tensor(end).shape != wanted and len(end.users) == 1 and "layout" in view.classes[next(iter(end.users))]:
-        end = next(iter(end.users))
+    while tensor(end).shape != wanted and len(readers(end)) == 1 and "layout" in view.classes[readers(end)[0]]:
+        end = readers(end)[0]
     if tensor(end).shape == wanted:
         return source, end
     for node in view.layout_chain(source):
