@@ -486,6 +486,7 @@ def test_a_check_reads_sizes_alone() -> None:
 # --- many layers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full  # fold and match grow faster than the number of layers
 def test_more_layers_in_a_row_than_python_recurses() -> None:
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(1200)), nn.Linear(2, 2)).eval().requires_grad_(False)
     captured = utc.capture(model, torch.randn(2, 2), dynamic=(), verify="shapes")

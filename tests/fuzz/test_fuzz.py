@@ -88,7 +88,7 @@ def _check(tally: Tally) -> None:
 
 def test_a_slice_of_programs() -> None:
     tally = Tally()
-    for seed, outcome in run(range(150)):
+    for seed, outcome in run(range(60)):
         tally.add(seed, outcome)
     _check(tally)
 
