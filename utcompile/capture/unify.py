@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from utcompile.capture.conditions import Answers, Conditions, insert_guards
+from utcompile.capture.conditions import Answers, Conditions
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.flags import insert_flag_checks
 from utcompile.capture.guards import Guard
+from utcompile.capture.insert_guards import insert_guards
 from utcompile.capture.probes import translated
 from utcompile.capture.questions import GRAD_MODE
 from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
