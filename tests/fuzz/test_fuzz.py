@@ -83,7 +83,6 @@ def test_a_failing_program_shrinks_to_what_fails() -> None:
 
 def _check(tally: Tally) -> None:
     assert tally.wrong == [], f"{tally}\npython -m tests.fuzz --programs 1 --seed {tally.wrong[0][0]}"
-    assert tally.rate >= 0.6, str(tally)
 
 
 def test_a_slice_of_programs() -> None:
@@ -101,3 +100,4 @@ def test_ten_thousand_programs() -> None:
         tally.add(seed, outcome)
     torch.set_num_threads(threads)
     _check(tally)
+    assert tally.rate >= 0.6, str(tally)  # of sixty programs the share is chance: 57 % of the first sixty, 61 % of 235

@@ -115,7 +115,9 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     leaves = _Leaves(_wide(model), watch)
     pinned: dict[Symbol, str] = {}
     attempts = [(inputs, False, near) for near in _steps(inputs)]
-    attempts += [*([(shorter, False, 0)] if lengths else []), (shorter, True, 0)]
+    attempts += [(shorter, False, near) for near in ((0, 1) if lengths else ())] + [(shorter, True, 0)]
+    if lengths and BATCH in inputs.symbols:
+        attempts += [(inputs.without([BATCH]), False, near) for near in (0, 1)]
     for used, by_size, near in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 0)])]:
         try:
             recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size, near=near)
