@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from utcompile.deploy.call import Call
 from utcompile.errors import UtcError
+from utcompile.graph import UtcGraphModule
 
 BATCH = "batch"
 CHATTY = ("torch", "onnxscript", "onnx_ir")
@@ -30,7 +31,7 @@ def translate(model: nn.Module, call: Call, output_names: Sequence[str], opset: 
     """
     axes = tuple({0: BATCH} if batched else None for batched in call.batched)
     try:
-        with _quiet():
+        with _quiet(), _guards_unasked(model):
             program = torch.onnx.export(
                 _Flat(model, call).eval(),
                 call.at(2),
@@ -62,6 +63,20 @@ def translate(model: nn.Module, call: Call, output_names: Sequence[str], opset: 
     _strip_prefix(program)
     _strip_traces(program)
     return program
+
+
+@contextmanager
+def _guards_unasked(model: nn.Module) -> Iterator[None]:
+    """Guards on sizes are no part of a file: the exporter would make them limits of its symbolic sizes."""
+    graphs = [m.graph for m in model.modules() if isinstance(m, UtcGraphModule)]
+    checks: list[Any] = [n.target for graph in graphs for n in graph.nodes if hasattr(n.target, "asked")]
+    for check in checks:
+        check.asked = False
+    try:
+        yield
+    finally:
+        for check in checks:
+            check.asked = True
 
 
 class _Flat(nn.Module):
