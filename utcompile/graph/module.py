@@ -145,7 +145,11 @@ def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
 
 
 def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> None:
-    """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers."""
+    """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers.
+
+    Args:
+        again: the root is a captured module, or a part of one, and not the original model.
+    """
     for path, owner in root.named_modules():
         if isinstance(owner, torch.jit.ScriptModule):
             attach(module, path, owner)
