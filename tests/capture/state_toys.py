@@ -280,7 +280,7 @@ READ_AGAIN: dict[type[Base], str] = {
 
 
 class Shows(Base):
-    """Keeps its attention for whoever wants to look at it."""
+    """Keeps its attention, which no code here reads."""
 
     def forward(self, x: T) -> T:
         self.previous = self.linear(x).softmax(-1)

@@ -40,7 +40,7 @@ class Questions:
             self.asked[question] = (answer, source_line())
 
     def leak(self, how: str, expression: Expression, value: Any) -> None:
-        """A value went where no further use of it is seen: the recording holds for this value only."""
+        """A value went where no further use of it is seen: the recording is right for this value only."""
         if how == _TEXT and in_message():
             self.untracked.setdefault(expression, source_line())
         else:
