@@ -183,7 +183,7 @@ class _Walk:
 
 
 class _Attributes(Names):
-    """A module's own attributes, without what torch keeps there, and the methods of TorchScript, made when asked for."""
+    """A module's own attributes, without what torch keeps there and the methods of TorchScript, made when asked for."""
 
     def changes(self) -> Iterator[Change]:
         own = (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
