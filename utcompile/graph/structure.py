@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from utcompile.graph.closures import remap_functions
 from utcompile.graph.memory import KeptMemory
 from utcompile.graph.scripted import share_scripted
 
+_CONTAINERS = frozenset([OrderedDict, dict, list, set])
+_ATOMS = frozenset([bool, int, float, str, type(None)])
+
 
 def structural_copy(model: nn.Module) -> nn.Module:
     """Copy a model's modules, attributes and hooks, but share the storage of every tensor.
@@ -22,10 +25,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
     never reach the user's model. The copy is in eval mode, and toggling its mode has cleared the caches that some
     models keep on their modules (LeViT's `attention_bias_cache`).
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in _tensors(module.__dict__, 3):
-            memo[id(value)] = _alias(value)
+    memo = _memo_of(model)
     try:
         result: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
@@ -38,6 +38,19 @@ def structural_copy(model: nn.Module) -> nn.Module:
     share_scripted(result, model)
     _set_to_eval(result, was_in_eval=not any(m.training for m in model.modules()))
     return result
+
+
+def _memo_of(model: nn.Module) -> dict[int, Any]:
+    """What `copy.deepcopy` need not find out: an alias of each tensor, and a new one of each empty container."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in module.__dict__.values():
+            kind = type(value)
+            if kind in _CONTAINERS and not value:  # a module has a dozen, on which deepcopy spent most of its time
+                memo[id(value)] = kind()
+            elif kind not in _ATOMS:
+                memo.update((id(tensor), _alias(tensor)) for tensor in _tensors(value, 2))
+    return memo
 
 
 def _set_to_eval(copied: nn.Module, *, was_in_eval: bool) -> None:
