@@ -12,7 +12,7 @@ import functools
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from utcompile.capture.tracked import TrackedFloat, TrackedInt, compute, express
 
 _MISSING = object()
 _CACHED = type(functools.lru_cache(abs))
+_REPLACED = frozenset([_CACHED, types.BuiltinFunctionType])
 # packages whose code is no model's: torch runs with plain sizes, and the others never see one
 _FOREIGN = frozenset(
     {"torch", "numpy", "utcompile", "pytest", "_pytest", "typing_extensions", "onnx", "onnxruntime", "pydantic"}
@@ -148,6 +149,7 @@ _MATH = {
 _NUMPY = "arange zeros ones full empty linspace array asarray ceil floor sqrt prod log2 log maximum minimum".split()
 
 
+@functools.lru_cache(maxsize=64)
 def _of_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function of NumPy sees plain numbers: their values leak."""
 
@@ -170,9 +172,10 @@ def _leaked(value: Any) -> Any:
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """The globals of the code that the model runs: of its classes, and of the functions that these can name."""
-    held = [value for m in model.modules() for value in vars(m).values()]  # a patched forward, a function given to it
+    modules = list(model.modules())
+    held = [value for m in modules for value in vars(m).values()]  # a patched forward, a function given to it
     own = [f.__globals__ for f in held if isinstance(f, types.FunctionType)]
-    found = {id(names): names for names in _reached(frozenset(type(m) for m in model.modules()))}
+    found = {id(names): names for names in _reached(frozenset(map(type, modules)))}
     found |= {id(names): names for names in own if not _is_foreign(names)}
     return list(found.values())
 
@@ -207,18 +210,18 @@ def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
 
 
 def _own_classes(model: nn.Module) -> list[type]:
-    classes = {c for m in model.modules() for c in type(m).__mro__}
+    classes = {c for kind in set(map(type, model.modules())) for c in kind.__mro__}
     return [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
 
 
-def _cached_methods(model: nn.Module) -> list[tuple[type, str, Any]]:
-    found = [(c, name, value) for c in _own_classes(model) for name, value in vars(c).items()]
+def _cached_methods(classes: Iterable[type]) -> list[tuple[type, str, Any]]:
+    found = [(c, name, value) for c in classes for name, value in vars(c).items()]
     return [one for one in found if type(one[2]) is _CACHED]
 
 
-def _cached_cells(model: nn.Module) -> list[types.CellType]:
+def _cached_cells(classes: Iterable[type]) -> list[types.CellType]:
     """Where decorators of methods keep a cache: in the variables of a closure."""
-    functions = [v for c in _own_classes(model) for v in vars(c).values() if isinstance(v, types.FunctionType)]
+    functions = [v for c in classes for v in vars(c).values() if isinstance(v, types.FunctionType)]
     return [cell for f in functions for cell in f.__closure__ or () if type(_content(cell)) is _CACHED]
 
 
@@ -246,18 +249,19 @@ def rebound(model: nn.Module) -> Iterator[None]:
         for name in _NUMPY:
             put(vars(np), name, _of_numpy(getattr(np, name)))
         for names in _namespaces(model):
+            for name, value in [one for one in names.items() if type(one[1]) in _REPLACED]:
+                if type(value) is _CACHED:
+                    put(names, name, value.__wrapped__)
+                elif value in _MATH:
+                    put(names, name, _MATH[value])
             for name, twin in _TWINS.items():
                 if name not in names:
                     put(names, name, twin)
-            for name, value in list(names.items()):
-                if type(value) is _CACHED:
-                    put(names, name, value.__wrapped__)
-                elif isinstance(value, types.BuiltinFunctionType) and value in _MATH:
-                    put(names, name, _MATH[value])
-        for cls, name, cached in _cached_methods(model):
+        classes = _own_classes(model)
+        for cls, name, cached in _cached_methods(classes):
             methods.append((cls, name, cached))
             setattr(cls, name, cached.__wrapped__)
-        for cell in _cached_cells(model):
+        for cell in _cached_cells(classes):
             cells.append((cell, cell.cell_contents))
             cell.cell_contents = cell.cell_contents.__wrapped__
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -96,18 +97,19 @@ def _name_state(model: nn.Module, convert: Converter, real: bool) -> tuple[list[
     names: list[tuple[T, str]] = []
     attributes: dict[str, T] = {}
     state, kept = named_state(model), attribute_tensors(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
     convert.expect([*state.values(), *(tensor for _, tensor in kept.values())])
     for name, tensor in state.items():
         path, _, attribute = name.rpartition(".")
-        owner, made = model.get_submodule(path), convert(tensor)
+        owner, made = modules[path], convert(tensor)
         table = owner._parameters if attribute in owner._parameters else owner._buffers
-        table[attribute] = made  # type: ignore[assignment]
+        table[attribute] = made
         names += [(made, name), (tensor, name)]
     for name, tensor in kept.values():
         path, _, attribute = name.rpartition(".")
         names.append((tensor, name))
         if not real:
-            model.get_submodule(path).__dict__[attribute] = convert(tensor)
+            modules[path].__dict__[attribute] = convert(tensor)
             names.append((convert(tensor), name))
         attributes[name] = tensor
     return names, attributes
@@ -132,8 +134,9 @@ def _run(
 
 def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
     """Where a model lives: its weights, or, where those are on the meta device, its inputs."""
-    devices = [t.device for t in [*named_state(model).values(), *tensors(inputs.arguments)]]
-    return next((d for d in devices if d.type != "meta"), devices[0])
+    everything = chain(model.parameters(), model.buffers(), tensors(inputs.arguments))
+    first = next(everything).device
+    return next((t.device for t in everything if t.device.type != "meta"), first) if first.type == "meta" else first
 
 
 def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, Any]:

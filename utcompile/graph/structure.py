@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections import Counter, OrderedDict
 from typing import Any
 
@@ -27,7 +28,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
     """
     memo = _memo_of(model)
     try:
-        result: nn.Module = copy.deepcopy(model, memo)
+        result = _copied(model, memo)
     except Exception as error:
         raise UtcError(
             f"{type(model).__name__} cannot be copied",
@@ -51,6 +52,46 @@ def _memo_of(model: nn.Module) -> dict[int, Any]:
             elif kind not in _ATOMS:
                 memo.update((id(tensor), _alias(tensor)) for tensor in _tensors(value, 2))
     return memo
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy(model, memo)` makes, without its detours where every module's class leaves copying to it."""
+    modules = list(model.modules())
+    if not all(map(_is_copied_plainly, set(map(type, modules)))):
+        copied: nn.Module = copy.deepcopy(model, memo)
+        return copied
+    for module in modules:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in modules:
+        attributes = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            attributes[name] = value if type(value) in _ATOMS else _copy_of(value, memo)
+    result: nn.Module = memo[id(model)]
+    return result
+
+
+def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy(value, memo)`, sooner for what modules have most: tables by name and tuples of numbers."""
+    known, kind = memo.get(id(value)), type(value)
+    if known is not None or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+        return value if known is None else known
+    if kind is not dict or not _ATOMS.issuperset(map(type, value)):
+        return copy.deepcopy(value, memo)
+    made = memo[id(value)] = dict[Any, Any]()
+    for key, item in value.items():
+        made[key] = item if type(item) in _ATOMS else _copy_of(item, memo)
+    return made
+
+
+def _is_copied_plainly(cls: type[nn.Module]) -> bool:
+    inherited = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
+    return (
+        all(getattr(cls, name) is getattr(object, name) for name in inherited)
+        and cls.__setstate__ is nn.Module.__setstate__
+        and not any(hasattr(cls, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
+        and not any("__slots__" in vars(c) for c in cls.__mro__)
+        and cls not in copyreg.dispatch_table
+    )
 
 
 def _set_to_eval(copied: nn.Module, *, was_in_eval: bool) -> None:
