@@ -82,6 +82,7 @@ class _Leaves:
         found: the opaque modules.
         real: why the values must be real; empty where they need not be.
         fixed: inputs whose values Python reads as sizes, with the line.
+        recordings: those that no graph has used up yet, by what makes them differ: attempts have samples in common.
         wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
         watch: is told what the recordings leave in Python.
         last: the latest recording at the example's lengths, and its sizes.
@@ -93,6 +94,7 @@ class _Leaves:
     real: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
     last: tuple[Recorder, Mapping[Symbol, int]] | None = None
+    recordings: dict[Any, Recorder] = field(default_factory=dict)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -101,6 +103,11 @@ class _Leaves:
     def add(self, path: str, reason: str, source: str) -> None:
         logger.info("%s stays one node: %s", path, reason)
         self.found[path] = Opaque(path, reason, source)
+
+    def use_up(self, recordings: list[Recorder]) -> None:
+        """Forget recordings: making one graph of them changes theirs."""
+        used = set(map(id, recordings))
+        self.recordings = {key: r for key, r in self.recordings.items() if id(r) not in used}
 
 
 def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked: bool, follow: bool) -> Recorded:
@@ -168,13 +175,17 @@ def _record_as(
 ) -> Recorded:
     samples = plan_samples(inputs.symbols, follow=follow, chosen=chosen)
     pinned: dict[str, str] = {}
+    by_sizes = False
     for kinds, plan in _plans(samples, model, inputs, leaves):
+        if by_sizes and plan is not samples:
+            continue
         try:
             first, graph, guards = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
             if plan is samples or leaves.real:
                 raise
             pinned |= dict.fromkeys(kinds, difference.error.brief())
+            by_sizes = by_sizes or (not by_size and _differ_by_sizes(model, inputs, samples, leaves))
         else:
             left = tuple(f"{kind}: {reason}" for kind, reason in pinned.items() if kind not in kinds)
             if leaves.real:
@@ -187,6 +198,19 @@ def _record_as(
                 tuple(first.notes),
             )  # fmt: skip
     raise AssertionError("the samples themselves are the last plan")
+
+
+def _differ_by_sizes(model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves) -> bool:
+    """Whether the model's own dtype and device differ between sizes too: then no plan with others need be tried."""
+    ends = [samples[0], [s for s in samples if not s.training][-1]]
+    try:
+        first, last = (_record(model, inputs, sample, leaves) for sample in ends)
+        check_isomorphic((first.graph, last.graph), ends)
+    except Differs:
+        return True
+    except (UtcError, Unrecordable, _NeedsValues):
+        pass
+    return False
 
 
 def _plans(
@@ -213,6 +237,7 @@ def _record_all(
         try:
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
             if recordings is not None:
+                leaves.use_up(recordings)
                 with collector_paused():
                     used = inputs.fixing(leaves.fixed)
                     probe = partial(_probe, model, inputs, leaves)
@@ -311,14 +336,25 @@ def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:
 
 
 def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
+    """One recording; one without values, of a call that was recorded already, is not made again."""
     fixing = inputs.fixing(leaves.fixed)
+    if leaves.real:
+        return _record_new(model, fixing, sample, leaves)
+    call = fixing.shapes_at(sample.sizes), sample.dtype, sample.device, sample.training, torch.is_grad_enabled()
+    key = call, leaves.paths, *leaves.fixed
+    if key not in leaves.recordings:
+        leaves.recordings[key] = _record_new(model, fixing, sample, leaves)
+    return leaves.recordings[key]
+
+
+def _record_new(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
     real, fixed = bool(leaves.real), frozenset(leaves.fixed)
     try:
         # values must go when nobody needs them; fakes weigh nothing
         with contextlib.nullcontext() if real else collector_paused():
             return record(
                 structural_copy(model),
-                fixing,
+                inputs,
                 sample,
                 leaves.paths,
                 real=real,
@@ -327,7 +363,7 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
                 watch=leaves.watch,
             )
     except UtcError as error:
-        if real or sample.dtype or sample.device or not _runs(model, fixing, sample, leaves.watch):
+        if real or sample.dtype or sample.device or not _runs(model, inputs, sample, leaves.watch):
             raise
         raise _NeedsValues(error.why or str(error)) from error
     finally:
