@@ -17,7 +17,7 @@ from utcompile.capture.inputs import Inputs
 from utcompile.capture.lasting import watched
 from utcompile.capture.layers import drop_backward_hooks
 from utcompile.capture.nested import tensors
-from utcompile.capture.patches import patched
+from utcompile.capture.patches import no_gpu_context, patched
 from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample, other_device
@@ -30,6 +30,7 @@ from utcompile.graph.structure import attribute_tensors, named_state
 T = torch.Tensor
 
 
+@no_gpu_context()
 def record(
     model: nn.Module,
     inputs: Inputs,
