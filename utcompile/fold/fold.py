@@ -19,7 +19,7 @@ from utcompile.graph import (
     set_inplace,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.rewrite import TunedModule
+from utcompile.rewrite import TunedModule, count_parameters, enabled_tuners
 
 
 def fold(
@@ -76,11 +76,12 @@ def fold(
         if not lost:
             break
         refused |= lost
-    parameters = tuple(sum(p.numel() for p in m.parameters()) for m in (tuned, folded))
+    with enabled_tuners(tuned):
+        error = prove_model(tuned, folded)
     report = FoldReport(
         tuple(sites),
-        prove_model(tuned, folded),
-        (parameters[0], parameters[1]),
+        error,
+        (count_parameters(tuned), count_parameters(folded)),
         tuple(base),
         count_flops(tuned, folded),
         changes_of_names(tuned, folded),
