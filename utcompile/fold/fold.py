@@ -17,6 +17,7 @@ from utcompile.graph import (
     copy_graph,
     set_affine_norms,
     set_inplace,
+    set_trainable_recurrence,
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.rewrite import TunedModule, count_parameters, enabled_tuners
@@ -106,6 +107,7 @@ def _fold(
     work = Work(copy_graph(tuned.graph), structural_copy(tuned))
     clear_inplace(work.graph, work.root)
     set_affine_norms(work.root, False)
+    set_trainable_recurrence(work.root, work.graph, False)
     for node in work.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm

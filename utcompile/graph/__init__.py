@@ -12,6 +12,7 @@ from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, r
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.observed import autocast_dtype, runs_plainly
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
+from utcompile.graph.recurrence import set_trainable_recurrence
 from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
 
@@ -60,6 +61,7 @@ __all__ = [
     "set_affine_norms",
     "set_fused_arguments",
     "set_inplace",
+    "set_trainable_recurrence",
     "state_name",
     "tensor",
     "value_of",

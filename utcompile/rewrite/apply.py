@@ -29,10 +29,12 @@ from utcompile.graph import (
     is_state,
     set_affine_norms,
     set_inplace,
+    set_trainable_recurrence,
     tensor,
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.match import Plan, Site, Stage
+from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.reach import check_reach
@@ -227,6 +229,7 @@ class _Rewriter:
         sort_graph(self.graph)
         if not self.follows_mode:
             set_affine_norms(self.root, True)
+            set_trainable_recurrence(self.root, self.graph, True)
             for node in self.graph.nodes:
                 if node.target is F.batch_norm:
                     node.target = affine_batch_norm
@@ -246,8 +249,7 @@ def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module]) -> Tu
     tuner = site.build(shared)
     value = site.build_from.target.value
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
-    reference = next(root.parameters(), None)
-    tuner.to(device=reference.device if reference is not None else value.device, dtype=dtype)
+    tuner.to(device=device_at(site.targets[0], root) or value.device, dtype=dtype)
     if site.form == "weight":
         tuner.start(*frozen_parameters(site, root))
     return tuner
