@@ -22,7 +22,7 @@ def needs_training_kernels(x: torch.Tensor) -> bool:
 class _Recurrent(nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> Any:
         layer = self if self.training or not needs_training_kernels(_data(input)) else _training_twin(self)
-        return super(_Recurrent, layer).forward(input, hx)
+        return super(_Recurrent, layer).forward(input, hx)  # type: ignore[misc]
 
 
 def _data(input: Any) -> torch.Tensor:
@@ -88,7 +88,7 @@ _CALLS: Mapping[Callable[..., Any], Callable[..., Any]] = {
 
 
 def set_trainable_recurrence(root: nn.Module, graph: fx.Graph, trainable: bool) -> None:
-    """Let the recurrent layers of a copy of ours, and its graph's calls, have a backward in eval, or be as they were."""
+    """Let recurrent layers of a copy of ours, and calls in its graph, have a backward in eval, or be as they were."""
     layers, calls = (_LAYERS, _CALLS) if trainable else (_inverse(_LAYERS), _inverse(_CALLS))
     for module in root.modules():
         if type(module) in layers:
