@@ -20,7 +20,7 @@ from utcompile.graph import (
     set_trainable_recurrence,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.rewrite import TunedModule, count_parameters, enabled_tuners
+from utcompile.rewrite import TunedModule, count_parameters
 
 
 def fold(
@@ -77,11 +77,9 @@ def fold(
         if not lost:
             break
         refused |= lost
-    with enabled_tuners(tuned):
-        error = prove_model(tuned, folded)
     report = FoldReport(
         tuple(sites),
-        error,
+        prove_model(structural_copy(tuned), folded),  # a copy: other threads may be using `tuned`, or have it off
         (count_parameters(tuned), count_parameters(folded)),
         tuple(base),
         count_flops(tuned, folded),
