@@ -113,7 +113,7 @@ def test_what_lies_around_the_model_sees_what_is_saved() -> None:
 
     expected = torch.autograd.grad(run(x).sum(), [x, tuner.u, tuner.v])
     _, found = kept(lambda: checkpoint(run, x, use_reentrant=False))
-    assert [t.shape for t in found] == [x.shape]  # what it runs again from
+    assert [t.shape for t in found if t.numel()] == [x.shape]  # what it runs again from
     for reentrant in (True, False):
         y = checkpoint(run, x, use_reentrant=reentrant)
         tuner.zero_grad()
