@@ -58,6 +58,20 @@ def test_a_compiled_model_is_compiled_once_for_each_choice(made: Made, rules: st
     assert counter.frame_count == 2
 
 
+def test_many_models_are_compiled_in_one_process() -> None:
+    """`torch.compile` stops at eight compilations of one code object, and a sweep has more models than four."""
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(4, 2)
+    plan = utc.match(utc.capture(model, x), "lora/all_linear", vars={"r": 1})
+    for _ in range(5):
+        tuned = plan.apply()
+        zoo.shake(tuned, 0.3)
+        compiled = torch.compile(tuned, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), tuned(x))
+            with utc.disable_tuners(tuned):
+                torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_a_compiled_function_may_switch_inside(made: Made) -> None:
     tuned, (model, _, x) = tuned_of(made), made
 

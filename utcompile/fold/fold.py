@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 
 from utcompile.errors import UtcError
@@ -77,9 +79,10 @@ def fold(
         if not lost:
             break
         refused |= lost
+    alone: Any = structural_copy(tuned)  # other threads may be using `tuned`, or have its tuners off
     report = FoldReport(
         tuple(sites),
-        prove_model(structural_copy(tuned), folded),  # a copy: other threads may be using `tuned`, or have it off
+        prove_model(alone, folded),
         (count_parameters(tuned), count_parameters(folded)),
         tuple(base),
         count_flops(tuned, folded),

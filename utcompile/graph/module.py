@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Self
@@ -39,6 +40,12 @@ class UtcGraphModule(fx.GraphModule):
     signature: Signature = Signature()
     inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
     kept_attributes: tuple[str, ...] = inherited
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        result = super().__new__(cls, *args, **kwargs)
+        own: Any = type(result)  # fx makes a class for each module
+        own.__call__ = own_code(UtcGraphModule.__call__)
+        return result
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
@@ -108,6 +115,23 @@ class UtcGraphModule(fx.GraphModule):
         kept = {k: self.__dict__[k] for k in self.kept_attributes if k in self.__dict__}
         frozen = {k: FrozenGraph(v) if isinstance(v, fx.Graph) else v for k, v in kept.items()}
         return _unpickle, (cls, type(self).__name__, state, FrozenGraph(self.graph), frozen)
+
+
+def own_code(function: Any) -> Any:
+    """A function with a code object of its own.
+
+    `torch.compile` counts what it compiles for each code object, and gives up after eight: with one `__call__` for all
+    modules that would be eight modules in a process.
+    """
+    made = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    made.__dict__.update(function.__dict__)
+    return made
 
 
 def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: FrozenGraph, kept: dict[str, Any]) -> UtcGraphModule:

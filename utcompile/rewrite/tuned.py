@@ -14,6 +14,7 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 from utcompile.graph.codegen import quote_keywords
+from utcompile.graph.module import own_code
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import is_off, make_switch
 from utcompile.rules import RuleSet
@@ -138,8 +139,9 @@ def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
             return self._base_forward(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
-    forward.__signature__ = inspect.signature(tuned_forward)  # type: ignore[attr-defined]
-    return forward
+    chosen: Callable[..., Any] = own_code(forward)
+    chosen.__signature__ = inspect.signature(tuned_forward)  # type: ignore[attr-defined]
+    return chosen
 
 
 @contextmanager
