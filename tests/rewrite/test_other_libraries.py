@@ -72,6 +72,7 @@ def test_many_models_are_compiled_in_one_process() -> None:
                 torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.full
 def test_a_compiled_function_may_switch_inside(made: Made) -> None:
     tuned, (model, _, x) = tuned_of(made), made
 

@@ -34,7 +34,7 @@ def captured() -> tuple[utc.CapturedModule, torch.Tensor]:
     return utc.capture(Transformer().eval(), (x,)), x
 
 
-@pytest.fixture(params=[*RULES, *MORE])
+@pytest.fixture(params=[*RULES, *(pytest.param(k, marks=pytest.mark.full) for k in MORE)])
 def case(
     request: pytest.FixtureRequest, captured: tuple[utc.CapturedModule, torch.Tensor]
 ) -> Iterator[tuple[utc.TunedModule, Named, torch.Tensor]]:
