@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from utcompile.deploy.structure import leaves, substitute, unique
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.rewrite import enabled_tuners
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -134,12 +135,12 @@ def resized(example_inputs: ExampleInputs, batch: int) -> tuple[Any, ...] | dict
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, without gradients and without TF32; every module's own mode is restored after."""
+    """`model` in eval mode, its tuners on, without gradients and without TF32; modes are restored after."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.no_grad(), enabled_tuners(model), torch.backends.cudnn.flags(allow_tf32=False):
             yield
     finally:
         # `train` first, for the models that drop a cache of biases in it, and then each module's own flag.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 
 from utcompile.errors import UtcError
@@ -17,9 +19,10 @@ from utcompile.graph import (
     copy_graph,
     set_affine_norms,
     set_inplace,
+    set_trainable_recurrence,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.rewrite import TunedModule
+from utcompile.rewrite import TunedModule, count_parameters
 
 
 def fold(
@@ -76,11 +79,11 @@ def fold(
         if not lost:
             break
         refused |= lost
-    parameters = tuple(sum(p.numel() for p in m.parameters()) for m in (tuned, folded))
+    alone: Any = structural_copy(tuned)  # other threads may be using `tuned`, or have its tuners off
     report = FoldReport(
         tuple(sites),
-        prove_model(tuned, folded),
-        (parameters[0], parameters[1]),
+        prove_model(alone, folded),
+        (count_parameters(tuned), count_parameters(folded)),
         tuple(base),
         count_flops(tuned, folded),
         changes_of_names(tuned, folded),
@@ -105,6 +108,7 @@ def _fold(
     work = Work(copy_graph(tuned.graph), structural_copy(tuned))
     clear_inplace(work.graph, work.root)
     set_affine_norms(work.root, False)
+    set_trainable_recurrence(work.root, work.graph, False)
     for node in work.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Self
@@ -39,6 +40,12 @@ class UtcGraphModule(fx.GraphModule):
     signature: Signature = Signature()
     inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
     kept_attributes: tuple[str, ...] = inherited
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        result = super().__new__(cls, *args, **kwargs)
+        own: Any = type(result)  # fx makes a class for each module
+        own.__call__ = own_code(UtcGraphModule.__call__)
+        return result
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
@@ -110,6 +117,23 @@ class UtcGraphModule(fx.GraphModule):
         return _unpickle, (cls, type(self).__name__, state, FrozenGraph(self.graph), frozen)
 
 
+def own_code(function: Any) -> Any:
+    """A function with a code object of its own.
+
+    `torch.compile` counts what it compiles for each code object, and gives up after eight: with one `__call__` for all
+    modules that would be eight modules in a process.
+    """
+    made = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    made.__dict__.update(function.__dict__)
+    return made
+
+
 def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: FrozenGraph, kept: dict[str, Any]) -> UtcGraphModule:
     root = nn.Module()
     root.__dict__.update(state)
@@ -153,6 +177,9 @@ def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> No
     for path, owner in root.named_modules():
         if isinstance(owner, torch.jit.ScriptModule):
             attach(module, path, owner)
+            continue
+        if getattr(type(owner), "is_copied_whole", False):
+            module.set_submodule(path, owner)
             continue
         ours = type(owner).__module__.startswith("utcompile.graph.") or is_leaf(owner)
         # a hook that was set on a layer of a captured module does not make it another layer

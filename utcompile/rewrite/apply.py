@@ -29,11 +29,14 @@ from utcompile.graph import (
     is_state,
     set_affine_norms,
     set_inplace,
+    set_trainable_recurrence,
     tensor,
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.match import Plan, Site, Stage
+from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.order import sort_graph
+from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
@@ -55,7 +58,7 @@ def apply_plan(plan: Plan) -> TunedModule:
         )
     root = structural_copy(plan.module)
     root.requires_grad_(False)
-    _clone_trained(root, plan.trained)
+    _clone_trained(root, plan.trained, plan.module.graph)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
     work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode)
@@ -69,18 +72,16 @@ def apply_plan(plan: Plan) -> TunedModule:
     return tuned.train()
 
 
-def _clone_trained(root: nn.Module, names: tuple[str, ...]) -> None:
+def _clone_trained(root: nn.Module, names: tuple[str, ...], base: fx.Graph) -> None:
     if not names:
         return
-    store = nn.Module()
-    root.add_module("base_values", store)
-    for i, name in enumerate(names):
+    originals = Originals(names, {name: root.get_parameter(name) for name in names})
+    originals.add_twins(base, root)
+    for name in names:
         path, _, attribute = name.rpartition(".")
-        owner = root.get_submodule(path)
-        parameter = owner._parameters[attribute]
-        assert parameter is not None
-        store.register_buffer(str(i), parameter.detach(), persistent=False)
-        owner._parameters[attribute] = nn.Parameter(parameter.detach().clone(), requires_grad=True)
+        clone = root.get_parameter(name).detach().clone()
+        root.get_submodule(path)._parameters[attribute] = nn.Parameter(clone, requires_grad=True)
+    root.add_module(NAME, originals)
 
 
 class _Rewriter:
@@ -228,6 +229,7 @@ class _Rewriter:
         sort_graph(self.graph)
         if not self.follows_mode:
             set_affine_norms(self.root, True)
+            set_trainable_recurrence(self.root, self.graph, True)
             for node in self.graph.nodes:
                 if node.target is F.batch_norm:
                     node.target = affine_batch_norm
@@ -247,8 +249,7 @@ def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module]) -> Tu
     tuner = site.build(shared)
     value = site.build_from.target.value
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
-    reference = next(root.parameters(), None)
-    tuner.to(device=reference.device if reference is not None else value.device, dtype=dtype)
+    tuner.to(device=device_at(site.targets[0], root) or value.device, dtype=dtype)
     if site.form == "weight":
         tuner.start(*frozen_parameters(site, root))
     return tuner

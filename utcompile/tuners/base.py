@@ -174,7 +174,7 @@ class Tuner(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """For `weight`, reparametrised: what the operation reads instead of its own parameters."""
-        return remember(self.changed(*args), self.changed, args, self.parameters())
+        return remember(self.changed(*args), self, args)
 
     def channel_map(self) -> ChannelMap | None:
         """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""
