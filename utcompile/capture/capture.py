@@ -25,12 +25,11 @@ from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.calls import Signature
-from utcompile.graph.example import Example
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "signature tuners base_values shape_env dtype device example_inputs".split()
+    "signature tuners base_values shape_env dtype device".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
@@ -121,7 +120,6 @@ def capture(
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
     captured.signature = Signature.of(model, inputs.arguments)
-    captured.example_inputs = Example.of(inputs.arguments, inputs.is_batched, captured.dtype)
     captured.eval()
     captured.report = CaptureReport(
         operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),

@@ -58,11 +58,6 @@ class Inputs:
         names = [name for name, value in self.arguments.items() for _ in tensors(value)]
         return tuple(dict.fromkeys(n for n, dims in zip(names, self.varying, strict=True) if dims.get(0) == BATCH))
 
-    def is_batched(self, tensor: T) -> bool:
-        """Whether dimension 0 of an argument's tensor is the batch."""
-        pairs = zip(tensors(self.arguments), self.varying, strict=True)
-        return any(t is tensor and dims.get(0) == BATCH for t, dims in pairs)
-
     def without(self, symbols: Sequence[Symbol]) -> Inputs:
         """The same inputs with some sizes kept at the example's."""
         return replace(

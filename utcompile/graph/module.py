@@ -12,7 +12,6 @@ from torch import fx, nn
 
 from utcompile.graph.calls import Signature
 from utcompile.graph.codegen import quote_keywords
-from utcompile.graph.example import Example
 from utcompile.graph.frozen import FrozenGraph
 from utcompile.graph.leaves import is_leaf
 from utcompile.graph.scripted import attach
@@ -30,7 +29,6 @@ class UtcGraphModule(fx.GraphModule):
         guards: what the model's Python decided at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
         signature: what the original's forward takes.
-        example_inputs: the call that it was captured with; proofs compare on it, and on calls drawn like it.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -39,10 +37,7 @@ class UtcGraphModule(fx.GraphModule):
     guards: tuple[Any, ...] = ()
     model_attributes: Mapping[str, Any] = MappingProxyType({})
     signature: Signature = Signature()
-    example_inputs: Example | None = None
-    inherited: tuple[str, ...] = (
-        *("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature", "example_inputs"),
-    )
+    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
     kept_attributes: tuple[str, ...] = inherited
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
