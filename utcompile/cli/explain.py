@@ -36,6 +36,7 @@ def explain(
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
     import utcompile as utc
     from utcompile.cli.models import ModelChoice
+    from utcompile.match import match
     from utcompile.rules import Expect, RuleSet
 
     ruleset = RuleSet.load(rules, vars=variables(var))
@@ -43,7 +44,7 @@ def explain(
     captured = utc.capture(choice.build(), (choice.example(),), verify="shapes")
     # A rule that finds too little is what this verb is for: it is explained first, and fails at the end.
     lenient = replace(ruleset, rules=tuple(replace(r, expect=Expect(optional=True, at_least=0)) for r in ruleset.rules))
-    plan = utc.match(captured, lenient)
+    plan = match(captured, lenient)
     explanation = plan.explanation(at)
     if json:
         output.emit({**plan.to_dict(), "explanation": explanation.to_dict()})

@@ -29,6 +29,7 @@ class UtcGraphModule(fx.GraphModule):
         guards: what the model's Python decided at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
         signature: what the original's forward takes.
+        example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -37,7 +38,16 @@ class UtcGraphModule(fx.GraphModule):
     guards: tuple[Any, ...] = ()
     model_attributes: Mapping[str, Any] = MappingProxyType({})
     signature: Signature = Signature()
-    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
+    example_inputs: Any = None
+    inherited: tuple[str, ...] = (
+        "batch_inputs",
+        "follows_mode",
+        "aliased",
+        "guards",
+        "model_attributes",
+        "signature",
+        "example_inputs",
+    )
     kept_attributes: tuple[str, ...] = inherited
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:

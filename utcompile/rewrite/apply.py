@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.errors import UtcError
 from utcompile.graph import (
     GraphView,
+    Origin,
     affine_batch_norm,
     copy_graph,
     is_state,
@@ -32,7 +32,7 @@ from utcompile.graph import (
     tensor,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.match import Plan, Site, Stage
+from utcompile.match import Plan, Site, Stage, require_sites
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tokens import TokensWriter
@@ -47,17 +47,13 @@ def apply_plan(plan: Plan) -> TunedModule:
     Raises:
         UtcError: its rules found no place, or a tuner would be bypassed.
     """
-    if not plan.sites:
-        raise UtcError(
-            "none of the rules found a place",
-            why=f"all of them are optional: {', '.join(r.name for r in plan.ruleset.rules)}",
-            fix="`print(plan.explain())` or `utcompile explain` shows what each nearly found",
-        )
+    require_sites(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
     _clone_trained(root, plan.trained)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
+    _settle_earlier(graph)
     work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode)
     sites = tuple(work.insert(site) for site in plan.sites)
     work.finish()
@@ -66,7 +62,15 @@ def apply_plan(plan: Plan) -> TunedModule:
     tuned.inherit(plan.module)
     tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset
     tuned.base_graph = copy_graph(plan.module.graph)
+    _settle_earlier(tuned.base_graph)
     return tuned.train()
+
+
+def _settle_earlier(graph: fx.Graph) -> None:
+    """Tuners that an earlier fold kept are operations of the base as any other."""
+    for node in graph.nodes:
+        for key in ("site", "role", "replaces", "instead_of"):
+            node.meta.pop(key, None)
 
 
 def _clone_trained(root: nn.Module, names: tuple[str, ...]) -> None:
@@ -100,7 +104,8 @@ class _Rewriter:
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
         self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
         self.shared: dict[Hashable, nn.Module] = {}  # what tuners have in common
-        root.add_module("tuners", nn.Module())
+        if "tuners" not in root._modules:  # else an earlier fold has kept some
+            root.add_module("tuners", nn.Module())
 
     def insert(self, site: Site) -> TunedSite:
         """Build a site's tuner and add its nodes."""
@@ -197,14 +202,21 @@ class _Rewriter:
     def _node(
         self, site: Site, role: str, target: fx.Node, what: Any, args: tuple[Any, ...], after: fx.Node | None = None
     ) -> fx.Node:
-        with self.graph.inserting_after(after or self._value(target)):
+        with self.graph.inserting_after(self._after_inputs(after or self._value(target))):
             if isinstance(what, str):
                 node = self.graph.call_module(what, args)
             else:
                 node = self.graph.call_function(what, args)
         node._rename(f"{re.sub(r'[^0-9A-Za-z_]', '_', site.id)}_{role}")
-        node.meta.update(site=site.id, role=role, origin=target.meta["origin"], value=tensor(target), state=False)
+        origin = target.meta.get("origin", Origin())  # an input of the model has none
+        node.meta.update(site=site.id, role=role, origin=origin, value=tensor(target), state=False)
         return node
+
+    def _after_inputs(self, node: fx.Node) -> fx.Node:
+        """A node itself; of the inputs of the model the last, since nothing is computed before it."""
+        if node.op != "placeholder":
+            return node
+        return next(n for n in reversed(self.graph.nodes) if n.op == "placeholder")
 
     def _add_module(self, site: Site, tuner: Tuner) -> str:
         name = re.sub(r"[^0-9A-Za-z_]", "_", site.id)
@@ -218,7 +230,7 @@ class _Rewriter:
         """Every reader of a changed value reads what it has become."""
         for target, value in self.current.items():
             for reader in list(target.users):
-                if (reader, target) not in self.running:
+                if (reader, target) not in self.running and not reader.meta.get("check"):
                     reader.replace_input_with(target, value)
             if target.op == "get_attr":  # what is computed from a tuned parameter is no parameter any more
                 _forget_state(value)
