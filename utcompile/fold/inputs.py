@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, full_precision, value_of
-from utcompile.graph.example import Example, tables_of, without_example
+from utcompile.graph.likeness import Likeness, tables_of, without_example
 from utcompile.graph.memory import KeptMemory
 from utcompile.graph.structure import named_state
 
@@ -33,7 +33,10 @@ class ProofInputs:
     def __init__(self, tuned: UtcGraphModule, check_inputs: Any = None) -> None:
         self.tuned = tuned
         found = tuned.example_inputs
-        self.whole = found or without_example(tuned.graph, _BATCH)
+        if found is None:
+            self.whole = without_example(tuned.graph, _BATCH)
+        else:
+            self.whole = Likeness.of(found.arguments(tuned.dtype, tuned.device), tuned.batch_inputs)
         self.example = self.whole.at(_BATCH)
         self.batch = self.example.batch or _BATCH
         self.tables = tables_of(tuned.graph, tuned)
@@ -55,10 +58,7 @@ class ProofInputs:
         """Call 0 is the example, the others are drawn like it."""
         made = self.example if draw == 0 else self.whole.drawn(draw, self.tables, self.example.batch)
         name = "on the example inputs" if draw == 0 else f"on inputs drawn like the example (draw {draw})"
-        return name, (), self._arguments(made)
-
-    def _arguments(self, made: Example) -> dict[str, Any]:
-        return made.on(self.tuned.device, self.tuned.dtype)
+        return name, (), made.on(self.tuned.device)
 
     def _moved(self, leaf: Any) -> Any:
         return leaf.to(self.tuned.device) if isinstance(leaf, torch.Tensor) else leaf

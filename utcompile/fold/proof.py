@@ -16,7 +16,7 @@ from utcompile.fold.cost import count
 from utcompile.fold.execute import Cast, as_real, in_precision, run_node
 from utcompile.fold.layers import Unfoldable, Work
 from utcompile.graph import GraphView, UtcGraphModule, Value, value_of
-from utcompile.graph.example import rows_indexed
+from utcompile.graph.likeness import rows_indexed
 
 _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,29 +20,31 @@ _STILL = frozenset("to long int view reshape flatten contiguous clone unsqueeze 
 
 
 @dataclass(frozen=True)
-class Example:
-    """The arguments that a model was captured with, copied to the CPU.
+class Likeness:
+    """A call that a captured model is known to take, and calls like it.
 
     Attributes:
-        arguments: by the names of the graph's inputs; tensors may sit in tuples, lists and dicts.
+        arguments: by the names of the graph's inputs, on the CPU; tensors may sit in tuples, lists and dicts.
         batched: for each tensor, in order, whether its dimension 0 is the batch.
-        dtype: the model's, when it was captured.
     """
 
     arguments: Mapping[str, Any]
     batched: tuple[bool, ...] = ()
-    dtype: torch.dtype | None = None
 
     @classmethod
-    def of(
-        cls, arguments: Mapping[str, Any], is_batched: Callable[[torch.Tensor], bool], dtype: torch.dtype
-    ) -> Example:
-        """Copy the example's tensors: all rows, or the first few where every row is a sample of its own."""
-        found = _tensors(arguments)
-        whole = cls(arguments, tuple(map(is_batched, found)), dtype)
-        kept = min(whole.batch or 0, _ROWS) if whole.is_resizable else None
-        flags = iter(whole.batched)
-        return replace(whole, arguments=_mapped(lambda t: _copied(t[:kept] if next(flags) else t), arguments))
+    def of(cls, arguments: Mapping[str, Any], batch_inputs: Collection[str]) -> Likeness:
+        """All rows of the example, or the first few where every row is a sample of its own."""
+        moved = _mapped(lambda t: t.detach() if t.is_meta else t.detach().cpu(), dict(arguments))
+        carrying = [t for name in moved if name in batch_inputs for t in _tensors(moved[name]) if t.dim()]
+        sizes = Counter(t.shape[0] for t in carrying).most_common(1)
+        batch = sizes[0][0] if sizes else None
+        flags = [
+            name in batch_inputs and t.dim() > 0 and t.shape[0] == batch
+            for name in moved
+            for t in _tensors(moved[name])
+        ]
+        whole = cls(moved, tuple(flags))
+        return whole.at(min(whole.batch or 0, _ROWS)) if whole.is_resizable else whole
 
     @property
     def batch(self) -> int | None:
@@ -58,14 +61,14 @@ class Example:
         alone = all(t.is_floating_point() or t.dim() > 1 for t in found)
         return bool(found) and all(self.batched) and alone and bool(self.batch)
 
-    def at(self, batch: int) -> Example:
+    def at(self, batch: int) -> Likeness:
         """At another batch size where that may be: its rows, repeated or left out."""
         if not self.is_resizable:
             return self
         rows = torch.arange(batch) % (self.batch or 1)
         return replace(self, arguments=_mapped(lambda t: t[rows], self.arguments))
 
-    def drawn(self, seed: int, tables: Mapping[str, int], batch: int | None) -> Example:
+    def drawn(self, seed: int, tables: Mapping[str, int], batch: int | None) -> Likeness:
         """A call like it.
 
         Args:
@@ -83,21 +86,13 @@ class Example:
         made = {k: _mapped(partial(draw, table=tables.get(k)), value) for k, value in self.arguments.items()}
         return replace(self, arguments=made)
 
-    def on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """The arguments on a device, in the precision of a model that may have been cast since it was captured."""
-
-        def cast(t: torch.Tensor) -> torch.Tensor:
-            if dtype == self.dtype or not (t.is_floating_point() or t.is_complex()):
-                return t.to(device)
-            if t.is_complex():
-                return t.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
-            return t.to(device, dtype)
-
-        found: dict[str, Any] = _mapped(cast, dict(self.arguments))
+    def on(self, device: torch.device) -> dict[str, Any]:
+        """The arguments on a device."""
+        found: dict[str, Any] = _mapped(lambda t: t.to(device), dict(self.arguments))
         return found
 
 
-def without_example(graph: fx.Graph, batch: int) -> Example:
+def without_example(graph: fx.Graph, batch: int) -> Likeness:
     """Arguments of the captured shapes, for a module that has no example: random numbers, and ones for integers."""
     generator = torch.Generator().manual_seed(0)
     made: dict[str, torch.Tensor] = {}
@@ -111,7 +106,7 @@ def without_example(graph: fx.Graph, batch: int) -> Example:
                 if is_drawn
                 else torch.ones(sizes, dtype=value.dtype)
             )
-    return Example(made, (False,) * len(made), torch.float32)
+    return Likeness(made, (False,) * len(made))
 
 
 def tables_of(graph: fx.Graph, root: nn.Module) -> dict[str, int]:
@@ -147,8 +142,3 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    return tensor if tensor.is_meta else tensor.cpu().clone()
