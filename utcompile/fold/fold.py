@@ -27,6 +27,7 @@ from utcompile.graph import (
     set_inplace,
 )
 from utcompile.graph.structure import structural_copy
+from utcompile.graph.ties import cut_ties, owned
 from utcompile.rewrite import TunedModule
 
 
@@ -80,6 +81,8 @@ def fold(
     options = Options(float32, constants, batch_norms)
     inputs = ProofInputs(tuned, check_inputs)
     folded, sites, base = _fold_sites(tuned, inputs, options)
+    cut = cut_ties(folded, tuned.ties)
+    owned(folded, _what_trains(tuned))
     parameters = tuple(sum(p.numel() for p in m.parameters()) for m in (tuned, folded))
     report = FoldReport(
         tuple(sites),
@@ -87,7 +90,7 @@ def fold(
         (parameters[0], parameters[1]),
         tuple(base),
         count_flops(tuned, folded),
-        changes_of_names(tuned, folded),
+        (*changes_of_names(tuned, folded), *cut),
     )
     if strict and report.kept:
         raise UtcError(
@@ -96,6 +99,17 @@ def fold(
             fix="fold without `strict`, or compile with the rule's foldable sibling",
         )
     return folded, report
+
+
+def _what_trains(tuned: UtcGraphModule) -> list[torch.Tensor]:
+    """What a step of training, or a call in train mode, writes into: no folded model may share it."""
+    tuners = tuned._modules.get("tuners")
+    found: list[torch.Tensor] = [p for p in tuned.parameters() if p.requires_grad]
+    if tuners is not None:
+        found += [*tuners.parameters(), *tuners.buffers()]
+    if tuned.follows_mode:
+        found += tuned.buffers()
+    return found
 
 
 @dataclass(frozen=True)

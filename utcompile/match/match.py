@@ -12,6 +12,7 @@ from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
+from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.chain import make_chain
 from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine, Trace, named, shown
@@ -65,10 +66,12 @@ def match(
         taken = select(_without_excluded(rule, found, engine), rule.select)
         _check_expect(rule, taken, len(found), engine, lambda: _misses(ruleset, engine))
         sites += _sites(rule, taken, view, fitting)
-    trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine)))
+    chosen = [(t.kind, n) for t in ruleset.train for n in _trained(t, engine)]
+    untied = tuple(dict.fromkeys(n for kind, n in chosen if kind == "untied"))
+    trained = tied_to((n for _, n in chosen), ties_of(captured), untied)
     _check_sites(sites)
     misses = cache(lambda: _misses(ruleset, engine))
-    return Plan(tuple(merge_shared(sites)), trained, ruleset, captured, view, misses, rewriter)
+    return Plan(tuple(merge_shared(sites)), trained, ruleset, captured, view, misses, rewriter, untied)
 
 
 def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:
@@ -321,9 +324,7 @@ def _selects_nothing(train: Train, engine: Engine, names: Sequence[str]) -> tupl
     if train.kind != "pattern":
         owners = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
         found = wider_glob(train.glob, owners if train.kind == "module" else names)
-        why = (
-            "no parameter has such a name" if train.kind == "parameter" else "no module of such a name has a parameter"
-        )
+        why = "no parameter has such a name" if train.kind != "module" else "no module of such a name has a parameter"
         return why, f"write {train.kind}:{found}" if found else "see `utcompile inspect`"
     pattern = engine.library[train.glob]
     if any(next(engine.solve(pattern, anchor), None) for anchor in engine.anchors(pattern)):

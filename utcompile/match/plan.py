@@ -10,6 +10,7 @@ from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, UtcGraphModule
+from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.cost import PlanCost, plan_cost
 from utcompile.match.diff import PlanDiff, diff
 from utcompile.match.explain import Explanation, Misses, explain
@@ -24,7 +25,9 @@ class Plan:
 
     Attributes:
         sites: what is inserted, in file order and, within a rule, in graph order.
-        trained: names of the backbone's parameters that `train:` selects; they are cloned and trained.
+        trained: names of the backbone's parameters that `train:` selects; they are cloned and trained. All names of a
+            tied parameter are among them.
+        untied: those of them that train apart from what they are tied to.
         ruleset: the rules.
         module: the captured model; it stays as it is.
 
@@ -48,12 +51,19 @@ class Plan:
     view: GraphView = field(repr=False)
     misses: Misses = field(repr=False)
     rewriter: Callable[[Plan], Any] | None = field(default=None, repr=False)
+    untied: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """The number of elements of each parameter that `train:` selects."""
+        """The number of elements of each parameter that `train:` selects; of a tied one under its first name."""
         named = dict(self.module.named_parameters(remove_duplicate=False))
-        return {name: named[name].numel() for name in self.trained}
+        ties = ties_of(self.module)
+        first: dict[str, int] = {}
+        for name in self.trained:
+            others = tied_to([name], ties, self.untied)
+            if not any(other in first for other in others if name not in self.untied):
+                first[name] = named[name].numel()
+        return first
 
     @property
     def parameters(self) -> int:

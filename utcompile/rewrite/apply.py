@@ -32,6 +32,7 @@ from utcompile.graph import (
     tensor,
 )
 from utcompile.graph.structure import structural_copy
+from utcompile.graph.ties import clones
 from utcompile.match import Plan, Site, Stage, require_sites
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.reach import check_reach
@@ -50,7 +51,7 @@ def apply_plan(plan: Plan) -> TunedModule:
     require_sites(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
-    _clone_trained(root, plan.trained)
+    _clone_trained(root, plan.trained, plan.untied)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
     _settle_earlier(graph)
@@ -73,18 +74,19 @@ def _settle_earlier(graph: fx.Graph) -> None:
             node.meta.pop(key, None)
 
 
-def _clone_trained(root: nn.Module, names: tuple[str, ...]) -> None:
+def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...]) -> None:
     if not names:
         return
     store = nn.Module()
     root.add_module("base_values", store)
+    made = clones({name: root.get_parameter(name) for name in names}, untied)
     for i, name in enumerate(names):
         path, _, attribute = name.rpartition(".")
         owner = root.get_submodule(path)
         parameter = owner._parameters[attribute]
         assert parameter is not None
         store.register_buffer(str(i), parameter.detach(), persistent=False)
-        owner._parameters[attribute] = nn.Parameter(parameter.detach().clone(), requires_grad=True)
+        owner._parameters[attribute] = made[name]
 
 
 class _Rewriter:

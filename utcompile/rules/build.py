@@ -172,8 +172,8 @@ class Builder:
 
     def _train(self, node: Node) -> Train:
         kind, colon, glob = str(node.content).partition(":")
-        if kind not in ("pattern", "module", "parameter") or not colon:
-            fix = "write pattern:head, module:head.* or parameter:**.bias"
+        if kind not in ("pattern", "module", "parameter", "untied") or not colon:
+            fix = "write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight"
             raise UtcError(f"'{short(node.content)}' does not say what to train", where=str(node.mark), fix=fix)
         mark = node.passage.mark(len(kind) + 1)
         if kind == "pattern":
