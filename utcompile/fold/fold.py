@@ -38,6 +38,7 @@ def fold(
     float32: bool = False,
     constants: bool = False,
     batch_norms: bool = False,
+    dequantize: bool = False,
     check_inputs: Any = None,
 ) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
@@ -55,6 +56,8 @@ def fold(
             compute in float32, between casts; otherwise its tuner is kept.
         constants: also compute once, into buffers, what the base computes from parameters alone in every call.
         batch_norms: also fold the base's BatchNorms into the convolutions and linears before them.
+        dequantize: fold beside a quantised weight into a weight of floating-point numbers, which takes its place;
+            otherwise such a tuner is kept.
         check_inputs: real samples to compare the whole model on as well: one, or a list of them, each a tensor, a
             tuple (positional) or a dict (keyword).
 
@@ -78,7 +81,7 @@ def fold(
         raise UtcError(
             f"fold takes a TunedModule, not {type(tuned).__name__}", fix="compile the model first: utc.compile"
         )
-    options = Options(float32, constants, batch_norms)
+    options = Options(float32, constants, batch_norms, dequantize)
     inputs = ProofInputs(tuned, check_inputs)
     folded, sites, base = _fold_sites(tuned, inputs, options)
     cut = cut_ties(folded, tuned.ties)
@@ -119,6 +122,7 @@ class Options:
     float32: bool
     constants: bool
     batch_norms: bool
+    dequantize: bool = False
 
 
 _Folded = tuple[UtcGraphModule, list[FoldedSite], list[FoldedSite]]
@@ -168,7 +172,7 @@ def _fold(
     for node in work.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm
-    folder = SiteFolder(work, options.float32, lost)
+    folder = SiteFolder(work, options.float32, options.dequantize, lost)
     read_before = state_read(work.graph, work.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done = {i: FoldedSite(i, "kept", reason=why) for i, why in refused.items()}

@@ -101,6 +101,19 @@ class Work:
         found = self._get(name)
         return found.dtype, found.device
 
+    def raw(self, name: str) -> torch.Tensor:
+        """A parameter or buffer as it is now."""
+        return self._get(name)
+
+    def add(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+        """Register a new parameter, given in float64, that has a dtype in the end."""
+        path, _, attribute = name.rpartition(".")
+        device = next((t.device for t in self.root.parameters()), torch.device("cpu"))
+        self.root.get_submodule(path).register_parameter(attribute, None)
+        self.changed[name] = dtype, device
+        self._forget(name)
+        self._set(name, in_float64(name, value))
+
     def _get(self, name: str) -> torch.Tensor:
         path, _, attribute = name.rpartition(".")
         found = getattr(self.root.get_submodule(path), attribute)

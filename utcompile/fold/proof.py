@@ -17,6 +17,7 @@ from utcompile.fold.execute import Cast, as_real, in_precision, run_node
 from utcompile.fold.layers import Unfoldable, Work
 from utcompile.graph import GraphView, UtcGraphModule, Value, value_of
 from utcompile.graph.likeness import rows_indexed
+from utcompile.graph.stored import is_stored
 
 _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
@@ -176,7 +177,7 @@ class SiteProof:
         def value(node: fx.Node) -> Any:
             if node not in known:
                 is_new = node not in draw.given
-                if node in inside or (is_new and (of_parameters(node) or node in constant)):
+                if node in inside or (is_new and (of_parameters(node) or node in constant or is_stored(node))):
                     known[node] = compute(node)
                 else:
                     known[node] = pytree.tree_map(lambda t: given(t) if isinstance(t, torch.Tensor) else t, draw[node])
@@ -236,11 +237,12 @@ class _Draw:
             return node.meta["size"].at(batch)
         if value is not None and (value.dtype.is_floating_point or value.dtype.is_complex):
             return _drawn(value, self.generator, batch, channels, positions)
-        self.chooses = True
         table = rows_indexed(node, self.work.root) if self.number else None
         if value is not None and table is not None:
+            self.chooses = True
             return torch.randint(0, table, value.sizes(batch), generator=self.generator).to(value.dtype)
         found = self.work.observed(node, self.number)
+        self.chooses |= value is not None or not isinstance(found, (torch.dtype, torch.device, type(None)))
         if found is None and value is not None:
             found = torch.ones(value.sizes(batch), dtype=value.dtype)
         if self.number == _DRAWS - 1 and isinstance(found, torch.Tensor) and found.dtype == torch.bool:

@@ -10,6 +10,7 @@ from utcompile.fold.absorb import plan_absorption
 from utcompile.fold.batch_norms import plan_batch_norms
 from utcompile.fold.biases import plan_biases
 from utcompile.fold.constants import plan_constants, plan_tokens
+from utcompile.fold.dequantize import plan_dequantised
 from utcompile.fold.float32 import compute_in_float32
 from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.maps import plan_map
@@ -38,11 +39,12 @@ class SiteFolder:
     Args:
         work: the model being folded.
         float32: let layers whose dtype would lose a tuner's effect compute in float32.
+        dequantize: fold beside quantised weights into weights of floating-point numbers.
         lost: filled with the sites that rounding has eaten, and why; the fold begins again without them.
     """
 
-    def __init__(self, work: Work, float32: bool, lost: dict[str, str]) -> None:
-        self.work, self.float32, self.lost = work, float32, lost
+    def __init__(self, work: Work, float32: bool, dequantize: bool, lost: dict[str, str]) -> None:
+        self.work, self.float32, self.dequantize, self.lost = work, float32, dequantize, lost
         self.ties = _ties(work.root)
 
     def fold(self, site: TunedSite) -> FoldedSite:
@@ -69,6 +71,8 @@ class SiteFolder:
         assert isinstance(tuner, Tuner)
         nodes = site_nodes(self.work.graph, site.id)
         if site.form == "weight":
+            if not any(site.tunes.values()) and "weight" in site.tunes:
+                return plan_dequantised(self.work, site, nodes, self.dequantize), "absorbed"
             return plan_absorption(self.work, site, nodes), "absorbed"
         if site.form == "tokens":
             return plan_tokens(self.work, site, nodes), "constant"

@@ -46,20 +46,21 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
 
 def _shapes(site: Site) -> list[tuple[int, ...]]:
     """Of what a tuner reads: values, or the parameters that it changes."""
-    if site.form == "weight":
+    if site.form == "weight" and not site.build_from.held:
         return [shape for shape in site.build_from.parameters.values() if shape is not None]
     return [value.sizes(_BATCH) for value in site.given]
 
 
 def _check(site: Site, tuner: Tuner) -> None:
     trained = {n: p for n, p in tuner.named_parameters() if p.requires_grad and p.numel()}
-    if not trained or (site.form != "weight" and not all(v.dtype.is_floating_point for v in site.given)):
+    is_weight = site.form == "weight" and not site.build_from.held
+    if not trained or (not is_weight and not all(v.dtype.is_floating_point for v in site.given)):
         return
-    if site.form == "weight":
+    if is_weight:
         tuner.start(*_inputs(site))
     waiting = set(trained)
     for draw in range(_DRAWS):
-        made = tuner.changed(*_inputs(site)) if site.form == "weight" else tuner(*_inputs(site))
+        made = tuner.changed(*_inputs(site)) if is_weight else tuner(*_inputs(site))
         results = [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, torch.Tensor)]
         loss = torch.stack([(t * torch.randn_like(t)).sum() for t in results]).sum()
         grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if loss.requires_grad else ()
@@ -88,7 +89,7 @@ def _check(site: Site, tuner: Tuner) -> None:
 
 
 def _inputs(site: Site) -> list[torch.Tensor | None]:
-    if site.form == "weight":
+    if site.form == "weight" and not site.build_from.held:
         return [None if s is None else _random(s) for s in site.build_from.parameters.values()]
     return [_random(shape) for shape in _shapes(site)]
 

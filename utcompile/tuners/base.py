@@ -78,6 +78,7 @@ class TunerSite:
         parameters: role to shape of the parameters that a weight tuner changes; None where the operation has none.
         direct: whether the operation reads its weight itself, and not something computed from it.
         rows: for a config's `slices`, the rows of the weight that each of them stands for.
+        held: why the weight is none that an update can be added to; empty where it is. Then only a branch fits.
         shared: what `share` has made so far, for all sites of one tuned model.
     """
 
@@ -94,6 +95,7 @@ class TunerSite:
     parameters: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
     direct: bool = True
     rows: tuple[tuple[int, ...], ...] = ()
+    held: str = ""
     shared: dict[Hashable, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:

@@ -98,7 +98,7 @@ class Lora(Tuner):
             branch, why_not = None, "the rule says how: reparametrised"
         elif config.how == "auto" and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
-            if cheaper_form(op.name, site, rank) == "reparametrised":
+            if not site.held and cheaper_form(op.name, site, rank) == "reparametrised":
                 branch = None
         if config.dropout and branch is None:
             raise UtcError(
