@@ -28,7 +28,7 @@ from utcompile.graph import (
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned
-from utcompile.rewrite import TunedModule
+from utcompile.rewrite import TunedModule, settle_precision
 
 
 def fold(
@@ -167,6 +167,7 @@ def _fold(
     names: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(tuned.graph, names)
     work = Work(graph, structural_copy(tuned), inputs, {new: old.name for old, new in names.items()})
+    settle_precision(work.graph, work.root)
     clear_inplace(work.graph, work.root)
     set_affine_norms(work.root, False)
     for node in work.graph.nodes:

@@ -44,8 +44,9 @@ class Work:
 
     @property
     def home(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and device of the model's first floating-point parameter."""
-        found = next((n for n, p in self.root.named_parameters() if p.is_floating_point()), None)
+        """The dtype and device of the base's first floating-point parameter."""
+        named = ((n, p) for n, p in self.root.named_parameters() if not n.startswith(("tuners.", "base_values.")))
+        found = next((n for n, p in named if p.is_floating_point()), None)
         return self.home_of(found) if found else (torch.get_default_dtype(), torch.device("cpu"))
 
     @property

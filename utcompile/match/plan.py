@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, UtcGraphModule
@@ -17,6 +17,8 @@ from utcompile.match.explain import Explanation, Misses, explain
 from utcompile.match.sites import Site
 from utcompile.match.text import columns, counted
 from utcompile.rules import RuleSet
+
+TunerDtype = Literal["float32", "base"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Plan:
         untied: those of them that train apart from what they are tied to.
         ruleset: the rules.
         module: the captured model; it stays as it is.
+        tuner_dtype: of what trains, where the base is in half precision.
 
     Example:
         >>> import torch, utcompile as utc
@@ -52,6 +55,7 @@ class Plan:
     misses: Misses = field(repr=False)
     rewriter: Callable[[Plan], Any] | None = field(default=None, repr=False)
     untied: tuple[str, ...] = ()
+    tuner_dtype: TunerDtype = "float32"
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -79,11 +83,17 @@ class Plan:
         """FLOPs of the tuners' forward, and the bytes they save for backward, at a batch size."""
         return plan_cost(self.sites, self.view, batch)
 
-    def apply(self) -> Any:
-        """Insert the tuners: a `TunedModule` that computes what the model computes, until it is trained."""
+    def apply(self, tuner_dtype: TunerDtype | None = None) -> Any:
+        """Insert the tuners: a `TunedModule` that computes what the model computes, until it is trained.
+
+        Args:
+            tuner_dtype: of what trains, on a base in float16 or bfloat16: `float32` (the default), or the `base`'s.
+        """
         if self.rewriter is None:
             raise UtcError("this plan was made without a rewriter", fix="make it with utcompile.match")
-        return self.rewriter(self)
+        if tuner_dtype not in (None, "float32", "base"):
+            raise UtcError(f"tuner_dtype is {tuner_dtype!r}", fix="say 'float32', or 'base' for the model's own dtype")
+        return self.rewriter(self if tuner_dtype is None else replace(self, tuner_dtype=tuner_dtype))
 
     def diff(self, other: Plan) -> PlanDiff:
         """What another plan of the model adds, removes and changes: other rules, or other values of their variables."""

@@ -130,6 +130,7 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
             )
         if form == "tokens":
             site = tokens_site(rule, place, env, view)
+        _check_real(config.kind, cls, tuned, source, target, view)
         _check_legal(rule, source, target, view)
         if form == "tokens" and cls.reads_stream:
             place = (place, projection_of(place, view))
@@ -241,6 +242,26 @@ def _reader(rule: Rule, env: Bindings, view: GraphView) -> fx.Node | None:
             fix="name the operation that reads it, or leave out `for:`",
         )
     return node
+
+
+def _check_real(
+    kind: str, cls: type[Tuner], tuned: TunedWeight | None, source: fx.Node, target: fx.Node, view: GraphView
+) -> None:
+    """Refuse a tuner of real numbers where there are complex ones."""
+    if tuned is None:
+        found = next((v for n in (source, target) if (v := value_of(n)) is not None and v.dtype.is_complex), None)
+        what = "the value" if found is not None else ""
+        dtype = found.dtype if found is not None else None
+    else:
+        named = dict(view.module.named_parameters(remove_duplicate=False))
+        name = next((n for n in tuned.names.values() if n is not None and named[n].is_complex()), None)
+        what = "" if name is None or cls.takes_complex else f"the weight {name}"
+        dtype = named[name].dtype if name is not None else None
+    if what:
+        raise UtcError(
+            f"a {kind} tuner computes with real numbers, and {what} is {str(dtype).removeprefix('torch.')}",
+            fix="tune a complex weight with {kind: lora}, which then has complex factors, or a real value near it",
+        )
 
 
 def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) -> None:
