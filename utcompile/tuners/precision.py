@@ -21,35 +21,35 @@ def in_own_dtype(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = half_given((*args, *kwargs.values()))
-        if given is None or torch.is_autocast_enabled(args[0].device.type):
+        first = _half_tensor((*args, *kwargs.values()))
+        own = None if first is None else own_dtype(self)
+        if first is None or own is None or own == first.dtype or _autocasts(first.device.type):
             return forward(self, *args, **kwargs)
-        own = own_dtype(self)
-        if own is None or own == given:
-            return forward(self, *args, **kwargs)
-        result = forward(
-            self, *(_cast(a, given, own) for a in args), **{k: _cast(v, given, own) for k, v in kwargs.items()}
-        )
-        return _cast(result, own, given)
+        named = {k: _cast(v, first.dtype, own) for k, v in kwargs.items()}
+        return _cast(forward(self, *(_cast(a, first.dtype, own) for a in args), **named), own, first.dtype)
 
     return run
 
 
 def changed_in_own_dtype(tuner: Any, *parameters: torch.Tensor | None) -> Any:
     """What a weight tuner makes of parameters in half precision, computed in its own dtype and rounded once."""
-    given = half_given(parameters)
-    own = own_dtype(tuner) if given is not None else None
-    if given is None or own is None or own == given:
+    first = _half_tensor(parameters)
+    own = None if first is None else own_dtype(tuner)
+    if first is None or own is None or own == first.dtype:
         return tuner.changed(*parameters)
-    return _cast(tuner.changed(*(_cast(p, given, own) for p in parameters)), own, given)
+    return _cast(tuner.changed(*(_cast(p, first.dtype, own) for p in parameters)), own, first.dtype)
 
 
-def half_given(values: tuple[Any, ...]) -> torch.dtype | None:
-    """The half-precision dtype of the first floating-point tensor among values; None where it has another."""
+def _half_tensor(values: tuple[Any, ...]) -> torch.Tensor | None:
+    """The first floating-point tensor among values, where it is in half precision."""
     for value in values:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value.dtype if value.dtype in HALVES else None
+            return value if value.dtype in HALVES else None
     return None
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def own_dtype(tuner: nn.Module) -> torch.dtype | None:
