@@ -28,10 +28,25 @@ def full_precision() -> Iterator[None]:
         *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),  # type: ignore[attr-defined]
     ]
     before = [setting.fp32_precision for setting in settings]
+    older = _older()
     try:
+        # the older switches too: torch refuses to read them where they say something else
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = False
         for setting in settings:
             setting.fp32_precision = "ieee"
         yield
     finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older[0])
+            backends.cudnn.allow_tf32 = older[1]
         for setting, value in zip(settings, before, strict=True):
             setting.fp32_precision = value
+
+
+def _older() -> tuple[str, bool] | None:
+    """The older switches; None where the two kinds of switches contradict each other, and torch does not read them."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
