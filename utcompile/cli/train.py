@@ -67,7 +67,11 @@ def train(
         bool, typer.Option("--augment", help="Random crops, flips and colours (image folders).")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN, with its own settings; give nothing else.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in RUN, with its settings; it takes --data, --model, --workers and --trust besides.",
+        ),
     ] = False,
     trust: Trust = False,
     json: Json = False,

@@ -187,14 +187,31 @@ def _sites(
     result = []
     for env in chosen:
         path = _path(rule, env, view)
+        ordinal = count[path]
+        count[path] += 1  # what is passed over has its number too
+        if rule.skips and _is_dead(env[rule.insert.target], view):
+            skipped.append(Skipped(rule.name, path, "no output of the model depends on it"))
+            continue
         try:
-            result.append(make_site(rule, path, count[path], env, view, fitting))
+            result.append(make_site(rule, path, ordinal, env, view, fitting))
         except UtcError as error:
             if not rule.skips:
                 raise
             skipped.append(Skipped.of(rule.name, path, error))
-        count[path] += 1
     return result
+
+
+def _is_dead(node: fx.Node, view: GraphView) -> bool:
+    """Whether the base computes a value for nothing; one that is written into memory may be read from there."""
+    found, stack = {node}, [node]
+    while stack:
+        for reader in stack.pop().users:
+            if reader.op == "output" or reader.meta.get("mutates"):
+                return False
+            if reader not in found:
+                found.add(reader)
+                stack.append(reader)
+    return True
 
 
 def _check_sites(sites: Sequence[Site]) -> None:

@@ -255,6 +255,8 @@ def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: Grap
     shape = tuned.shapes.get("weight")
     value = value_of(tuned.node)
     axis = view.channel_axis.get(tuned.node)
+    if value is not None and view.operations[tuned.node].name == "matmul" and is_state(tuned.node.args[0]):
+        axis = value.rank - 2  # W @ x
     count = shape[-1 if tuned.operation.name == "matmul" and len(shape) == 2 else 0] if shape else None
     if count is None or value is None or axis is None or value.shape[axis] != count or not tuned.direct:
         raise UtcError(

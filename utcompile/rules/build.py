@@ -78,6 +78,8 @@ class Builder:
             UtcError: there are no rules, or something is declared that has no effect.
         """
         if not any(builder.rules or builder.train for builder in (*self.included, self)):
+            if (given := self.root.get("rules")) is not None:
+                raise UtcError("'rules' must be a list of 1 or more", where=str(given.mark), why="it is a list of 0")
             raise UtcError(
                 "the rule file lacks the key 'rules'",
                 where=str(self.root.mark),
