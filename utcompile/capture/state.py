@@ -21,6 +21,7 @@ from utcompile.capture.places import (
     Cell,
     Change,
     ClassNames,
+    Hooks,
     Items,
     Names,
     Place,
@@ -103,6 +104,7 @@ class _Walk:
 
     def model(self, model: nn.Module) -> Iterator[Place]:
         """The attributes, parameters, buffers and submodules of every module."""
+        yield Hooks(model.modules())
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
             yield _Attributes(vars(module), prefix.__add__)
