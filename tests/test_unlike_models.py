@@ -22,7 +22,7 @@ UNFIT = (
     "LoRA does not apply",
     "an adapter cannot bring",
     "a prefix cannot bring",
-    "selects no parameter",
+    "none of the rules found a place",
 )
 
 

@@ -105,5 +105,7 @@ def _compile_again(
             fix="leave out `dynamic=` and `base=`, or compile the original model",
         )
     plan = match(recorded, rules, vars, train)
-    example = Example.of(bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype)
+    example = Example.of(
+        bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype, device=recorded.device
+    )
     return insert_and_check(plan, example)

@@ -124,7 +124,9 @@ def capture(
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
     captured.signature = Signature.of(model, inputs.arguments)
-    captured.example_inputs = Example.of(inputs.arguments, compared=verify != "shapes", dtype=captured.dtype)
+    captured.example_inputs = Example.of(
+        inputs.arguments, compared=verify != "shapes", dtype=captured.dtype, device=captured.device
+    )
     captured.eval()
     captured.report = CaptureReport(
         operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),

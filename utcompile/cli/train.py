@@ -70,7 +70,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in RUN, with its settings; it takes --data, --model, --workers and --trust besides.",
+            help="Go on with the run in RUN, with its settings; it takes --data, --model, --workers, --trust besides.",
         ),
     ] = False,
     trust: Trust = False,

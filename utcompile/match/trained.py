@@ -59,8 +59,11 @@ def _of_pattern(line: Train, engine: Engine, covered: Covered) -> tuple[list[str
         if table is None:
             found += names
         else:
-            notes.append(f"train: {names[0]} reads the vocabulary of {table} back, and stays frozen; "
-                         f"to train it, name it: parameter:{names[0]}")  # fmt: skip
+            name = next(n for n in names if owned[n].dim() == 2)
+            notes.append(
+                f"train: {name} reads the vocabulary of {table} back, and stays frozen; "
+                f"to train it, name it: parameter:{name}"
+            )
     if not found and not notes and line.glob == "head":
         notes.append(f"train: no classifier is trained: {_no_classifier(engine)}")
     return found, notes
