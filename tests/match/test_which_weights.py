@@ -275,3 +275,55 @@ def test_a_place_that_refuses_its_tuner_is_an_error_or_passed_over_and_listed() 
     assert "skipped: r at 1: " in str(caught.value.why)
     with pytest.raises(utc.UtcError, match="does not go with chain"):
         utc.RuleSet.load(rule("ffn", "{chain: y -> y, tuner: {kind: side}}", ", on_refusal: skip"))
+
+
+# --- real models ------------------------------------------------------------------------------------------------------------
+
+
+def _real(kind: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    ids, plain = torch.randint(0, 40, (2, 5)), {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2}
+    configs = {
+        "GPT2": {"vocab_size": 40, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2},
+        "Falcon": {**plain, "num_attention_heads": 2},
+        "Mamba": {**plain, "state_size": 4, "conv_kernel": 3, "time_step_rank": 4},
+        "Llama": {**plain, "num_attention_heads": 2, "intermediate_size": 24, "tie_word_embeddings": True},
+    }
+    config = getattr(hf, f"{kind}Config")(**configs[kind], use_cache=False, bos_token_id=1, eos_token_id=2)
+    model = getattr(hf, {"GPT2": "GPT2LMHeadModel"}.get(kind, f"{kind}ForCausalLM"))(config)
+    return model.eval(), {"input_ids": ids}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["GPT2", "Falcon", "Mamba", "Llama"])
+def test_language_models_are_tuned_whole(kind: str) -> None:
+    pytest.importorskip("transformers")
+    model, given = _real(kind)
+    captured = utc.capture(model, given)
+    plan = utc.match(captured, "lora/all_linear")
+    layers = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D", "FalconLinear")]
+    assert len(plan.sites) == len(layers) - 1 and plan.left_out in (("lm_head.weight",), ())  # tied, it is no product's
+    assert plan.trained == () and "reads the vocabulary" in plan.notes[0]
+    rules = ("lora/all_linear", "lora/qv", "ia3/keys_values_ffn", "u_tuning/dual", "prefix/prefix")
+    for name in rules if kind != "Mamba" else rules[:1]:
+        tuned = shaken(utc.match(captured, name).apply())
+        folded, _ = utc.fold(tuned)
+        a, b = tuned(**given)["logits"], folded(**given)["logits"]
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max(), name
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")  # WavLM's own call of torch's attention
+@pytest.mark.parametrize("kind", ["Wav2Vec2", "Hubert", "WavLM"])
+def test_padded_sounds_are_tuned(kind: str) -> None:
+    hf = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    convs = {"conv_dim": (8, 8), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2}
+    more = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+    model = getattr(hf, f"{kind}Model")(getattr(hf, f"{kind}Config")(**sizes, **convs, **more)).eval()
+    given = {"input_values": torch.randn(2, 400), "attention_mask": torch.ones(2, 400, dtype=torch.long)}
+    given["attention_mask"][1, 300:] = 0
+    tuned = utc.compile(model, rule("{op: linear}", lora()), given)
+    assert "feature_projection.projection" in {site.path for site in tuned.sites}
