@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from utcompile.capture.example import Example
 from utcompile.capture.inputs import Examples, bind_inputs
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
-from utcompile.match import Plan
+from utcompile.match import Plan, TunerDtype
 from utcompile.match import match as find
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
@@ -59,6 +60,7 @@ def compile(
     base: Literal["frozen", "follow"] = "frozen",
     verify: Literal["values", "full", "shapes"] = "values",
     train: Sequence[str] | None = None,
+    tuner_dtype: TunerDtype = "float32",
 ) -> TunedModule:
     """Capture a model, match rules and insert their tuners.
 
@@ -69,7 +71,9 @@ def compile(
 
     A module that was captured or folded before is tuned as it is: tuners that an earlier fold kept stay in it, frozen.
 
-    `vars` and `train` are as in `match`, the others as in `capture`.
+    Args:
+        tuner_dtype: of what trains, on a base in float16 or bfloat16: "float32", or "base" for the model's own dtype.
+            The other arguments are those of `capture` and `match`.
 
     Raises:
         UtcError: as `capture` and `match`; or a tuner that should be the identity at the start changes an output; or a
@@ -83,8 +87,9 @@ def compile(
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
     if isinstance(model, UtcGraphModule):
-        return _compile_again(model, rules, example_inputs, vars, dynamic, base, verify, train)
-    tuned: TunedModule = match(capture(model, example_inputs, dynamic, base, verify), rules, vars, train).apply()
+        return _compile_again(model, rules, example_inputs, vars, dynamic, base, verify, train, tuner_dtype)
+    plan = match(capture(model, example_inputs, dynamic, base, verify), rules, vars, train)
+    tuned: TunedModule = plan.apply(tuner_dtype)
     return tuned
 
 
@@ -97,6 +102,7 @@ def _compile_again(
     base: str,
     verify: str,
     train: Sequence[str] | None,
+    tuner_dtype: TunerDtype,
 ) -> TunedModule:
     """Tune a captured or folded module: it is a graph already, and tuners that an earlier fold kept stay in it."""
     if dynamic is not None or (base == "follow") != recorded.follows_mode:
@@ -104,7 +110,7 @@ def _compile_again(
             "what varies in a recorded module, and whether it follows the mode, was decided when it was captured",
             fix="leave out `dynamic=` and `base=`, or compile the original model",
         )
-    plan = match(recorded, rules, vars, train)
+    plan = replace(match(recorded, rules, vars, train), tuner_dtype=tuner_dtype)
     example = Example.of(
         bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype, device=recorded.device
     )

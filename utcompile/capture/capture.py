@@ -27,10 +27,11 @@ from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.calls import Signature
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
+from utcompile.graph.ties import ties_of
 
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "signature tuners base_values shape_env dtype device example_inputs proven".split()
+    "signature tuners base_values shape_env dtype device example_inputs proven ties".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
@@ -127,6 +128,7 @@ def capture(
     captured.example_inputs = Example.of(
         inputs.arguments, compared=verify != "shapes", dtype=captured.dtype, device=captured.device
     )
+    captured.ties = ties_of(captured)
     captured.eval()
     captured.report = CaptureReport(
         operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),

@@ -11,6 +11,7 @@ from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_i
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, readers, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
+from utcompile.graph.precision import full_precision
 from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
 
@@ -38,6 +39,7 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "full_precision",
     "fused_arguments",
     "hooks_for_all",
     "index_memory",

@@ -30,6 +30,7 @@ class UtcGraphModule(fx.GraphModule):
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
         signature: what the original's forward takes.
         example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
+        ties: the names of each of the original's parameters that has several.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class UtcGraphModule(fx.GraphModule):
     model_attributes: Mapping[str, Any] = MappingProxyType({})
     signature: Signature = Signature()
     example_inputs: Any = None
+    ties: tuple[tuple[str, ...], ...] = ()
     inherited: tuple[str, ...] = (
         "batch_inputs",
         "follows_mode",
@@ -47,6 +49,7 @@ class UtcGraphModule(fx.GraphModule):
         "model_attributes",
         "signature",
         "example_inputs",
+        "ties",
     )
     kept_attributes: tuple[str, ...] = inherited
 

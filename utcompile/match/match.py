@@ -67,10 +67,22 @@ def match(
         taken = select(_without_excluded(rule, found, engine), rule.select)
         _check_expect(rule, taken, len(found), engine, lambda: _misses(ruleset, engine))
         sites += _sites(rule, taken, view, fitting, skipped)
-    trained, notes = find_trained(ruleset.train, engine, _covered)
+    chosen = find_trained(ruleset.train, engine, _covered)
     _check_sites(sites)
     misses = cache(lambda: _misses(ruleset, engine))
-    return Plan(tuple(merge_shared(sites)), trained, ruleset, captured, view, misses, rewriter, notes, tuple(skipped))
+    found_sites = tuple(merge_shared(sites))
+    return Plan(
+        found_sites,
+        chosen.names,
+        ruleset,
+        captured,
+        view,
+        misses,
+        rewriter,
+        chosen.untied,
+        notes=chosen.notes,
+        skipped=tuple(skipped),
+    )
 
 
 def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:

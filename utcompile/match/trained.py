@@ -8,11 +8,13 @@ tuners alone. The plan has a line for either.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import GraphView
+from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.engine import Engine, named, shown
 from utcompile.match.places import wider_glob
 from utcompile.match.vocabulary import vocabulary_read_back
@@ -21,8 +23,23 @@ from utcompile.rules import Pattern, Train, glob_match
 Covered = Callable[[Engine, Pattern], Collection[fx.Node]]
 
 
-def find_trained(lines: Sequence[Train], engine: Engine, covered: Covered) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the parameters that the lines select, and what the plan says of lines that select less.
+@dataclass(frozen=True)
+class Trained:
+    """What the lines of `train:` select.
+
+    Attributes:
+        names: of the parameters, with all names of those that are tied.
+        untied: those that train apart from what they are tied to.
+        notes: what the plan says of lines that select less than they might.
+    """
+
+    names: tuple[str, ...]
+    untied: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_trained(lines: Sequence[Train], engine: Engine, covered: Covered) -> Trained:
+    """Find what the lines select.
 
     Args:
         lines: of `train:`.
@@ -32,17 +49,20 @@ def find_trained(lines: Sequence[Train], engine: Engine, covered: Covered) -> tu
     Raises:
         UtcError: a line other than `pattern:head` selects nothing.
     """
-    found: dict[str, None] = {}
+    found: list[str] = []
+    untied: list[str] = []
     notes: list[str] = []
     for line in lines:
         names, said = _of_pattern(line, engine, covered) if line.kind == "pattern" else (_of_glob(line, engine), [])
-        found |= dict.fromkeys(names)
+        found += names
+        untied += names if line.kind == "untied" else []
         notes += said
         if not names and not said:
             why, fix = _selects_nothing(line, engine)
             what = f"train: '{line.kind}:{line.glob}' selects no parameter"
             raise UtcError(what, where=str(line.mark), why=why, fix=f"{fix}; or remove the line")
-    return tuple(found), tuple(notes)
+    alone = tuple(dict.fromkeys(untied))
+    return Trained(tied_to(found, ties_of(engine.view.module), alone), alone, tuple(notes))
 
 
 def _of_pattern(line: Train, engine: Engine, covered: Covered) -> tuple[list[str], list[str]]:
@@ -99,7 +119,7 @@ def _selects_nothing(line: Train, engine: Engine) -> tuple[str, str]:
     names = _names(engine.view)
     owners = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
     found = wider_glob(line.glob, owners if line.kind == "module" else names)
-    why = "no parameter has such a name" if line.kind == "parameter" else "no module of such a name has a parameter"
+    why = "no parameter has such a name" if line.kind != "module" else "no module of such a name has a parameter"
     return why, f"write {line.kind}:{found}" if found else "see `utcompile inspect`"
 
 

@@ -19,7 +19,9 @@ from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import GraphView, Operation, describe, is_state, tensor, value_of
+from utcompile.graph.stored import is_stored
 from utcompile.match.engine import Bindings
+from utcompile.match.quantised import as_linear, quantised, quantised_module, quantised_operand
 from utcompile.tuners import RECURRENT
 
 _LAYERS = frozenset(
@@ -36,6 +38,19 @@ _PROBED = 2  # the batch at which captures are traced back to rows
 
 
 @dataclass(frozen=True)
+class Held:
+    """A weight that no update can be added to.
+
+    Attributes:
+        why: in words, such as `0.weight is int8`.
+        shape: that it has as a matrix of numbers.
+    """
+
+    why: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TunedWeight:
     """The parameters that a tuner changes at one operation.
 
@@ -46,6 +61,7 @@ class TunedWeight:
         names: role to the parameter's name; None where the operation has none.
         shapes: role to its shape.
         direct: whether the operation reads its weight itself.
+        held: the weight that no update can be added to, and is none of `names`; None where one can.
     """
 
     node: fx.Node
@@ -54,6 +70,7 @@ class TunedWeight:
     names: Mapping[str, str | None]
     shapes: Mapping[str, tuple[int, ...] | None]
     direct: bool = True
+    held: Held | None = None
 
 
 def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphView) -> TunedWeight:
@@ -80,6 +97,9 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
         raise _nothing(capture, op)
     else:
         source = op.inputs[0]
+        beside = _beside_quantised(node, op, roles, view)
+        if beside is not None:
+            return beside
         if node.op == "call_module":
             found, direct = _of_module(node, op, roles, view, capture), True
         else:
@@ -89,6 +109,41 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
     named = dict(view.module.named_parameters(remove_duplicate=False))
     shapes = {r: tuple(named[n].shape) if n is not None else None for r, n in found.items()}
     return TunedWeight(node, op, source, found, shapes, direct)
+
+
+def _beside_quantised(node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView) -> TunedWeight | None:
+    """An operation whose weight is quantised, as a branch sees it; None where it is not."""
+    if "weight" not in roles or op.attributes.get("spelled_out"):
+        return None
+    if node.op == "call_module":
+        leaf = view.module.get_submodule(str(node.target))
+        weight = getattr(leaf, "weight", None) if op.name in _LAYERS else None
+        held = quantised(f"{node.target}.weight", weight) if isinstance(weight, torch.Tensor) else ""
+        shape = tuple(weight.shape) if held and isinstance(weight, torch.Tensor) else ()
+    else:
+        operand = operand_of(node, "weight", op)
+        if op.name not in _LAYERS and op.name != "addmm":
+            operand = next((n for n in node.all_input_nodes if is_stored(n)), None)
+        held = quantised_operand(operand, view) if operand is not None and is_stored(operand) else ""
+        value = value_of(operand) if operand is not None else None
+        shape = value.sizes(_PROBED) if held and value is not None else ()
+    if not held:
+        return None
+    seen = Operation("matmul", op.inputs) if op.name == "addmm" else op
+    if op.name not in _LAYERS and op.name not in ("addmm", "matmul"):
+        found = as_linear(op.inputs[0], node, view)
+        if found is None:
+            return None
+        seen, shape = found
+    return TunedWeight(node, seen, op.inputs[0], {"weight": None}, {"weight": None}, True, Held(held, shape))
+
+
+def beside_module(path: str, source: fx.Node, target: fx.Node, view: GraphView) -> TunedWeight | None:
+    """A module with quantised tensors as a branch sees it: a linear from its input to its result."""
+    held, found = quantised_module(path, view), as_linear(source, target, view)
+    if not held or found is None:
+        return None
+    return TunedWeight(target, found[0], source, {"weight": None}, {"weight": None}, True, Held(held, found[1]))
 
 
 def _nothing(capture: str, op: Operation) -> UtcError:

@@ -32,13 +32,15 @@ from utcompile.graph import (
     tensor,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.match import Plan, Site, Stage, require_sites
+from utcompile.graph.ties import clones
+from utcompile.match import Plan, Site, Stage, TunerDtype, require_sites
+from utcompile.rewrite.masters import raise_precision
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 from utcompile.rewrite.weights import frozen_parameters, reparametrise
-from utcompile.tuners import Tuner
+from utcompile.tuners import HALVES, Tuner
 
 
 def apply_plan(plan: Plan) -> TunedModule:
@@ -50,12 +52,14 @@ def apply_plan(plan: Plan) -> TunedModule:
     require_sites(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
-    _clone_trained(root, plan.trained)
+    _clone_trained(root, plan.trained, plan.untied)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
     _settle_earlier(graph)
-    work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode)
+    work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode, plan.tuner_dtype)
     sites = tuple(work.insert(site) for site in plan.sites)
+    if plan.tuner_dtype == "float32":
+        raise_precision(graph, root, {name: f"base_values.{i}" for i, name in enumerate(plan.trained)})
     work.finish()
     check_reach(graph, root, sites)
     tuned = TunedModule(root, graph, type(plan.module).__name__)
@@ -73,18 +77,19 @@ def _settle_earlier(graph: fx.Graph) -> None:
             node.meta.pop(key, None)
 
 
-def _clone_trained(root: nn.Module, names: tuple[str, ...]) -> None:
+def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...]) -> None:
     if not names:
         return
     store = nn.Module()
     root.add_module("base_values", store)
+    made = clones({name: root.get_parameter(name) for name in names}, untied)
     for i, name in enumerate(names):
         path, _, attribute = name.rpartition(".")
         owner = root.get_submodule(path)
         parameter = owner._parameters[attribute]
         assert parameter is not None
         store.register_buffer(str(i), parameter.detach(), persistent=False)
-        owner._parameters[attribute] = nn.Parameter(parameter.detach().clone(), requires_grad=True)
+        owner._parameters[attribute] = made[name]
 
 
 class _Rewriter:
@@ -97,9 +102,10 @@ class _Rewriter:
         view: GraphView,
         mapping: dict[fx.Node, fx.Node],
         follows_mode: bool,
+        tuner_dtype: TunerDtype,
     ) -> None:
         self.root, self.graph, self.view, self.mapping = root, graph, view, mapping
-        self.follows_mode = follows_mode
+        self.follows_mode, self.tuner_dtype = follows_mode, tuner_dtype
         self.current: dict[fx.Node, fx.Node] = {}  # a recorded node -> its value as changed so far
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
         self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
@@ -107,7 +113,7 @@ class _Rewriter:
 
     def insert(self, site: Site) -> TunedSite:
         """Build a site's tuner and add its nodes."""
-        tuner = _build(site, self.root, self.shared)
+        tuner = _build(site, self.root, self.shared, self.tuner_dtype)
         name = self._add_module(site, tuner)
         source = self.mapping[site.source]
         targets = [self.mapping[t] for t in site.targets]
@@ -255,12 +261,28 @@ def _forget_state(node: fx.Node) -> None:
             stack += user.users
 
 
-def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module]) -> Tuner:
+def _build(
+    site: Site, root: nn.Module, shared: dict[Hashable, nn.Module], tuner_dtype: TunerDtype = "float32"
+) -> Tuner:
     tuner = site.build(shared)
     value = site.build_from.target.value
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
+    if dtype in HALVES and tuner_dtype == "float32":
+        dtype = torch.float32
     reference = next(root.parameters(), None)
     tuner.to(device=reference.device if reference is not None else value.device, dtype=dtype)
     if site.form == "weight":
-        tuner.start(*frozen_parameters(site, root))
+        frozen = frozen_parameters(site, root)
+        if kind := next((p.dtype for p in frozen if p is not None and p.is_complex()), None):
+            _make_complex(tuner, kind)
+        own = [p.to(dtype) if p is not None and p.dtype in HALVES else p for p in frozen]
+        tuner.start(*own)
     return tuner
+
+
+def _make_complex(tuner: nn.Module, dtype: torch.dtype) -> None:
+    """Complex factors for a complex weight: real ones would leave the imaginary half of it as it is."""
+    for module in tuner.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)

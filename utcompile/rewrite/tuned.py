@@ -58,6 +58,14 @@ class TunedModule(UtcGraphModule):
     proven: str = "unproven"
     kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "proven")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's: what trains may be in float32 beside a base in half precision."""
+        for name, parameter in self.named_parameters():
+            if parameter.is_floating_point() and not parameter.requires_grad and not name.startswith("tuners."):
+                return parameter.dtype
+        return super().dtype
+
     def train(self, mode: bool = True) -> TunedModule:
         """Set the mode of the tuners; the frozen backbone stays in eval."""
         super().train(mode)

@@ -218,7 +218,7 @@ class Builder:
 
 
 def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]) -> Train:
-    """`pattern:head`, `module:head.*` or `parameter:**.bias`.
+    """`pattern:head`, `module:head.*`, `parameter:**.bias` or `untied:lm_head.weight`.
 
     Args:
         passage: the text.
@@ -226,8 +226,8 @@ def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]
         named: raises where there is no pattern of a name, given the name and the place.
     """
     kind, colon, glob = passage.text.partition(":")
-    if kind not in ("pattern", "module", "parameter") or not colon:
-        fix = "write pattern:head, module:head.* or parameter:**.bias"
+    if kind not in ("pattern", "module", "parameter", "untied") or not colon:
+        fix = "write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight"
         raise UtcError(f"'{short(passage.text)}' does not say what to train", where=str(mark), fix=fix)
     where = str(passage.mark(len(kind) + 1))
     if kind == "pattern":

@@ -284,5 +284,7 @@ class RuleFile(Entry):
     patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
     tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")
     rules: list[RuleEntry] = Field([], description="applied in this order; none where `train:` says all")
-    train: list[str] = Field([], description="what is trained beside: pattern:head, module:head.*, parameter:**.bias")
+    train: list[str] = Field(
+        [], description="what else is trained: pattern:head, module:head.*, parameter:**.bias, untied:NAME"
+    )
     tests: list[TestEntry] = Field([], description="models, and the sites each rule must find")

@@ -14,6 +14,7 @@ from utcompile.graph import Operation
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
+from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.slices import Slices, places
 
 _STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
@@ -52,6 +53,7 @@ class Lora(Tuner):
 
     config_class: ClassVar[type[TunerConfig]] = LoraConfig
     forms = ("weight",)
+    reads_parameters = True
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class Lora(Tuner):
             branch, why_not = None, "the rule says how: reparametrised"
         elif config.how == "auto" and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
-            if cheaper_form(op.name, site, rank) == "reparametrised":
+            if not site.held and cheaper_form(op.name, site, rank) == "reparametrised":
                 branch = None
         if config.dropout and branch is None:
             raise UtcError(
@@ -140,8 +142,11 @@ class Lora(Tuner):
 
         Reparametrised: W -> W'.
         """
-        if self.branch is None:
-            return super().forward(x)
+        return super().forward(x) if self.branch is None else self._branch(x, y)
+
+    @in_own_dtype
+    def _branch(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        assert self.branch is not None
         if self.dropout is not None:
             x = self.dropout(x)
         if y is None:
