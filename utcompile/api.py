@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,26 @@ from utcompile.capture.example import Example
 from utcompile.capture.inputs import Examples, bind_inputs
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
-from utcompile.match import Plan, TunerDtype, require_sites
+from utcompile.match import Plan, TunerDtype
 from utcompile.match import match as find
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.start import insert_and_check
 
 
-def match(captured: UtcGraphModule, rules: RuleSet | str | Path, vars: Mapping[str, Any] | None = None) -> Plan:
+def match(
+    captured: UtcGraphModule,
+    rules: RuleSet | str | Path,
+    vars: Mapping[str, Any] | None = None,
+    train: Sequence[str] | None = None,
+) -> Plan:
     """Find every place that a rule set speaks of; `plan.apply()` inserts the tuners.
 
     Args:
         captured: a `CapturedModule`.
         rules: a `RuleSet`, a path, a shipped name such as `u_tuning/dual`, or YAML text (with a newline).
         vars: values for the rule file's `vars:`.
+        train: what is trained beside the tuners, instead of the file's `train:`; nothing with an empty list.
 
     Raises:
         UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
@@ -42,7 +48,7 @@ def match(captured: UtcGraphModule, rules: RuleSet | str | Path, vars: Mapping[s
             why="tuners that are not folded have no second layer of tuners",
             fix="put all the rules in one file and match the captured model; or fold first, and tune the folded model",
         )
-    return require_sites(find(captured, rules, vars, insert_and_check))
+    return find(captured, rules, vars, insert_and_check, train)
 
 
 def compile(
@@ -53,6 +59,7 @@ def compile(
     dynamic: Any = None,
     base: Literal["frozen", "follow"] = "frozen",
     verify: Literal["values", "full", "shapes"] = "values",
+    train: Sequence[str] | None = None,
     tuner_dtype: TunerDtype = "float32",
 ) -> TunedModule:
     """Capture a model, match rules and insert their tuners.
@@ -80,8 +87,9 @@ def compile(
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
     if isinstance(model, UtcGraphModule):
-        return _compile_again(model, rules, example_inputs, vars, dynamic, base, verify, tuner_dtype)
-    tuned: TunedModule = match(capture(model, example_inputs, dynamic, base, verify), rules, vars).apply(tuner_dtype)
+        return _compile_again(model, rules, example_inputs, vars, dynamic, base, verify, train, tuner_dtype)
+    plan = match(capture(model, example_inputs, dynamic, base, verify), rules, vars, train)
+    tuned: TunedModule = plan.apply(tuner_dtype)
     return tuned
 
 
@@ -93,6 +101,7 @@ def _compile_again(
     dynamic: Any,
     base: str,
     verify: str,
+    train: Sequence[str] | None,
     tuner_dtype: TunerDtype,
 ) -> TunedModule:
     """Tune a captured or folded module: it is a graph already, and tuners that an earlier fold kept stay in it."""
@@ -101,6 +110,8 @@ def _compile_again(
             "what varies in a recorded module, and whether it follows the mode, was decided when it was captured",
             fix="leave out `dynamic=` and `base=`, or compile the original model",
         )
-    plan = replace(match(recorded, rules, vars), tuner_dtype=tuner_dtype)
-    example = Example.of(bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype)
+    plan = replace(match(recorded, rules, vars, train), tuner_dtype=tuner_dtype)
+    example = Example.of(
+        bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype, device=recorded.device
+    )
     return insert_and_check(plan, example)

@@ -178,7 +178,7 @@ def test_rules_that_find_nothing_are_an_error_at_every_door(kind: str) -> None:
     captured = utc.capture(mlp(), x)
     for door in (
         lambda: utc.compile(mlp(), text, x),
-        lambda: utc.match(captured, text),
+        lambda: utc.match(captured, text).apply(),
         lambda: utc.compile(captured, text, x),
     ):
         with pytest.raises(utc.UtcError, match="none of the rules found a place") as caught:

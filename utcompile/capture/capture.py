@@ -125,7 +125,9 @@ def capture(
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
     captured.signature = Signature.of(model, inputs.arguments)
-    captured.example_inputs = Example.of(inputs.arguments, compared=verify != "shapes", dtype=captured.dtype)
+    captured.example_inputs = Example.of(
+        inputs.arguments, compared=verify != "shapes", dtype=captured.dtype, device=captured.device
+    )
     captured.ties = ties_of(captured)
     captured.eval()
     captured.report = CaptureReport(

@@ -51,22 +51,26 @@ class Example:
         drawn: what stands for each tensor of `kept`, in order; empty where the tensors themselves are kept.
         compared: whether a comparison is wanted; not after `verify="shapes"`.
         dtype: the dtype of the model's parameters at capture.
+        device: their device.
     """
 
     kept: Mapping[str, Any]
     drawn: tuple[Drawn, ...] = ()
     compared: bool = True
     dtype: torch.dtype = torch.float32
+    device: torch.device | None = None
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], *, compared: bool, dtype: torch.dtype) -> Self:
+    def of(
+        cls, arguments: Mapping[str, Any], *, compared: bool, dtype: torch.dtype, device: torch.device | None = None
+    ) -> Self:
         """Keep arguments, given by name."""
         found = tensors(arguments)
         is_large = sum(t.numel() * t.element_size() for t in found if t.layout == torch.strided) > _KEPT_BYTES
         is_drawn = is_large and all(t.layout == torch.strided for t in found)
         keep = _placeholder if is_drawn else _copied
         kept = {name: map_tensors(keep, value) for name, value in arguments.items()}
-        return cls(kept, tuple(map(Drawn.like, found)) if is_drawn else (), compared, dtype)
+        return cls(kept, tuple(map(Drawn.like, found)) if is_drawn else (), compared, dtype, device)
 
     def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """Fresh arguments for a model that may have been cast or moved since it was captured."""
@@ -76,7 +80,8 @@ class Example:
         def fresh(tensor: T) -> T:
             made = next(drawn).values(generator) if self.drawn else _copied(tensor)
             wanted = dtype if made.dtype == self.dtype else made.dtype
-            return made.detach().to(device, wanted).requires_grad_(tensor.requires_grad)
+            place = device if device != self.device else tensor.device  # a model may read from several devices
+            return made.detach().to(place, wanted).requires_grad_(tensor.requires_grad)
 
         return {name: map_tensors(fresh, value) for name, value in self.kept.items()}
 
@@ -89,4 +94,4 @@ def _copied(tensor: T) -> T:
 
 
 def _placeholder(tensor: T) -> T:
-    return torch.empty(0, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+    return torch.empty(0, dtype=tensor.dtype, device=tensor.device, requires_grad=tensor.requires_grad)

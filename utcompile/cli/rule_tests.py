@@ -119,19 +119,19 @@ def _run(name: str, rules: RuleSet, entry: RuleTest, model: CapturedModule) -> I
 
 
 def _match(rules: RuleSet, entry: RuleTest, model: CapturedModule) -> Plan:
-    from utcompile.match import match
+    import utcompile as utc
 
-    return match(model, rules, entry.vars or None)  # a test may state that nothing is found
+    return utc.match(model, rules, entry.vars or None)
 
 
 def _lenient(rules: RuleSet, entry: RuleTest, model: CapturedModule) -> Plan:
     """The plan, also where a rule finds fewer or more sites than it expects itself: that is what is tested."""
-    from utcompile.match import match
+    import utcompile as utc
     from utcompile.rules import Expect, RuleSet
 
     loaded = RuleSet.load(rules, vars=entry.vars or None)
     any_number = Expect(optional=True, at_least=0)
-    return match(model, replace(loaded, rules=tuple(replace(r, expect=any_number) for r in loaded.rules)))
+    return utc.match(model, replace(loaded, rules=tuple(replace(r, expect=any_number) for r in loaded.rules)))
 
 
 def _near(plan: Plan, rule: str) -> list[str]:

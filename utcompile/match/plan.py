@@ -14,8 +14,10 @@ from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.cost import PlanCost, plan_cost
 from utcompile.match.diff import PlanDiff, diff
 from utcompile.match.explain import Explanation, Misses, explain
+from utcompile.match.left_out import left_out
 from utcompile.match.sites import Site
-from utcompile.match.text import columns, counted
+from utcompile.match.skipped import Skipped
+from utcompile.match.text import columns, counted, listed
 from utcompile.rules import RuleSet
 
 TunerDtype = Literal["float32", "base"]
@@ -32,6 +34,8 @@ class Plan:
         untied: those of them that train apart from what they are tied to.
         ruleset: the rules.
         module: the captured model; it stays as it is.
+        notes: what there is to say of lines of `train:` that select less than they might.
+        skipped: places that a rule with `on_refusal: skip` has passed over, each with its reason.
         tuner_dtype: of what trains, where the base is in half precision.
 
     Example:
@@ -56,6 +60,8 @@ class Plan:
     rewriter: Callable[[Plan], Any] | None = field(default=None, repr=False)
     untied: tuple[str, ...] = ()
     tuner_dtype: TunerDtype = "float32"
+    notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -68,6 +74,11 @@ class Plan:
             if not any(other in first for other in others if name not in self.untied):
                 first[name] = named[name].numel()
         return first
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """Where weights are tuned: the matrices of the model that are neither tuned nor trained."""
+        return left_out(self.sites, self.trained, self.view)
 
     @property
     def parameters(self) -> int:
@@ -126,6 +137,9 @@ class Plan:
             "rules": self.ruleset.name,
             "sites": sites,
             "trained": list(self.trained),
+            "left_out": list(self.left_out),
+            "skipped": [s.to_dict() for s in self.skipped],
+            "notes": list(self.notes),
             "trainable_parameters": self.parameters,
             "cost": self.cost.to_dict(),
         }
@@ -143,5 +157,7 @@ class Plan:
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
         sites = f"{counted(len(self.sites), 'site')} ({counts})" if counts else "no sites"
         last = f"{sites}, {self.parameters:,} parameters to train"
-        notes = [s.note for s in self.sites if s.note]
+        notes = [*(s.note for s in self.sites if s.note), *self.notes, *map(str, self.skipped)]
+        if self.left_out:
+            notes.append(f"left out: {counted(len(self.left_out), 'weight matrix')}: {listed(self.left_out)}")
         return [*notes, *([str(self.cost)] if self.sites else []), last]

@@ -11,7 +11,7 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Value, describe, readers, tensor, value_of
 from utcompile.match.engine import Bindings
-from utcompile.match.fitting import Fitting
+from utcompile.match.fitting import Fitted, Fitting
 from utcompile.match.grid import grid_of
 from utcompile.match.parameters import channel_axis_of, reads_of
 from utcompile.match.projection import projection_of
@@ -131,11 +131,11 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
         if form == "tokens":
             site = tokens_site(rule, place, env, view)
         _check_real(config.kind, cls, tuned, source, target, view)
-        _check_legal(rule, source, target, view)
+        _check_parallel(rule, source, target, view)
         if form == "tokens" and cls.reads_stream:
             place = (place, projection_of(place, view))
             site = replace(site, source=port_of("the stream", place[1].stream, view))
-        fitted = fitting.fit(config, site)
+        fitted, config = _fitted(config, site, (source, target), fitting, view)
         if site.held and fitted.how != "branch":
             raise _no_branch(config.kind, site.held)
     except UtcError as error:
@@ -244,6 +244,27 @@ def _reader(rule: Rule, env: Bindings, view: GraphView) -> fx.Node | None:
     return node
 
 
+def _fitted(
+    config: TunerConfig, site: TunerSite, values: Sequence[fx.Node], fitting: Fitting, view: GraphView
+) -> tuple[Fitted, TunerConfig]:
+    """What the tuner is at a site; changed to `how: reparametrised` where a value is written to that a branch needs.
+
+    A tuner that changes the weight leaves values alone: what is written into the result afterwards is the same write,
+    into other numbers.
+    """
+    fitted = fitting.fit(config, site)
+    if site.form == "weight" and fitted.how == "reparametrised":
+        return fitted, config
+    try:
+        check_unwritten(values, view)
+    except UtcError:
+        if site.form != "weight" or getattr(config, "how", None) != "auto" or getattr(config, "dropout", 0):
+            raise
+        config = config.model_copy(update={"how": "reparametrised"})
+        fitted = fitting.fit(config, site)
+    return fitted, config
+
+
 def _check_real(
     kind: str, cls: type[Tuner], tuned: TunedWeight | None, source: fx.Node, target: fx.Node, view: GraphView
 ) -> None:
@@ -264,14 +285,13 @@ def _check_real(
         )
 
 
-def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) -> None:
+def _check_parallel(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) -> None:
     if rule.insert.form == "parallel" and view.depends(source, target):
         raise UtcError(
             f"'{rule.insert.source}' is computed from '{rule.insert.target}'",
             why="a parallel tuner must not read what it changes",
             fix="swap the two, or use `sequential:`",
         )
-    check_unwritten([source, target], view)
 
 
 def check_unwritten(nodes: Sequence[fx.Node], view: GraphView) -> None:

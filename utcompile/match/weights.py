@@ -31,6 +31,8 @@ _LAYERS = frozenset(
 _MOVES = frozenset(
     "split getitem reshape permute transpose contiguous detach identity to expand repeat cat roll stack".split()
 )
+# a product with the transpose of a parameter is a linear that has no place for another bias
+_TRANSPOSED = Operation("linear", attributes={"spelled_out": True})
 _PART = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
 _PROBED = 2  # the batch at which captures are traced back to rows
 
@@ -193,9 +195,12 @@ def _of_function(
         return found, direct, op
     is_plain = op.attributes.get("alpha", 1) == op.attributes.get("beta", 1) == 1
     if op.name == "addmm" and len(op.inputs) == 1 and len(operands) == 2 and is_plain:
-        at = [operand_of(node, role, op) for role in roles]  # x @ W + b, as GPT-2 writes its linears
-        found = {r: _behind(o, view) if o is not None else None for r, o in zip(roles, at, strict=True)}
-        return found, all(o is None or o.op == "get_attr" for o in at), Operation("matmul", op.inputs)
+        at = {role: operand_of(node, role, op) for role in roles}  # x @ W + b, as GPT-2 writes its linears
+        found = {r: _behind(o, view) if o is not None else None for r, o in at.items()}
+        weight = operand_of(node, "weight", op)
+        if weight is not None and _is_transposed(weight, view):
+            return found, True, replace(_TRANSPOSED, inputs=op.inputs, parameters={"bias": op.parameters["input"]})
+        return found, all(o is None or o.op == "get_attr" for o in at.values()), Operation("matmul", op.inputs)
     if "weight" not in roles:
         return dict.fromkeys(roles), True, op
     if len(operands) != 1:
@@ -207,12 +212,28 @@ def _of_function(
         )
     (operand,) = operands
     is_product = op.name == "matmul" and node.args[1:2] == (operand,)
+    if is_product and _is_transposed(operand, view):  # x @ W.T, as Falcon writes its linears
+        return (
+            {r: _behind(operand, view) if r == "weight" else None for r in roles},
+            True,
+            replace(_TRANSPOSED, inputs=op.inputs),
+        )
     kept = op if is_product else Operation("parameter", op.inputs)
     if op.name == "einsum":
         given = list(node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:])
         kept = replace(op, attributes={**op.attributes, "weight_at": given.index(operand)})
     found = {r: _behind(operand, view) if r == "weight" else None for r in roles}
     return found, operand.op == "get_attr", kept
+
+
+def _is_transposed(operand: fx.Node, view: GraphView) -> bool:
+    """Whether a weight `(in, out)` is the transpose of a parameter `(out, in)`, and nothing else."""
+    if operand.op == "get_attr":
+        return False
+    inputs = operand.all_input_nodes
+    value = value_of(operand)
+    moves = view.operations[operand].name in ("transpose", "permute")
+    return moves and value is not None and value.rank == 2 and len(inputs) == 1 and inputs[0].op == "get_attr"
 
 
 def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
@@ -278,10 +299,10 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
 
 
 def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: GraphView) -> tuple[tuple[int, ...], ...]:
-    """The rows of a packed weight that slices name.
+    """The output channels of a packed weight that slices name: rows of a linear's weight, columns of `x @ W`.
 
-    `3/3` is the third of three equal parts. A capture stands for the rows it is made of: the packed result's channel
-    numbers are sent through what stands between it and the capture, which may only move numbers about.
+    `3/3` is the third of three equal parts. A capture stands for the channels it is made of: the channel numbers of the
+    packed result are sent through what lies between it and the capture, which may only move numbers about.
 
     Raises:
         UtcError: a name is no capture, does not come from the operation, or is computed and not only moved.
@@ -289,13 +310,16 @@ def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: Grap
     shape = tuned.shapes.get("weight")
     value = value_of(tuned.node)
     axis = view.channel_axis.get(tuned.node)
-    if not shape or value is None or axis is None or value.shape[axis] != shape[0] or not tuned.direct:
+    if value is not None and view.operations[tuned.node].name == "matmul" and is_state(tuned.node.args[0]):
+        axis = value.rank - 2  # W @ x
+    count = shape[-1 if tuned.operation.name == "matmul" and len(shape) == 2 else 0] if shape else None
+    if count is None or value is None or axis is None or value.shape[axis] != count or not tuned.direct:
         raise UtcError(
-            f"{tuned.operation.name} has no rows to slice",
-            why="slices are rows of a linear's or convolution's weight, which are its result's channels",
+            f"{tuned.operation.name} has no output channels to slice",
+            why="slices are parts of a linear's or convolution's weight, one a channel of its result",
             fix="leave out `slices:`",
         )
-    result = tuple(_rows(text, env, tuned.node, shape[0], axis, view) for text in slices)
+    result = tuple(_rows(text, env, tuned.node, count, axis, view) for text in slices)
     every = [r for part in result for r in part]
     if len(set(every)) != len(every):
         raise UtcError(f"slices {list(slices)} overlap", fix="name each part once")

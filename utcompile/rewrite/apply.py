@@ -110,8 +110,6 @@ class _Rewriter:
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
         self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
         self.shared: dict[Hashable, nn.Module] = {}  # what tuners have in common
-        if "tuners" not in root._modules:  # else an earlier fold has kept some
-            root.add_module("tuners", nn.Module())
 
     def insert(self, site: Site) -> TunedSite:
         """Build a site's tuner and add its nodes."""
@@ -226,6 +224,8 @@ class _Rewriter:
 
     def _add_module(self, site: Site, tuner: Tuner) -> str:
         name = re.sub(r"[^0-9A-Za-z_]", "_", site.id)
+        if "tuners" not in self.root._modules:  # else an earlier fold has kept some
+            self.root.add_module("tuners", nn.Module())
         tuners = self.root.get_submodule("tuners")
         while hasattr(tuners, name):  # `a.b` and `a_b` read alike
             name += "_"

@@ -160,6 +160,7 @@ class Rule:
     select: Select
     insert: Insertion
     expect: Expect
+    skips: bool = False  # `on_refusal: skip`: a place where the tuner cannot stand is passed over
 
 
 @dataclass(frozen=True)
