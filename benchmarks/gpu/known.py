@@ -46,34 +46,9 @@ KNOWN = (
         "the proof of the whole model runs in TF32 where torch allows it, and takes that rounding for an error",
     ),
     Known(
-        "frozen layers: backward through nn.*",
-        "RNN backward can only be called in training mode",
-        "a frozen layer stays in eval, where cuDNN computes no gradient of recurrent layers",
-    ),
-    Known(
-        "autocast: *, lora/*: the weight of backward",
-        "difference is",
-        "backward makes the changed weight again outside autocast: in float32, where forward's update was in bfloat16",
-    ),
-    Known(
-        "switches: disable_tuners under accelerate's bfloat16",
-        "off is",
-        "accelerate binds the present forward to the instance, and disable_tuners changes the class's forward",
-    ),
-    Known(
-        "switches: a training step on the meta device",
-        "autocast",
-        "torch has no autocast state for the meta device, and reparametrised sites ask for it",
-    ),
-    Known(
         "programs: resnet, ssf/all_layers, channels last: kept bytes",
         "of the contiguous one's is",
         "a weight is reshaped to be scaled, which copies one in channels last, and the copy is kept for backward",
-    ),
-    Known(
-        "programs: resnet, activation checkpointing",
-        "share of the kept bytes is",
-        "the hooks of reparametrised sites keep tensors past those of the checkpoint",
     ),
 )
 

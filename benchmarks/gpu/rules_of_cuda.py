@@ -42,7 +42,11 @@ def cudnn_recurrent(device: str) -> AbstractContextManager[Any]:
 
 
 class _RefusedInEval(TorchFunctionMode):
+    """Says that every tensor is on CUDA, and refuses what cuDNN would."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is torch.Tensor.is_cuda:
+            return True
         if getattr(func, "__name__", "") in _RECURRENT and torch.is_grad_enabled():
             rate = next(i for i, a in enumerate(args) if isinstance(a, float))  # dropout; `train` comes after it
             wanted = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)

@@ -15,6 +15,7 @@ from utcompile.deploy.structure import leaves, substitute, unique
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import full_precision
 from utcompile.graph.draws import draw_like
+from utcompile.rewrite import enabled_tuners
 
 _FEW = 4  # integers in a row: a grid, a box, a size
 _COLUMNS = 16  # numbers in a row that are looked at one by one
@@ -147,12 +148,12 @@ def resized(example_inputs: ExampleInputs, batch: int) -> tuple[Any, ...] | dict
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, without gradients and without TF32; every module's own mode is restored after."""
+    """`model` in eval mode, its tuners on, without gradients and without TF32; modes are restored after."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), enabled_tuners(model), full_precision():
             yield
     finally:
         # `train` first, for the models that drop a cache of biases in it, and then each module's own flag.

@@ -25,10 +25,11 @@ from utcompile.graph import (
     copy_graph,
     set_affine_norms,
     set_inplace,
+    set_trainable_recurrence,
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned
-from utcompile.rewrite import TunedModule, settle_precision
+from utcompile.rewrite import TunedModule, count_parameters, settle_precision
 
 
 def fold(
@@ -82,15 +83,16 @@ def fold(
             f"fold takes a TunedModule, not {type(tuned).__name__}", fix="compile the model first: utc.compile"
         )
     options = Options(float32, constants, batch_norms, dequantize)
-    inputs = ProofInputs(tuned, check_inputs)
+    compared = structural_copy(tuned)  # other threads may be using `tuned`, or have it off
+    assert isinstance(compared, UtcGraphModule)
+    inputs = ProofInputs(compared, check_inputs)
     folded, sites, base = _fold_sites(tuned, inputs, options)
     cut = cut_ties(folded, tuned.ties)
     owned(folded, _what_trains(tuned))
-    parameters = tuple(sum(p.numel() for p in m.parameters()) for m in (tuned, folded))
     report = FoldReport(
         tuple(sites),
-        prove_model(tuned, folded, inputs, options),
-        (parameters[0], parameters[1]),
+        prove_model(inputs.tuned, folded, inputs, options),
+        (count_parameters(tuned), count_parameters(folded)),
         tuple(base),
         count_flops(tuned, folded),
         (*changes_of_names(tuned, folded), *cut),
@@ -170,6 +172,7 @@ def _fold(
     settle_precision(work.graph, work.root)
     clear_inplace(work.graph, work.root)
     set_affine_norms(work.root, False)
+    set_trainable_recurrence(work.root, work.graph, False)
     for node in work.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm

@@ -10,8 +10,10 @@ from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
 from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, readers, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
+from utcompile.graph.observed import autocast_dtype, runs_plainly
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
 from utcompile.graph.precision import full_precision
+from utcompile.graph.recurrence import set_trainable_recurrence
 from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
 
@@ -33,6 +35,7 @@ __all__ = [
     "UtcGraphModule",
     "Value",
     "affine_batch_norm",
+    "autocast_dtype",
     "clear_inplace",
     "collector_paused",
     "copy_graph",
@@ -56,9 +59,11 @@ __all__ = [
     "origin_of",
     "place_of",
     "readers",
+    "runs_plainly",
     "set_affine_norms",
     "set_fused_arguments",
     "set_inplace",
+    "set_trainable_recurrence",
     "state_name",
     "tensor",
     "value_of",

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utcompile.graph.observed import autocast_dtype, runs_plainly
+
 
 def affine_batch_norm(
     input: torch.Tensor,
@@ -32,16 +34,13 @@ def affine_batch_norm(
         >>> x.grad[0, :, 0]
         tensor([1., 2., 3.])
     """
-    plain = training or not torch.is_grad_enabled() or not input.requires_grad or torch.compiler.is_compiling()
+    plain = training or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not input.requires_grad
     others = (running_mean, running_var, weight, bias)
-    if plain or any(t is not None and t.requires_grad for t in others) or _watched(input):
+    plain = plain or any(t is not None and t.requires_grad for t in others) or runs_plainly(input, *others)
+    if plain or autocast_dtype(input.device.type) is not None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     result: torch.Tensor = _Affine.apply(input, running_mean, running_var, weight, bias, eps)
     return result
-
-
-def _watched(x: torch.Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type) or torch._C._are_functorch_transforms_active()
 
 
 class _Affine(torch.autograd.Function):

@@ -167,6 +167,9 @@ def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> No
         if isinstance(owner, torch.jit.ScriptModule):
             attach(module, path, owner)
             continue
+        if getattr(type(owner), "is_copied_whole", False):
+            module.set_submodule(path, owner)
+            continue
         ours = type(owner).__module__.startswith("utcompile.graph.") or is_leaf(owner)
         # a hook that was set on a layer of a captured module does not make it another layer
         ours |= again and type(owner).__module__.startswith("torch.nn.modules.")

@@ -7,7 +7,14 @@ from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.learn import check_learning
 from utcompile.rewrite.masters import settle_precision
 from utcompile.rewrite.to_peft import save_peft
-from utcompile.rewrite.tuned import TunedModule, TunedSite, disable_tuners, site_nodes
+from utcompile.rewrite.tuned import (
+    TunedModule,
+    TunedSite,
+    count_parameters,
+    disable_tuners,
+    enabled_tuners,
+    site_nodes,
+)
 from utcompile.rewrite.weights import written_again
 
 __all__ = [
@@ -17,7 +24,9 @@ __all__ = [
     "TunedSite",
     "apply_plan",
     "check_learning",
+    "count_parameters",
     "disable_tuners",
+    "enabled_tuners",
     "fingerprint",
     "load_peft",
     "load_tuners",

@@ -29,13 +29,16 @@ from utcompile.graph import (
     is_state,
     set_affine_norms,
     set_inplace,
+    set_trainable_recurrence,
     tensor,
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
 from utcompile.match import Plan, Site, Stage, TunerDtype, require_sites
+from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.masters import raise_precision
 from utcompile.rewrite.order import sort_graph
+from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
@@ -52,14 +55,14 @@ def apply_plan(plan: Plan) -> TunedModule:
     require_sites(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
-    _clone_trained(root, plan.trained, plan.untied)
+    _clone_trained(root, plan.trained, plan.untied, plan.module.graph)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
     _settle_earlier(graph)
     work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode, plan.tuner_dtype)
     sites = tuple(work.insert(site) for site in plan.sites)
     if plan.tuner_dtype == "float32":
-        raise_precision(graph, root, {name: f"base_values.{i}" for i, name in enumerate(plan.trained)})
+        raise_precision(graph, root, {name: f"{NAME}.{i}" for i, name in enumerate(plan.trained)})
     work.finish()
     check_reach(graph, root, sites)
     tuned = TunedModule(root, graph, type(plan.module).__name__)
@@ -77,19 +80,16 @@ def _settle_earlier(graph: fx.Graph) -> None:
             node.meta.pop(key, None)
 
 
-def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...]) -> None:
+def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...], base: fx.Graph) -> None:
     if not names:
         return
-    store = nn.Module()
-    root.add_module("base_values", store)
-    made = clones({name: root.get_parameter(name) for name in names}, untied)
-    for i, name in enumerate(names):
+    parameters = {name: root.get_parameter(name) for name in names}
+    originals = Originals(names, parameters)
+    originals.add_twins(base, root)
+    for name, clone in clones(parameters, untied).items():
         path, _, attribute = name.rpartition(".")
-        owner = root.get_submodule(path)
-        parameter = owner._parameters[attribute]
-        assert parameter is not None
-        store.register_buffer(str(i), parameter.detach(), persistent=False)
-        owner._parameters[attribute] = made[name]
+        root.get_submodule(path)._parameters[attribute] = clone
+    root.add_module(NAME, originals)
 
 
 class _Rewriter:
@@ -246,6 +246,7 @@ class _Rewriter:
         sort_graph(self.graph)
         if not self.follows_mode:
             set_affine_norms(self.root, True)
+            set_trainable_recurrence(self.root, self.graph, True)
             for node in self.graph.nodes:
                 if node.target is F.batch_norm:
                     node.target = affine_batch_norm
@@ -269,8 +270,7 @@ def _build(
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
     if dtype in HALVES and tuner_dtype == "float32":
         dtype = torch.float32
-    reference = next(root.parameters(), None)
-    tuner.to(device=reference.device if reference is not None else value.device, dtype=dtype)
+    tuner.to(device=device_at(site.targets[0], root) or value.device, dtype=dtype)
     if site.form == "weight":
         frozen = frozen_parameters(site, root)
         if kind := next((p.dtype for p in frozen if p is not None and p.is_complex()), None):

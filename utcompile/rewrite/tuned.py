@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
+from utcompile.graph.codegen import quote_keywords
+from utcompile.rewrite.originals import NAME, Originals
+from utcompile.rewrite.switch import is_off, make_switch
 from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner, TunerConfig
+
+_M = TypeVar("_M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class TunedModule(UtcGraphModule):
     Only the tuners and what `train:` names require gradients. The backbone was captured in eval and stays there:
     `.train()` reaches the tuners alone, so frozen BatchNorm statistics and dropout stay put.
 
+    `forward` is one function for good. In each call it chooses between the tuned graph and the base's
+    (`disable_tuners`), so whatever wraps the module, or keeps its `forward`, sees the choice too.
+
     Attributes:
         sites: the tuners in place, in file order.
         trained: names of the backbone's parameters that train too.
@@ -62,9 +71,40 @@ class TunedModule(UtcGraphModule):
     def dtype(self) -> torch.dtype:
         """The base's: what trains may be in float32 beside a base in half precision."""
         for name, parameter in self.named_parameters():
-            if parameter.is_floating_point() and not parameter.requires_grad and not name.startswith("tuners."):
+            is_ours = name.startswith("tuners.") or name in self.trained
+            if parameter.is_floating_point() and not is_ours:
                 return parameter.dtype
         return super().dtype
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        result = super().__new__(cls, *args, **kwargs)
+        result.__dict__["_switch"] = make_switch()
+        return result
+
+    def recompile(self) -> Any:
+        """Generate the tuned `forward` again from the graph."""
+        code = super().recompile()
+        own: Any = type(self)
+        own._tuned_forward = own.forward
+        own.forward = _choosing(own.forward)
+        return code
+
+    def prepare_base(self) -> None:
+        """Generate the base's `forward`, once."""
+        if self.__dict__.get("_base_of") is not self.base_graph:
+            self.__dict__["_base_forward"] = type(self._base_module()).forward
+            self.__dict__["_base_of"] = self.base_graph
+
+    def _base_module(self) -> fx.GraphModule:
+        graph = self._originals().redirected(self.base_graph)
+        quote_keywords(graph)
+        return fx.GraphModule(self, graph)
+
+    def _replicate_for_data_parallel(self) -> fx.GraphModule:
+        """A replica runs in a thread that sees no context: it is made of the graph that is chosen here."""
+        replica = self._base_module() if is_off(self._switch) else super()._replicate_for_data_parallel()
+        replica.__dict__["_is_replica"] = True
+        return replica
 
     def train(self, mode: bool = True) -> TunedModule:
         """Set the mode of the tuners; the frozen backbone stays in eval."""
@@ -84,8 +124,7 @@ class TunedModule(UtcGraphModule):
 
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""
-        every = dict(self.named_parameters())
-        return sum(p.numel() for p in every.values() if p.requires_grad), sum(p.numel() for p in every.values())
+        return sum(p.numel() for p in self.parameters() if p.requires_grad), count_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """Print them as PEFT does: `trainable params: X || all params: Y || trainable%: Z`."""
@@ -94,13 +133,40 @@ class TunedModule(UtcGraphModule):
 
     def originals(self) -> dict[str, torch.Tensor]:
         """The frozen values of what `train:` clones, by name."""
-        store = self.get_submodule("base_values") if self.trained else nn.Module()
-        return {name: store.get_buffer(str(i)) for i, name in enumerate(self.trained)}
+        store = self._originals()
+        return {name: store.get_parameter(str(i)).detach() for i, name in enumerate(store.names)}
+
+    def _originals(self) -> Originals:
+        found = self._modules.get(NAME)
+        return found if isinstance(found, Originals) else Originals((), {})
+
+
+def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The one `forward` of a tuned module, with the signature that its graph has."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_off(self._switch):
+            return self._base_forward(self, *args, **kwargs)
+        return self._tuned_forward(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(tuned_forward)  # type: ignore[attr-defined]
+    return forward
 
 
 @contextmanager
-def disable_tuners(tuned: TunedModule) -> Iterator[TunedModule]:
-    """Inside the context the module computes what the base computed, its original head included.
+def disable_tuners(tuned: _M) -> Iterator[_M]:
+    """Inside the context a call computes what the base computed, its original head included.
+
+    Only calls of the model are changed, and only in this thread or asyncio task and those that are started from it with
+    its context. Saving, loading, folding, `state_dict()` and copies are what they are outside; a copy of the model is
+    another model, and its tuners are on. Contexts may be nested and may end in any order.
+
+    Args:
+        tuned: a tuned module, or a module that contains one: compiled by `torch.compile`, wrapped for distributed
+            training, a part of a larger model.
+
+    Raises:
+        UtcError: there is no tuned module in it.
 
     Example:
         >>> import torch, utcompile as utc
@@ -112,28 +178,37 @@ def disable_tuners(tuned: TunedModule) -> Iterator[TunedModule]:
         ...     torch.equal(tuned(x), model(x))
         True
     """
-    if not isinstance(tuned, TunedModule):
-        raise UtcError(f"disable_tuners takes a TunedModule, not {type(tuned).__name__}")
-    graph, base = tuned.graph, tuned.base_graph
-    originals = tuned.originals()
-    trained: dict[str, nn.Parameter | None] = {}
-    try:
-        for name, value in originals.items():
-            owner, attribute = _owner(tuned, name)
-            trained[name] = owner._parameters[attribute]
-            owner._parameters[attribute] = nn.Parameter(value, requires_grad=False)
-        tuned.graph = base
+    found = [m for m in tuned.modules() if isinstance(m, TunedModule)] if isinstance(tuned, nn.Module) else []
+    if not found:
+        raise UtcError(
+            f"disable_tuners takes a TunedModule, not {type(tuned).__name__}",
+            fix="pass what `utc.compile` or `plan.apply()` returned, or a module that contains it",
+        )
+    for module in found:
+        module.prepare_base()
+    with _chosen(found, off=True):
         yield tuned
-    finally:
-        tuned.graph = graph
-        for name, parameter in trained.items():
-            owner, attribute = _owner(tuned, name)
-            owner._parameters[attribute] = parameter
 
 
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = name.rpartition(".")
-    return module.get_submodule(path), attribute
+@contextmanager
+def enabled_tuners(module: nn.Module) -> Iterator[None]:
+    """Inside the context the tuners in a module are on, whatever `disable_tuners` is open around it."""
+    with _chosen([m for m in module.modules() if isinstance(m, TunedModule)], off=False):
+        yield
+
+
+@contextmanager
+def _chosen(modules: list[TunedModule], *, off: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module in modules:
+            switch = module._switch
+            stack.callback(switch.close, switch.open(off))
+        yield
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a model's parameters have, without the base's values of what `train:` cloned."""
+    return sum(p.numel() for n, p in module.named_parameters() if not n.startswith(f"{NAME}."))
 
 
 def site_nodes(graph: fx.Graph, site_id: str) -> dict[str, list[fx.Node]]:
@@ -154,5 +229,5 @@ def state_of_base(tuned: TunedModule) -> dict[str, Any]:
         **dict(tuned.named_parameters(remove_duplicate=False)),
         **dict(tuned.named_buffers(remove_duplicate=False)),
     }
-    mine = ("base_values.", *(f"{s.name}." for s in tuned.sites))
+    mine = (f"{NAME}.", *(f"{s.name}." for s in tuned.sites))
     return {k: v for k, v in every.items() if not k.startswith(mine)} | tuned.originals()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
@@ -187,8 +187,7 @@ class Tuner(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """For `weight`, reparametrised: what the operation reads instead of its own parameters."""
-        make = partial(changed_in_own_dtype, self)
-        return remember(make(*args), make, args, self.parameters())
+        return remember(changed_in_own_dtype(self, *args), self, args)
 
     def channel_map(self) -> ChannelMap | None:
         """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""

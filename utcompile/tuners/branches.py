@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from utcompile.graph import autocast_dtype, runs_plainly
+
 _CONVS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 _TRANSPOSED: dict[str, Any] = {
     "conv_transpose1d": F.conv_transpose1d,
@@ -87,9 +89,8 @@ def _fusible(x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor)
     """Whether this is plain training: gradients, one dtype, and nobody who looks at the operations."""
     return (
         torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()
+        and not runs_plainly(x, y, a, b)
+        and autocast_dtype(x.device.type) is None
         and x.dtype == y.dtype == a.dtype == b.dtype
         and y.is_contiguous()
     )
@@ -143,7 +144,7 @@ class _ConvBranch(torch.autograd.Function):
         total = y.detach()
         total.view(*y.shape[:2], -1).baddbmm_(b.expand(len(y), -1, -1), hidden.flatten(2), alpha=s)
         ctx.save_for_backward(x, hidden, a, b)
-        ctx.s, ctx.name, ctx.settings = s, name, settings
+        ctx.s, ctx.operation, ctx.settings = s, name, settings
         return total
 
     @staticmethod
@@ -151,7 +152,7 @@ class _ConvBranch(torch.autograd.Function):
         x, hidden, a, b = ctx.saved_tensors
         g = grad.flatten(2)
         if torch.is_grad_enabled():
-            hidden = _CONVS[ctx.name](x, a, None, **ctx.settings)
+            hidden = _CONVS[ctx.operation](x, a, None, **ctx.settings)
         wanted = ctx.needs_input_grad
         h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
         dx, da = _conv_backward(ctx.settings, h, x, a, wanted[0], wanted[2])

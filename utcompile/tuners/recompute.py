@@ -1,76 +1,104 @@
 """Operations on a changed weight that is computed again for backward instead of being kept.
 
-`conv(x, W + s·BA)` would save the second weight `W + s·BA` until its gradient is wanted. Here autograd saves how it was
-made: a weight that `remember` has seen is recomputed when backward asks for it. Compiled and exported graphs hold the
-plain operations, and their own planner decides what is kept.
+`conv(x, W + s·BA)` would save the second weight `W + s·BA` until its gradient is needed. A weight that `remember` has
+seen is not saved: one autograd function runs the operation, saves its other inputs, and computes the weight again in
+backward. What it saves, it saves as every function does, so that `torch.utils.checkpoint` and `save_on_cpu` around the
+model see it. Compiled and exported graphs contain the plain operations, and their own planner decides what is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
 
-_FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
-    "linear": F.linear,
-    "conv1d": F.conv1d,
-    "conv2d": F.conv2d,
-    "conv3d": F.conv3d,
-    "conv_transpose1d": F.conv_transpose1d,
-    "conv_transpose2d": F.conv_transpose2d,
-    "conv_transpose3d": F.conv_transpose3d,
-    "matmul": torch.matmul,
-    "bmm": torch.bmm,
-    "einsum": torch.einsum,
-}
+from utcompile.graph import autocast_dtype, runs_plainly
+from utcompile.tuners.gradients import FUNCTIONS, Call
+from utcompile.tuners.precision import changed_in_own_dtype
+
 _RECIPE = "_utcompile_recipe"
-_Layout = tuple[torch.Size, tuple[int, ...], Any]
 
 
-def remember(
-    result: Any,
-    make: Callable[..., Any],
-    parameters: tuple[torch.Tensor | None, ...],
-    factors: Iterable[torch.Tensor] = (),
-) -> Any:
-    """Note on a weight how it was made; gives it back.
+@dataclass(frozen=True)
+class _Recipe:
+    """How a weight was made.
 
-    Args:
-        result: what `make(*parameters)` gave: a tensor, or several, of which the first is the weight.
-        make: computes it again.
-        parameters: the frozen parameters it was made of.
-        factors: the trained ones; whoever changes them before backward is told so.
+    Attributes:
+        tuner: its `changed` computes the weight.
+        given: what `changed` was called with.
+        factors: the tuner's parameters as they were then.
+        versions: of these, to find out that one was changed in place.
+        lowered: the dtype of the autocast in which it was made.
+        cast: the dtype to which the weight was then cast.
     """
-    weight = result[0] if isinstance(result, tuple) else result
-    if not torch.compiler.is_compiling() and isinstance(weight, torch.Tensor) and weight.grad_fn is not None:
-        versions = tuple((f, f._version) for f in factors)
-        setattr(weight, _RECIPE, partial(_again, make, parameters, versions))
+
+    tuner: Any
+    given: tuple[torch.Tensor | None, ...]
+    factors: Mapping[str, torch.Tensor]
+    versions: Mapping[str, int]
+    lowered: torch.dtype | None
+    cast: torch.dtype
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, tuner: Any, given: tuple[torch.Tensor | None, ...]) -> _Recipe:
+        factors = dict(tuner.named_parameters())
+        versions = {name: f._version for name, f in factors.items() if not f.is_inference()}
+        return cls(tuner, given, factors, versions, autocast_dtype(weight.device.type), weight.dtype)
+
+    def again(self, given: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """The weight from what `changed` was called with, under the autocast of then."""
+        if any(self.factors[name]._version != version for name, version in self.versions.items()):
+            raise RuntimeError(
+                "a tuner's parameter was modified in place between forward and backward; call backward() before the "
+                "optimizer's step"
+            )
+        device = next((t.device.type for t in given if t is not None), "cpu")
+        tuner = _with_parameters(self.tuner, self.factors)
+        if autocast_dtype(device) == self.lowered:
+            result = changed_in_own_dtype(tuner, *given)
+        else:
+            with torch.autocast(device, self.lowered, enabled=self.lowered is not None, cache_enabled=False):
+                result = changed_in_own_dtype(tuner, *given)
+        weight: torch.Tensor = result[0] if isinstance(result, tuple) else result
+        return weight.to(self.cast)
+
+
+def _with_parameters(tuner: Any, factors: Mapping[str, torch.Tensor]) -> Any:
+    """A tuner with the parameters of then: itself, or where `functional_call` had lent it others, a copy with these."""
+    now = dict(tuner.named_parameters())
+    if now.keys() == factors.keys() and all(now[name] is f for name, f in factors.items()):
+        return tuner
+    return _copied(tuner, factors)
+
+
+def _copied(module: nn.Module, factors: Mapping[str, torch.Tensor], prefix: str = "") -> nn.Module:
+    result: nn.Module = object.__new__(type(module))
+    result.__dict__.update(module.__dict__)
+    own: dict[str, Any] = {n: factors.get(prefix + n, p) for n, p in module._parameters.items()}
+    inner = {n: m and _copied(m, factors, f"{prefix}{n}.") for n, m in module._modules.items()}
+    result.__dict__.update(_parameters=own, _modules=inner)
     return result
 
 
-def _again(
-    make: Callable[..., Any],
-    parameters: tuple[torch.Tensor | None, ...],
-    versions: tuple[tuple[torch.Tensor, int], ...],
-) -> torch.Tensor:
-    if any(f._version != version for f, version in versions):
-        raise RuntimeError(
-            "a tuner's parameter was modified in place between forward and backward; call backward() before the "
-            "optimizer's step"
-        )
-    with torch.no_grad():
-        result = make(*parameters)
+def remember(result: Any, tuner: nn.Module, given: tuple[torch.Tensor | None, ...]) -> Any:
+    """Note on a weight how it was made; gives it back.
+
+    Args:
+        result: what `tuner.changed(*given)` gave: a tensor, or several, of which the first is the weight.
+        tuner: computes it again.
+        given: the frozen parameters of which it was made.
+    """
     weight = result[0] if isinstance(result, tuple) else result
-    assert isinstance(weight, torch.Tensor)
-    return weight
+    if isinstance(weight, torch.Tensor) and not runs_plainly(weight) and weight.grad_fn is not None:
+        setattr(weight, _RECIPE, _Recipe.of(weight, tuner, given))
+    return result
 
 
 def recomputed(function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Call a function of `torch.nn.functional` or `torch`; weights that `remember` has seen are not saved for backward.
+    """Call a function of `torch.nn.functional` or `torch`; a weight that `remember` has seen is not saved for backward.
 
     Args:
         function: `linear`, `conv2d`, `conv_transpose1d`, `matmul`, `einsum` …
@@ -78,45 +106,50 @@ def recomputed(function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
         kwargs: more of them.
 
     Example:
-        >>> weight, update = torch.ones(3, 4), torch.zeros(3, 4, requires_grad=True)
-        >>> changed = remember(weight + update, lambda w: w + update, (weight,))
-        >>> recomputed("linear", torch.ones(2, 4), changed).sum().backward()
-        >>> update.grad[0]
+        >>> x, weight = torch.ones(2, 4), torch.ones(3, 4, requires_grad=True)
+        >>> recomputed("linear", x, weight).sum().backward()
+        >>> weight.grad[0]
         tensor([2., 2., 2., 2.])
     """
-    call = _FUNCTIONS[function]
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return call(*args, **kwargs)
-    weight = next((a for a in args if isinstance(a, torch.Tensor) and hasattr(a, _RECIPE)), None)
-    if weight is None:
-        return call(*args, **kwargs)
-    make: Callable[[], torch.Tensor] = getattr(weight, _RECIPE)
-    if torch.is_autocast_enabled(weight.device.type):
-        # autocast's own copy would be saved: make the copy here, where it is known for what it is
-        lower = torch.get_autocast_dtype(weight.device.type)
-        given = weight
-        weight = weight.to(lower)
-        args = tuple(weight if a is given else a for a in args)
-        make = partial(_cast, make, lower)
-    with _unsaved(weight, make):
-        return call(*args, **kwargs)
+        return FUNCTIONS[function](*args, **kwargs)
+    weights = [a for a in args if isinstance(a, torch.Tensor) and hasattr(a, _RECIPE)]
+    call, tensors = Call.of(function, args, kwargs)
+    if not weights or runs_plainly(*tensors):
+        return FUNCTIONS[function](*args, **kwargs)
+    recipe: _Recipe = getattr(weights[0], _RECIPE)
+    at = next(i for i, t in enumerate(tensors) if t is weights[0])
+    lowered = autocast_dtype(weights[0].device.type)
+    if lowered is not None:
+        # in autocast the operation would cast for itself, and what it saves would be out of our hands
+        tensors = tuple(_lowered(t, lowered) for t in tensors)
+        recipe = _Recipe(recipe.tuner, recipe.given, recipe.factors, recipe.versions, recipe.lowered, tensors[at].dtype)
+    result: torch.Tensor = _Recomputed.apply(call, recipe, at, *tensors)
+    return result
 
 
-def _cast(make: Callable[[], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    return make().to(dtype)
+def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
-def _unsaved(weight: torch.Tensor, make: Callable[[], torch.Tensor]) -> saved_tensors_hooks:
-    """Within this context autograd saves no view of a weight, but its place in it."""
-    memory = weight.untyped_storage().data_ptr()
+class _Recomputed(torch.autograd.Function):
+    """A call whose tensor number `at` is computed again in backward."""
 
-    def pack(saved: torch.Tensor) -> torch.Tensor | _Layout:
-        if saved.untyped_storage().data_ptr() != memory or saved.dtype != weight_dtype:
-            return saved
-        return saved.shape, saved.stride(), saved.storage_offset()
+    @staticmethod
+    def forward(ctx: Any, call: Call, recipe: _Recipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
+        # parameters are the model's own and kept anyway; what was computed on the way to the weight is saved as all is
+        computed = [t for t in recipe.given if t is not None and not isinstance(t, nn.Parameter)]
+        others = [t for i, t in enumerate(tensors) if i != at]
+        ctx.save_for_backward(*others, *computed)
+        ctx.call, ctx.at, ctx.count = call, at, len(others)
+        ctx.recipe, ctx.own = recipe, [isinstance(t, nn.Parameter) or t is None for t in recipe.given]
+        return call.run(tensors)
 
-    def unpack(packed: torch.Tensor | _Layout) -> torch.Tensor:
-        return packed if isinstance(packed, torch.Tensor) else make().as_strided(*packed)
-
-    weight_dtype = weight.dtype
-    return saved_tensors_hooks(pack, unpack)
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors  # read once: `checkpoint` gives each tensor once
+        others, computed = saved[: ctx.count], iter(saved[ctx.count :])
+        given = [t if own else next(computed) for t, own in zip(ctx.recipe.given, ctx.own, strict=True)]
+        weight = ctx.recipe.again(given)
+        tensors = [*others[: ctx.at], weight, *others[ctx.at :]]
+        return None, None, None, *ctx.call.gradients(grad, tensors, ctx.needs_input_grad[3:])

@@ -1,0 +1,77 @@
+"""Whether a model's tuners are off, for each thread and each context by itself."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(eq=False)
+class Choice:
+    """One open `disable_tuners` (or the inverse of it), and the one that was open around it.
+
+    Attributes:
+        off: whether the tuners are off.
+        outer: the choice that was made before; None for a switch, which is the first.
+        is_open: whether its context has not ended.
+        is_last: whether nothing lies outside it: true of a switch alone.
+        token: takes it back in the context in which it was made.
+    """
+
+    off: bool
+    outer: Any = None
+    is_open: bool = True
+    is_last: bool = False
+    token: Any = None
+
+
+class Switch(Choice):
+    """A model's own switch, and the choice where no context is open: the tuners are on.
+
+    A choice is made in the present `contextvars.Context`: other threads do not see it, asyncio tasks that are created
+    inside do. What has ended is over everywhere, in whichever thread it ended and in whichever order.
+    """
+
+    variable: ContextVar[Choice]
+    innermost: Any = None
+
+    def open(self, off: bool) -> Choice:
+        """Make a choice in the present context."""
+        choice = Choice(off, self.innermost)
+        choice.token = self.variable.set(choice)
+        return choice
+
+    def close(self, choice: Choice) -> None:
+        """End a choice, and forget in the present context what has ended."""
+        choice.is_open = False
+        if self.innermost is choice:
+            with suppress(ValueError):  # it was made in another context, which ended before this one
+                self.variable.reset(choice.token)
+        if not (self.innermost.is_open or self.innermost.is_last):
+            self.variable.set(_present(self.innermost))
+
+
+def make_switch() -> Switch:
+    """A switch of its own for one model.
+
+    `torch.compile` takes a property over a C function for free of side effects and evaluates it in its guards, so that
+    a compiled model looks the choice up in each call. It guards on what the loop of `is_off` reads: `is_open` and `off`
+    of the innermost choice, and not on which one this is.
+    """
+    variable: ContextVar[Choice] = ContextVar("utcompile_choice")
+    kind: Any = type("Switch", (Switch,), {"variable": variable, "innermost": property(variable.get)})
+    switch: Switch = kind(off=False, is_open=False, is_last=True)
+    return switch
+
+
+def is_off(switch: Switch) -> bool:
+    """Whether the tuners are off here."""
+    return bool(_present(switch.innermost).off)
+
+
+def _present(choice: Any) -> Any:
+    while not (choice.is_open or choice.is_last):
+        choice = choice.outer
+    return choice

@@ -1,0 +1,151 @@
+"""The gradients of operations on a weight, from the operation's inputs and a weight that was computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Gradients = tuple[torch.Tensor | None, ...]
+
+FUNCTIONS: Mapping[str, Callable[..., torch.Tensor]] = {
+    "linear": F.linear,
+    "conv1d": F.conv1d,
+    "conv2d": F.conv2d,
+    "conv3d": F.conv3d,
+    "conv_transpose1d": F.conv_transpose1d,
+    "conv_transpose2d": F.conv_transpose2d,
+    "conv_transpose3d": F.conv_transpose3d,
+    "matmul": torch.matmul,
+    "bmm": torch.bmm,
+    "einsum": torch.einsum,
+}
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function, without its tensors.
+
+    Attributes:
+        function: its name in `FUNCTIONS`.
+        args: its positional arguments; None where a tensor was.
+        kwargs: the others, likewise.
+        places: where the tensors go, in order: positions and names.
+    """
+
+    function: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    places: tuple[int | str, ...]
+
+    @classmethod
+    def of(cls, function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Call, tuple[torch.Tensor, ...]]:
+        """A call, and its tensors."""
+        every: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        found = {place: value for place, value in every if isinstance(value, torch.Tensor)}
+        kept = tuple(None if isinstance(a, torch.Tensor) else a for a in args)
+        named = {k: None if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        return cls(function, kept, named, tuple(found)), tuple(found.values())
+
+    def filled(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Its arguments, with values in the places of the tensors."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for place, value in zip(self.places, values, strict=True):
+            if isinstance(place, int):
+                args[place] = value
+            else:
+                kwargs[place] = value
+        return args, kwargs
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Its result."""
+        args, kwargs = self.filled(tensors)
+        return FUNCTIONS[self.function](*args, **kwargs)
+
+    def by_name(self, names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+        """Its arguments by name."""
+        args, kwargs = self.filled(values)
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def gradients(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+        """The gradients of its tensors, each where it is wanted; they have gradients themselves."""
+        if self.function == "linear":
+            return self._of_linear(grad, tensors, wanted)
+        if self.function.startswith("conv"):
+            return self._of_convolution(grad, tensors, wanted)
+        if self.function in ("matmul", "bmm") and all(t.dim() > 1 for t in tensors):
+            return _of_product(grad, tensors[0], tensors[1], wanted)
+        return self._by_autograd(grad, tensors, wanted)
+
+    def _of_linear(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+        named = self.by_name(("input", "weight", "bias"), tensors)
+        order = self.by_name(("input", "weight", "bias"), range(len(tensors)))
+        x, weight = named["input"], named["weight"]
+        if weight.dim() != 2:
+            return self._by_autograd(grad, tensors, wanted)
+        flat = grad.reshape(-1, grad.shape[-1])
+        found = {
+            "input": lambda: grad @ weight,
+            "weight": lambda: flat.t() @ x.reshape(-1, x.shape[-1]),
+            "bias": lambda: flat.sum(0),
+        }
+        makers = {order[name]: make for name, make in found.items() if isinstance(named.get(name), torch.Tensor)}
+        return tuple(makers[i]() if wanted[i] else None for i in range(len(tensors)))
+
+    def _of_convolution(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+        transposed = "transpose" in self.function
+        names = _TRANSPOSED if transposed else _CONV
+        a = {**_DEFAULTS, **self.by_name(names, tensors)}
+        x, weight = a["input"], a["weight"]
+        spatial = weight.dim() - 2
+        if isinstance(a["padding"], str) or x.dim() != spatial + 2:
+            return self._by_autograd(grad, tensors, wanted)
+        order = self.by_name(names, range(len(tensors)))
+        places = [order["input"], order["weight"], order["bias"] if a["bias"] is not None else None]
+        sizes = None if a["bias"] is None else [weight.shape[1] * a["groups"] if transposed else weight.shape[0]]
+        found = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight,
+            sizes,
+            *(_each(a[name], spatial) for name in ("stride", "padding", "dilation")),
+            transposed,
+            _each(a["output_padding"], spatial),
+            a["groups"],
+            [place is not None and wanted[place] for place in places],
+        )
+        by_place = dict(zip(places, found, strict=True))
+        return tuple(by_place[i] if wanted[i] else None for i in range(len(tensors)))
+
+    def _by_autograd(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+        """By running the call once more."""
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            given = [t.view_as(t) if again else t.detach() for t in tensors]
+            for t, want in zip(given, wanted, strict=True):
+                if want and not t.requires_grad:
+                    t.requires_grad_()
+            result = self.run(given)
+        asked = [t for t, want in zip(given, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(result, asked, grad, create_graph=again, allow_unused=True))
+        return tuple(next(found) if want else None for want in wanted)
+
+
+def _of_product(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
+    of_a = (grad @ b.mT).sum_to_size(a.shape) if wanted[0] else None
+    if not wanted[1]:
+        return of_a, None
+    if b.dim() == 2:
+        return of_a, a.reshape(-1, a.shape[-1]).t() @ grad.reshape(-1, grad.shape[-1])
+    return of_a, (a.mT @ grad).sum_to_size(b.shape)
+
+
+def _each(value: Any, count: int) -> list[int]:
+    found = list(value) if isinstance(value, (tuple, list)) else [value]
+    return found * count if len(found) == 1 else found
