@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import utcompile as utc
-from utcompile.cli.fold import no_checkpoint
+from utcompile.cli.fold import fold_run, no_checkpoint
 from utcompile.graph.ties import ties_of
 
 RULES = """version: 1
@@ -88,6 +90,16 @@ def test_a_tie_is_cut_in_so_many_words(how: str, name: str) -> None:
     with torch.no_grad():
         assert differs(folded(x.double()), tuned(x.double())) < 1e-9
         assert how == "memory" or differs(loaded(model, folded)(x), tuned(x.double())) > 1e-3  # so this is told
+
+
+def test_the_command_writes_the_program_alone_and_says_which_tie_was_cut(tmp_path: Path) -> None:
+    model, x = Auto().eval(), torch.randn(4, 8)
+    tuned = utc.match(utc.capture(model, x), RULES % "'untied:d.weight'").apply()
+    zoo.shake(tuned, 0.3)
+    run: Any = SimpleNamespace(tuned=tuned.eval(), example=x, manifest={"model": "a tied autoencoder"}, choice=None)
+    report, files = fold_run(run, tmp_path / "folded", strict=True)
+    assert files == ["model.pt2", "report.json"] and "is no longer tied to e.weight" in no_checkpoint(report)
+    assert "d.weight is no longer tied to e.weight" in (tmp_path / "folded" / "report.json").read_text()
 
 
 def test_a_tie_that_tuners_cut_is_told_and_one_that_they_do_not_is_kept() -> None:
