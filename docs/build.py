@@ -33,8 +33,8 @@ def shipped_rules_table() -> str:
     rows = ["| rules | inserts | vars | source | folds |", "|---|---|---|---|---|"]
     for name in shipped_rules():
         rules = RuleSet.load(name)
-        inserts = "; ".join(insertion(rule, quote="`") for rule in rules.rules)
-        rows.append(f"| `{name}` | {inserts} | {values(rules)} | {rules.cite} | {' and '.join(rules.folds)} |")
+        inserts = "; ".join(insertion(rule, quote="`") for rule in rules.rules) or "no tuner"
+        rows.append(f"| `{name}` | {inserts} | {values(rules)} | {rules.cite or ''} | {' and '.join(rules.folds)} |")
     return "\n".join(rows)
 
 

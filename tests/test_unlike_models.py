@@ -22,8 +22,8 @@ UNFIT = (
     "LoRA does not apply",
     "an adapter cannot bring",
     "a prefix cannot bring",
-    "selects no parameter",
     "is made of several parameters",
+    "none of the rules found a place",
 )
 
 

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from utcompile.capture import capture
+from utcompile.capture.example import Example
 from utcompile.capture.inputs import Examples, bind_inputs
-from utcompile.capture.nested import map_tensors, tensors
-from utcompile.capture.untouched import random_numbers_kept, seed, values_kept
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
-from utcompile.match import Plan
+from utcompile.match import Plan, TunerDtype
 from utcompile.match import match as find
-from utcompile.rewrite import TunedModule, apply_plan, check_learning
+from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
+from utcompile.start import insert_and_check
 
 
-def match(captured: UtcGraphModule, rules: RuleSet | str | Path, vars: Mapping[str, Any] | None = None) -> Plan:
+def match(
+    captured: UtcGraphModule,
+    rules: RuleSet | str | Path,
+    vars: Mapping[str, Any] | None = None,
+    train: Sequence[str] | None = None,
+) -> Plan:
     """Find every place that a rule set speaks of; `plan.apply()` inserts the tuners.
 
     Args:
         captured: a `CapturedModule`.
         rules: a `RuleSet`, a path, a shipped name such as `u_tuning/dual`, or YAML text (with a newline).
         vars: values for the rule file's `vars:`.
+        train: what is trained beside the tuners, instead of the file's `train:`; nothing with an empty list.
 
     Raises:
         UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
@@ -37,8 +43,12 @@ def match(captured: UtcGraphModule, rules: RuleSet | str | Path, vars: Mapping[s
             f"match takes a CapturedModule, not {type(captured).__name__}", fix="capture the model first: utc.capture"
         )
     if isinstance(captured, TunedModule):
-        raise UtcError("this is a TunedModule already", fix="match the captured model, with all the rules in one file")
-    return find(captured, rules, vars, apply_plan)
+        raise UtcError(
+            "this is a TunedModule already",
+            why="tuners that are not folded have no second layer of tuners",
+            fix="put all the rules in one file and match the captured model; or fold first, and tune the folded model",
+        )
+    return find(captured, rules, vars, insert_and_check, train)
 
 
 def compile(
@@ -47,14 +57,23 @@ def compile(
     example_inputs: Examples,
     vars: Mapping[str, Any] | None = None,
     dynamic: Any = None,
-    base: Literal["frozen"] = "frozen",
+    base: Literal["frozen", "follow"] = "frozen",
     verify: Literal["values", "full", "shapes"] = "values",
+    train: Sequence[str] | None = None,
+    tuner_dtype: TunerDtype = "float32",
 ) -> TunedModule:
     """Capture a model, match rules and insert their tuners.
 
     Where every tuner is the identity at the start, the result's outputs on the example inputs are proven equal to the
-    model's, bit for bit. A tuner of each kind takes two steps alone, in which each of its parameters must get a finite
-    gradient other than zero. Neither with `verify="shapes"`.
+    model's, bit for bit; `tuned.proven` says so, or why it is unproven, as with `verify="shapes"`. A tuner of each kind
+    takes two steps alone, in which each of its parameters must get a finite gradient other than zero. `plan.apply()`
+    checks the same.
+
+    A module that was captured or folded before is tuned as it is: tuners that an earlier fold kept stay in it, frozen.
+
+    Args:
+        tuner_dtype: of what trains, on a base in float16 or bfloat16: "float32", or "base" for the model's own dtype.
+            The other arguments are those of `capture` and `match`.
 
     Raises:
         UtcError: as `capture` and `match`; or a tuner that should be the identity at the start changes an output; or a
@@ -67,40 +86,32 @@ def compile(
         >>> tuned.print_trainable_parameters()
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
-    captured = capture(model, example_inputs, dynamic, base, verify)
-    plan = match(captured, rules, vars)
-    tuned: TunedModule = plan.apply()
-    if verify != "shapes":
-        check_learning(plan.sites, tuned)
-        _prove_identity(captured, tuned, bind_inputs(captured, example_inputs))
+    if isinstance(model, UtcGraphModule):
+        return _compile_again(model, rules, example_inputs, vars, dynamic, base, verify, train, tuner_dtype)
+    plan = match(capture(model, example_inputs, dynamic, base, verify), rules, vars, train)
+    tuned: TunedModule = plan.apply(tuner_dtype)
     return tuned
 
 
-def _computed(module: nn.Module, arguments: dict[str, Any]) -> list[torch.Tensor]:
-    """The outputs of a call that leaves no trace in buffers, inputs or random numbers."""
-    with torch.no_grad(), random_numbers_kept(module) as gpus, values_kept(module) as memory:
-        seed(gpus)
-        outputs = tensors(module(**map_tensors(torch.clone, arguments)))
-        return [o.clone() if memory.shares(o) else o for o in outputs]
-
-
-def _prove_identity(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any]) -> None:
-    if not all(tuned.tuner(s.id).identity_at_start for s in tuned.sites):
-        return
-    tuned.eval()
-    trainable = [p for p in tuned.parameters() if p.requires_grad]
-    for parameter in trainable:  # torch takes another kernel where a weight wants a gradient, under no_grad too
-        parameter.requires_grad_(False)
-    try:
-        expected, found = _computed(captured, arguments), _computed(tuned, arguments)
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-    tuned.train()
-    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-        if not torch.equal(a.nan_to_num(), b.nan_to_num()):
-            raise UtcError(
-                f"output {i} of the tuned model differs at the start by {(a - b).abs().max().item():.3g}",
-                why="a tuner that declares itself the identity at the start is not",
-                fix="set `identity_at_start = False` on your tuner, or initialise its last factor with zeros",
-            )
+def _compile_again(
+    recorded: UtcGraphModule,
+    rules: RuleSet | str | Path,
+    example_inputs: Examples,
+    vars: Mapping[str, Any] | None,
+    dynamic: Any,
+    base: str,
+    verify: str,
+    train: Sequence[str] | None,
+    tuner_dtype: TunerDtype,
+) -> TunedModule:
+    """Tune a captured or folded module: it is a graph already, and tuners that an earlier fold kept stay in it."""
+    if dynamic is not None or (base == "follow") != recorded.follows_mode:
+        raise UtcError(
+            "what varies in a recorded module, and whether it follows the mode, was decided when it was captured",
+            fix="leave out `dynamic=` and `base=`, or compile the original model",
+        )
+    plan = replace(match(recorded, rules, vars, train), tuner_dtype=tuner_dtype)
+    example = Example.of(
+        bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype, device=recorded.device
+    )
+    return insert_and_check(plan, example)

@@ -107,7 +107,7 @@ def test_tuned_stays_as_it_was(how: str, training: bool, monkeypatch: pytest.Mon
     if how == "interrupted":
         monkeypatch.setattr(import_module("utcompile.fold.fold"), "prove_model", _interrupt)
     if how == "unproven":
-        monkeypatch.setattr(import_module("utcompile.fold.proof"), "_MODEL_TOLERANCE", {torch.float32: -1.0})
+        monkeypatch.setattr(import_module("utcompile.fold.whole"), "_MODEL_TOLERANCE", {torch.float32: -1.0})
     if how == "folded":
         utc.fold(tuned)
     else:

@@ -353,7 +353,7 @@ def test_looking_for_gradients_does_not_depend_on_the_default_dtype(dtype: torch
             rules(("{op: linear}", "{weight: h, tuner: {kind: dora}}")),
             rules(("{op: linear}", adapter("sequential: h"))),
         ):
-            tuned = utc.compile(model, text, x)
+            tuned = utc.compile(model, text, x, tuner_dtype="base")
             assert {p.dtype for p in tuned.parameters()} == {dtype}
     finally:
         torch.set_default_dtype(torch.float32)

@@ -154,7 +154,7 @@ def test_an_included_file_may_declare_what_is_not_used(write: Write) -> None:
     folder = write({"a.yaml": HEAD + "include: shared/tuners.yaml\n" + RULE, **SHARED})
     assert RuleSet.load(folder / "a.yaml").vars == {"r": 8, "dim": 16}
     assert refusal(folder / "shared/tuners.yaml").endswith(
-        "tuners.yaml:1:1: the rule file lacks the key 'rules'\n  fix: add rules: …"
+        "tuners.yaml:1:1: the rule file lacks the key 'rules'\n  fix: add rules: …; or train: alone, for a probe"
     )
 
 

@@ -41,7 +41,10 @@ MISTAKES = {
         HEAD + "name: u\n" + RULE,
         "3:1: the key 'name' is there twice\n  why: it stands in line 2 too, and a mapping has each key once",
     ),
-    "missing key": (HEAD, "1:1: the rule file lacks the key 'rules'\n  fix: add rules: …"),
+    "missing key": (
+        HEAD,
+        "1:1: the rule file lacks the key 'rules'\n  fix: add rules: …; or train: alone, for a probe",
+    ),
     "missing key of a rule": (
         HEAD + "rules:\n  - {name: a, match: ffn}\n",
         "4:5: an item of 'rules' lacks the key 'insert'\n  fix: add insert: …",
@@ -71,7 +74,7 @@ MISTAKES = {
     "key that is a tag within": (
         rule("    <text>: 1\n"),
         "7:5: unknown key '<text>'\n"
-        "  fix: known: except, expect, insert, inside, match, name, not_inside, select, where",
+        "  fix: known: except, expect, insert, inside, match, name, not_inside, on_refusal, select, where",
     ),
     # values
     "no mapping": ("- a\n- b\n", "1:1: a rule file is a mapping\n  fix: begin with version: 1, name: … and rules: …"),
@@ -94,7 +97,7 @@ MISTAKES = {
     "no rules": (HEAD + "rules: []\n", "3:8: 'rules' must be a list of 1 or more\n  why: it is a list of 0"),
     "where is no list": (
         rule("    where: x.rank == 3\n"),
-        "7:12: 'where' must be a list\n  why: it is the text 'x.rank == 3'",
+        "7:12: 'where' must be a list\n  why: it is the text 'x.rank == 3'\n  fix: write where: ['x.rank == 3']",
     ),
     "an item of where": (
         rule("    where: [x.rank == 3, 4]\n"),
@@ -387,3 +390,29 @@ def test_messages_stay_short_whatever_the_text(length: int) -> None:
         with pytest.raises(UtcError) as caught:
             RuleSet.load(text)
         assert len(str(caught.value)) < 700
+
+
+SLIPS = {
+    "train as a text": (HEAD + RULE + "train: out\n", "write train: ['module:out']"),
+    "train unquoted": (HEAD + RULE + "train: [module: out]\n", "quote it: 'module:out'"),
+    "select in words": (rule("    select: last 2\n"), "write select: {last: 2}"),
+    "where as a text": (rule("    where: h.channels >= 32\n"), "write where: ['h.channels >= 32']"),
+    "rank": (rule(insert="{weight: h, tuner: {kind: lora, rank: 8}}"), "write r"),
+    "rank of an adapter": (rule(insert="{sequential: h, tuner: {kind: adapter, rank: 8}}"), "write dim"),
+    "target_modules": (rule(insert="{weight: h, tuner: {kind: lora, target_modules: [q]}}"), "a rule's match: says"),
+    "a glob of operations": (rule(match='{op: "conv.*"}'), "operations are no globs"),
+    "a module of torch": (rule(match='{op: "nn.Conv2d"}'), "write conv2d"),
+    "a class of torch": (rule(match='{op: "LayerNorm"}'), "write layer_norm"),
+    "an operator": (rule(match='"y = relu(x + norm(c))"'), "write add(x, norm(c))"),
+    "another operator": (rule(match='"y = relu(x @ c)"'), "write matmul(x, c)"),
+    "no version": (HEAD.replace("version: 1\n", "") + RULE, "add version: 1"),
+    "bad indentation": (HEAD + RULE + "   expect: {exactly: 1}\n", "check the indentation of this line"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_what_people_write_by_habit_has_a_fix(slip: str) -> None:
+    text, fix = SLIPS[slip]
+    with pytest.raises(UtcError) as caught:
+        RuleSet.load(text)
+    assert str(caught.value.fix).startswith(fix), caught.value

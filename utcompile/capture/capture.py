@@ -12,6 +12,7 @@ from utcompile.capture.attention import settle_attention
 from utcompile.capture.captured import CapturedModule, CaptureReport
 from utcompile.capture.clock import clock_reads
 from utcompile.capture.derived import by_mode, captured_as, same_values
+from utcompile.capture.example import Example
 from utcompile.capture.fixed import FixedSizes, fix_sizes
 from utcompile.capture.functional import make_functional
 from utcompile.capture.guards import StructureCheck
@@ -26,10 +27,11 @@ from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
 from utcompile.graph.calls import Signature
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
+from utcompile.graph.ties import ties_of
 
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "signature tuners base_values shape_env dtype device".split()
+    "signature tuners base_values shape_env dtype device example_inputs proven ties".split()
 )
 # what users read off a model: transformers' config, timm's, and the like
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
@@ -78,7 +80,10 @@ def capture(
         raise UtcError(f"capture takes an nn.Module, not {type(model).__name__}")
     model = _unwrapped(model)
     if isinstance(model, UtcGraphModule):
-        raise UtcError(f"this is a {type(model).__mro__[1].__name__} already", fix="capture the original model")
+        raise UtcError(
+            f"this is a {type(model).__mro__[1].__name__} already, a recorded graph",
+            fix="give it to utc.match or utc.compile as it is, or capture the original model",
+        )
     if base not in ("frozen", "follow"):
         raise UtcError(f"base must be 'frozen' or 'follow', not {base!r}")
     if verify not in ("values", "full", "shapes"):
@@ -120,6 +125,10 @@ def capture(
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
     captured.signature = Signature.of(model, inputs.arguments)
+    captured.example_inputs = Example.of(
+        inputs.arguments, compared=verify != "shapes", dtype=captured.dtype, device=captured.device
+    )
+    captured.ties = ties_of(captured)
     captured.eval()
     captured.report = CaptureReport(
         operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),

@@ -55,7 +55,7 @@ def clock_reads(model: nn.Module) -> tuple[str, ...]:
 
 
 def _is_foreign(function: types.FunctionType) -> bool:
-    return function.__module__.partition(".")[0] in ("torch", "numpy", "logging")
+    return (function.__module__ or "").partition(".")[0] in ("torch", "numpy", "logging")
 
 
 def _callees(klass: type, function: types.FunctionType) -> Iterator[Any]:

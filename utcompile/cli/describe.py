@@ -67,7 +67,7 @@ def _matched(match: Match, quote: str) -> str:
         case MatchOperation(heads=heads):
             return "every " + " or ".join(head.name for head in heads)
         case MatchPattern(pattern=pattern):
-            return f"{quote}{pattern.name}{quote}"
+            return " or ".join(f"{quote}{name}{quote}" for name in pattern.name.split(" | "))
         case MatchModule(module=module, cls=cls):
             return " ".join(filter(None, ("modules", module, f"of class {cls}" if cls else "")))
     return f"parameters {match.parameter}"

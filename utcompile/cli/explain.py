@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import InputSize, Json, Model, NumClasses, Rules, Var, examples, size_of, variables
+from utcompile.cli.options import (
+    InputSize,
+    Json,
+    Model,
+    NumClasses,
+    Rules,
+    Trains,
+    Var,
+    examples,
+    size_of,
+    trained,
+    variables,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +41,7 @@ def explain(
     rules: Rules,
     at: Annotated[str | None, typer.Option("--at", metavar="PATH", help="Only what concerns this module.")] = None,
     var: Var = None,
+    train: Trains = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
     json: Json = False,
@@ -36,9 +49,10 @@ def explain(
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
     import utcompile as utc
     from utcompile.cli.models import ModelChoice
+    from utcompile.match import require_sites
     from utcompile.rules import Expect, RuleSet
 
-    ruleset = RuleSet.load(rules, vars=variables(var))
+    ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
     choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
     captured = utc.capture(choice.build(), (choice.example(),), verify="shapes")
     # A rule that finds too little is what this verb is for: it is explained first, and fails at the end.
@@ -49,12 +63,12 @@ def explain(
         output.emit({**plan.to_dict(), "explanation": explanation.to_dict()})
     else:
         shown = [site for rule in explanation.rules for site in rule.sites]
-        trained = {} if at else plan.sizes
-        if shown or trained:
-            output.stdout().print(_table(plan, shown, trained))
+        sizes = {} if at else plan.sizes
+        if shown or sizes:
+            output.stdout().print(_table(plan, shown, sizes))
             output.say("")
         output.say("\n".join([*plan.summary(), "", str(explanation)]))
-    utc.match(captured, ruleset)
+    require_sites(utc.match(captured, ruleset))
 
 
 def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Table:

@@ -40,6 +40,9 @@ def fold(
     batch_norms: Annotated[
         bool, typer.Option("--batch-norms", help="Fold the base's BatchNorms into the layers before them.")
     ] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Fold beside quantised weights into floating-point ones.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
     model: OptionalModel = None,
     weights: Weights = None,
@@ -56,7 +59,7 @@ def fold(
     check_free(out, overwrite=overwrite)
     opened = open_run(run, model, weights, trust)
     output.progress(f"folding {len(opened.tuned.sites)} tuners")
-    options = {"float32": float32, "constants": constants, "batch_norms": batch_norms}
+    options = {"float32": float32, "constants": constants, "batch_norms": batch_norms, "dequantize": dequantize}
     report, files = fold_run(opened, out, strict=strict, **options)
     why_not = "" if report.is_original else no_checkpoint(report)
     if json:

@@ -62,6 +62,15 @@ def variables(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def trained(given: list[str] | None) -> list[str] | None:
+    """The lines of `--train`; an empty list for `none`, None where nothing is given."""
+    if given and "none" in given:
+        if len(given) > 1:
+            raise typer.BadParameter("'none' stands alone", param_hint="--train")
+        return []
+    return given or None
+
+
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.")]
 OptionalModel = Annotated[
     str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model, instead of the run's; see below.")
@@ -73,6 +82,15 @@ Rules = Annotated[
 Var = Annotated[
     list[str] | None,
     typer.Option("--var", metavar="KEY=VALUE", help="A value for a variable of the rules."),
+]
+Trains = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--train",
+        metavar="WHAT",
+        help="What is trained beside the tuners, instead of the rules' own: pattern:head, module:GLOB, parameter:GLOB, "
+        "or none.",
+    ),
 ]
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", metavar="N", min=1, help="Replace the head by one of N classes.")

@@ -63,7 +63,7 @@ def rules_of(folder: Path, manifest: dict[str, Any]) -> RuleSet:
         raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST))
     text = rules["text"]
     text += "" if "\n" in text else "\n"  # by which a text is known
-    return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"))
+    return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))
 
 
 def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:

@@ -15,11 +15,13 @@ from utcompile.cli.options import (
     Json,
     NumClasses,
     Seed,
+    Trains,
     Trust,
     Var,
     Weights,
     examples,
     size_of,
+    trained,
     variables,
 )
 from utcompile.cli.watch import epoch_lines, nothing_half_written
@@ -48,6 +50,7 @@ def train(
         Path | None, typer.Option("--data", "-d", metavar="DATA", help="A folder of class folders, or an .npz file.")
     ] = None,
     var: Var = None,
+    train_: Trains = None,
     num_classes: NumClasses = None,
     weights: Weights = None,
     pretrained: Annotated[bool, typer.Option(help="Fetch the library's pretrained weights.")] = True,
@@ -64,7 +67,11 @@ def train(
         bool, typer.Option("--augment", help="Random crops, flips and colours (image folders).")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN, with its own settings; give nothing else.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in RUN, with its settings; it takes --data, --model, --workers, --trust besides.",
+        ),
     ] = False,
     trust: Trust = False,
     json: Json = False,
@@ -101,7 +108,7 @@ def train(
         if missing or model is None or rules is None or data is None:
             raise typer.BadParameter("it is required, unless --resume is given", param_hint=", ".join(missing))
         size = size_of(input_size)
-        ruleset, path = RuleSet.load(rules, vars=variables(var)), data
+        ruleset, path = RuleSet.load(rules, vars=variables(var), train=trained(train_)), data
         choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, size)
     result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume)
     if json:

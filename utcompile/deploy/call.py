@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from utcompile.deploy.structure import leaves, substitute, unique
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.graph import full_precision
+from utcompile.graph.draws import draw_like
 from utcompile.rewrite import enabled_tuners
 
+_FEW = 4  # integers in a row: a grid, a box, a size
+_COLUMNS = 16  # numbers in a row that are looked at one by one
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
@@ -77,9 +81,18 @@ class Call:
     def random(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Random tensors of the example's shapes, dtypes and ranges at batch size `batch`; no global RNG is touched."""
         generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(self.batch, (batch,), generator=generator)
         return tuple(
-            _random_like(t, batch if is_batched else None, generator)
+            _random_like(t, rows if is_batched else None, generator, self.batch, batch)
             for t, is_batched in zip(self.tensors, self.batched, strict=True)
+        )
+
+    def in_rows(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """The example's own rows in an order that is drawn: for a model that does not take every value in a range."""
+        rows = torch.randint(self.batch, (batch,), generator=torch.Generator().manual_seed(seed))
+        return tuple(
+            t[rows.to(t.device)] if b else _within(t, self.batch, batch)
+            for t, b in zip(self.tensors, self.batched, strict=True)
         )
 
     def run(self, model: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -140,7 +153,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
-        with torch.no_grad(), enabled_tuners(model), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.no_grad(), enabled_tuners(model), full_precision():
             yield
     finally:
         # `train` first, for the models that drop a cache of biases in it, and then each module's own flag.
@@ -202,24 +215,52 @@ def _rows(example: Tensor, batch: int) -> Tensor:
     return example[torch.arange(batch, device=example.device) % example.shape[0]]
 
 
-def _random_like(example: Tensor, batch: int | None, generator: torch.Generator) -> Tensor:
-    shape = tuple(example.shape) if batch is None else (batch, *example.shape[1:])
+def _random_like(example: Tensor, rows: Tensor | None, generator: torch.Generator, before: int, batch: int) -> Tensor:
+    """A tensor like the example's: what is drawn lies in its range, what says how much or where is the example's.
+
+    Integers in a range may be drawn where a row has many: token ids. A row of few, or one number a sample, may be a
+    length, a grid or a place; so it is that of another sample. A mask is drawn by rows, for one that masks all is none.
+    """
     values = example.cpu()
+    kept = values[rows] if rows is not None else _within(values, before, batch)
     if not values.numel():
-        return torch.zeros(shape, dtype=values.dtype).to(example.device)
-    if not values.is_floating_point():
-        # Two values at most: a mask. Its rows are drawn, not its elements, for a row that masks all is not a valid one.
-        if values.dtype is torch.bool or values.unique().numel() <= 2:
-            rows = values if batch is None else values[torch.randint(len(values), (batch,), generator=generator)]
-            return rows.to(example.device)
+        return torch.zeros(kept.shape, dtype=values.dtype).to(example.device)
+    if values.is_floating_point() or values.is_complex():
+        return _drawn(values, kept, generator).to(example.device)
+    is_ids = rows is not None and values.dim() > 1 and values.shape[-1] > _FEW and values.dtype is not torch.bool
+    if is_ids and values.unique().numel() > 2:
         low, high = int(values.min()), int(values.max())
-        return torch.randint(low, high + 1, shape, generator=generator, dtype=values.dtype).to(example.device)
+        kept = torch.randint(low, high + 1, kept.shape, generator=generator, dtype=values.dtype)
+    return kept.to(example.device)
+
+
+def _drawn(values: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform in the example's range; columns of whole numbers, as a batch index in boxes, are the example's."""
+    if values.is_complex():
+        return draw_like(kept, generator)
     finite = values[values.isfinite()].double()
     least, most = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
-    if least == most:  # zeros or ones as a placeholder: constants would prove little
+    is_constant = least == most
+    if is_constant:  # zeros or ones as a placeholder: constants would prove little
         least, most = (min(0.0, least), max(0.0, most)) if least else (-1.0, 1.0)
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float64) * (most - least) + least
-    return drawn.to(example.device, values.dtype)
+    drawn = torch.rand(kept.shape, generator=generator, dtype=torch.float64) * (most - least) + least
+    drawn = drawn.to(values.dtype)
+    if is_constant or values.dim() < 2 or values.shape[-1] > _COLUMNS:
+        return drawn
+    whole = (values == values.round()).flatten(0, -2).all(0)
+    return torch.where(whole, kept, drawn)
+
+
+def _within(example: Tensor, before: int, batch: int) -> Tensor:
+    """What carries no batch, at a smaller one: what could be the number of a sample is that of one that is there."""
+    if batch >= before or not example.numel() or example.dtype is torch.bool or example.is_complex():
+        return example
+    index = example == example.round() if example.is_floating_point() else torch.ones_like(example, dtype=torch.bool)
+    index &= (example >= 0) & (example < before)
+    if example.dim() > 1 and example.shape[-1] <= _COLUMNS:
+        index = index.flatten(0, -2).all(0)
+        return torch.where(index, example % batch, example)
+    return example % batch if index.all() else example
 
 
 def _device(model: nn.Module) -> torch.device | None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -68,6 +69,7 @@ def export_onnx(
     opset: int | None = None,
     batch_inputs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    check_inputs: Any = None,
 ) -> ExportResult:
     """Export a model to one ONNX file with a dynamic axis `batch`, and prove it in ONNX Runtime.
 
@@ -85,6 +87,7 @@ def export_onnx(
         opset: the ONNX operator set. None: the exporter's default (20 in torch 2.15). From 23 on attention is one node.
         batch_inputs: the inputs whose dimension 0 is the batch. None: `model.batch_inputs` where there is one, else
             all whose dimension 0 equals that of the first tensor.
+        check_inputs: real samples to compare on as well: one, or a list of them, each as `example_inputs`.
         metadata: written to the file's metadata, e.g. `{"task": "digits"}`.
 
     Raises:
@@ -101,13 +104,14 @@ def export_onnx(
     _check_target(path)
     _check_dtype(model)
     _check_metadata(metadata)
+    _check_recurrent(model)
     call = Call.of(model, example_inputs, batch_inputs)
     guards = tuple(map(str, getattr(model, "guards", ())))
     beside = Path(tempfile.mkdtemp(prefix=".utcompile-", dir=path.parent))
     try:
         with evaluating(model):
             # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
-            expected = references(model, call, sizes)
+            expected = references(model, call, sizes, check_inputs)
             program = translate(model, call, tuple(expected[0][3]), opset)
             program.model.metadata_props.update(_guards_written(guards) | dict(metadata or {}))
             draft = beside / path.name
@@ -167,6 +171,17 @@ def _check_dtype(model: nn.Module) -> None:
                 "a bfloat16 model cannot be proven: ONNX Runtime has no bfloat16 kernels on the CPU",
                 where=name,
                 fix="export model.float() or model.half()",
+            )
+
+
+def _check_recurrent(model: nn.Module) -> None:
+    """ONNX's LSTM has no projections, and a file that leaves them out is wrong."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module.proj_size:
+            raise UtcError(
+                "an LSTM with projections (proj_size) has no ONNX operator",
+                where=path or "the root module",
+                fix="deploy it with torch.export, or train an nn.LSTM without proj_size and a linear after it",
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -105,6 +106,7 @@ def verify_onnx(
     *,
     batch_inputs: Sequence[str] | None = None,
     threads: int | None = None,
+    check_inputs: Any = None,
 ) -> ParityReport:
     """Compare an ONNX file with its model on the example and on random inputs at several batch sizes.
 
@@ -116,6 +118,7 @@ def verify_onnx(
             those that a guard of the captured model refuses.
         tolerance: see `compare_once`. None: 1e-4, and 1e-2 for a float16 output.
         batch_inputs: the inputs that carry the batch; see `export_onnx`.
+        check_inputs: real samples to compare on as well: one, or a list of them.
 
     Returns:
         The report; it does not raise where values differ. Call its `require()` for that.
@@ -128,7 +131,7 @@ def verify_onnx(
     call = Call.of(model, example_inputs, batch_inputs)
     entries = []
     with evaluating(model):
-        for source, batch, tensors, outputs in references(model, call, sizes):
+        for source, batch, tensors, outputs in references(model, call, sizes, check_inputs):
             entries += compare_once(
                 model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance, expected=outputs
             )
@@ -138,17 +141,35 @@ def verify_onnx(
 Expected = tuple[str, int, tuple[Tensor, ...], dict[str, Tensor]]
 
 
-def references(model: nn.Module, call: Call, batch_sizes: Sequence[int] | None) -> list[Expected]:
-    """What is compared, with PyTorch's outputs: the example as it is, and random inputs at each batch size."""
+def references(
+    model: nn.Module, call: Call, batch_sizes: Sequence[int] | None, check_inputs: Any = None
+) -> list[Expected]:
+    """What is compared, with PyTorch's outputs: the example, a user's samples, and random inputs at each batch size."""
     found: list[Expected] = [("example", call.batch, call.tensors, reference(model, call, call.tensors, call.batch))]
     for seed, batch in enumerate(_BATCH_SIZES if batch_sizes is None else batch_sizes):
-        tensors = call.random(batch, seed)
         try:
-            found.append(("random", batch, tensors, reference(model, call, tensors, batch)))
+            found.append(_drawn(model, call, batch, seed))
         except GuardError:
             if batch_sizes is not None:
                 raise
+    for number, sample in enumerate(check_inputs if isinstance(check_inputs, list) else [check_inputs]):
+        if sample is not None:
+            given = Call.of(model, sample, [n for n, b in zip(call.names, call.batched, strict=True) if b])
+            outputs = reference(model, call, given.tensors, given.batch)
+            found.append((f"check_inputs[{number}]", given.batch, given.tensors, outputs))
     return found
+
+
+def _drawn(model: nn.Module, call: Call, batch: int, seed: int) -> Expected:
+    """Random inputs at a batch size; rows of the example where the model does not take what is drawn."""
+    tensors = call.random(batch, seed)
+    try:
+        return "random", batch, tensors, reference(model, call, tensors, batch)
+    except GuardError:
+        raise
+    except UtcError:
+        tensors = call.in_rows(batch, seed)
+        return "rows of the example", batch, tensors, reference(model, call, tensors, batch)
 
 
 def compare(

@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import fx
 
+from utcompile.fold.execute import as_real, double_copy
 from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.graph import is_state, value_of
 from utcompile.rewrite import TunedSite, to_module, written_again
@@ -63,7 +62,7 @@ def plan_absorption(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]
         _check_readers(work, known, {*operations, *nodes.get("tuner", ())})
     before = [work.state(n) if n is not None else None for n in names]
     with torch.no_grad():
-        made = copy.deepcopy(tuner).cpu().double().eval().changed(*before)
+        made = double_copy(tuner).changed(*before)  # type: ignore[operator]
     after = list(made) if isinstance(made, tuple) else [made]
     homes = [work.home_of(n) for n in names if n is not None]
     changes = [(n, b, a) for n, b, a in zip(names, before, after, strict=True) if n is not None and b is not None]
@@ -173,6 +172,7 @@ def share_retained(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype
         dtype: what W + Δ is rounded to.
     """
     energy = kept = 0.0
+    before, after, dtype = as_real(before), as_real(after), dtype.to_real()
     # in pieces that stay in a processor's cache: large temporaries cost more than the arithmetic
     for old, new in zip(before.reshape(-1).split(_PIECE), after.reshape(-1).split(_PIECE), strict=True):
         delta = new - old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,8 +14,36 @@ Cast = Callable[[str, torch.Tensor], torch.Tensor]
 
 def in_float64(name: str, state: torch.Tensor) -> torch.Tensor:
     """A parameter or buffer in float64, on the CPU whatever device the model is on."""
-    state = state.detach().cpu()
-    return state.double() if state.is_floating_point() else state
+    return in_precision(state.detach().cpu(), torch.float64)
+
+
+def in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Floating-point and complex numbers in a precision, given as a real dtype; others as they are.
+
+    >>> in_precision(torch.ones(1, dtype=torch.complex64), torch.float64).dtype
+    torch.complex128
+    """
+    if tensor.is_complex():
+        return tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs of real ones; real ones as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def double_copy(module: nn.Module) -> nn.Module:
+    """A copy of a module on the CPU, in eval, in float64 and complex128."""
+    copied = copy.deepcopy(module).cpu().eval()
+    for owner in copied.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = nn.Parameter(in_float64(name, parameter), requires_grad=False)
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = in_float64(name, buffer)
+    return copied
 
 
 def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], cast: Cast = in_float64) -> Any:
@@ -36,10 +65,14 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
         if node.op == "call_module":
             leaf = root.get_submodule(target)
             state = {n: cast(f"{target}.{n}", t) for n, t in _state(leaf)}
+            if getattr(leaf, "max_norm", None) is not None:  # it writes into its weight
+                state = {n: t.clone() for n, t in state.items()}
             return torch.func.functional_call(leaf, state, args, kwargs, tie_weights=False)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         function: Any = node.target
+        if "max_norm" in kwargs and len(args) > 1:
+            args = (args[0], args[1].clone(), *args[2:])
         return function(*args, **kwargs)
 
 

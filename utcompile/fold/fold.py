@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import fx
 
 from utcompile.errors import UtcError
+from utcompile.fold.inputs import ProofInputs
 from utcompile.fold.layers import Work
 from utcompile.fold.plain import changes_of_names, drop_state, drop_tuners, state_read, sweep_graph
-from utcompile.fold.proof import count_flops, prove_model
+from utcompile.fold.proof import count_flops
 from utcompile.fold.report import FoldedSite, FoldReport
 from utcompile.fold.sites import Disproved, SiteFolder
+from utcompile.fold.whole import compare, is_proven, refusal
 from utcompile.graph import (
     UtcGraphModule,
     affine_batch_norm,
@@ -22,7 +28,8 @@ from utcompile.graph import (
     set_trainable_recurrence,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.rewrite import TunedModule, count_parameters
+from utcompile.graph.ties import cut_ties, owned
+from utcompile.rewrite import TunedModule, count_parameters, settle_precision
 
 
 def fold(
@@ -32,6 +39,8 @@ def fold(
     float32: bool = False,
     constants: bool = False,
     batch_norms: bool = False,
+    dequantize: bool = False,
+    check_inputs: Any = None,
 ) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
@@ -39,7 +48,7 @@ def fold(
     (see `fold/widen.py`); learned tokens become constant keys and values; the rest is kept with its reason.
 
     Each fold is computed in float64 and proven on the site with random inputs; the whole model is compared in its own
-    dtype. `tuned` stays as it was.
+    dtype, on the example that it was captured with and on inputs drawn like it. `tuned` stays as it was.
 
     Args:
         tuned: a `TunedModule`; a `CapturedModule` has no tuners and is only copied.
@@ -48,6 +57,10 @@ def fold(
             compute in float32, between casts; otherwise its tuner is kept.
         constants: also compute once, into buffers, what the base computes from parameters alone in every call.
         batch_norms: also fold the base's BatchNorms into the convolutions and linears before them.
+        dequantize: fold beside a quantised weight into a weight of floating-point numbers, which takes its place;
+            otherwise such a tuner is kept.
+        check_inputs: real samples to compare the whole model on as well: one, or a list of them, each a tensor, a
+            tuple (positional) or a dict (keyword).
 
     Returns:
         A module with the folded weights, in eval, and the report.
@@ -69,24 +82,20 @@ def fold(
         raise UtcError(
             f"fold takes a TunedModule, not {type(tuned).__name__}", fix="compile the model first: utc.compile"
         )
-    refused: dict[str, str] = {}
-    while True:  # a site that turns out wrong is left out, and nothing of it may remain
-        lost: dict[str, str] = {}
-        try:
-            folded, sites, base = _fold(tuned, refused, lost, float32, constants, batch_norms)
-        except Disproved as failed:
-            lost[failed.site] = failed.reason
-        if not lost:
-            break
-        refused |= lost
-    alone: Any = structural_copy(tuned)  # other threads may be using `tuned`, or have its tuners off
+    options = Options(float32, constants, batch_norms, dequantize)
+    compared = structural_copy(tuned)  # other threads may be using `tuned`, or have it off
+    assert isinstance(compared, UtcGraphModule)
+    inputs = ProofInputs(compared, check_inputs)
+    folded, sites, base = _fold_sites(tuned, inputs, options)
+    cut = cut_ties(folded, tuned.ties)
+    owned(folded, _what_trains(tuned))
     report = FoldReport(
         tuple(sites),
-        prove_model(alone, folded),
+        prove_model(inputs.tuned, folded, inputs, options),
         (count_parameters(tuned), count_parameters(folded)),
         tuple(base),
         count_flops(tuned, folded),
-        changes_of_names(tuned, folded),
+        (*changes_of_names(tuned, folded), *cut),
     )
     if strict and report.kept:
         raise UtcError(
@@ -97,22 +106,77 @@ def fold(
     return folded, report
 
 
+def _what_trains(tuned: UtcGraphModule) -> list[torch.Tensor]:
+    """What a step of training, or a call in train mode, writes into: no folded model may share it."""
+    tuners = tuned._modules.get("tuners")
+    found: list[torch.Tensor] = [p for p in tuned.parameters() if p.requires_grad]
+    if tuners is not None:
+        found += [*tuners.parameters(), *tuners.buffers()]
+    if tuned.follows_mode:
+        found += tuned.buffers()
+    return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is folded beside tuners, and how; see `fold`."""
+
+    float32: bool
+    constants: bool
+    batch_norms: bool
+    dequantize: bool = False
+
+
+_Folded = tuple[UtcGraphModule, list[FoldedSite], list[FoldedSite]]
+
+
+def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInputs, options: Options) -> float:
+    """The largest relative difference of the outputs, in the model's dtype; both are left as they were.
+
+    Raises:
+        UtcError: it is larger than rounding explains; what the same fold gives in float64 is said with it.
+    """
+    found = compare(tuned, folded, inputs)
+    if is_proven(found, tuned.dtype):
+        return found.error
+    in_float64 = None
+    if tuned.dtype != torch.float64:
+        try:
+            double = copy.deepcopy(tuned).double()
+            given = ProofInputs(double)
+            in_float64 = compare(double, _fold_sites(double, given, options)[0], given)
+        except Exception:  # it does not run there, or memory is short: then nothing is known
+            in_float64 = None
+    raise refusal(found, tuned.dtype, in_float64)
+
+
+def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> _Folded:
+    refused: dict[str, str] = {}
+    while True:  # a site that turns out wrong is left out, and nothing of it may remain
+        lost: dict[str, str] = {}
+        try:
+            result = _fold(tuned, inputs, refused, lost, options)
+        except Disproved as failed:
+            lost[failed.site] = failed.reason
+        if not lost:
+            return result
+        refused |= lost
+
+
 def _fold(
-    tuned: UtcGraphModule,
-    refused: dict[str, str],
-    lost: dict[str, str],
-    float32: bool,
-    constants: bool,
-    batch_norms: bool,
-) -> tuple[UtcGraphModule, list[FoldedSite], list[FoldedSite]]:
-    work = Work(copy_graph(tuned.graph), structural_copy(tuned))
+    tuned: UtcGraphModule, inputs: ProofInputs, refused: dict[str, str], lost: dict[str, str], options: Options
+) -> _Folded:
+    names: dict[fx.Node, fx.Node] = {}
+    graph = copy_graph(tuned.graph, names)
+    work = Work(graph, structural_copy(tuned), inputs, {new: old.name for old, new in names.items()})
+    settle_precision(work.graph, work.root)
     clear_inplace(work.graph, work.root)
     set_affine_norms(work.root, False)
     set_trainable_recurrence(work.root, work.graph, False)
     for node in work.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm
-    folder = SiteFolder(work, float32, lost)
+    folder = SiteFolder(work, options.float32, options.dequantize, lost)
     read_before = state_read(work.graph, work.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done = {i: FoldedSite(i, "kept", reason=why) for i, why in refused.items()}
@@ -129,7 +193,7 @@ def _fold(
     work.forget_view(layouts=True)
     if sites:
         folder.move_biases({n for n, _ in tuned.named_parameters(remove_duplicate=False)}, refused)
-    base = list(folder.fold_base(constants, batch_norms, refused))
+    base = list(folder.fold_base(options.constants, options.batch_norms, refused))
     work.settle(all=True)
     sweep_graph(work.graph)
     drop_tuners(work.root, [s for s in sites if done[s.id].status != "kept"])

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from utcompile.fold.execute import in_float64, run_node
+from utcompile.fold.execute import in_float64, in_precision, run_node
+from utcompile.fold.inputs import ProofInputs
 from utcompile.graph import GraphView, Operation, is_state
 
 _CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
@@ -24,12 +26,16 @@ class Work:
     """The model being folded: a graph, and a root whose changed weights are float64 on the CPU until `finish`.
 
     Attributes:
+        inputs: what the proofs run on.
+        seen_as: nodes that were copied from the tuned graph -> their names there.
         changed: parameter name -> the dtype and device that it has in the end.
         touched: what the site that is being folded has changed so far.
     """
 
     graph: fx.Graph
     root: nn.Module
+    inputs: ProofInputs
+    seen_as: dict[fx.Node, str] = field(default_factory=dict)
     changed: dict[str, tuple[torch.dtype, torch.device]] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
     _view: GraphView | None = None
@@ -38,9 +44,20 @@ class Work:
 
     @property
     def home(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and device of the model's first floating-point parameter."""
-        found = next((n for n, p in self.root.named_parameters() if p.is_floating_point()), None)
+        """The dtype and device of the base's first floating-point parameter."""
+        named = ((n, p) for n, p in self.root.named_parameters() if not n.startswith(("tuners.", "base_values.")))
+        found = next((n for n, p in named if p.is_floating_point()), None)
         return self.home_of(found) if found else (torch.get_default_dtype(), torch.device("cpu"))
+
+    @property
+    def batch(self) -> int:
+        """The batch size of the proofs."""
+        return self.inputs.batch
+
+    def observed(self, node: fx.Node, draw: int) -> Any:
+        """What a node that chooses yields in the tuned model, on the CPU and in float64; None where it was not seen."""
+        found = self.inputs.observed(self.seen_as.get(node, ""), draw)
+        return pytree.tree_map(lambda t: in_float64("", t) if isinstance(t, torch.Tensor) else t, found)
 
     def view(self) -> GraphView:
         """An index of the graph, as it was when the last site had been folded."""
@@ -59,24 +76,24 @@ class Work:
         if found.dtype == torch.float64:
             return found.detach().cpu()
         if name not in self._read:
-            self._read[name] = found.detach().cpu().double()
+            self._read[name] = in_float64(name, found)
         return self._read[name]
 
     def cast(self, name: str, state: torch.Tensor) -> torch.Tensor:
         """For `run_node`: everything in float64; a tuner's own state is not kept."""
-        is_tuner = name.startswith("tuners.")
-        return self.state(name) if state.is_floating_point() and not is_tuner else in_float64(name, state)
+        is_number = state.is_floating_point() or state.is_complex()
+        return self.state(name) if is_number and not name.startswith("tuners.") else in_float64(name, state)
 
     def rounded(self, name: str, state: torch.Tensor, into: torch.dtype | None = None) -> torch.Tensor:
         """For `run_node`: everything as it is in the end, and then in another dtype, on the CPU."""
         state = state.detach().cpu()
-        if not state.is_floating_point():
+        if not (state.is_floating_point() or state.is_complex()):
             return state
         if name in self.changed:
             if name not in self._rounded:
                 self._rounded[name] = state.to(self.changed[name][0])
             state = self._rounded[name]
-        return state if into is None else state.to(into)
+        return state if into is None else in_precision(state, into)
 
     def home_of(self, name: str) -> tuple[torch.dtype, torch.device]:
         """The dtype and device that a parameter has in the end."""
@@ -84,6 +101,19 @@ class Work:
             return self.changed[name]
         found = self._get(name)
         return found.dtype, found.device
+
+    def raw(self, name: str) -> torch.Tensor:
+        """A parameter or buffer as it is now."""
+        return self._get(name)
+
+    def add(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+        """Register a new parameter, given in float64, that has a dtype in the end."""
+        path, _, attribute = name.rpartition(".")
+        device = next((t.device for t in self.root.parameters()), torch.device("cpu"))
+        self.root.get_submodule(path).register_parameter(attribute, None)
+        self.changed[name] = dtype, device
+        self._forget(name)
+        self._set(name, in_float64(name, value))
 
     def _get(self, name: str) -> torch.Tensor:
         path, _, attribute = name.rpartition(".")
@@ -103,7 +133,7 @@ class Work:
         """Replace a parameter or buffer by a float64 value."""
         self.changed[name] = self.home_of(name)
         self._forget(name)
-        self._set(name, value.cpu().double())
+        self._set(name, in_float64(name, value))
 
     def _forget(self, name: str) -> None:
         self.touched.add(name)

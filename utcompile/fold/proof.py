@@ -1,4 +1,4 @@
-"""Proofs: a site before and after folding on random inputs, and the whole model in its own dtype."""
+"""The proof of a site: what it computes before and after folding, on random inputs, in float64."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from utcompile.errors import UtcError
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.constants import constant_nodes
 from utcompile.fold.cost import count
-from utcompile.fold.execute import Cast, run_node
-from utcompile.fold.layers import Work
+from utcompile.fold.execute import Cast, as_real, in_precision, run_node
+from utcompile.fold.layers import Unfoldable, Work
 from utcompile.graph import GraphView, UtcGraphModule, Value, value_of
+from utcompile.graph.likeness import rows_indexed
+from utcompile.graph.stored import is_stored
 
-# of the whole model, in its own dtype: rounding of the folded weights, amplified through the layers
-_MODEL_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-
-_BATCH = 2
+_DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
 _VECTORS = 4  # where no position is computed from another
 _ANY_SIZE = frozenset("conv norm activation dropout identity contiguous permute linear mul add".split())
@@ -50,7 +48,9 @@ class Proof:
 class SiteProof:
     """One site's computation, from values that folding leaves alone to those that must stay the same.
 
-    Whatever the model's dtype, what is proven is proven in float64. Values that come from elsewhere are random too. A
+    Whatever the model's dtype, what is proven is proven in float64. Numbers that come from elsewhere are random too;
+    integers and booleans are those that the model has on the example and on calls like it, and are drawn where that is
+    known to be right: ids of the whole table, and coins for booleans. A site that reads any is run several times. A
     site that has no sizes written into it computes at every position alike, so a few positions an axis prove it; with
     all of them, convolutions in float64 would take a hundred times as long.
 
@@ -59,21 +59,22 @@ class SiteProof:
         sources: values that folding leaves alone, from which both the tuner and what stands beside it are computed.
         outputs: the values that are to be compared.
         muted: the site whose effect is measured, where its nodes say which value they change.
+
+    Raises:
+        Unfoldable: the site does not run alone, or yields no finite number.
     """
 
     def __init__(self, work: Work, sources: Sequence[fx.Node], outputs: Sequence[fx.Node], muted: str = "") -> None:
         self.work, self.sources, self.outputs = work, dict.fromkeys(sources), list(outputs)
         nodes = dict.fromkeys(n for output in outputs for n in _cone(output, self.sources))
         self._own = work.home[0]
-        positions = _positions_needed(work.view(), self.sources, nodes)
-        self._sample_sources(positions)
-        try:
-            self.before = self._run(outputs, work.cast)
-        except (RuntimeError, ValueError):
-            if positions is None:
-                raise
-            self._sample_sources(None)  # a tuner or a parameter knows the positions
-            self.before = self._run(outputs, work.cast)
+        self._generator = torch.Generator().manual_seed(0)
+        self.draws: list[_Draw] = []
+        self.before: list[torch.Tensor] = []
+        self._run_first(outputs, _positions_needed(work.view(), self.sources, nodes))
+        self._run_others(outputs)
+        if self.before and not any(t.isfinite().any() for t in self.before if t.numel()):
+            raise Unfoldable("it yields no finite number on any inputs that were tried, so nothing can be proven")
         self._before_own = self._run_own(outputs)
         self._base = self._run(outputs, work.cast, muted=muted) if muted else None
         self._cost = self._count(outputs)
@@ -101,26 +102,42 @@ class SiteProof:
         rounded = self._run(results, lambda name, t: self.work.rounded(name, t, torch.float64))
         shares = []
         for y, found, old in zip(self._base, rounded, self.before, strict=True):
-            effect = (old - y).flatten()
+            effect = as_real((old - y).nan_to_num()).flatten()
             energy = torch.dot(effect, effect).item()
-            shares.append(torch.dot((found - y).flatten(), effect).item() / energy if energy else 1.0)
+            moved = as_real((found - y).nan_to_num()).flatten()
+            shares.append(torch.dot(moved, effect).item() / energy if energy else 1.0)
         return min(shares, default=1.0)
 
     # --- running it ---------------------------------------------------------------------------------------------------
 
-    def _sample_sources(self, positions: int | None) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-        values = {s: value for s in self.sources if (value := value_of(s)) is not None}
-        axes = self.work.view().channel_axis
-        self.given: dict[fx.Node, Any] = {
-            s: _sample(v, self._generator, _BATCH, axes.get(s), positions) for s, v in values.items()
-        }
+    def _run_first(self, outputs: Sequence[fx.Node], positions: int | None) -> None:
+        """Draw 0; with all positions where a tuner or a parameter knows them."""
+        for cut in dict.fromkeys((positions, None)):
+            self.draws = [_Draw(self.work, self.sources, 0, self._generator, cut)]
+            try:
+                self.before = self._run(outputs, self.work.cast)
+                return
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                failed = error
+        raise Unfoldable(f"it does not run alone: {type(failed).__name__}: {str(failed).partition(chr(10))[0]}")
+
+    def _run_others(self, outputs: Sequence[fx.Node]) -> None:
+        """More draws, where something chooses; those that do not fit the model are left out."""
+        first = self.draws
+        for number in range(1, _DRAWS if first[0].chooses else 1):
+            self.draws = [_Draw(self.work, self.sources, number, self._generator, None)]
+            try:
+                self.before += self._run(outputs, self.work.cast)
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                continue
+            first = [*first, *self.draws]
+        self.draws = first
 
     def _run_own(self, outputs: Sequence[fx.Node]) -> list[torch.Tensor] | None:
         if self._own == torch.float64:
             return self._run(outputs, self.work.cast)
         try:
-            return self._run(outputs, self.work.rounded, lambda t: t.to(self._own))
+            return self._run(outputs, self.work.rounded, lambda t: in_precision(t, self._own))
         except RuntimeError:  # parts of the model have another dtype, or an operation lacks this one here
             return None
 
@@ -128,7 +145,8 @@ class SiteProof:
         nodes = {n for output in outputs for n in _cone(output, self.sources)}
         stack = list(nodes)
         while stack:  # what tuners compute from parameters alone is part of the site
-            beside = [i for i in stack.pop().all_input_nodes if "site" in i.meta and i not in self.given]
+            given = self.draws[0].given
+            beside = [i for i in stack.pop().all_input_nodes if "site" in i.meta and i not in given]
             stack += [i for i in beside if i not in nodes]
             nodes.update(beside)
         return count(self.work.root, sorted(nodes))
@@ -140,7 +158,17 @@ class SiteProof:
         given: Callable[[torch.Tensor], torch.Tensor] = lambda t: t,
         muted: str = "",
     ) -> list[torch.Tensor]:
-        """The values of nodes; the same random inputs in every run."""
+        """The values of nodes, draw by draw; the same random inputs in every run."""
+        return [t for draw in self.draws for t in self._run_one(draw, outputs, cast, given, muted)]
+
+    def _run_one(
+        self,
+        draw: _Draw,
+        outputs: Sequence[fx.Node],
+        cast: Cast,
+        given: Callable[[torch.Tensor], torch.Tensor],
+        muted: str,
+    ) -> list[torch.Tensor]:
         nodes = sorted({n for output in outputs for n in _cone(output, self.sources)})
         inside = set(nodes)
         known: dict[fx.Node, Any] = {}
@@ -148,15 +176,11 @@ class SiteProof:
 
         def value(node: fx.Node) -> Any:
             if node not in known:
-                is_new = node not in self.given
-                if node in inside or (is_new and (of_parameters(node) or node in constant)):
+                is_new = node not in draw.given
+                if node in inside or (is_new and (of_parameters(node) or node in constant or is_stored(node))):
                     known[node] = compute(node)
                 else:
-                    if is_new:
-                        self.given[node] = self._outside(node)
-                    found = self.given[node]
-                    is_float = isinstance(found, torch.Tensor) and found.is_floating_point()
-                    known[node] = given(found) if is_float else found
+                    known[node] = pytree.tree_map(lambda t: given(t) if isinstance(t, torch.Tensor) else t, draw[node])
             return known[node]
 
         def compute(node: fx.Node) -> Any:
@@ -172,15 +196,58 @@ class SiteProof:
         results = []
         for output in outputs:
             parts = [t for t in pytree.tree_leaves(value(output)) if isinstance(t, torch.Tensor)]
+            parts = [t for t in parts if t.is_floating_point() or t.is_complex()] or parts
             results.append(parts[0] if len(parts) == 1 else torch.cat([t.flatten() for t in parts]))  # recurrent layers
         return results
 
-    def _outside(self, node: fx.Node) -> Any:
-        if "size" in node.meta:
-            return node.meta["size"].at(_BATCH)
+
+class _Draw:
+    """What a site is given in one run: its sources, and what it reads from outside.
+
+    Args:
+        number: 0 has the model's own integers and booleans on the example, 1 those on a call like it, with ids of the
+            whole table; 2 has coins for booleans too.
+        positions: how many positions an axis of the sources.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        sources: Collection[fx.Node],
+        number: int,
+        generator: torch.Generator,
+        positions: int | None,
+    ) -> None:
+        self.work, self.number, self.generator = work, number, generator
+        self.chooses = False
+        self.given: dict[fx.Node, Any] = {}
+        axes = work.view().channel_axis
+        for source in sources:
+            self.given[source] = self._value(source, axes.get(source), positions)
+
+    def __getitem__(self, node: fx.Node) -> Any:
+        if node not in self.given:
+            self.given[node] = self._value(node)
+        return self.given[node]
+
+    def _value(self, node: fx.Node, channels: int | None = None, positions: int | None = None) -> Any:
+        batch = self.work.batch
         value = value_of(node)
-        assert value is not None
-        return _sample(value, self._generator, _BATCH)
+        if "size" in node.meta and value is None:
+            return node.meta["size"].at(batch)
+        if value is not None and (value.dtype.is_floating_point or value.dtype.is_complex):
+            return _drawn(value, self.generator, batch, channels, positions)
+        table = rows_indexed(node, self.work.root) if self.number else None
+        if value is not None and table is not None:
+            self.chooses = True
+            return torch.randint(0, table, value.sizes(batch), generator=self.generator).to(value.dtype)
+        found = self.work.observed(node, self.number)
+        self.chooses |= value is not None or not isinstance(found, (torch.dtype, torch.device, type(None)))
+        if found is None and value is not None:
+            found = torch.ones(value.sizes(batch), dtype=value.dtype)
+        if self.number == _DRAWS - 1 and isinstance(found, torch.Tensor) and found.dtype == torch.bool:
+            return _coins(found, self.generator)
+        return found
 
 
 def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Collection[fx.Node]) -> int | None:
@@ -223,42 +290,22 @@ def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite where shapes differ or values are not finite."""
+    """The largest difference, relative to the largest finite value.
+
+    What is not finite is equal where both have the same; it is infinite where they have not, or shapes differ.
+    """
     if found.shape != expected.shape:
         return float("inf")
+    if expected.is_complex() and found.is_complex():
+        found, expected = torch.view_as_real(found.resolve_conj()), torch.view_as_real(expected.resolve_conj())
+    finite = found.isfinite() & expected.isfinite()
+    if not finite.all():
+        if not torch.equal(found[~finite].nan_to_num(nan=0.5), expected[~finite].nan_to_num(nan=0.5)):
+            return float("inf")
+        found, expected = found[finite], expected[finite]
     if not expected.numel():
         return 0.0
-    error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
-    return error if error == error else float("inf")
-
-
-def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule) -> float:
-    """The largest relative difference of the outputs, in the model's dtype; both are left in the modes they had.
-
-    Raises:
-        UtcError: it is larger than rounding explains.
-    """
-    parameter = next(tuned.parameters(), torch.empty(0))
-    inputs = model_inputs(tuned, parameter.device)
-    modes = {m: m.training for m in tuned.modules()}
-    tuned.eval()
-    try:
-        with torch.no_grad():
-            expected, found = (
-                [t for t in pytree.tree_leaves(m(**inputs)) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-                for m in (tuned, folded)
-            )
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    error = max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
-    if error > _MODEL_TOLERANCE.get(parameter.dtype, 1e-3):
-        raise UtcError(
-            f"the folded model's outputs differ by {error:.1e} of their largest value",
-            why="every site was proven, so this is rounding that the model amplifies",
-            fix="fold in float64: utc.fold(tuned.double())",
-        )
-    return error
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
 def count_flops(tuned: UtcGraphModule, folded: UtcGraphModule) -> tuple[int, int] | None:
@@ -267,26 +314,20 @@ def count_flops(tuned: UtcGraphModule, folded: UtcGraphModule) -> tuple[int, int
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
 
-def model_inputs(module: UtcGraphModule, device: torch.device, batch: int = _BATCH) -> dict[str, Any]:
-    """Random inputs of the captured shapes; integer inputs are zeros, which every table has a row for."""
-    generator = torch.Generator().manual_seed(0)
-    found: dict[str, Any] = {}
-    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    for node in module.graph.nodes:
-        value = value_of(node) if node.op == "placeholder" else None
-        if value is not None:
-            sample = _sample(value, generator, batch).to(device)
-            found[str(node.target)] = sample.to(floating) if sample.is_floating_point() else sample
-    return found
-
-
-def _sample(
+def _drawn(
     value: Value, generator: torch.Generator, batch: int, channels: int | None = None, positions: int | None = None
 ) -> torch.Tensor:
-    """Random numbers in float64, zeros for integers; axes other than that of the channels may be cut."""
+    """Random numbers in float64; axes other than that of the channels may be cut."""
     sizes = value.sizes(batch)
     if positions is not None:
         sizes = tuple(n if i == channels else min(n, positions) for i, n in enumerate(sizes))
-    if value.dtype.is_floating_point:
-        return torch.randn(sizes, generator=generator, dtype=torch.float64)
-    return torch.zeros(sizes, dtype=value.dtype)
+    dtype = torch.complex128 if value.dtype.is_complex else torch.float64
+    return torch.randn(sizes, generator=generator, dtype=dtype)
+
+
+def _coins(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Booleans at random, with at least one that is true in each row: a mask that leaves nothing proves nothing."""
+    drawn = torch.rand(like.shape, generator=generator) < 0.5
+    if drawn.dim() and drawn.numel():
+        drawn[..., 0] = True
+    return drawn

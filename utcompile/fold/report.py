@@ -75,7 +75,8 @@ class FoldReport:
         parameters: of the tuned and of the folded model.
         base: what of the base was folded on request: constants and BatchNorms.
         flops: of the tuned and of the folded model for one sample; None where they cannot be counted.
-        renamed: why the folded state does not fit the base's architecture, a phrase a tensor; empty where it does.
+        renamed: why the folded state does not fit the base's architecture, a phrase for each tensor, ties that were
+            cut among them; empty where it does.
     """
 
     sites: tuple[FoldedSite, ...]

@@ -10,6 +10,7 @@ from utcompile.fold.absorb import plan_absorption
 from utcompile.fold.batch_norms import plan_batch_norms
 from utcompile.fold.biases import plan_biases
 from utcompile.fold.constants import plan_constants, plan_tokens
+from utcompile.fold.dequantize import plan_dequantised
 from utcompile.fold.float32 import compute_in_float32
 from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.maps import plan_map
@@ -38,11 +39,12 @@ class SiteFolder:
     Args:
         work: the model being folded.
         float32: let layers whose dtype would lose a tuner's effect compute in float32.
+        dequantize: fold beside quantised weights into weights of floating-point numbers.
         lost: filled with the sites that rounding has eaten, and why; the fold begins again without them.
     """
 
-    def __init__(self, work: Work, float32: bool, lost: dict[str, str]) -> None:
-        self.work, self.float32, self.lost = work, float32, lost
+    def __init__(self, work: Work, float32: bool, dequantize: bool, lost: dict[str, str]) -> None:
+        self.work, self.float32, self.dequantize, self.lost = work, float32, dequantize, lost
         self.ties = _ties(work.root)
 
     def fold(self, site: TunedSite) -> FoldedSite:
@@ -59,13 +61,18 @@ class SiteFolder:
         if share is not None and share < _RETAINED and not self.float32:
             return FoldedSite(site.id, "kept", reason=_eaten(share), retained=share)
         measured = share is None or share < _RETAINED
-        return self._commit(site.id, planned, status, measured=measured, rewired=site.form != "weight")
+        try:
+            return self._commit(site.id, planned, status, measured=measured, rewired=site.form != "weight")
+        except Unfoldable as reason:
+            return FoldedSite(site.id, "kept", reason=str(reason))
 
     def _plan(self, site: TunedSite) -> tuple[Planned, Status]:
         tuner = self.work.root.get_submodule(site.name)
         assert isinstance(tuner, Tuner)
         nodes = site_nodes(self.work.graph, site.id)
         if site.form == "weight":
+            if not any(site.tunes.values()) and "weight" in site.tunes:
+                return plan_dequantised(self.work, site, nodes, self.dequantize), "absorbed"
             return plan_absorption(self.work, site, nodes), "absorbed"
         if site.form == "tokens":
             return plan_tokens(self.work, site, nodes), "constant"
@@ -89,7 +96,7 @@ class SiteFolder:
         """Let biases that folding added move on to layers that had one, where they can."""
         for name, planned in plan_biases(self.work, original):
             if name not in refused:
-                self._commit(name, planned, "absorbed", measured=False)
+                self._try(name, planned, "absorbed")
 
     def fold_base(self, constants: bool, batch_norms: bool, refused: Mapping[str, str]) -> Iterator[FoldedSite]:
         """Fold what the base itself computes for nothing."""
@@ -97,12 +104,19 @@ class SiteFolder:
             if isinstance(planned, str) or name in refused:
                 yield FoldedSite(name, "kept", reason=planned if isinstance(planned, str) else refused[name])
             else:
-                yield self._commit(name, planned, "absorbed", measured=False)
+                yield self._try(name, planned, "absorbed")
         for name, planned in plan_constants(self.work) if constants else ():
             if name in refused:
                 yield FoldedSite(name, "kept", reason=refused[name])
             else:
-                yield self._commit(name, planned, "constant", measured=False)
+                yield self._try(name, planned, "constant")
+
+    def _try(self, name: str, planned: Planned, status: Status) -> FoldedSite:
+        """Fold what no tuner is about."""
+        try:
+            return self._commit(name, planned, status, measured=False)
+        except Unfoldable as reason:
+            return FoldedSite(name, "kept", reason=str(reason))
 
     def _commit(
         self, name: str, planned: Planned, status: Status, *, measured: bool, rewired: bool = True
@@ -124,7 +138,10 @@ class SiteFolder:
                 notes, retained = f"in float32: {notes}", proof.retained(results)
             except Unfoldable as reason:
                 self.lost[name] = str(reason)
-        found = proof.check(results)
+        try:
+            found = proof.check(results)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise Disproved(name, f"folded, the site does not run: {error}".partition("\n")[0]) from error
         if found.error > _TOLERANCE:
             raise Disproved(
                 name, f"folded, the site differs by {found.error:.1e}; what stands between is not what it seems"

@@ -12,6 +12,7 @@ from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, r
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.observed import autocast_dtype, runs_plainly
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
+from utcompile.graph.precision import full_precision
 from utcompile.graph.recurrence import set_trainable_recurrence
 from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
@@ -41,6 +42,7 @@ __all__ = [
     "dependence_graph",
     "describe",
     "flops",
+    "full_precision",
     "fused_arguments",
     "hooks_for_all",
     "index_memory",

@@ -52,6 +52,34 @@ def _depthwise(node: fx.Node, op: Operation) -> bool:
     return value is not None and groups > 1 and groups == value.shape[1]
 
 
+def _linear(node: fx.Node, op: Operation) -> bool:
+    """A linear in any spelling: a product of one value and a parameter that is a matrix, on either side."""
+    if op.name == "linear":
+        return True
+    if op.name not in ("matmul", "addmm") or len(op.inputs) != 1:
+        return False
+    weights = [n for n in node.all_input_nodes if is_state(n) and _rank(n) == 2]
+    return len(weights) == 1 and _is_made_of_parameters(weights[0])
+
+
+def _rank(node: fx.Node) -> int | None:
+    value = value_of(node)
+    return value.rank if value is not None else None
+
+
+def _is_made_of_parameters(node: fx.Node) -> bool:
+    """Whether a state node reads a parameter; a table that the model keeps in a buffer is a fixed transform."""
+    module, stack = node.graph.owning_module, [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "get_attr":
+            path, _, name = str(current.target).rpartition(".")
+            if module is None or name in module.get_submodule(path)._parameters:
+                return True
+        stack += current.all_input_nodes
+    return False
+
+
 def _pointwise(node: fx.Node, op: Operation) -> bool:
     if op.name == "linear":
         return True
@@ -76,6 +104,7 @@ CLASSES: dict[str, Callable[[fx.Node, Operation], bool]] = {
     "depthwise_conv": _depthwise,
     "spatial_conv": _spatial,
     "conv_transpose": lambda node, op: op.name.startswith("conv_transpose"),
+    "linear": _linear,
     "pointwise": _pointwise,
     "activation": lambda node, op: op.name in ACTIVATIONS,
     "norm": lambda node, op: op.name in _NORMS,

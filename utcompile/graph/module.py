@@ -30,6 +30,8 @@ class UtcGraphModule(fx.GraphModule):
         guards: what the model's Python decided at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
         signature: what the original's forward takes.
+        example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
+        ties: the names of each of the original's parameters that has several.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -38,7 +40,18 @@ class UtcGraphModule(fx.GraphModule):
     guards: tuple[Any, ...] = ()
     model_attributes: Mapping[str, Any] = MappingProxyType({})
     signature: Signature = Signature()
-    inherited: tuple[str, ...] = ("batch_inputs", "follows_mode", "aliased", "guards", "model_attributes", "signature")
+    example_inputs: Any = None
+    ties: tuple[tuple[str, ...], ...] = ()
+    inherited: tuple[str, ...] = (
+        "batch_inputs",
+        "follows_mode",
+        "aliased",
+        "guards",
+        "model_attributes",
+        "signature",
+        "example_inputs",
+        "ties",
+    )
     kept_attributes: tuple[str, ...] = inherited
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

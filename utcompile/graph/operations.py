@@ -204,6 +204,12 @@ def _commutative(node: fx.Node, attributes: dict[str, Any], parameters: dict[str
             held["other"] = held.pop("input")
 
 
+def _addmm(node: fx.Node, attributes: dict[str, Any], parameters: dict[str, str], _: list[fx.Node]) -> None:
+    """`addmm(b, x, W)` is a linear: its weight and bias have these names too."""
+    if {"input", "mat2"} <= parameters.keys() and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1:
+        parameters |= {"weight": parameters["mat2"], "bias": parameters["input"]}
+
+
 def _extreme(name: str) -> _Refine:
     """`torch.max(x, y)` of two tensors is no reduction."""
 
@@ -269,6 +275,7 @@ def _arange(node: fx.Node, attributes: dict[str, Any], *_: Any) -> None:
 
 _REFINED: Mapping[str, _Refine] = {
     "add": _commutative,
+    "addmm": _addmm,
     "mul": _commutative,
     "max": _extreme("maximum"),
     "min": _extreme("minimum"),

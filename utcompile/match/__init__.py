@@ -2,10 +2,11 @@
 
 from utcompile.match.chain import Stage
 from utcompile.match.engine import Engine
+from utcompile.match.found import require_sites
 from utcompile.match.match import match
-from utcompile.match.plan import Plan
+from utcompile.match.plan import Plan, TunerDtype
 from utcompile.match.projection import Projection
 from utcompile.match.sites import Site
 from utcompile.match.tokens import Attention
 
-__all__ = ["Attention", "Engine", "Plan", "Projection", "Site", "Stage", "match"]
+__all__ = ["Attention", "Engine", "Plan", "Projection", "Site", "Stage", "TunerDtype", "match", "require_sites"]

@@ -73,7 +73,7 @@ def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     ports = _port_key(site.source), _port_key(site.target)
     previous = _port_key(site.previous) if site.previous is not None else None
     place = site.heads, site.repeats, previous, site.is_last
-    weights = (site.weight_shape, tuple(site.parameters.items()), site.direct, site.rows)
+    weights = (site.weight_shape, tuple(site.parameters.items()), site.direct, site.rows, site.held)
     return site.form, *ports, operation, weights, captures, *place
 
 

@@ -10,18 +10,20 @@ from typing import Any
 
 from torch import fx
 
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError
 from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
 from utcompile.match.chain import make_chain
 from utcompile.match.conditions import enclosing, failing, within
-from utcompile.match.engine import Bindings, Engine, Trace, named, shown
+from utcompile.match.engine import Bindings, Engine, Trace, shown
 from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.fitting import Fitting
 from utcompile.match.hints import absent, hint, other_attributes, scope_hint, unknown, unlisted
+from utcompile.match.instead import instead
 from utcompile.match.parameters import parameters_read
-from utcompile.match.places import wider_glob
 from utcompile.match.plan import Plan
 from utcompile.match.sites import Site, make_site, merge_shared
+from utcompile.match.skipped import Skipped
+from utcompile.match.trained import find_trained
 from utcompile.rules import (
     MatchModule,
     MatchOperation,
@@ -32,8 +34,6 @@ from utcompile.rules import (
     RuleSet,
     Scope,
     Select,
-    Train,
-    glob_match,
     library_patterns,
 )
 
@@ -44,6 +44,7 @@ def match(
     rules: RuleSet | str | Path,
     vars: Mapping[str, Any] | None = None,
     rewriter: Callable[[Plan], Any] | None = None,
+    train: Sequence[str] | None = None,
 ) -> Plan:
     """Find every place that a rule set speaks of.
 
@@ -52,23 +53,36 @@ def match(
         rules: a `RuleSet`, a path, a shipped name, or YAML text.
         vars: values for the rule file's `vars:`.
         rewriter: what `plan.apply()` calls.
+        train: what is trained beside the tuners, instead of what the rules say.
 
     Raises:
         UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
     """
-    ruleset = RuleSet.load(rules, vars=vars)
+    ruleset = RuleSet.load(rules, vars=vars, train=train)
     view = GraphView(captured.graph, captured)
     engine = Engine(view, {**library_patterns(), **ruleset.patterns})
-    fitting, sites = Fitting(), list[Site]()
+    fitting, sites, skipped = Fitting(), list[Site](), list[Skipped]()
     for rule in ruleset.rules:
         found = _matches(rule, engine)
         taken = select(_without_excluded(rule, found, engine), rule.select)
         _check_expect(rule, taken, len(found), engine, lambda: _misses(ruleset, engine))
-        sites += _sites(rule, taken, view, fitting)
-    trained = tuple(dict.fromkeys(n for t in ruleset.train for n in _trained(t, engine)))
+        sites += _sites(rule, taken, view, fitting, skipped)
+    chosen = find_trained(ruleset.train, engine, _covered)
     _check_sites(sites)
     misses = cache(lambda: _misses(ruleset, engine))
-    return Plan(tuple(merge_shared(sites)), trained, ruleset, captured, view, misses, rewriter)
+    found_sites = tuple(merge_shared(sites))
+    return Plan(
+        found_sites,
+        chosen.names,
+        ruleset,
+        captured,
+        view,
+        misses,
+        rewriter,
+        chosen.untied,
+        notes=chosen.notes,
+        skipped=tuple(skipped),
+    )
 
 
 def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:
@@ -175,16 +189,41 @@ def _stands_for_input(name: str, node: fx.Node, env: Bindings, assigned: set[str
     return any(node is other for key, other in env.items() if key not in assigned)
 
 
-def _sites(rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fitting) -> list[Site]:
+def _sites(
+    rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fitting, skipped: list[Skipped]
+) -> list[Site]:
+    """The sites of a rule; `skipped` is added to where the rule passes over what refuses its tuner."""
     if rule.insert.form == "chain":
         return make_chain(rule, chosen, view, lambda env: _path(rule, env, view))
     count: Counter[str] = Counter()
     result = []
     for env in chosen:
         path = _path(rule, env, view)
-        result.append(make_site(rule, path, count[path], env, view, fitting))
-        count[path] += 1
+        ordinal = count[path]
+        count[path] += 1  # what is passed over has its number too
+        if rule.skips and _is_dead(env[rule.insert.target], view):
+            skipped.append(Skipped(rule.name, path, "no output of the model depends on it"))
+            continue
+        try:
+            result.append(make_site(rule, path, ordinal, env, view, fitting))
+        except UtcError as error:
+            if not rule.skips:
+                raise
+            skipped.append(Skipped.of(rule.name, path, error))
     return result
+
+
+def _is_dead(node: fx.Node, view: GraphView) -> bool:
+    """Whether the base computes a value for nothing; one that is written into memory may be read from there."""
+    found, stack = {node}, [node]
+    while stack:
+        for reader in stack.pop().users:
+            if reader.op == "output" or reader.meta.get("mutates"):
+                return False
+            if reader not in found:
+                found.add(reader)
+                stack.append(reader)
+    return True
 
 
 def _check_sites(sites: Sequence[Site]) -> None:
@@ -223,6 +262,7 @@ def _check_expect(
         why, fix = too_many(rule, [_path(rule, env, engine.view) for env in taken], most)
     else:
         why, fix = unlisted(rule, taken, engine.view) or too_few(nearest(misses(), rule.name, 2), found=count > 0)
+        why = "; ".join([*(instead(rule, engine) if count == 0 else ()), why])
     raise UtcError(
         f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}", where=str(rule.mark), why=why, fix=fix
     )
@@ -291,53 +331,3 @@ def _covered(engine: Engine, pattern: Pattern) -> frozenset[fx.Node]:
 def _assigned(pattern: Pattern, env: Bindings) -> list[fx.Node]:
     names = {t for s in pattern.spellings for step in s.steps for t in step.targets}
     return [n for name, n in env.items() if name in names]
-
-
-def _trained(train: Train, engine: Engine) -> list[str]:
-    """The names of the parameters that a line of `train:` selects."""
-    view = engine.view
-    names = dict(view.module.named_parameters(remove_duplicate=False))
-    if train.kind == "pattern":
-        if train.glob not in engine.library:
-            fix = did_you_mean(train.glob, engine.library)
-            raise UtcError(f"unknown pattern {train.glob!r}", where=str(train.mark), fix=fix)
-        nodes = _covered(engine, engine.library[train.glob])
-        read = [p for n in sorted(nodes, key=view.position.__getitem__) for p in view.operations[n].parameters.values()]
-        found = [n for n in read if n in names]
-    else:
-        of_module = train.kind == "module"
-        found = [n for n in names if glob_match(train.glob, n.rpartition(".")[0] if of_module else n)]
-        if of_module and not found:  # the glob may name a container
-            found = [n for n in names if any(glob_match(train.glob, p) for p in _prefixes(n))]
-    if not found:
-        why, fix = _selects_nothing(train, engine, list(names))
-        what = f"train: '{train.kind}:{train.glob}' selects no parameter"
-        raise UtcError(what, where=str(train.mark), why=why, fix=f"{fix}; or remove the line")
-    return found
-
-
-def _selects_nothing(train: Train, engine: Engine, names: Sequence[str]) -> tuple[str, str]:
-    """Why a line of `train:` selects no parameter, and what to do."""
-    if train.kind != "pattern":
-        owners = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
-        found = wider_glob(train.glob, owners if train.kind == "module" else names)
-        why = (
-            "no parameter has such a name" if train.kind == "parameter" else "no module of such a name has a parameter"
-        )
-        return why, f"write {train.kind}:{found}" if found else "see `utcompile inspect`"
-    pattern = engine.library[train.glob]
-    if any(next(engine.solve(pattern, anchor), None) for anchor in engine.anchors(pattern)):
-        return "it matches, and nothing that it covers has a parameter of the model's own", "name another pattern"
-    if train.glob != "head" or not engine.tails.outputs:
-        return "the pattern matches nowhere", "see `utcompile inspect` for what there is"
-    last = engine.tails.walk("output_tail", engine.tails.outputs[0])[-1]
-    return (
-        f"the model ends without a classifier, in {named(last, engine.view)}: {shown(last)}",
-        "give it one (timm: num_classes=N; on the command line --num-classes N), or name what is to be trained with "
-        "module: or parameter:",
-    )
-
-
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")[:-1]
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, UtcGraphModule
+from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.cost import PlanCost, plan_cost
 from utcompile.match.diff import PlanDiff, diff
 from utcompile.match.explain import Explanation, Misses, explain
+from utcompile.match.left_out import left_out
 from utcompile.match.sites import Site
-from utcompile.match.text import columns, counted
+from utcompile.match.skipped import Skipped
+from utcompile.match.text import columns, counted, listed
 from utcompile.rules import RuleSet
+
+TunerDtype = Literal["float32", "base"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,14 @@ class Plan:
 
     Attributes:
         sites: what is inserted, in file order and, within a rule, in graph order.
-        trained: names of the backbone's parameters that `train:` selects; they are cloned and trained.
+        trained: names of the backbone's parameters that `train:` selects; they are cloned and trained. All names of a
+            tied parameter are among them.
+        untied: those of them that train apart from what they are tied to.
         ruleset: the rules.
         module: the captured model; it stays as it is.
+        notes: what there is to say of lines of `train:` that select less than they might.
+        skipped: places that a rule with `on_refusal: skip` has passed over, each with its reason.
+        tuner_dtype: of what trains, where the base is in half precision.
 
     Example:
         >>> import torch, utcompile as utc
@@ -48,12 +58,27 @@ class Plan:
     view: GraphView = field(repr=False)
     misses: Misses = field(repr=False)
     rewriter: Callable[[Plan], Any] | None = field(default=None, repr=False)
+    untied: tuple[str, ...] = ()
+    tuner_dtype: TunerDtype = "float32"
+    notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """The number of elements of each parameter that `train:` selects."""
+        """The number of elements of each parameter that `train:` selects; of a tied one under its first name."""
         named = dict(self.module.named_parameters(remove_duplicate=False))
-        return {name: named[name].numel() for name in self.trained}
+        ties = ties_of(self.module)
+        first: dict[str, int] = {}
+        for name in self.trained:
+            others = tied_to([name], ties, self.untied)
+            if not any(other in first for other in others if name not in self.untied):
+                first[name] = named[name].numel()
+        return first
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """Where weights are tuned: the matrices of the model that are neither tuned nor trained."""
+        return left_out(self.sites, self.trained, self.view)
 
     @property
     def parameters(self) -> int:
@@ -69,11 +94,17 @@ class Plan:
         """FLOPs of the tuners' forward, and the bytes they save for backward, at a batch size."""
         return plan_cost(self.sites, self.view, batch)
 
-    def apply(self) -> Any:
-        """Insert the tuners: a `TunedModule` that computes what the model computes, until it is trained."""
+    def apply(self, tuner_dtype: TunerDtype | None = None) -> Any:
+        """Insert the tuners: a `TunedModule` that computes what the model computes, until it is trained.
+
+        Args:
+            tuner_dtype: of what trains, on a base in float16 or bfloat16: `float32` (the default), or the `base`'s.
+        """
         if self.rewriter is None:
             raise UtcError("this plan was made without a rewriter", fix="make it with utcompile.match")
-        return self.rewriter(self)
+        if tuner_dtype not in (None, "float32", "base"):
+            raise UtcError(f"tuner_dtype is {tuner_dtype!r}", fix="say 'float32', or 'base' for the model's own dtype")
+        return self.rewriter(self if tuner_dtype is None else replace(self, tuner_dtype=tuner_dtype))
 
     def diff(self, other: Plan) -> PlanDiff:
         """What another plan of the model adds, removes and changes: other rules, or other values of their variables."""
@@ -106,6 +137,9 @@ class Plan:
             "rules": self.ruleset.name,
             "sites": sites,
             "trained": list(self.trained),
+            "left_out": list(self.left_out),
+            "skipped": [s.to_dict() for s in self.skipped],
+            "notes": list(self.notes),
             "trainable_parameters": self.parameters,
             "cost": self.cost.to_dict(),
         }
@@ -123,5 +157,7 @@ class Plan:
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
         sites = f"{counted(len(self.sites), 'site')} ({counts})" if counts else "no sites"
         last = f"{sites}, {self.parameters:,} parameters to train"
-        notes = [s.note for s in self.sites if s.note]
+        notes = [*(s.note for s in self.sites if s.note), *self.notes, *map(str, self.skipped)]
+        if self.left_out:
+            notes.append(f"left out: {counted(len(self.left_out), 'weight matrix')}: {listed(self.left_out)}")
         return [*notes, *([str(self.cost)] if self.sites else []), last]

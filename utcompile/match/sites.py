@@ -11,13 +11,13 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Value, describe, readers, tensor, value_of
 from utcompile.match.engine import Bindings
-from utcompile.match.fitting import Fitting
+from utcompile.match.fitting import Fitted, Fitting
 from utcompile.match.grid import grid_of
 from utcompile.match.parameters import channel_axis_of, reads_of
 from utcompile.match.projection import projection_of
 from utcompile.match.tokens import attention_of, tokens_site
-from utcompile.match.weights import TunedWeight, rows_of, tuned_weight
-from utcompile.rules import Rule
+from utcompile.match.weights import TunedWeight, beside_module, rows_of, tuned_weight
+from utcompile.rules import MatchModule, Rule
 from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, build_tuner, tuner_class
 
 
@@ -101,7 +101,7 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
             place = attention_of(rule, env, view)
             source, target, reader = place.key, place.value, None
         elif insertion.form == "weight":
-            tuned = _weight(rule, cls, env, view)
+            tuned = _weight(rule, cls, env, view, path)
             source, target, reader = tuned.source, tuned.node, None
         else:
             target = env[insertion.target]
@@ -121,19 +121,23 @@ def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphVie
                 read,
                 written,
                 tuned.operation,
-                tuned.shapes.get("weight") or (),
+                tuned.held.shape if tuned.held else tuned.shapes.get("weight") or (),
                 captures,
                 parameters=tuned.shapes,
                 direct=tuned.direct,
                 rows=rows_of(slices, env, tuned, view) if slices else (),
+                held=tuned.held.why if tuned.held else "",
             )
         if form == "tokens":
             site = tokens_site(rule, place, env, view)
-        _check_legal(rule, source, target, view)
+        _check_real(config.kind, cls, tuned, source, target, view)
+        _check_parallel(rule, source, target, view)
         if form == "tokens" and cls.reads_stream:
             place = (place, projection_of(place, view))
             site = replace(site, source=port_of("the stream", place[1].stream, view))
-        fitted = fitting.fit(config, site)
+        fitted, config = _fitted(config, site, (source, target), fitting, view)
+        if site.held and fitted.how != "branch":
+            raise _no_branch(config.kind, site.held)
     except UtcError as error:
         at = describe(env[insertion.target])
         raise UtcError(
@@ -193,9 +197,13 @@ def port_of(name: str, node: fx.Node, view: GraphView) -> Port:
     return Port(value, view.channel_axis[node], name, lambda: grid_of(node, view))
 
 
-def _weight(rule: Rule, cls: type[Tuner], env: Bindings, view: GraphView) -> TunedWeight:
+def _weight(rule: Rule, cls: type[Tuner], env: Bindings, view: GraphView, path: str) -> TunedWeight:
     found = env[rule.insert.target]
     made = found if found.op == "get_attr" else view.without_layout(found)
+    if isinstance(rule.match, MatchModule) and found is env.get("y"):
+        beside = beside_module(path, env["x"], found, view)
+        if beside is not None:
+            return beside
     tuned = tuned_weight(made, cls.roles, rule.insert.target, view)
     for name in filter(None, tuned.names.values()):
         tied = _tied(view, name)
@@ -206,6 +214,14 @@ def _weight(rule: Rule, cls: type[Tuner], env: Bindings, view: GraphView) -> Tun
                 fix="say `all_uses: true` to let each use have its own tuner, or exclude the place in `where:`",
             )
     return tuned
+
+
+def _no_branch(kind: str, held: str) -> UtcError:
+    return UtcError(
+        f"a {kind} tuner cannot change a weight that is quantised: {held}",
+        why="its update would be rounded away, and no gradient would reach it",
+        fix="use {kind: lora}, whose branch stands beside the layer, an adapter, or a sequential ssf or ia3",
+    )
 
 
 def _tied(view: GraphView, name: str) -> list[str]:
@@ -228,14 +244,54 @@ def _reader(rule: Rule, env: Bindings, view: GraphView) -> fx.Node | None:
     return node
 
 
-def _check_legal(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) -> None:
+def _fitted(
+    config: TunerConfig, site: TunerSite, values: Sequence[fx.Node], fitting: Fitting, view: GraphView
+) -> tuple[Fitted, TunerConfig]:
+    """What the tuner is at a site; changed to `how: reparametrised` where a value is written to that a branch needs.
+
+    A tuner that changes the weight leaves values alone: what is written into the result afterwards is the same write,
+    into other numbers.
+    """
+    fitted = fitting.fit(config, site)
+    if site.form == "weight" and fitted.how == "reparametrised":
+        return fitted, config
+    try:
+        check_unwritten(values, view)
+    except UtcError:
+        if site.form != "weight" or getattr(config, "how", None) != "auto" or getattr(config, "dropout", 0):
+            raise
+        config = config.model_copy(update={"how": "reparametrised"})
+        fitted = fitting.fit(config, site)
+    return fitted, config
+
+
+def _check_real(
+    kind: str, cls: type[Tuner], tuned: TunedWeight | None, source: fx.Node, target: fx.Node, view: GraphView
+) -> None:
+    """Refuse a tuner of real numbers where there are complex ones."""
+    if tuned is None:
+        found = next((v for n in (source, target) if (v := value_of(n)) is not None and v.dtype.is_complex), None)
+        what = "the value" if found is not None else ""
+        dtype = found.dtype if found is not None else None
+    else:
+        named = dict(view.module.named_parameters(remove_duplicate=False))
+        name = next((n for n in tuned.names.values() if n is not None and named[n].is_complex()), None)
+        what = "" if name is None or cls.takes_complex else f"the weight {name}"
+        dtype = named[name].dtype if name is not None else None
+    if what:
+        raise UtcError(
+            f"a {kind} tuner computes with real numbers, and {what} is {str(dtype).removeprefix('torch.')}",
+            fix="tune a complex weight with {kind: lora}, which then has complex factors, or a real value near it",
+        )
+
+
+def _check_parallel(rule: Rule, source: fx.Node, target: fx.Node, view: GraphView) -> None:
     if rule.insert.form == "parallel" and view.depends(source, target):
         raise UtcError(
             f"'{rule.insert.source}' is computed from '{rule.insert.target}'",
             why="a parallel tuner must not read what it changes",
             fix="swap the two, or use `sequential:`",
         )
-    check_unwritten([source, target], view)
 
 
 def check_unwritten(nodes: Sequence[fx.Node], view: GraphView) -> None:
@@ -261,7 +317,7 @@ def merge_shared(sites: Sequence[Site]) -> list[Site]:
             continue
         named = frozenset(filter(None, site.tunes.values()))
         # a bias that is added belongs to a layer, not to a parameter
-        key = (site.rule, site.tuner, named or str(site.targets[0].target))
+        key = (site.rule, site.tuner, named or site.build_from.held or str(site.targets[0].target))
         first = found.get(key)
         if first is None:
             found[key] = site

@@ -101,7 +101,8 @@ def columns(rows: Sequence[Sequence[str]], right: int) -> list[str]:
 def counted(number: int, word: str) -> str:
     """A number and its noun.
 
-    >>> counted(1, "site"), counted(12, "site")
-    ('1 site', '12 sites')
+    >>> counted(1, "site"), counted(12, "site"), counted(2, "matrix")
+    ('1 site', '12 sites', '2 matrices')
     """
-    return f"{number:,} {word}{'s' * (number != 1)}"
+    several = f"{word.removesuffix('ix')}ices" if word.endswith("ix") else f"{word}s"
+    return f"{number:,} {word if number == 1 else several}"

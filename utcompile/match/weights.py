@@ -19,7 +19,9 @@ from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import GraphView, Operation, describe, is_state, tensor, value_of
+from utcompile.graph.stored import is_stored
 from utcompile.match.engine import Bindings
+from utcompile.match.quantised import as_linear, quantised, quantised_module, quantised_operand
 from utcompile.tuners import RECURRENT
 
 _LAYERS = frozenset(
@@ -29,8 +31,23 @@ _LAYERS = frozenset(
 _MOVES = frozenset(
     "split getitem reshape permute transpose contiguous detach identity to expand repeat cat roll stack".split()
 )
+# a product with the transpose of a parameter is a linear that has no place for another bias
+_TRANSPOSED = Operation("linear", attributes={"spelled_out": True})
 _PART = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
 _PROBED = 2  # the batch at which captures are traced back to rows
+
+
+@dataclass(frozen=True)
+class Held:
+    """A weight that no update can be added to.
+
+    Attributes:
+        why: in words, such as `0.weight is int8`.
+        shape: that it has as a matrix of numbers.
+    """
+
+    why: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class TunedWeight:
         names: role to the parameter's name; None where the operation has none.
         shapes: role to its shape.
         direct: whether the operation reads its weight itself.
+        held: the weight that no update can be added to, and is none of `names`; None where one can.
     """
 
     node: fx.Node
@@ -52,6 +70,7 @@ class TunedWeight:
     names: Mapping[str, str | None]
     shapes: Mapping[str, tuple[int, ...] | None]
     direct: bool = True
+    held: Held | None = None
 
 
 def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphView) -> TunedWeight:
@@ -78,6 +97,9 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
         raise _nothing(capture, op)
     else:
         source = op.inputs[0]
+        beside = _beside_quantised(node, op, roles, view)
+        if beside is not None:
+            return beside
         if node.op == "call_module":
             found, direct = _of_module(node, op, roles, view, capture), True
         else:
@@ -87,6 +109,41 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
     named = dict(view.module.named_parameters(remove_duplicate=False))
     shapes = {r: tuple(named[n].shape) if n is not None else None for r, n in found.items()}
     return TunedWeight(node, op, source, found, shapes, direct)
+
+
+def _beside_quantised(node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView) -> TunedWeight | None:
+    """An operation whose weight is quantised, as a branch sees it; None where it is not."""
+    if "weight" not in roles or op.attributes.get("spelled_out"):
+        return None
+    if node.op == "call_module":
+        leaf = view.module.get_submodule(str(node.target))
+        weight = getattr(leaf, "weight", None) if op.name in _LAYERS else None
+        held = quantised(f"{node.target}.weight", weight) if isinstance(weight, torch.Tensor) else ""
+        shape = tuple(weight.shape) if held and isinstance(weight, torch.Tensor) else ()
+    else:
+        operand = operand_of(node, "weight", op)
+        if op.name not in _LAYERS and op.name != "addmm":
+            operand = next((n for n in node.all_input_nodes if is_stored(n)), None)
+        held = quantised_operand(operand, view) if operand is not None and is_stored(operand) else ""
+        value = value_of(operand) if operand is not None else None
+        shape = value.sizes(_PROBED) if held and value is not None else ()
+    if not held:
+        return None
+    seen = Operation("matmul", op.inputs) if op.name == "addmm" else op
+    if op.name not in _LAYERS and op.name not in ("addmm", "matmul"):
+        found = as_linear(op.inputs[0], node, view)
+        if found is None:
+            return None
+        seen, shape = found
+    return TunedWeight(node, seen, op.inputs[0], {"weight": None}, {"weight": None}, True, Held(held, shape))
+
+
+def beside_module(path: str, source: fx.Node, target: fx.Node, view: GraphView) -> TunedWeight | None:
+    """A module with quantised tensors as a branch sees it: a linear from its input to its result."""
+    held, found = quantised_module(path, view), as_linear(source, target, view)
+    if not held or found is None:
+        return None
+    return TunedWeight(target, found[0], source, {"weight": None}, {"weight": None}, True, Held(held, found[1]))
 
 
 def _nothing(capture: str, op: Operation) -> UtcError:
@@ -138,9 +195,12 @@ def _of_function(
         return found, direct, op
     is_plain = op.attributes.get("alpha", 1) == op.attributes.get("beta", 1) == 1
     if op.name == "addmm" and len(op.inputs) == 1 and len(operands) == 2 and is_plain:
-        at = [operand_of(node, role, op) for role in roles]  # x @ W + b, as GPT-2 writes its linears
-        found = {r: _behind(o, view) if o is not None else None for r, o in zip(roles, at, strict=True)}
-        return found, all(o is None or o.op == "get_attr" for o in at), Operation("matmul", op.inputs)
+        at = {role: operand_of(node, role, op) for role in roles}  # x @ W + b, as GPT-2 writes its linears
+        found = {r: _behind(o, view) if o is not None else None for r, o in at.items()}
+        weight = operand_of(node, "weight", op)
+        if weight is not None and _is_transposed(weight, view):
+            return found, True, replace(_TRANSPOSED, inputs=op.inputs, parameters={"bias": op.parameters["input"]})
+        return found, all(o is None or o.op == "get_attr" for o in at.values()), Operation("matmul", op.inputs)
     if "weight" not in roles:
         return dict.fromkeys(roles), True, op
     if len(operands) != 1:
@@ -152,12 +212,28 @@ def _of_function(
         )
     (operand,) = operands
     is_product = op.name == "matmul" and node.args[1:2] == (operand,)
+    if is_product and _is_transposed(operand, view):  # x @ W.T, as Falcon writes its linears
+        return (
+            {r: _behind(operand, view) if r == "weight" else None for r in roles},
+            True,
+            replace(_TRANSPOSED, inputs=op.inputs),
+        )
     kept = op if is_product else Operation("parameter", op.inputs)
     if op.name == "einsum":
         given = list(node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:])
         kept = replace(op, attributes={**op.attributes, "weight_at": given.index(operand)})
     found = {r: _behind(operand, view) if r == "weight" else None for r in roles}
     return found, operand.op == "get_attr", kept
+
+
+def _is_transposed(operand: fx.Node, view: GraphView) -> bool:
+    """Whether a weight `(in, out)` is the transpose of a parameter `(out, in)`, and nothing else."""
+    if operand.op == "get_attr":
+        return False
+    inputs = operand.all_input_nodes
+    value = value_of(operand)
+    moves = view.operations[operand].name in ("transpose", "permute")
+    return moves and value is not None and value.rank == 2 and len(inputs) == 1 and inputs[0].op == "get_attr"
 
 
 def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
@@ -223,10 +299,10 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
 
 
 def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: GraphView) -> tuple[tuple[int, ...], ...]:
-    """The rows of a packed weight that slices name.
+    """The output channels of a packed weight that slices name: rows of a linear's weight, columns of `x @ W`.
 
-    `3/3` is the third of three equal parts. A capture stands for the rows it is made of: the packed result's channel
-    numbers are sent through what stands between it and the capture, which may only move numbers about.
+    `3/3` is the third of three equal parts. A capture stands for the channels it is made of: the channel numbers of the
+    packed result are sent through what lies between it and the capture, which may only move numbers about.
 
     Raises:
         UtcError: a name is no capture, does not come from the operation, or is computed and not only moved.
@@ -234,13 +310,16 @@ def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: Grap
     shape = tuned.shapes.get("weight")
     value = value_of(tuned.node)
     axis = view.channel_axis.get(tuned.node)
-    if not shape or value is None or axis is None or value.shape[axis] != shape[0] or not tuned.direct:
+    if value is not None and view.operations[tuned.node].name == "matmul" and is_state(tuned.node.args[0]):
+        axis = value.rank - 2  # W @ x
+    count = shape[-1 if tuned.operation.name == "matmul" and len(shape) == 2 else 0] if shape else None
+    if count is None or value is None or axis is None or value.shape[axis] != count or not tuned.direct:
         raise UtcError(
-            f"{tuned.operation.name} has no rows to slice",
-            why="slices are rows of a linear's or convolution's weight, which are its result's channels",
+            f"{tuned.operation.name} has no output channels to slice",
+            why="slices are parts of a linear's or convolution's weight, one a channel of its result",
             fix="leave out `slices:`",
         )
-    result = tuple(_rows(text, env, tuned.node, shape[0], axis, view) for text in slices)
+    result = tuple(_rows(text, env, tuned.node, count, axis, view) for text in slices)
     every = [r for part in result for r in part]
     if len(set(every)) != len(every):
         raise UtcError(f"slices {list(slices)} overlap", fix="name each part once")

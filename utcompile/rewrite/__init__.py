@@ -5,6 +5,7 @@ from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tu
 from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.learn import check_learning
+from utcompile.rewrite.masters import settle_precision
 from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import (
     TunedModule,
@@ -33,6 +34,7 @@ __all__ = [
     "read_manifest",
     "save_peft",
     "save_tuners",
+    "settle_precision",
     "site_nodes",
     "to_module",
     "written_again",

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.errors import UtcError
 from utcompile.graph import (
     GraphView,
+    Origin,
     affine_batch_norm,
     copy_graph,
     is_state,
@@ -33,15 +33,17 @@ from utcompile.graph import (
     tensor,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.match import Plan, Site, Stage
+from utcompile.graph.ties import clones
+from utcompile.match import Plan, Site, Stage, TunerDtype, require_sites
 from utcompile.rewrite.devices import device_at
+from utcompile.rewrite.masters import raise_precision
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 from utcompile.rewrite.weights import frozen_parameters, reparametrise
-from utcompile.tuners import Tuner
+from utcompile.tuners import HALVES, Tuner
 
 
 def apply_plan(plan: Plan) -> TunedModule:
@@ -50,37 +52,43 @@ def apply_plan(plan: Plan) -> TunedModule:
     Raises:
         UtcError: its rules found no place, or a tuner would be bypassed.
     """
-    if not plan.sites:
-        raise UtcError(
-            "none of the rules found a place",
-            why=f"all of them are optional: {', '.join(r.name for r in plan.ruleset.rules)}",
-            fix="`print(plan.explain())` or `utcompile explain` shows what each nearly found",
-        )
+    require_sites(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
-    _clone_trained(root, plan.trained, plan.module.graph)
+    _clone_trained(root, plan.trained, plan.untied, plan.module.graph)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
-    work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode)
+    _settle_earlier(graph)
+    work = _Rewriter(root, graph, plan.view, mapping, plan.module.follows_mode, plan.tuner_dtype)
     sites = tuple(work.insert(site) for site in plan.sites)
+    if plan.tuner_dtype == "float32":
+        raise_precision(graph, root, {name: f"{NAME}.{i}" for i, name in enumerate(plan.trained)})
     work.finish()
     check_reach(graph, root, sites)
     tuned = TunedModule(root, graph, type(plan.module).__name__)
     tuned.inherit(plan.module)
     tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset
     tuned.base_graph = copy_graph(plan.module.graph)
+    _settle_earlier(tuned.base_graph)
     return tuned.train()
 
 
-def _clone_trained(root: nn.Module, names: tuple[str, ...], base: fx.Graph) -> None:
+def _settle_earlier(graph: fx.Graph) -> None:
+    """Tuners that an earlier fold kept are operations of the base as any other."""
+    for node in graph.nodes:
+        for key in ("site", "role", "replaces", "instead_of"):
+            node.meta.pop(key, None)
+
+
+def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...], base: fx.Graph) -> None:
     if not names:
         return
-    originals = Originals(names, {name: root.get_parameter(name) for name in names})
+    parameters = {name: root.get_parameter(name) for name in names}
+    originals = Originals(names, parameters)
     originals.add_twins(base, root)
-    for name in names:
+    for name, clone in clones(parameters, untied).items():
         path, _, attribute = name.rpartition(".")
-        clone = root.get_parameter(name).detach().clone()
-        root.get_submodule(path)._parameters[attribute] = nn.Parameter(clone, requires_grad=True)
+        root.get_submodule(path)._parameters[attribute] = clone
     root.add_module(NAME, originals)
 
 
@@ -94,18 +102,18 @@ class _Rewriter:
         view: GraphView,
         mapping: dict[fx.Node, fx.Node],
         follows_mode: bool,
+        tuner_dtype: TunerDtype,
     ) -> None:
         self.root, self.graph, self.view, self.mapping = root, graph, view, mapping
-        self.follows_mode = follows_mode
+        self.follows_mode, self.tuner_dtype = follows_mode, tuner_dtype
         self.current: dict[fx.Node, fx.Node] = {}  # a recorded node -> its value as changed so far
         self.running: set[tuple[fx.Node, fx.Node]] = set()  # (reader, value): links of a chain, which stay
         self.states: dict[str, fx.Node] = {}  # a stage of a side network -> what it yields
         self.shared: dict[Hashable, nn.Module] = {}  # what tuners have in common
-        root.add_module("tuners", nn.Module())
 
     def insert(self, site: Site) -> TunedSite:
         """Build a site's tuner and add its nodes."""
-        tuner = _build(site, self.root, self.shared)
+        tuner = _build(site, self.root, self.shared, self.tuner_dtype)
         name = self._add_module(site, tuner)
         source = self.mapping[site.source]
         targets = [self.mapping[t] for t in site.targets]
@@ -198,17 +206,26 @@ class _Rewriter:
     def _node(
         self, site: Site, role: str, target: fx.Node, what: Any, args: tuple[Any, ...], after: fx.Node | None = None
     ) -> fx.Node:
-        with self.graph.inserting_after(after or self._value(target)):
+        with self.graph.inserting_after(self._after_inputs(after or self._value(target))):
             if isinstance(what, str):
                 node = self.graph.call_module(what, args)
             else:
                 node = self.graph.call_function(what, args)
         node._rename(f"{re.sub(r'[^0-9A-Za-z_]', '_', site.id)}_{role}")
-        node.meta.update(site=site.id, role=role, origin=target.meta["origin"], value=tensor(target), state=False)
+        origin = target.meta.get("origin", Origin())  # an input of the model has none
+        node.meta.update(site=site.id, role=role, origin=origin, value=tensor(target), state=False)
         return node
+
+    def _after_inputs(self, node: fx.Node) -> fx.Node:
+        """A node itself; of the inputs of the model the last, since nothing is computed before it."""
+        if node.op != "placeholder":
+            return node
+        return next(n for n in reversed(self.graph.nodes) if n.op == "placeholder")
 
     def _add_module(self, site: Site, tuner: Tuner) -> str:
         name = re.sub(r"[^0-9A-Za-z_]", "_", site.id)
+        if "tuners" not in self.root._modules:  # else an earlier fold has kept some
+            self.root.add_module("tuners", nn.Module())
         tuners = self.root.get_submodule("tuners")
         while hasattr(tuners, name):  # `a.b` and `a_b` read alike
             name += "_"
@@ -219,7 +236,7 @@ class _Rewriter:
         """Every reader of a changed value reads what it has become."""
         for target, value in self.current.items():
             for reader in list(target.users):
-                if (reader, target) not in self.running:
+                if (reader, target) not in self.running and not reader.meta.get("check"):
                     reader.replace_input_with(target, value)
             if target.op == "get_attr":  # what is computed from a tuned parameter is no parameter any more
                 _forget_state(value)
@@ -245,11 +262,27 @@ def _forget_state(node: fx.Node) -> None:
             stack += user.users
 
 
-def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module]) -> Tuner:
+def _build(
+    site: Site, root: nn.Module, shared: dict[Hashable, nn.Module], tuner_dtype: TunerDtype = "float32"
+) -> Tuner:
     tuner = site.build(shared)
     value = site.build_from.target.value
     dtype = value.dtype if value.dtype.is_floating_point else torch.get_default_dtype()
+    if dtype in HALVES and tuner_dtype == "float32":
+        dtype = torch.float32
     tuner.to(device=device_at(site.targets[0], root) or value.device, dtype=dtype)
     if site.form == "weight":
-        tuner.start(*frozen_parameters(site, root))
+        frozen = frozen_parameters(site, root)
+        if kind := next((p.dtype for p in frozen if p is not None and p.is_complex()), None):
+            _make_complex(tuner, kind)
+        own = [p.to(dtype) if p is not None and p.dtype in HALVES else p for p in frozen]
+        tuner.start(*own)
     return tuner
+
+
+def _make_complex(tuner: nn.Module, dtype: torch.dtype) -> None:
+    """Complex factors for a complex weight: real ones would leave the imaginary half of it as it is."""
+    for module in tuner.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                module._parameters[name] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)

@@ -45,6 +45,7 @@ def save_tuners(tuned: TunedModule, folder: str | Path, extra: Mapping[str, Any]
             "vars": dict(tuned.ruleset.vars),
             "text": tuned.ruleset.text,
             "included": dict(tuned.ruleset.included),
+            "train": tuned.ruleset.trains_instead,
         },
         "base": fingerprint(tuned),
         "sites": [{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump()} for s in tuned.sites],

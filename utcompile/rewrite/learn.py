@@ -46,22 +46,25 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
 
 def _shapes(site: Site) -> list[tuple[int, ...]]:
     """Of what a tuner reads: values, or the parameters that it changes."""
-    if site.form == "weight":
+    if site.form == "weight" and not site.build_from.held:
         return [shape for shape in site.build_from.parameters.values() if shape is not None]
     return [value.sizes(_BATCH) for value in site.given]
 
 
 def _check(site: Site, tuner: Tuner) -> None:
     trained = {n: p for n, p in tuner.named_parameters() if p.requires_grad and p.numel()}
-    if not trained or (site.form != "weight" and not all(v.dtype.is_floating_point for v in site.given)):
+    is_weight = site.form == "weight" and not site.build_from.held
+    if not trained or (not is_weight and not all(v.dtype.is_floating_point for v in site.given)):
         return
-    if site.form == "weight":
-        tuner.start(*_inputs(site))
+    dtype = next((p.dtype for p in trained.values() if p.is_complex()), torch.float32)
+    if is_weight:
+        tuner.start(*_inputs(site, dtype))
     waiting = set(trained)
     for draw in range(_DRAWS):
-        made = tuner.changed(*_inputs(site)) if site.form == "weight" else tuner(*_inputs(site))
+        made = tuner.changed(*_inputs(site, dtype)) if is_weight else tuner(*_inputs(site))
         results = [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, torch.Tensor)]
-        loss = torch.stack([(t * torch.randn_like(t)).sum() for t in results]).sum()
+        real = [torch.view_as_real(t) if t.is_complex() else t for t in results]
+        loss = torch.stack([(t * torch.randn_like(t)).sum() for t in real]).sum()
         grads = torch.autograd.grad(loss, list(trained.values()), allow_unused=True) if loss.requires_grad else ()
         for (name, parameter), grad in zip(trained.items(), grads, strict=False):
             if grad is None or not grad.any():
@@ -87,11 +90,11 @@ def _check(site: Site, tuner: Tuner) -> None:
     )
 
 
-def _inputs(site: Site) -> list[torch.Tensor | None]:
-    if site.form == "weight":
-        return [None if s is None else _random(s) for s in site.build_from.parameters.values()]
+def _inputs(site: Site, dtype: torch.dtype = torch.float32) -> list[torch.Tensor | None]:
+    if site.form == "weight" and not site.build_from.held:
+        return [None if s is None else _random(s, dtype) for s in site.build_from.parameters.values()]
     return [_random(shape) for shape in _shapes(site)]
 
 
-def _random(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
+def _random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, dtype=dtype, device="cpu")  # whatever the defaults are

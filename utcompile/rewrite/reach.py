@@ -25,7 +25,17 @@ from utcompile.graph import describe, operation, value_of
 from utcompile.rewrite.tuned import TunedSite
 
 logger = logging.getLogger(__name__)
-_FACTORS = ("weight", "other", "input")  # roles in which a zero parameter makes the result zero
+# operation -> roles in which a parameter that is zero throughout makes the gradient of what is read zero
+_LAYERS = (
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d batch_norm layer_norm group_norm "
+    "instance_norm rms_norm"
+)
+_FACTORS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_LAYERS.split(), ("weight",)),
+    **dict.fromkeys(("mul", "matmul"), ("input", "other")),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+}
 
 
 def check_reach(graph: fx.Graph, root: nn.Module, sites: Sequence[TunedSite]) -> None:
@@ -119,8 +129,8 @@ def _zeros(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, str]:
         if read.isdisjoint(zero):
             continue
         op = operation(node, root)
-        name = next((n for r in _FACTORS if (n := op.parameters.get(r)) in zero), None)
-        if name is not None and op.name not in ("add", "sub"):
+        name = next((n for r in _FACTORS.get(op.name, ()) if (n := op.parameters.get(r)) in zero), None)
+        if name is not None:
             found[node] = f"{name} is frozen and zero throughout"
     return found
 

@@ -24,7 +24,7 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.graph import Size, Value, fused_arguments, is_state, tensor, value_of
 from utcompile.match import Attention, Projection, Site
-from utcompile.tuners import Tuner
+from utcompile.tuners import HALVES, Tuner
 
 _INDICES = ("key_index", "value_index")
 
@@ -81,6 +81,11 @@ class TokensWriter:
         tokens: fx.Node = self._call_module(
             "tuner", self.name, (), replace(stream, shape=(1, self.tuner.length, stream.shape[-1]), storage=-1)
         )
+        if stream.dtype in HALVES:  # the prompts may be in float32, and the projections are not
+            self.tuner.register_buffer("like", torch.empty(0, dtype=stream.dtype, device=device), persistent=False)
+            like = self.graph.get_attr(f"{self.name}.like")
+            like.meta.update(origin=self.node.meta["origin"], state=True)
+            tokens = self._call("part", "type_as", (tokens, like), tensor(tokens))
         if way.norm is not None:
             tokens = self._again(way.norm, tokens)
         made: dict[fx.Node, fx.Node] = {}

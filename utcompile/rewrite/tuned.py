@@ -58,13 +58,24 @@ class TunedModule(UtcGraphModule):
         sites: the tuners in place, in file order.
         trained: names of the backbone's parameters that train too.
         ruleset: the rules it was compiled with.
+        proven: what was compared with the base when the tuners were inserted, or why nothing was.
     """
 
     sites: tuple[TunedSite, ...]
     trained: tuple[str, ...]
     ruleset: RuleSet
     base_graph: fx.Graph
-    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph")
+    proven: str = "unproven"
+    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "proven")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's: what trains may be in float32 beside a base in half precision."""
+        for name, parameter in self.named_parameters():
+            is_ours = name.startswith("tuners.") or name in self.trained
+            if parameter.is_floating_point() and not is_ours:
+                return parameter.dtype
+        return super().dtype
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         result = super().__new__(cls, *args, **kwargs)
@@ -212,10 +223,13 @@ def site_nodes(graph: fx.Graph, site_id: str) -> dict[str, list[fx.Node]]:
 
 
 def state_of_base(tuned: TunedModule) -> dict[str, Any]:
-    """Every parameter and buffer of the frozen base by name, trained ones in their original values."""
+    """Every parameter and buffer of the frozen base by name, trained ones in their original values.
+
+    Tuners that an earlier fold kept are part of the base.
+    """
     every: dict[str, Any] = {
         **dict(tuned.named_parameters(remove_duplicate=False)),
         **dict(tuned.named_buffers(remove_duplicate=False)),
     }
-    mine = ("tuners.", f"{NAME}.")
+    mine = (f"{NAME}.", *(f"{s.name}." for s in tuned.sites))
     return {k: v for k, v in every.items() if not k.startswith(mine)} | tuned.originals()

@@ -19,7 +19,7 @@ from torch import fx, nn
 from utcompile.graph import Operation, is_state
 from utcompile.match import Site
 from utcompile.rewrite.functional import recurrent, to_function
-from utcompile.tuners import recomputed
+from utcompile.tuners import HALVES, recomputed
 
 # what saves a tuned weight for backward, and is called so that it does not
 _RECOMPUTED: Mapping[Any, str] = {
@@ -59,7 +59,9 @@ def reparametrise(graph: fx.Graph, root: nn.Module, site: Site, name: str, targe
             if parameter is not None:
                 _replace(graph, _reader(node, parameter), parameter, made[role])
             elif role in made:
-                _add_bias(node, made[role], site.build_from.operation or Operation("?"))
+                _add_bias(
+                    node, _like_weight(graph, node, made[role], site), site.build_from.operation or Operation("?")
+                )
         _call_recomputed(node, site)
         node.meta["role"] = "operation"
 
@@ -142,6 +144,17 @@ def _replace(graph: fx.Graph, node: fx.Node, parameter: str, made: fx.Node) -> N
         new = changed(operand)
         if new is not operand:
             node.replace_input_with(operand, new)
+
+
+def _like_weight(graph: fx.Graph, node: fx.Node, bias: fx.Node, site: Site) -> fx.Node:
+    """A bias in the dtype of a weight in half precision, where no frozen bias says it."""
+    weight = next((n for n in node.all_input_nodes if n.op == "get_attr"), None)
+    if site.build_from.target.value.dtype not in HALVES or weight is None:
+        return bias
+    with graph.inserting_before(node):
+        cast = graph.call_method("type_as", (bias, weight))
+    cast.meta.update(role="parameter", origin=node.meta["origin"], state=False)
+    return cast
 
 
 def _add_bias(node: fx.Node, made: fx.Node, op: Operation) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
@@ -39,7 +39,7 @@ from utcompile.rules.schema import (
     SelectEntry,
 )
 from utcompile.rules.schema_errors import validate
-from utcompile.rules.syntax import Pattern
+from utcompile.rules.syntax import Mark, Pattern
 from utcompile.rules.variables import Variables, check_value
 from utcompile.rules.where import parse_comparison
 from utcompile.rules.yaml12 import Node
@@ -47,6 +47,8 @@ from utcompile.tuners import config_for, tuner_kinds
 
 _ARROW = re.compile(r"\s*([A-Za-z_]\w*)\s*->\s*([A-Za-z_]\w*)\s*")
 _WORD = re.compile(r"\s*([A-Za-z_]\w*)\s*")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ALTERNATIVES = re.compile(r"\s*[A-Za-z_]\w*(\s*\|\s*[A-Za-z_]\w*)+\s*")
 _SAME_AS = re.compile(r"same as (\w+)")
 
 
@@ -75,8 +77,14 @@ class Builder:
         Raises:
             UtcError: there are no rules, or something is declared that has no effect.
         """
-        if not any(builder.rules for builder in (*self.included, self)):
-            raise UtcError("the rule file lacks the key 'rules'", where=str(self.root.mark), fix="add rules: …")
+        if not any(builder.rules or builder.train for builder in (*self.included, self)):
+            if (given := self.root.get("rules")) is not None:
+                raise UtcError("'rules' must be a list of 1 or more", where=str(given.mark), why="it is a list of 0")
+            raise UtcError(
+                "the rule file lacks the key 'rules'",
+                where=str(self.root.mark),
+                fix="add rules: …; or train: alone, for a probe",
+            )
         self._refuse_idle()
 
     def _patterns(self) -> Mapping[str, Pattern]:
@@ -114,12 +122,19 @@ class Builder:
             select=_select(entry.select),
             insert=self._insertion(entry.insert, node.at("insert"), captures),
             expect=_expect(entry.expect),
+            skips=entry.on_refusal == "skip",
         )
 
     def _match(self, entry: RuleEntry, node: Node) -> Match:
         if isinstance(entry.match, MatchEntry):
             return self._match_mapping(entry.match, node)
         passage = node.passage
+        if _ALTERNATIVES.fullmatch(passage.text):  # ffn | gated_ffn: the spellings of both
+            words = [(found[0], str(passage.mark(found.start()))) for found in _NAME.finditer(passage.text)]
+            parts = [self._named(word, where) for word, where in words]
+            return MatchPattern(
+                Pattern(" | ".join(p.name for p in parts), tuple(s for p in parts for s in p.spellings))
+            )
         if (word := entry.match.strip()).isidentifier() and len(word) <= MAX_WORD:
             return MatchPattern(self._named(word, str(passage.mark(passage.text.find(word)))))
         spelling = parse_spelling(self.variables.expand(passage), CALLABLE, self.patterns)
@@ -171,16 +186,7 @@ class Builder:
         raise UtcError(f"unknown tuner '{entry.tuner}'", where=str(node.mark), fix=fix)
 
     def _train(self, node: Node) -> Train:
-        kind, colon, glob = str(node.content).partition(":")
-        if kind not in ("pattern", "module", "parameter") or not colon:
-            fix = "write pattern:head, module:head.* or parameter:**.bias"
-            raise UtcError(f"'{short(node.content)}' does not say what to train", where=str(node.mark), fix=fix)
-        mark = node.passage.mark(len(kind) + 1)
-        if kind == "pattern":
-            self._named(glob, str(mark))
-        elif why := glob_problem(glob):
-            raise UtcError(f"'{short(glob)}' is not a glob: {why}", where=str(mark), fix=GLOB_FIX)
-        return Train(kind, glob, node.mark)  # type: ignore[arg-type]
+        return train_line(node.passage, node.mark, self._named)
 
     def _test(self, index: int) -> RuleTest:
         entry, node = self.file.tests[index], self.root.at("tests", index)
@@ -209,6 +215,26 @@ class Builder:
             if name not in self.variables.used:
                 fix = f"write ${name} where it belongs, or remove it"
                 raise UtcError(f"the variable '{name}' is never used", where=str(mark), fix=fix)
+
+
+def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]) -> Train:
+    """`pattern:head`, `module:head.*`, `parameter:**.bias` or `untied:lm_head.weight`.
+
+    Args:
+        passage: the text.
+        mark: where it stands.
+        named: raises where there is no pattern of a name, given the name and the place.
+    """
+    kind, colon, glob = passage.text.partition(":")
+    if kind not in ("pattern", "module", "parameter", "untied") or not colon:
+        fix = "write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight"
+        raise UtcError(f"'{short(passage.text)}' does not say what to train", where=str(mark), fix=fix)
+    where = str(passage.mark(len(kind) + 1))
+    if kind == "pattern":
+        named(glob, where)
+    elif why := glob_problem(glob):
+        raise UtcError(f"'{short(glob)}' is not a glob: {why}", where=where, fix=GLOB_FIX)
+    return Train(kind, glob, mark)  # type: ignore[arg-type]
 
 
 class Captures:

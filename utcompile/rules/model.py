@@ -160,13 +160,17 @@ class Rule:
     select: Select
     insert: Insertion
     expect: Expect
+    skips: bool = False  # `on_refusal: skip`: a place where the tuner cannot stand is passed over
 
 
 @dataclass(frozen=True)
 class Train:
-    """`pattern:head`, `module:head.*` or `parameter:**.bias`: what is trained beside the tuners."""
+    """`pattern:head`, `module:head.*` or `parameter:**.bias`: what is trained beside the tuners.
 
-    kind: Literal["pattern", "module", "parameter"]
+    `untied:lm_head.weight` trains a parameter apart from those that it is tied to.
+    """
+
+    kind: Literal["pattern", "module", "parameter", "untied"]
     glob: str  # for `pattern`, its name
     mark: Mark
 

@@ -11,7 +11,7 @@ OPERATIONS_BY_GROUP: Mapping[str, _Group] = MappingProxyType(
     {
         "layers with a weight": MappingProxyType(
             {
-                "linear": "x @ W.T + b over the last axis",
+                "linear": "x @ W.T + b in any spelling: addmm, or a product with a parameter that is a matrix, too",
                 "conv1d": "1-d convolution, of any groups",
                 "conv2d": "2-d convolution, of any groups",
                 "conv3d": "3-d convolution, of any groups",

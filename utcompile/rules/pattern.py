@@ -17,6 +17,7 @@ from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules.expression import Text
 from utcompile.rules.flow import Occurrence, check_flow
 from utcompile.rules.passage import Passage
+from utcompile.rules.slips import operation_fix, operator_fix
 from utcompile.rules.syntax import Call, Expression, Head, Name, Path, Pattern, Spelling, Step
 
 MAX_STEPS = 64
@@ -67,7 +68,10 @@ def parse_heads(passage: Passage, known: Collection[str], named: Collection[str]
         >>> parse_heads(Passage.plain("conv2d(groups=1) | linear", Mark("r.yaml", 1, 1)), {"conv2d", "linear"})
         (Head(name='conv2d', attributes={'groups': 1}), Head(name='linear', attributes={}))
     """
-    text = Text(passage, "eval", what="list of operations", fix="write op: conv2d(groups=1) | linear")
+    fix = "write op: conv2d(groups=1) | linear"
+    if "*" in passage.text:
+        fix = f"operations are no globs: conv is any convolution, norm any norm; {fix}"
+    text = Text(passage, "eval", what="list of operations", fix=fix)
     return _Parser(text, known, named).single(text.tree.body)
 
 
@@ -136,8 +140,11 @@ class _Parser:
             case ast.Constant() | ast.UnaryOp():
                 fix = "give a constant to the operation as an attribute: op(x, name=value)"
                 raise self.text.error(node, f"{self.text.shown(node)!r} is not an operand", fix=fix)
-        shown = self.text.shown(node)
-        raise self.text.error(node, f"{shown!r} is not an operand", fix="an operand is a name or a call: op(x)")
+        shown, fix = self.text.shown(node), "an operand is a name or a call: op(x)"
+        if isinstance(node, ast.BinOp):
+            sides = self.text.shown(node.left), self.text.shown(node.right)
+            fix = operator_fix(type(node.op).__name__, *sides) or fix
+        raise self.text.error(node, f"{shown!r} is not an operand", fix=fix)
 
     def count(self, node: ast.expr) -> None:
         self.calls += 1
@@ -227,7 +234,9 @@ class _Parser:
                 fix = f"write ({name} | …)(x): the operands follow the alternatives"
                 raise text.error(node, f"an operand within the alternative '{name}'", fix=fix)
             case ast.Attribute():
-                fix = "use the operation's canonical name, such as conv2d or relu"
+                fix = operation_fix(text.of(node), self.known) or (
+                    "use the operation's canonical name, such as conv2d or relu"
+                )
                 raise text.error(node, f"{text.shown(node)!r} is not an operation", fix=fix)
             case _:
                 fix = "write op(x), or (a | b | skip)(x)"
@@ -235,7 +244,8 @@ class _Parser:
         if name == "path":
             raise text.error(node, "'path' is not an alternative", fix=_HOW_PATH)
         if name != "skip" and name not in self.known:
-            raise text.error(node, f"unknown operation '{name}'", fix=did_you_mean(name, self.known))
+            fix = operation_fix(name, self.known) or did_you_mean(name, self.known)
+            raise text.error(node, f"unknown operation '{name}'", fix=fix)
         return Head(name, attributes)
 
     def path(self, node: ast.Call, depth: int) -> Path:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.rules.build import Builder
+from utcompile.rules.build import Builder, train_line
 from utcompile.rules.files import find, read
 from utcompile.rules.include import File, Included, Sources, claim
 from utcompile.rules.model import Rule, RuleTest, Train
+from utcompile.rules.passage import Passage, short
 from utcompile.rules.schema import RuleFile
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Mark, Pattern
@@ -38,6 +39,7 @@ class RuleSet:
         train: what stays trainable beside the tuners.
         tests: models, and the sites each rule must find in them; those of the file itself.
         included: the texts of the included files, by the names under which `load` takes them back.
+        trains_instead: the lines that the caller gave instead of the files' own `train:`; None where there are none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RuleSet:
     train: tuple[Train, ...]
     tests: tuple[RuleTest, ...]
     included: Mapping[str, str] = field(default_factory=dict)
+    trains_instead: tuple[str, ...] | None = None
 
     @classmethod
     def load(
@@ -59,6 +62,7 @@ class RuleSet:
         source: RuleSet | Path | str,
         vars: Mapping[str, Any] | None = None,
         included: Mapping[str, str] | None = None,
+        train: Sequence[str] | None = None,
     ) -> RuleSet:
         """Load rules.
 
@@ -67,6 +71,7 @@ class RuleSet:
                 having more than one line.
             vars: values for the file's variables, instead of its own.
             included: texts of files that the rules include; a text without a file has them from here or not at all.
+            train: what is trained beside the tuners, instead of what the files say; nothing where it is empty.
 
         Raises:
             UtcError: with the place in the file, for anything that is wrong.
@@ -82,7 +87,35 @@ class RuleSet:
             >>> rules.rules[0].insert.form, rules.rules[0].insert.tuner.config.r
             ('weight', 4)
         """
-        given, held = dict(vars or {}), _held(included)
+        found = cls._load(source, dict(vars or {}), _held(included))
+        if train is None and isinstance(source, RuleSet):
+            train = source.trains_instead
+        return found if train is None else found.training(train)
+
+    def training(self, lines: Sequence[str]) -> RuleSet:
+        """The same rules, with other lines of `train:`.
+
+        Raises:
+            UtcError: a line does not say what to train.
+
+        Example:
+            >>> RuleSet.load("lora/all_linear").training(["module:lm_head"]).train[0].glob
+            'lm_head'
+        """
+        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+            what = f"`train=` is a list of texts, not {lines!r}"
+            raise UtcError(what, fix="write train=['pattern:head'], or train=[] to train the tuners alone")
+        mark = Mark("train", 1, 1)
+
+        def named(name: str, where: str) -> None:
+            if name not in self.patterns:
+                raise UtcError(f"unknown pattern '{short(name)}'", where=where, fix=did_you_mean(name, self.patterns))
+
+        found = _union(train_line(Passage.plain(line, mark), mark, named) for line in lines)
+        return replace(self, train=found, trains_instead=tuple(lines))
+
+    @classmethod
+    def _load(cls, source: RuleSet | Path | str, given: dict[str, Any], held: dict[str, str]) -> RuleSet:
         if isinstance(source, RuleSet):
             again = {**source.vars, **given}
             return _parse(source.text, source.path, again, {**source.included, **held}) if given or held else source

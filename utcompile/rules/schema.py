@@ -216,7 +216,19 @@ class RuleEntry(Entry):
     except_: Many[str] = Field([], alias="except", description="named patterns; places that they cover are left out")
     select: SelectEntry | None = Field(None, description="which matches are taken, in graph order")
     insert: InsertEntry = Field(description="the tuner, and where it goes")
-    expect: ExpectEntry | None = Field(None, description="how many sites there must be, counted after select")
+    expect: ExpectEntry | None = Field(None, description="how many places there must be, counted after select")
+    on_refusal: Literal["error", "skip"] = Field(
+        "error",
+        description="a place where the tuner cannot stand is an error, or is passed over and listed in the plan",
+    )
+
+    @model_validator(mode="after")
+    def _whole_chain(self) -> RuleEntry:
+        if self.on_refusal == "skip" and self.insert.chain is not None:
+            raise problem(
+                "on_refusal", "'on_refusal: skip' does not go with chain", "a side network has all its stages"
+            )
+        return self
 
 
 class TestEntry(Entry):
@@ -256,7 +268,7 @@ class RuleFile(Entry):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "anyOf": [{"required": [key]} for key in ("rules", "include", "patterns", "tuners", "vars")],
+            "anyOf": [{"required": [key]} for key in ("rules", "train", "include", "patterns", "tuners", "vars")],
         }
     )
 
@@ -271,6 +283,8 @@ class RuleFile(Entry):
     vars: dict[Identifier, Any] = Field({}, description="values for $name; the caller may give others")
     patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
     tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")
-    rules: list[RuleEntry] = Field([], min_length=1, description="applied in this order")
-    train: list[str] = Field([], description="what is trained beside: pattern:head, module:head.*, parameter:**.bias")
+    rules: list[RuleEntry] = Field([], description="applied in this order; none where `train:` says all")
+    train: list[str] = Field(
+        [], description="what else is trained: pattern:head, module:head.*, parameter:**.bias, untied:NAME"
+    )
     tests: list[TestEntry] = Field([], description="models, and the sites each rule must find")

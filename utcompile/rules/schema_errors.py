@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules.passage import short
 from utcompile.rules.schema import IDENTIFIER, LABEL, UNION_TAGS
+from utcompile.rules.slips import key_fix, value_fix
 from utcompile.rules.yaml12 import Node
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -146,7 +147,8 @@ def _unknown_key(location: _Location, model: type[BaseModel], root: Node) -> Utc
     *parents, name = location
     owner = root.nearest(*parents)
     where = str(owner.keys.get(str(name), owner.mark))
-    fix = did_you_mean(str(name), keys_of(_model_at(model, tuple(parents))))
+    known = list(keys_of(_model_at(model, tuple(parents))))
+    fix = key_fix(str(name), known) or did_you_mean(str(name), known)
     return UtcError(f"unknown key '{name}'", where=where, fix=fix)
 
 
@@ -156,7 +158,9 @@ def _missing_key(location: _Location, root: Node) -> UtcError:
     if parents and isinstance(parents[-1], int):
         owner = f"an item of '{parents[-2]}'"
     where = str(root.nearest(*parents).mark)
-    return UtcError(f"{owner} lacks the key '{name}'", where=where, fix=f"add {name}: …")
+    return UtcError(
+        f"{owner} lacks the key '{name}'", where=where, fix=f"add {name}: {1 if name == 'version' else '…'}"
+    )
 
 
 def _wrong_value(problem: Any, subject: str, value: Any, where: str) -> UtcError:
@@ -164,12 +168,15 @@ def _wrong_value(problem: Any, subject: str, value: Any, where: str) -> UtcError
     if kind == "value_error":  # a validator's own words
         what, _, hint = str(context["error"]).partition("; ")
         return UtcError(what, where=where, why=f"{subject} is {shown(value)}", fix=hint or None)
+    of, in_list = subject.removeprefix("an item of ").strip("'"), subject.startswith("an item of")
     if kind == "rule_union":
-        return UtcError(f"{subject} {problem['msg']}", where=where, why=f"it is {shown(value)}")
+        fix = value_fix(of, value, in_list=in_list)
+        return UtcError(f"{subject} {problem['msg']}", where=where, why=f"it is {shown(value)}", fix=fix)
     wanted = _NAMES.get(context.get("pattern", "")) or _WANTED.get(kind)
     what = f"{subject} must be {wanted.format(**context)}" if wanted else f"{subject}: {problem['msg']}"
     words = _words(context) if kind in ("literal_error", "enum") else []
-    fix = did_you_mean(value, words) if words and isinstance(value, str) else None
+    near = did_you_mean(value, words) if words and isinstance(value, str) else None
+    fix = near or value_fix(of, value, in_list=in_list)
     return UtcError(what, where=where, why=f"it is {shown(value)}", fix=fix)
 
 

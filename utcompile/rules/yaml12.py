@@ -188,6 +188,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, source: Source) -> UtcError:
         problem, fix = "a tab where YAML wants a space", "replace the tab by spaces"
     elif "mapping values are not allowed" in problem:
         fix = "check the indentation, and quote a text that has ': ' in it"
+    elif "block end" in problem or "block mapping" in problem or "block collection" in problem:
+        fix = "check the indentation of this line: what belongs together begins in one column"
     elif "cannot start any token" in problem:
         fix = "quote a text that begins with this character"
     why = None

@@ -21,6 +21,7 @@ from utcompile.tuners.ia3 import Ia3, Ia3Config
 from utcompile.tuners.lora import Lora, LoraConfig
 from utcompile.tuners.norm_affine import NormAffine, NormAffineConfig
 from utcompile.tuners.outputs import Outputs, outputs_of
+from utcompile.tuners.precision import HALVES
 from utcompile.tuners.prefix import Prefix, PrefixConfig
 from utcompile.tuners.prompt import Prompt, PromptConfig
 from utcompile.tuners.recompute import recomputed
@@ -30,6 +31,7 @@ from utcompile.tuners.side_chain import Bypass, BypassConfig, Ladder, LadderConf
 from utcompile.tuners.ssf import Ssf, SsfConfig
 
 __all__ = [
+    "HALVES",
     "RECURRENT",
     "Adapter",
     "AdapterConfig",

@@ -14,6 +14,7 @@ from torch import nn
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Operation, Value
+from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
 
 Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
@@ -78,6 +79,7 @@ class TunerSite:
         parameters: role to shape of the parameters that a weight tuner changes; None where the operation has none.
         direct: whether the operation reads its weight itself, and not something computed from it.
         rows: for a config's `slices`, the rows of the weight that each of them stands for.
+        held: why the weight is none that an update can be added to; empty where it is. Then only a branch fits.
         shared: what `share` has made so far, for all sites of one tuned model.
     """
 
@@ -94,6 +96,7 @@ class TunerSite:
     parameters: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
     direct: bool = True
     rows: tuple[tuple[int, ...], ...] = ()
+    held: str = ""
     shared: dict[Hashable, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
@@ -142,6 +145,9 @@ class Tuner(nn.Module):
         length: for `tokens`, how many keys and values it yields.
         reads_stream: for `tokens`, whether it yields tokens of the stream, which the frozen projections then turn into
             keys and values; its `forward` takes nothing.
+        reads_parameters: whether its `forward` is for `weight` too, and calls this class's; then it takes care of half
+            precision itself, by `in_own_dtype` on what reads values.
+        takes_complex: whether `changed` is right for a complex weight, with parameters that are complex then.
         state: for `chain`, what the stage yields.
         joins: for `chain`, whether the last stage's result is added to the chain's target; else it replaces it.
     """
@@ -153,9 +159,16 @@ class Tuner(nn.Module):
     how: Literal["branch", "reparametrised"] = "reparametrised"
     identity_at_start: bool = True
     reads_stream: ClassVar[bool] = False
+    reads_parameters: ClassVar[bool] = False
+    takes_complex: ClassVar[bool] = True
     length: int = 0
     state: Port | None = None
     joins: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__ and not cls.reads_parameters:
+            cls.forward = in_own_dtype(cls.forward)  # type: ignore[method-assign]
 
     @classmethod
     def build(cls, config: Any, site: TunerSite) -> Tuner:
@@ -174,7 +187,7 @@ class Tuner(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """For `weight`, reparametrised: what the operation reads instead of its own parameters."""
-        return remember(self.changed(*args), self, args)
+        return remember(changed_in_own_dtype(self, *args), self, args)
 
     def channel_map(self) -> ChannelMap | None:
         """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""

@@ -31,6 +31,7 @@ class Dora(Lora):
     """
 
     config_class = DoraConfig
+    takes_complex = False  # a magnitude is real
     outputs: Outputs
     magnitude: nn.Parameter
 

@@ -14,6 +14,7 @@ from utcompile.graph import Operation
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
+from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.slices import Slices, places
 
 _STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
@@ -37,7 +38,8 @@ class Lora(Tuner):
 
     The weight is read as a matrix, its first axis against all others: B is `(rows, r)`, A `(r, *rest)`. A linear's or
     convolution's rows are the outputs (and A is `(r, in/groups, *kernel)`), a transposed convolution's, a matmul's and
-    an embedding's are the inputs. Stacked weights `(E, …, …)` of a matmul or einsum have an A and a B for each of E.
+    an embedding's are the inputs; with `slices` a matmul's are the outputs too. Stacked weights
+    `(E, …, …)` of a matmul or einsum have an A and a B for each of E.
 
     Two forms, equal in exact arithmetic, chosen by cost (`tuners/forms.py`) or by `how`: as a *branch*,
     `y + s·B(A(x))`; *reparametrised*, `OP(x; W + s·BA)`, the second weight computed again in backward. Grouped
@@ -51,6 +53,7 @@ class Lora(Tuner):
 
     config_class: ClassVar[type[TunerConfig]] = LoraConfig
     forms = ("weight",)
+    reads_parameters = True
 
     def __init__(
         self,
@@ -59,9 +62,10 @@ class Lora(Tuner):
         branch: Branch | None,
         rows: tuple[tuple[int, ...], ...] = (),
         stacked: bool = False,
+        turned: bool = False,
     ) -> None:
         super().__init__()
-        self.weight_shape = tuple(weight_shape)
+        self.weight_shape, self.turned = tuple(weight_shape[::-1] if turned else weight_shape), turned
         self.stack = self.weight_shape[:1] if stacked else ()
         out, *rest = self.weight_shape[len(self.stack) :]
         self.scaling = config.alpha / (config.r**0.5 if config.rslora else config.r)
@@ -90,6 +94,9 @@ class Lora(Tuner):
             )
         stacked = op.name in _STACKED and len(site.weight_shape) == 3
         branch, why_not = cls.branch_of(op, site)
+        turned = op.name == "matmul" and bool(site.rows)  # the weight is (in, out), and its slices are columns
+        if turned:
+            branch, why_not = None, "slices of a matmul's weight are columns"
         if stacked and site.rows:
             raise UtcError("stacked weights have no slices", fix="leave out `slices:`")
         if config.how == "branch" and branch is None:
@@ -98,7 +105,7 @@ class Lora(Tuner):
             branch, why_not = None, "the rule says how: reparametrised"
         elif config.how == "auto" and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
-            if cheaper_form(op.name, site, rank) == "reparametrised":
+            if not site.held and cheaper_form(op.name, site, rank) == "reparametrised":
                 branch = None
         if config.dropout and branch is None:
             raise UtcError(
@@ -106,7 +113,7 @@ class Lora(Tuner):
                 why="its update is added to the weight, where there is no input to drop",
                 fix="set dropout: 0 for this rule",
             )
-        return cls(config, site.weight_shape, branch, site.rows, stacked)
+        return cls(config, site.weight_shape, branch, site.rows, stacked, turned)
 
     @classmethod
     def branch_of(cls, op: Operation, site: TunerSite) -> tuple[Branch | None, str]:
@@ -123,7 +130,8 @@ class Lora(Tuner):
         """The update `s·B·A` in the shape of the weight."""
         a = self.lora_A.flatten(1 + len(self.stack))
         # in place: nothing more is saved for backward, and no second tensor of the weight's size is made
-        return (self._up() @ a).mul_(self.scaling).reshape(self.weight_shape)
+        update = (self._up() @ a).mul_(self.scaling).reshape(self.weight_shape)
+        return update.mT if self.turned else update
 
     def changed(self, weight: torch.Tensor) -> torch.Tensor:
         """W -> W + s·BA."""
@@ -134,8 +142,11 @@ class Lora(Tuner):
 
         Reparametrised: W -> W'.
         """
-        if self.branch is None:
-            return super().forward(x)
+        return super().forward(x) if self.branch is None else self._branch(x, y)
+
+    @in_own_dtype
+    def _branch(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        assert self.branch is not None
         if self.dropout is not None:
             x = self.dropout(x)
         if y is None:

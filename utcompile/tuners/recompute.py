@@ -17,6 +17,7 @@ from torch import nn
 
 from utcompile.graph import autocast_dtype, runs_plainly
 from utcompile.tuners.gradients import FUNCTIONS, Call
+from utcompile.tuners.precision import changed_in_own_dtype
 
 _RECIPE = "_utcompile_recipe"
 
@@ -57,10 +58,10 @@ class _Recipe:
         device = next((t.device.type for t in given if t is not None), "cpu")
         tuner = _with_parameters(self.tuner, self.factors)
         if autocast_dtype(device) == self.lowered:
-            result = tuner.changed(*given)
+            result = changed_in_own_dtype(tuner, *given)
         else:
             with torch.autocast(device, self.lowered, enabled=self.lowered is not None, cache_enabled=False):
-                result = tuner.changed(*given)
+                result = changed_in_own_dtype(tuner, *given)
         weight: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return weight.to(self.cast)
 

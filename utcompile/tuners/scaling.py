@@ -11,6 +11,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import Operation
 from utcompile.tuners.base import ChannelMap, Tuner, TunerSite
 from utcompile.tuners.outputs import Outputs, outputs_of
+from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.slices import places
 
 
@@ -28,6 +29,7 @@ class Scaling(Tuner):
     place: torch.Tensor | None
     forms = ("sequential", "weight")
     roles = ("weight", "bias")
+    reads_parameters = True
 
     def __init__(
         self,
@@ -101,6 +103,11 @@ class Scaling(Tuner):
             return super().forward(*values)
         (v,) = values
         assert v is not None
+        return self._scaled(v)
+
+    @in_own_dtype
+    def _scaled(self, v: torch.Tensor) -> torch.Tensor:
+        assert self.axis is not None
         axis, rank = self.axis
         shape = [-1 if a == axis else 1 for a in range(rank)]
         scaled = v * self.gamma.reshape(shape)

@@ -1,0 +1,36 @@
+"""Places where a rule's tuner cannot stand, and which the rule passes over: `on_refusal: skip`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from utcompile.errors import UtcError
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One place, and why the tuner cannot stand there.
+
+    Attributes:
+        rule: the rule's name.
+        path: the module path.
+        reason: what the error would have said.
+    """
+
+    rule: str
+    path: str
+    reason: str
+
+    @classmethod
+    def of(cls, rule: str, path: str, error: UtcError) -> Skipped:
+        """What a refusal says, on one line."""
+        what = error.what.partition(": ")[2] or error.what  # without the rule and its place
+        return cls(rule, path, f"{what}; {error.why}" if error.why else what)
+
+    def __str__(self) -> str:
+        return f"skipped: {self.rule} at {self.path or '(root)'}: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {"rule": self.rule, "path": self.path, "reason": self.reason}
