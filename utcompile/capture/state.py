@@ -183,10 +183,11 @@ class _Walk:
 
 
 class _Attributes(Names):
-    """A module's own attributes, without what torch keeps there."""
+    """A module's own attributes, without what torch keeps there, and the methods of TorchScript, made when asked for."""
 
     def changes(self) -> Iterator[Change]:
-        return (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
+        own = (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
+        return (c for c in own if not any(isinstance(v, torch.ScriptMethod) for v in (c.before, c.after)))
 
 
 class _Globals(Names):
