@@ -22,8 +22,8 @@ UNFIT = (
     "LoRA does not apply",
     "an adapter cannot bring",
     "a prefix cannot bring",
-    "is made of several parameters",
     "none of the rules found a place",
+    "is made of several parameters",
 )
 
 

@@ -135,7 +135,8 @@ def test_rules_are_described_in_80_columns():
     for line in (
         "u_tuning/dual_foldable",
         "  rules      mha: lora weight c at attention",
-        "             ffn: adapter parallel n -> y at ffn, where c.channels == n.channels",
+        "             ffn: adapter parallel n -> y at ffn or gated_ffn, where c.channels",
+        "               == n.channels",
         "  trains     the tuners, pattern:head",
         "  folds      widened and absorbed",
         "  variables  dim=10, r=8, alpha=8",
