@@ -1,12 +1,15 @@
 """`Plan` × graph -> `TunedModule`; its checkpoints."""
 
 from utcompile.rewrite.apply import apply_plan
-from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tuners, read_manifest, save_tuners
+from utcompile.rewrite.base_print import fingerprint
+from utcompile.rewrite.checkpoint import TENSORS, load_tuners, save_tuners
 from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.learn import check_learning
+from utcompile.rewrite.manifest import MANIFEST, read_manifest
 from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import TunedModule, TunedSite, disable_tuners, site_nodes
+from utcompile.rewrite.unwrap import unwrapped
 from utcompile.rewrite.weights import written_again
 
 __all__ = [
@@ -26,5 +29,6 @@ __all__ = [
     "save_tuners",
     "site_nodes",
     "to_module",
+    "unwrapped",
     "written_again",
 ]
