@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, evaluating
-from utcompile.deploy.runtime import run, session
+from utcompile.deploy.runtime import SECONDS, run, session
 from utcompile.errors import GuardError, UtcError, did_you_mean
 
 # float32: both sides round every sum differently; 1e-4 is some 800 units in the last place, seen only in deep
@@ -105,6 +105,7 @@ def verify_onnx(
     *,
     batch_inputs: Sequence[str] | None = None,
     threads: int | None = None,
+    seconds: float = SECONDS,
 ) -> ParityReport:
     """Compare an ONNX file with its model on the example and on random inputs at several batch sizes.
 
@@ -116,6 +117,7 @@ def verify_onnx(
             those that a guard of the captured model refuses.
         tolerance: see `compare_once`. None: 1e-4, and 1e-2 for a float16 output.
         batch_inputs: the inputs that carry the batch; see `export_onnx`.
+        seconds: after which one run of the file is stopped.
 
     Returns:
         The report; it does not raise where values differ. Call its `require()` for that.
@@ -130,7 +132,15 @@ def verify_onnx(
     with evaluating(model):
         for source, batch, tensors, outputs in references(model, call, sizes):
             entries += compare_once(
-                model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance, expected=outputs
+                model,
+                opened,
+                call,
+                tensors,
+                batch=batch,
+                source=source,
+                tolerance=tolerance,
+                expected=outputs,
+                seconds=seconds,
             )
     return ParityReport(Path(path), tuple(entries))
 
@@ -177,6 +187,7 @@ def compare_once(
     source: str,
     tolerance: float | None = None,
     expected: dict[str, Tensor] | None = None,
+    seconds: float = SECONDS,
 ) -> list[OutputParity]:
     """Run a model and a session on the same tensors and compare every output.
 
@@ -193,7 +204,7 @@ def compare_once(
     """
     if expected is None:
         expected = reference(model, call, tensors, batch)
-    actual = run(opened, dict(zip(call.names, tensors, strict=True)))
+    actual = run(opened, dict(zip(call.names, tensors, strict=True)), seconds)
     if missing := [name for name in expected if name not in actual]:
         raise UtcError(
             f"the ONNX file has no output {missing[0]!r}",

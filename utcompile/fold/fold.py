@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
+from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.fold.layers import Work
@@ -19,11 +22,11 @@ from utcompile.graph import (
     set_inplace,
 )
 from utcompile.graph.structure import structural_copy
-from utcompile.rewrite import TunedModule
+from utcompile.rewrite import TunedModule, unwrapped
 
 
 def fold(
-    tuned: UtcGraphModule,
+    tuned: nn.Module,
     strict: bool = False,
     *,
     float32: bool = False,
@@ -39,7 +42,8 @@ def fold(
     dtype. `tuned` stays as it was.
 
     Args:
-        tuned: a `TunedModule`; a `CapturedModule` has no tuners and is only copied.
+        tuned: a `TunedModule`, or what DDP, `torch.compile` or an EMA made of it; a `CapturedModule` has no tuners and
+            is only copied.
         strict: raise if a tuner is kept.
         float32: in a half-precision model, let a layer whose rounding would keep less than 95 % of a tuner's effect
             compute in float32, between casts; otherwise its tuner is kept.
@@ -62,6 +66,7 @@ def fold(
         >>> model.load_state_dict(folded.state_dict(), strict=True)
         <All keys matched successfully>
     """
+    tuned = _unwrapped(tuned)
     if not isinstance(tuned, UtcGraphModule):
         raise UtcError(
             f"fold takes a TunedModule, not {type(tuned).__name__}", fix="compile the model first: utc.compile"
@@ -92,6 +97,10 @@ def fold(
             fix="fold without `strict`, or compile with the rule's foldable sibling",
         )
     return folded, report
+
+
+def _unwrapped(model: Any) -> Any:
+    return unwrapped(model, "fold")
 
 
 def _fold(

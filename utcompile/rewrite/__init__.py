@@ -2,7 +2,7 @@
 
 from utcompile.rewrite.apply import apply_plan
 from utcompile.rewrite.base_print import fingerprint
-from utcompile.rewrite.checkpoint import TENSORS, load_tuners, save_tuners
+from utcompile.rewrite.checkpoint import TENSORS, load_tuners, move_checkpoint, save_tuners
 from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.learn import check_learning
@@ -23,6 +23,7 @@ __all__ = [
     "fingerprint",
     "load_peft",
     "load_tuners",
+    "move_checkpoint",
     "peft_rules",
     "read_manifest",
     "save_peft",

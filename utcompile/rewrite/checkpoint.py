@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.files import path_of
+from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
 from utcompile.rewrite.base_print import fingerprint, print_of, text_of, whole
 from utcompile.rewrite.fits import check_base, check_sites, check_tensors
 from utcompile.rewrite.manifest import FORMAT, MANIFEST, read_manifest, version_of_utcompile, versions
-from utcompile.rewrite.pair import IDENTITY, read_pair, write_pair
+from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.unwrap import unwrapped
 from utcompile.rewrite.wiring import place_of_site, wiring
@@ -100,6 +101,17 @@ def read_tensors(
     for note in notes:
         warnings.warn(f"{folder}: {note}", stacklevel=3)
     return tensors
+
+
+def move_checkpoint(source: Path, folder: Path) -> None:
+    """Rename what a run saved from a draft folder into place: a checkpoint as one pair, other files one by one."""
+    if (source / MANIFEST).is_file() and (source / TENSORS).is_file():
+        identity = read_manifest(source).get("identity", "")
+        move_pair(source, folder, TENSORS, MANIFEST, identity)
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            os.replace(path, folder / path.name)  # noqa: PTH105
+    sync_folder(folder)
 
 
 def tuned_module(model: object, verb: str) -> TunedModule:

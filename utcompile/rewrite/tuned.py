@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
+from utcompile.rewrite.tasks import Tasks, add_task, set_task
 from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner, TunerConfig
 
@@ -48,13 +50,15 @@ class TunedModule(UtcGraphModule):
         sites: the tuners in place, in file order.
         trained: names of the backbone's parameters that train too.
         ruleset: the rules it was compiled with.
+        tasks: which task is in place, and those that wait.
     """
 
     sites: tuple[TunedSite, ...]
     trained: tuple[str, ...]
     ruleset: RuleSet
     base_graph: fx.Graph
-    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph")
+    tasks: Tasks
+    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "tasks")
 
     def train(self, mode: bool = True) -> TunedModule:
         """Set the mode of the tuners; the frozen backbone stays in eval."""
@@ -71,6 +75,37 @@ class TunedModule(UtcGraphModule):
         module = self.get_submodule(name)
         assert isinstance(module, Tuner)
         return module
+
+    def add_task(self, name: str, folder: str | Path) -> None:
+        """Add a task from a checkpoint of the same base and rules; `set_task` puts it in place.
+
+        Its head may have another number of classes. What the module has now is the task `default`. An optimizer is made
+        after `set_task`: it steps the parameters of the task that was in place.
+
+        Raises:
+            UtcError: as `load_tuners`; or there is a task of that name.
+        """
+        add_task(self, name, folder)
+
+    def set_task(self, name: str) -> None:
+        """Put a task in place: the module then computes with its tuners and head, and the graph stays as it is.
+
+        Raises:
+            UtcError: there is no such task.
+        """
+        set_task(self, name)
+
+    @property
+    def task(self) -> str:
+        """The task in place."""
+        return self.tasks.current
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Also moves and casts the tasks that wait."""
+        result = super()._apply(fn, recurse)
+        self.tasks.apply(fn)
+        self.__dict__.pop("_task_slots", None)  # torch may have made new parameters
+        return result
 
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""

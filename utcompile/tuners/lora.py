@@ -89,6 +89,13 @@ class Lora(Tuner):
                 fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the place in `where:`",
             )
         stacked = op.name in _STACKED and len(site.weight_shape) == 3
+        rows = site.weight_shape[stacked]
+        if config.r > max(rows, columns := prod(site.weight_shape) // max(prod(site.weight_shape[:stacked]) * rows, 1)):
+            raise UtcError(
+                f"the rank {config.r} is larger than the weight, a matrix of {rows} by {columns}",
+                why="an update of a rank above both sides says nothing more, and costs more than the weight",
+                fix=f"set r to {min(rows, columns)} or less",
+            )
         branch, why_not = cls.branch_of(op, site)
         if stacked and site.rows:
             raise UtcError("stacked weights have no slices", fix="leave out `slices:`")
