@@ -13,7 +13,7 @@ from torch import nn
 
 from utcompile.capture.layouts import check_layouts
 from utcompile.capture.nested import map_tensors, tensors
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import BATCH, Symbol
 
 T = torch.Tensor
@@ -202,6 +202,9 @@ def _is_token(t: T) -> bool:
 
 
 def _stated(arguments: dict[str, Any], dynamic: Dynamic) -> tuple[dict[int, Symbol], ...]:
+    check_type(
+        dynamic, (str, Sequence, Mapping), "dynamic", "the names of inputs, or a mapping from names to dimensions"
+    )
     asked: dict[str, Any] = (
         dict(dynamic)
         if isinstance(dynamic, Mapping)

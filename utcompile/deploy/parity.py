@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, evaluating
 from utcompile.deploy.runtime import SECONDS, run, session
-from utcompile.errors import GuardError, UtcError, did_you_mean
+from utcompile.errors import GuardError, UtcError, check_type, did_you_mean
 
 # float32: both sides round every sum differently; 1e-4 is some 800 units in the last place, seen only in deep
 # networks, and far below what a wrong operation or a lost weight causes (1e-2 and more). float16 has 11 bits.
@@ -126,6 +126,7 @@ def verify_onnx(
         UtcError: the file is missing or not ONNX; its inputs or outputs have other names, shapes or types.
     """
     sizes = check_batch_sizes(batch_sizes)
+    check_tolerance(tolerance)
     opened = session(path, threads)
     call = Call.of(model, example_inputs, batch_inputs)
     entries = []
@@ -235,10 +236,17 @@ def check_batch_sizes(batch_sizes: Sequence[int] | None) -> tuple[int, ...] | No
     """The batch sizes, or a `UtcError` where one is not a positive integer; None stays None."""
     if batch_sizes is None:
         return None
+    check_type(batch_sizes, Sequence, "batch_sizes", "a list of positive integers")
     sizes = tuple(batch_sizes)
     if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise UtcError(f"batch_sizes is {sizes}", fix="name at least one positive integer")
     return sizes
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raise where a tolerance is no number."""
+    if tolerance is not None:
+        check_type(tolerance, (int, float), "tolerance", "a number, or None")
 
 
 def _difference(name: str, value: Tensor, actual: np.ndarray, tolerance: float | None) -> tuple[float, float]:

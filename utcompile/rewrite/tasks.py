@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 
 if TYPE_CHECKING:
     from utcompile.rewrite.tuned import TunedModule
@@ -47,8 +47,7 @@ def add_task(tuned: TunedModule, name: str, folder: str | Path) -> None:
     """Read a checkpoint as a task, which is not put in place yet; its head may have another number of classes."""
     from utcompile.rewrite.checkpoint import read_tensors, tensors_of
 
-    if not isinstance(name, str) or not name:
-        raise UtcError(f"a task's name must be a text, not {name!r:.80}")
+    check_type(name, str, "name", "a task's name")
     if name in tuned.tasks.names:
         raise UtcError(
             f"there is a task {name!r} already", fix=f"give another name than {', '.join(tuned.tasks.names)}"
@@ -62,6 +61,7 @@ def add_task(tuned: TunedModule, name: str, folder: str | Path) -> None:
 def set_task(tuned: TunedModule, name: str) -> None:
     """Put a task in place. The graph stays as it is: parameters are exchanged, and nothing is copied."""
     tasks = tuned.tasks
+    check_type(name, str, "name", "a task's name")
     if name == tasks.current:
         return
     if name not in tasks.waiting:

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import Operation, Value
 from utcompile.tuners.recompute import remember
 
@@ -205,6 +205,8 @@ def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
     Raises:
         UtcError: the name is taken, or the class lacks `config_class` or `forms`.
     """
+
+    check_type(name, str, "name", "a tuner's kind")
 
     def register(cls: type[Tuner]) -> type[Tuner]:
         known = _REGISTRY.get(name)
