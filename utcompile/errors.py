@@ -47,15 +47,13 @@ def _rebuild(cls: type[UtcError], what: str, where: str | None, why: str | None,
 
 
 def check_type(value: object, kinds: type | tuple[type, ...], what: str, wanted: str) -> None:
-    """Raise where an argument is of another type.
+    """Raise where an argument that is no flag is of another type.
 
     >>> check_type(3, str, "path", "a text")
     Traceback (most recent call last):
     utcompile.errors.UtcError: path must be a text, not 3
     """
-    if not isinstance(value, kinds) or (
-        isinstance(value, bool) and bool not in (kinds if isinstance(kinds, tuple) else (kinds,))
-    ):
+    if not isinstance(value, kinds) or isinstance(value, bool):  # which Python takes for a number
         raise UtcError(f"{what} must be {wanted}, not {value!r:.60}")
 
 

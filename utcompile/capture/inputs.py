@@ -202,9 +202,7 @@ def _is_token(t: T) -> bool:
 
 
 def _stated(arguments: dict[str, Any], dynamic: Dynamic) -> tuple[dict[int, Symbol], ...]:
-    check_type(
-        dynamic, (str, Sequence, Mapping), "dynamic", "the names of inputs, or a mapping from names to dimensions"
-    )
+    check_type(dynamic, (str, Sequence, Mapping), "dynamic", "names of inputs, or a mapping to dimensions")
     asked: dict[str, Any] = (
         dict(dynamic)
         if isinstance(dynamic, Mapping)

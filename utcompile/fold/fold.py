@@ -100,7 +100,13 @@ def fold(
 
 
 def _unwrapped(model: Any) -> Any:
-    return unwrapped(model, "fold")
+    found: Any = unwrapped(model, "fold")
+    if isinstance(found, UtcGraphModule) and any(hasattr(p, "full_tensor") for p in found.parameters()):
+        raise UtcError(
+            "the model is distributed over processes, and a part of it cannot be folded",
+            fix="save it with utc.save_tuners, load that into a model that was compiled in one process, and fold it",
+        )
+    return found
 
 
 def _fold(

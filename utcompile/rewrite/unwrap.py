@@ -17,7 +17,8 @@ _WRAPPERS = {
     "timm.utils.model_ema.ModelEmaV2": "module",
     "timm.utils.model_ema.ModelEmaV3": "module",
 }
-# what rounds frozen weights too, or keeps them in pieces
+# what rounds frozen weights too, so that no checkpoint of it would load onto the base again
+_ROUNDING = ("timm.utils.model_ema.ModelEma", "timm.utils.model_ema.ModelEmaV2")
 _FIXES = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
         "shard it with torch.distributed.fsdp.fully_shard (FSDP2), which leaves it as it is; "
@@ -35,6 +36,12 @@ def unwrapped(model: object, verb: str) -> object:
     found = model
     while not isinstance(found, UtcGraphModule):
         names = [f"{c.__module__}.{c.__qualname__}" for c in type(found).__mro__]
+        if verb.startswith("save") and names[0] in _ROUNDING:
+            raise UtcError(
+                f"{verb} does not take a {type(found).__name__}",
+                why="it averages the frozen weights too, and rounding changes them: the base is another one then",
+                fix="take timm.utils.ModelEmaV3 or torch.optim.swa_utils.AveragedModel, which leave equal weights equal",
+            )
         inner = next((getattr(found, _WRAPPERS[n], None) for n in names if n in _WRAPPERS), None)
         if inner is None:
             break
