@@ -105,7 +105,9 @@ def draft(parent: Path) -> Iterator[Path]:
             break
         _close(descriptor)  # swept away between the two calls
     try:
-        yield path
+        inside = path / "new"  # a folder of its own, which what writes in it may lock
+        os.mkdir(inside)  # noqa: PTH102
+        yield inside
     finally:
         try:
             shutil.rmtree(path, ignore_errors=True)
@@ -122,8 +124,10 @@ def sweep(parent: Path) -> None:
             continue
         descriptor = _locked(path, wait=False)
         if descriptor is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(descriptor)
+            try:
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager

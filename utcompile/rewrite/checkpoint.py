@@ -16,7 +16,7 @@ from utcompile.errors import UtcError
 from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
 from utcompile.rewrite.base_print import fingerprint, print_of, text_of, whole
-from utcompile.rewrite.fits import check_base, check_sites, check_tensors
+from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
 from utcompile.rewrite.manifest import FORMAT, MANIFEST, read_manifest, version_of_utcompile, versions
 from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
 from utcompile.rewrite.tuned import TunedModule
@@ -95,8 +95,10 @@ def read_tensors(
 
     tensors, _ = read_pair(folder, TENSORS, identity)
     manifest, where = last["manifest"], str(folder / MANIFEST)
-    notes = check_sites(tuned, manifest, where)
-    notes += check_base(tuned, manifest, where)
+    check_names(tensors, wanted, str(folder / TENSORS))
+    check_sites(tuned, manifest, where)
+    notes = check_base(tuned, manifest, where)
+    check_places(tuned, manifest, where)
     notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head)
     for note in notes:
         warnings.warn(f"{folder}: {note}", stacklevel=3)

@@ -27,17 +27,16 @@ _SAME_BASE = "build the model with the same architecture and weights as in train
 _HOW = frozenset(["how"])
 
 
-def check_sites(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
-    """Raise where the sites, their tuners, configs or places are not those of the checkpoint."""
+def check_sites(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> None:
+    """Raise where the sites, their tuners or configs are not those of the checkpoint."""
     theirs = {site["id"]: site for site in manifest["sites"]}
     mine = {site.id: site for site in tuned.sites}
-    _same_names(theirs, mine, where)
+    check_names(theirs, mine, where)
     for name, site in mine.items():
-        _check_site(tuned, site, theirs[name], where)
-    return []
+        _check_site(site, theirs[name], where)
 
 
-def _check_site(tuned: TunedModule, mine: TunedSite, theirs: Mapping[str, Any], where: str) -> None:
+def _check_site(mine: TunedSite, theirs: Mapping[str, Any], where: str) -> None:
     config = mine.config.model_dump(mode="json")
     defaults = {k: f.get_default(call_default_factory=True) for k, f in type(mine.config).model_fields.items()}
     old = {**{k: v for k, v in defaults.items() if k not in theirs["config"] and k in config}, **theirs["config"]}
@@ -52,14 +51,20 @@ def _check_site(tuned: TunedModule, mine: TunedSite, theirs: Mapping[str, Any], 
                 why=f"{key} is {pair[0]!r:.80} in the checkpoint, {pair[1]!r:.80} here",
                 fix=_RULES,
             )
-    place = theirs.get("place")
-    if place is not None and place != (here := place_of_site(tuned, mine)):
-        raise UtcError(
-            f"the tuner of {mine.id} is inserted at another place",
-            where=where,
-            why=f"it is at {'; '.join(place)} in the checkpoint, at {'; '.join(here)} here",
-            fix=_RULES,
-        )
+
+
+def check_places(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> None:
+    """Raise where a tuner is inserted elsewhere; asked after `check_base`, so that the base is the same."""
+    theirs = {site["id"]: site.get("place") for site in manifest["sites"]}
+    for site in tuned.sites:
+        place, here = theirs[site.id], place_of_site(tuned, site)
+        if place is not None and place != here:
+            raise UtcError(
+                f"the tuner of {site.id} is inserted at another place",
+                where=where,
+                why=f"it is at {'; '.join(place)} in the checkpoint, at {'; '.join(here)} here",
+                fix=_RULES,
+            )
 
 
 def check_base(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
@@ -148,8 +153,7 @@ def _check_format_1(tuned: TunedModule, manifest: Mapping[str, Any], where: str)
 def check_tensors(
     found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str, *, new_head: bool = False
 ) -> Notes:
-    """Raise where tensors are missing, unknown, or of another shape or kind of dtype."""
-    _same_names(found, wanted, where)
+    """Raise where tensors are of another shape or kind of dtype."""
     cast: dict[tuple[str, str], str] = {}
     for name, value in wanted.items():
         theirs = found[name]
@@ -180,7 +184,8 @@ def _notes_of_casts(cast: Mapping[tuple[str, str], str]) -> Notes:
     return [f"{name} and others like it were {a} in training, and are {b} here" for (a, b), name in cast.items()]
 
 
-def _same_names(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str) -> None:
+def check_names(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str) -> None:
+    """Raise where sites or tensors are missing or unknown."""
     missing, surplus = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
     if missing or surplus:
         raise UtcError(

@@ -40,7 +40,7 @@ def unwrapped(model: object, verb: str) -> object:
             raise UtcError(
                 f"{verb} does not take a {type(found).__name__}",
                 why="it averages the frozen weights too, and rounding changes them: the base is another one then",
-                fix="take timm.utils.ModelEmaV3 or torch.optim.swa_utils.AveragedModel, which leave equal weights equal",
+                fix="take timm.utils.ModelEmaV3 or torch's AveragedModel, which leave equal weights equal",
             )
         inner = next((getattr(found, _WRAPPERS[n], None) for n in names if n in _WRAPPERS), None)
         if inner is None:

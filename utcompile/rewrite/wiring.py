@@ -21,7 +21,10 @@ _LISTED = ACTIVATIONS | frozenset(
     """batch_norm layer_norm group_norm instance_norm rms_norm normalize softmax log_softmax sdpa pool matmul einsum
     add sub mul div pow mean sum cat""".split()
 )
-_OF_NO_MATTER = frozenset(["training", "inplace"])
+# modes, and sizes that the shapes of the weights have, of which those of a head may differ
+_OF_NO_MATTER = frozenset(
+    "training inplace in_features out_features in_channels out_channels num_embeddings embedding_dim".split()
+)
 _known: WeakKeyDictionary[fx.Graph, Wiring] = WeakKeyDictionary()
 
 

@@ -48,10 +48,12 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self.is_new and self.lock.is_taken and not self.last.exists():
-            shutil.rmtree(self.out, ignore_errors=True)
-        with reported("the run's lock cannot be removed", self.lock.path):
-            self.lock.free()
+        try:
+            if kind is not None and self.is_new and self.lock.is_taken and not self.last.exists():
+                shutil.rmtree(self.out, ignore_errors=True)
+        finally:
+            with reported("the run's lock cannot be removed", self.lock.path):
+                self.lock.free()
 
     def start(self) -> None:
         """Make the folder for a new run, and lock it.
@@ -71,7 +73,7 @@ class RunFolder:
                 where=str(self.out),
                 fix="continue it with resume=True (--resume), or give another folder",
             )
-        if any((self.out / name).exists() for name in (MANIFEST, TENSORS, STATE)):
+        if not self.lock.was_left and any((self.out / name).exists() for name in (MANIFEST, TENSORS, STATE)):
             raise UtcError("the folder holds a checkpoint already", where=str(self.out), fix="give another folder")
 
     def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:

@@ -16,10 +16,13 @@ class RunLock:
 
     Args:
         folder: it exists.
+
+    Attributes:
+        was_left: whether the lock is that of a process that died.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.descriptor = folder / NAME, -1
+        self.path, self.descriptor, self.was_left = folder / NAME, -1, False
 
     @property
     def is_taken(self) -> bool:
@@ -46,7 +49,7 @@ class RunLock:
             if self._is_file(descriptor):
                 break
             os.close(descriptor)  # its last owner removed the file after we opened it
-        self.descriptor = descriptor
+        self.descriptor, self.was_left = descriptor, os.fstat(descriptor).st_size > 0
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
 
