@@ -145,7 +145,8 @@ def test_tasks_that_wait_are_cast_with_the_module(tasks: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("t9", "known: default, t2, t3, t5"), (3, "must be a task's name"), (["t2"], "must be a task's name")]
+    ("name", "says"),
+    [("t9", "known: default, t2, t3, t5"), (3, "must be a task's name"), (["t2"], "must be a task's name")],
 )
 def test_no_such_task(tasks: Any, name: Any, says: str) -> None:
     with pytest.raises(utc.UtcError, match=says):

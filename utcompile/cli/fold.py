@@ -102,11 +102,12 @@ def save_program(folded: UtcGraphModule, example: Example, path: Path) -> None:
 
     batch = torch.export.Dim("batch")
     inputs = [n.target for n in folded.graph.nodes if n.op == "placeholder"]
-    args, kwargs = (example, {}) if isinstance(example, tuple) else ((), dict(example))
-    given = inputs[: len(args)] if args else [n for n in inputs if n in kwargs]
-    shapes: dict[str, Any] = {str(name): {0: batch} if name in folded.batch_inputs else None for name in given}
+    args = example if isinstance(example, tuple) else tuple(example[str(name)] for name in inputs)
+    shapes: dict[str, Any] = {
+        str(name): {0: batch} if name in folded.batch_inputs else None for name in inputs[: len(args)]
+    }
     with torch.no_grad():
-        program = torch.export.export(folded, args, kwargs, dynamic_shapes=shapes)
+        program = torch.export.export(folded, args, dynamic_shapes=shapes)
     torch.export.save(program, path)
 
 

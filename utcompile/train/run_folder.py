@@ -49,7 +49,7 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is not None and self.is_new and self.lock.is_taken and not self.last.exists():
+            if kind is not None and self.is_new and self.lock.is_taken:
                 shutil.rmtree(self.out, ignore_errors=True)
         finally:
             with reported("the run's lock cannot be removed", self.lock.path):
@@ -130,6 +130,7 @@ class RunFolder:
             self.save(new)
             write_new(new / STATE, state_bytes({**state, "history": [dict(entry) for entry in history]}))
             sync_folder(new)
+            self.is_new = False  # from here on the folder has something to lose
             _remove(old)
             if self.last.exists():
                 os.rename(self.last, old)  # noqa: PTH104

@@ -57,10 +57,20 @@ def load_part(part: Any, state: Mapping[str, Any], name: str, path: Path) -> Non
     Raises:
         UtcError: it does not fit.
     """
+    mine, theirs = part.state_dict(), state[name]
+    if mine.keys() != theirs.keys() or any(
+        _kind(theirs[k]) not in (_kind(v), None) and v is not None for k, v in mine.items()
+    ):
+        raise _unreadable(path, f"its {name!r} has other entries than {', '.join(mine)}")
     try:
-        part.load_state_dict(state[name])
+        part.load_state_dict(theirs)
     except Exception as error:  # whatever an optimizer makes of what it is given
         raise _unreadable(path, f"its {name!r} does not fit: {type(error).__name__}: {error}") from error
+
+
+def _kind(value: object) -> type | None:
+    """What a value is; all numbers are of one kind, and None of none."""
+    return None if value is None else float if isinstance(value, int | float) else type(value)
 
 
 def _unreadable(path: Path, why: str) -> UtcError:
