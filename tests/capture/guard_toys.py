@@ -128,3 +128,64 @@ def even(h: T) -> T:
 def told(h: T) -> T:
     torch._assert(h.shape[1] > 0, f"expected tokens, got {h.shape}")
     return h * 2
+
+
+def with_cache(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that keeps a function's cache in its closure, as transformers has one."""
+    cached = functools.lru_cache(maxsize=1)(f)
+
+    @functools.wraps(f)
+    def wrapper(*args: Any) -> Any:
+        return cached(*args)
+
+    return wrapper
+
+
+class Caches(nn.Module):
+    """Functions of its sizes with a cache, in all the places where a class and an object keep functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = functools.lru_cache(abs)
+
+    @staticmethod
+    @with_cache
+    def positions(shape: torch.Size) -> T:
+        return torch.arange(shape[1]).expand(shape[0], -1).float()
+
+    @staticmethod
+    @functools.cache
+    def half(n: int) -> int:
+        return n // 2
+
+    @classmethod
+    @functools.cache
+    def third(cls, n: int) -> int:
+        return n // 3
+
+    def forward(self, x: T) -> T:
+        batch, length = x.shape[:2]
+        return x + self.positions(x.shape) + self.half(batch) + self.third(length) + self.own(batch - length)
+
+
+class OneQuery(nn.Module):
+    """Causal attention that says so for more than one query only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(4, 12)
+
+    def forward(self, x: T) -> T:
+        q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
+
+
+class Pooled(nn.Module):
+    """Reads a size behind a stride, and expands positions where the batch is not theirs."""
+
+    def forward(self, x: T) -> T:
+        h = F.avg_pool1d(x, 2, ceil_mode=True)
+        positions = torch.arange(h.shape[2])[None]
+        if x.shape[0] != positions.shape[0]:
+            positions = positions.expand(x.shape[0], -1)
+        return h.reshape(x.shape[0], h.shape[2] * h.shape[1]) + positions.repeat(1, h.shape[1])

@@ -333,9 +333,31 @@ class GlobalLog(Base):
         return self.linear(x)
 
 
+class Moves(Base):
+    """Keeps its table where the input is (CTRL's positions)."""
+
+    def forward(self, x: T) -> T:
+        self.mean = self.mean.to(device=x.device, dtype=x.dtype)
+        return self.linear(x) + self.mean
+
+
+class HooksItself(Base):
+    """Puts hooks on its own layers in its first call, to return what they yield (transformers' hidden states)."""
+
+    hooked = False
+
+    def forward(self, x: T) -> list[T]:
+        if not self.hooked:
+            self.linear.register_forward_hook(lambda module, args, out: self.log.append(out))
+            self.hooked = True
+        self.log.clear()
+        self.linear(x)
+        return list(self.log)
+
+
 UNREAD: dict[type[Base], tuple[str, ...]] = {
     Shows: ("previous",), Counts: ("n",), Sizes: ("n", "step"), BiasCache: ("cache['bias']",),
-    PositionCache: ("n", "previous"), Logs: ("log", "box.seen"),
+    PositionCache: ("n", "previous"), Moves: ("mean",), HooksItself: ("hooks of its modules", "hooked", "log"), Logs: ("log", "box.seen"),
     GlobalLog: ("state_toys.LOG", "state_toys.TABLE['last']"),
 }  # fmt: skip
 

@@ -182,6 +182,27 @@ def test_no_size_outlives_its_recording() -> None:
     assert torch.equal(captured(x), model(x))
 
 
+def test_functions_with_a_cache_are_computed_anew() -> None:
+    model = toys.Caches().eval()
+    held = {name: value for name, value in vars(toys.Caches).items() if name in ("positions", "half", "third")}
+    captured = utc.capture(model, torch.randn(3, 4), dynamic={"x": {0: "B", 1: "L"}}, verify="shapes")
+    assert captured.guards == () and {n: vars(toys.Caches)[n] for n in held} == held
+    for shape in ((1, 4), (7, 1), (5, 9)):
+        x = torch.randn(shape)
+        assert torch.equal(captured(x), model(x))
+
+
+def test_decisions_that_change_nothing_at_a_size_of_1_are_no_guards() -> None:
+    one, pooled = toys.OneQuery().eval(), toys.Pooled().eval()
+    attention = utc.capture(one, torch.randn(2, 6, 4), dynamic={"x": {0: "B", 1: "L"}}, verify="shapes")
+    positions = utc.capture(pooled, torch.randn(2, 3, 9), dynamic={"x": {0: "B", 2: "L"}}, verify="shapes")
+    assert attention.guards == positions.guards == ()
+    for length in (1, 2, 11):
+        x, y = torch.randn(1, length, 4), torch.randn(1, 3, length)
+        torch.testing.assert_close(attention(x), one(x))
+        assert torch.equal(positions(y), pooled(y))
+
+
 def test_a_long_computation_of_sizes_stays_short() -> None:
     class Collatz(nn.Module):
         def forward(self, x: T) -> T:

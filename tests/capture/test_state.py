@@ -36,6 +36,7 @@ def everything(model: nn.Module) -> dict[str, object]:
         "attributes": {
             name: {k: repr(v) for k, v in vars(m).items() if not k.startswith("_")} for name, m in model.named_modules()
         },
+        "hooks": {name: [list(m._forward_hooks), list(m._backward_hooks)] for name, m in model.named_modules()},
         "globals": (toys.CALLS, list(toys.LOG), dict(toys.TABLE), vars(toys.STATE).copy(), toys.ClassCounter.total),
         "random": (torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())),
     }
@@ -69,7 +70,7 @@ def test_state_that_nothing_reads_again_is_reported(kind: type[toys.Base], verif
     assert f"state: {toys.UNREAD[kind][0]}: " in str(captured.report)
     assert everything(model) == before
     for rows in (2, 2, 5):
-        assert torch.equal(captured(x(rows)), model(x(rows)))
+        torch.testing.assert_close(captured(x(rows)), model(x(rows)), rtol=0, atol=0)
 
 
 def test_a_cache_of_timm() -> None:

@@ -1,12 +1,15 @@
-"""Containers as inputs: another structure is an error that names it, whatever comes after it in the signature."""
+"""Containers as inputs: another structure is an error that names it, whatever comes after it in the signature; and
+outputs that are dataclasses and dictionaries in one."""
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import utcompile as utc
 
@@ -43,3 +46,25 @@ def test_another_structure_is_an_error(given: Any, others: tuple[Any, ...], fact
     for other in others:
         with pytest.raises(utc.UtcError, match="parts"):
             captured(X, other, *factor)
+
+
+class Outputs(nn.Module):
+    """Assigns the keys of an output in another order than the fields of its class have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: T) -> BaseModelOutputWithPooling:
+        out = BaseModelOutputWithPooling(last_hidden_state=self.layer(x))
+        out["hidden_states"] = (x, x + 1)
+        out["pooler_output"] = x.mean(0)
+        return out
+
+
+def test_the_keys_of_an_output_keep_their_order() -> None:
+    model = Outputs().eval()
+    captured = utc.capture(model, X)
+    for found in (captured(X), pickle.loads(pickle.dumps(captured))(X)):
+        assert type(found) is BaseModelOutputWithPooling and list(found) == list(model(X))
+        assert torch.equal(found.to_tuple()[2], model(X).to_tuple()[2])

@@ -138,6 +138,17 @@ def test_tensors_are_read_in_the_order_of_the_schema() -> None:
     assert [n.name for n in view.operations[node].inputs] == ["q", "k", "v", "m"]
 
 
+def test_a_range_whose_end_is_computed_is_read() -> None:
+    class Upto(nn.Module):
+        def forward(self, x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+            return x[torch.arange(n.max())]
+
+    captured = utc.capture(Upto(), (torch.randn(4, 2), torch.tensor([2, 3])), dynamic={})
+    view = GraphView(captured.graph, captured)
+    (node,) = view.by_class["arange"]
+    assert view.operations[node].name == "arange"
+
+
 # --- over the whole table ---------------------------------------------------------------------------------------------
 
 CALLABLES: list[tuple[str, Any, Spelling]] = [

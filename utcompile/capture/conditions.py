@@ -74,7 +74,7 @@ class Conditions:
 
     def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
         """The answers of one more recording; None where it is another graph."""
-        serials = translated(self.sizes.graph, probe, sizes, varying, self.sizes.is_exact)
+        serials = translated(self.sizes, probe, sizes, varying)
         return None if serials is None else self._answers(probe.questions, serials)
 
     def _answers(self, questions: Questions, serials: Mapping[int, int]) -> Answers:

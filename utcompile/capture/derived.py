@@ -93,6 +93,25 @@ class Rebuild:
 
 
 @dataclass(frozen=True)
+class InOrder:
+    """Makes a dataclass that is a dictionary too, such as transformers' `ModelOutput`, with its keys in the order in
+    which the model assigned them, which is not that of the fields.
+    """
+
+    cls: type
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__name__", self.cls.__name__)
+
+    def __call__(self, **fields: Any) -> Any:
+        made: Any = self.cls(**fields)
+        for key in self.keys:
+            made.move_to_end(key)
+        return made
+
+
+@dataclass(frozen=True)
 class Apply:
     """Calls a `torch.autograd.Function`, with its own backward."""
 

@@ -26,6 +26,7 @@ from utcompile.errors import UtcError
 
 T = torch.Tensor
 _CALLS = 1009  # how many calls later; a prime, so that `% n` shows itself
+_MOVES = frozenset("to type type_as float half bfloat16 double cpu cuda contiguous".split())
 CACHE = "made of weights and sizes alone, as a cache"
 UNREAD = "assigned, and no later call reads it"
 READ = "the same call, recorded again in the state that the first one left, runs otherwise"
@@ -112,7 +113,7 @@ def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Record
         return {}, MODULES
     if any(c.after is OTHER_MEMORY for c in changes):
         return {}, MEMORY
-    caches = [c for c in changes if _is_cache(first, c, changes)]
+    caches = [c for c in changes if _is_cache(first, c, changes) or _is_moved(first, c)]
     owners = {_owner(c.name) for c in caches}
     kept = [c for c in changes if _owner(c.name) not in owners]
     for change in changes:
@@ -147,6 +148,20 @@ def _is_cache(recorder: Recorder, change: Change, changes: Sequence[Change]) -> 
             if node.op == "get_attr" and (str(node.target) in names or id(recorder.kept(node)) in before):
                 return False
     return True
+
+
+def _is_moved(recorder: Recorder, change: Change) -> bool:
+    """Whether a tensor was moved or cast only: once more does nothing (`self.table = self.table.to(x.device)`)."""
+    if not isinstance(change.before, T) or not isinstance(change.after, T):
+        return False
+    node = recorder.node_of(change.after)
+    while node is not None and node.op == "call_method" and node.target in _MOVES:
+        node = node.args[0] if isinstance(node.args[0], fx.Node) else None
+    return (
+        node is not None
+        and node.op == "get_attr"
+        and (node.target == change.name or recorder.kept(node) is change.before)
+    )
 
 
 def _much_later(change: Change) -> Any:

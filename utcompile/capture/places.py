@@ -9,12 +9,13 @@ import functools
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device])
@@ -29,6 +30,7 @@ class _Absent:
 
 ABSENT = _Absent()
 OTHER_MEMORY = object()  # what `Storages` has after a tensor was given other memory
+_HOOKS = [name for name, value in vars(nn.Module()).items() if "hooks" in name and isinstance(value, dict)]
 _LARGE = 2**16  # an array of more numbers is not looked at
 
 
@@ -221,6 +223,29 @@ class Storages:
             self._saved[key][0].data = value
 
 
+class Hooks:
+    """The hooks of all modules of a model: transformers puts some on in the first call."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        tables = (vars(m).get(name) for m in modules for name in _HOOKS)
+        self.owner = [(t, list(t.items())) for t in tables if isinstance(t, dict)]
+
+    def changes(self) -> Iterator[Change]:
+        """One for all of them."""
+        if any(list(table.items()) != saved for table, saved in self.owner):
+            yield Change("hooks of its modules", None, None, self)
+
+    def put_back(self) -> None:
+        """Take off what was put on, and put on what was taken off."""
+        for table, saved in self.owner:
+            if list(table.items()) != saved:
+                table.clear()
+                table.update(saved)
+
+    def put(self, key: Any, value: Any) -> None:
+        """Hooks that were put on stay."""
+
+
 class Cache:
     """A function under `lru_cache`: what it keeps is no state, but must not be fake when the recording is over."""
 
@@ -242,7 +267,7 @@ class Cache:
         """Nothing can be put into it."""
 
 
-Place = Names | Items | Cell | Dial | Array | Storages | Cache
+Place = Names | Items | Cell | Dial | Array | Storages | Hooks | Cache
 
 
 def sealed(value: Any, name: str) -> Dial | Array | Cache | None:

@@ -16,6 +16,7 @@ from torch import fx
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.expressions import Expression
 from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
+from utcompile.capture.size_nodes import SizeNodes
 from utcompile.graph import Computed, Size, Symbol, value_of
 
 Sizes = Mapping[Symbol, int]
@@ -25,26 +26,25 @@ _SAME_SHAPE = frozenset("expand expand_as broadcast_to reshape view contiguous c
 _UNKNOWN = object()
 
 
-def translated(
-    graph: fx.Graph, probe: Recorder, sizes: Sizes, varying: Iterable[Symbol], exact: Callable[[fx.Node, int], bool]
-) -> dict[int, int] | None:
+def translated(merged: SizeNodes, probe: Recorder, at: Sizes, varying: Iterable[Symbol]) -> dict[int, int] | None:
     """The serial numbers of a probe's nodes as those of a merged graph; None where it is another graph.
 
     Args:
-        graph: merged, with sizes written on its nodes.
-        probe: a recording at `sizes`.
-        sizes: of every symbol.
-        varying: the symbols that the probe stands for at all their sizes; the others are as in `sizes`.
-        exact: whether a size of a node's tensor is a polynomial.
+        merged: the graph, with the sizes of its nodes.
+        probe: a recording.
+        at: the size of every symbol in the probe.
+        varying: the symbols that the probe stands for at all their sizes; the others are as in `at`.
     """
     varying = list(varying)
-    samples = [sizes, *({**sizes, **dict.fromkeys(varying, n)} for n in (_SPREAD if varying else ()))]
-    return _Match(samples, exact).run([n for n in graph.nodes if "serial" in n.meta], list(probe.graph.nodes))
+    samples = [at, *({**at, **dict.fromkeys(varying, n)} for n in (_SPREAD if varying else ()))]
+    ours = [n for n in merged.graph.nodes if "serial" in n.meta]
+    return _Match(samples, merged).run(ours, list(probe.graph.nodes))
 
 
 class _Match:
-    def __init__(self, samples: Sequence[Sizes], exact: Callable[[fx.Node, int], bool]) -> None:
-        self.samples, self.exact = samples, exact
+    def __init__(self, samples: Sequence[Sizes], merged: SizeNodes) -> None:
+        self.samples, self.exact = samples, merged.is_exact
+        self.computed = merged.expressions()
         self.nodes: dict[fx.Node, fx.Node] = {}  # of the probe -> of the graph
         self.alias: dict[fx.Node, fx.Node] = {}  # in the graph: what does nothing -> what it is done to
         self.serials: dict[int, int] = {}
@@ -80,8 +80,17 @@ class _Match:
     def _are_one(self, ours: fx.Node, theirs: fx.Node) -> bool:
         if ours.op != theirs.op or (ours.op != "placeholder" and ours.target != theirs.target):
             return False
-        same = self._same(ours.args, theirs.args) and self._same(dict(ours.kwargs), dict(theirs.kwargs))
+        given = dict(theirs.kwargs)
+        if _is_attention(theirs) and self._attends_to_one(theirs):
+            given["is_causal"] = ours.kwargs.get("is_causal", False)
+        same = self._same(ours.args, theirs.args) and self._same(dict(ours.kwargs), given)
         return same and self._have_one_shape(ours, theirs)
+
+    def _attends_to_one(self, theirs: fx.Node) -> bool:
+        """Whether one query sees one key, so that a causal mask hides nothing."""
+        queries, keys = (self._resolved(self.nodes[n]) for n in theirs.args[:2])  # type: ignore[index]
+        shapes = [self._shapes_of(n, sizes) for n in (queries, keys) for sizes in self.samples]
+        return all(shape is not None and shape[-2] == 1 for shape in shapes)
 
     def _have_one_shape(self, ours: fx.Node, theirs: fx.Node) -> bool:
         """Whether the sizes that the graph knows without reading them are the probe's: `x[:6]` has six rows at the
@@ -104,10 +113,22 @@ class _Match:
         if isinstance(theirs, slice):
             parts = [(getattr(ours, f, _UNKNOWN), getattr(theirs, f)) for f in ("start", "stop", "step")]
             return isinstance(ours, slice) and all(self._same(a, b) for a, b in parts)
+        if ours in self.computed and isinstance(theirs, (Sized, SizedFloat)):
+            return self._moved(theirs.expression) is self.computed[ours]
         here, *elsewhere = self.samples
         if self._value(ours, here) != theirs:
             return False
         return all(self._value(ours, sizes) == self._number(theirs, sizes) for sizes in elsewhere)
+
+    def _moved(self, theirs: Expression) -> Expression | None:
+        """A computation of the probe as one of the graph's nodes."""
+        moved = {}
+        for reading in theirs.readings():
+            serial = self.serials.get(reading.args[0])
+            if serial is None:
+                return None
+            moved[reading] = Expression.reading(reading.op, serial, reading.args[1])
+        return theirs.replaced(moved)
 
     def _value(self, ours: Any, sizes: Sizes) -> Any:
         """What an argument of the graph is at some sizes."""
@@ -155,6 +176,10 @@ class _Match:
     def _shapes_of(self, node: Any, sizes: Sizes) -> tuple[int, ...] | None:
         value = value_of(node) if isinstance(node, fx.Node) else None
         return None if value is None else tuple(_at(d, sizes) for d in value.shape)
+
+
+def _is_attention(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", "") == "scaled_dot_product_attention" and len(node.args) > 2
 
 
 def _at(size: Any, sizes: Sizes) -> Any:

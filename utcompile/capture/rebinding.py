@@ -2,8 +2,7 @@
 
 Python's C code asks a tracked size for its value, which is a leak: the recording would hold for that value only. So the
 globals of the model's modules get twins of these functions, which compute with expressions where they are given tracked
-numbers and are the originals otherwise, in every other thread too. Functions of `math` are replaced in `math` itself,
-and functions with a cache run without it, or the cache would keep sizes of the recording.
+numbers and are the originals otherwise, in every other thread too. Functions of `math` are replaced in `math` itself.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ import torch
 from torch import nn
 
 from utcompile.capture.active import current
+from utcompile.capture.caches import CACHED, without_caches
 from utcompile.capture.expressions import Expression
 from utcompile.capture.tracked import TrackedFloat, TrackedInt, compute, expression_of, is_tracked, plain
 
 _MISSING = object()
-_CACHED = type(functools.lru_cache(abs))
 # packages whose code is no model's: torch runs with plain sizes, and the others never see one
 _FOREIGN = frozenset(
     {"torch", "numpy", "utcompile", "pytest", "_pytest", "typing_extensions", "onnx", "onnxruntime", "pydantic"}
@@ -197,7 +196,7 @@ def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
             continue
         found[id(names)] = names
         for value in list(names.values()):
-            if isinstance(value, _CACHED):
+            if isinstance(value, CACHED):
                 value = value.__wrapped__
             if isinstance(value, types.FunctionType):
                 stack.append(value.__globals__)
@@ -211,30 +210,11 @@ def _own_classes(model: nn.Module) -> list[type]:
     return [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
 
 
-def _cached_methods(model: nn.Module) -> list[tuple[type, str, Any]]:
-    found = [(c, name, value) for c in _own_classes(model) for name, value in vars(c).items()]
-    return [one for one in found if type(one[2]) is _CACHED]
-
-
-def _cached_cells(model: nn.Module) -> list[types.CellType]:
-    """Where decorators of methods keep a cache: in the variables of a closure."""
-    functions = [v for c in _own_classes(model) for v in vars(c).values() if isinstance(v, types.FunctionType)]
-    return [cell for f in functions for cell in f.__closure__ or () if type(_content(cell)) is _CACHED]
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty cell
-        return None
-
-
 @contextmanager
 def rebound(model: nn.Module) -> Iterator[None]:
     """Give the model's modules the twins, for as long as a recording runs."""
     old: list[tuple[dict[str, Any], str, Any]] = []
-    methods: list[tuple[type, str, Any]] = []
-    cells: list[tuple[types.CellType, Any]] = []
+    namespaces = _namespaces(model)
 
     def put(names: dict[str, Any], name: str, value: Any) -> None:
         old.append((names, name, names.get(name, _MISSING)))
@@ -245,27 +225,16 @@ def rebound(model: nn.Module) -> Iterator[None]:
             put(vars(math), original.__name__, twin)
         for name in _NUMPY:
             put(vars(np), name, _of_numpy(getattr(np, name)))
-        for names in _namespaces(model):
+        for names in namespaces:
             for name, twin in _TWINS.items():
                 if name not in names:
                     put(names, name, twin)
             for name, value in list(names.items()):
-                if type(value) is _CACHED:
-                    put(names, name, value.__wrapped__)
-                elif isinstance(value, types.BuiltinFunctionType) and value in _MATH:
+                if isinstance(value, types.BuiltinFunctionType) and value in _MATH:
                     put(names, name, _MATH[value])
-        for cls, name, cached in _cached_methods(model):
-            methods.append((cls, name, cached))
-            setattr(cls, name, cached.__wrapped__)
-        for cell in _cached_cells(model):
-            cells.append((cell, cell.cell_contents))
-            cell.cell_contents = cell.cell_contents.__wrapped__
-        yield
+        with without_caches(_own_classes(model), [*namespaces, *map(vars, model.modules())]):
+            yield
     finally:
-        for cell, cached in cells:
-            cell.cell_contents = cached
-        for cls, name, cached in methods:
-            setattr(cls, name, cached)
         for names, name, value in reversed(old):
             if value is _MISSING:
                 names.pop(name, None)

@@ -7,6 +7,7 @@ import math
 import operator
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -19,7 +20,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from utcompile.capture.derived import Rebuild, same_choice, set_grad_enabled
+from utcompile.capture.derived import InOrder, Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.expressions import Expression
 from utcompile.capture.live import LiveNodes
 from utcompile.capture.nested import flat, is_named_tuple, map_tensors, parts, tensors
@@ -178,6 +179,10 @@ class Recorder(TorchFunctionMode):
                 seen.add(node)
                 stack += node.all_input_nodes
         return seen
+
+    def node_of(self, value: T) -> fx.Node | None:
+        """The node that made a tensor, where one is known."""
+        return self._nodes.get(value)
 
     def kept(self, node: fx.Node) -> T | None:
         """The tensor that a node reads, where it is neither parameter nor buffer."""
@@ -534,7 +539,11 @@ class Recorder(TorchFunctionMode):
     def _result(self, out: Any) -> Any:
         if is_dataclass(out) and not isinstance(out, type):
             given = {f.name: getattr(out, f.name) for f in fields(out) if getattr(out, f.name) is not None}
-            return self._built(type(out), (), {k: self._result(v) for k, v in given.items()})
+            keys = tuple(out) if isinstance(out, OrderedDict) else tuple(given)
+            ordered = keys != tuple(given) and set(keys) == given.keys()
+            return self._built(
+                InOrder(type(out), keys) if ordered else type(out), (), {k: self._result(v) for k, v in given.items()}
+            )
         if is_named_tuple(out):
             return self._named_tuple(out, self._result)
         if isinstance(out, (list, tuple)):

@@ -238,6 +238,10 @@ class SizeNodes:
         least = {} if op == "floordiv" else {m: f * times for m, f in low.items()}
         return least, None if high is None else {m: f * times for m, f in high.items()}
 
+    def expressions(self) -> dict[fx.Node, Expression]:
+        """What the nodes compute that are made so far, but for polynomials of the symbols."""
+        return {n: e for e, n in self._made.items() if isinstance(n, fx.Node) and self.polynomial(e) is None}
+
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def number(self, values: Sequence[Any], before: fx.Node) -> Any:

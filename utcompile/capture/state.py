@@ -21,6 +21,7 @@ from utcompile.capture.places import (
     Cell,
     Change,
     ClassNames,
+    Hooks,
     Items,
     Names,
     Place,
@@ -103,6 +104,7 @@ class _Walk:
 
     def model(self, model: nn.Module) -> Iterator[Place]:
         """The attributes, parameters, buffers and submodules of every module."""
+        yield Hooks(model.modules())
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
             yield _Attributes(vars(module), prefix.__add__)
@@ -181,10 +183,11 @@ class _Walk:
 
 
 class _Attributes(Names):
-    """A module's own attributes, without what torch keeps there."""
+    """A module's own attributes, without what torch keeps there, and the methods of TorchScript, made when asked for."""
 
     def changes(self) -> Iterator[Change]:
-        return (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
+        own = (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
+        return (c for c in own if not any(isinstance(v, torch.ScriptMethod) for v in (c.before, c.after)))
 
 
 class _Globals(Names):

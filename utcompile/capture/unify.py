@@ -104,7 +104,7 @@ def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -
         return
     enabled, line = read[0]
     recording = probe(at, gradients=not enabled)
-    if recording is None or translated(sizes.graph, recording, at, list(at), sizes.is_exact) is None:
+    if recording is None or translated(sizes, recording, at, list(at)) is None:
         raise UtcError(
             "the model's forward chooses by torch.is_grad_enabled(), and a graph is one choice",
             where=line,

@@ -263,7 +263,7 @@ def _property(node: fx.Node, attributes: dict[str, Any], _: dict[str, str], inpu
 
 
 def _arange(node: fx.Node, attributes: dict[str, Any], *_: Any) -> None:
-    if attributes.get("end", 0) is None:
+    if attributes.get("end", 0) is None and "start" in attributes:  # else a node says where it ends
         attributes["start"], attributes["end"] = 0, attributes["start"]
 
 
