@@ -67,8 +67,9 @@ def compile(
         >>> tuned.print_trainable_parameters()
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
+    ruleset = RuleSet.load(rules, vars)  # a mistake there is found before the model is captured
     captured = capture(model, example_inputs, dynamic, base, verify)
-    plan = match(captured, rules, vars)
+    plan = match(captured, ruleset)
     tuned: TunedModule = plan.apply()
     if verify != "shapes":
         check_learning(plan.sites, tuned)
