@@ -12,20 +12,23 @@ import torch
 from cli_toys import names, passed, refused
 
 import utcompile as utc
+from utcompile.cli.sources import source_of
 
 FACTORY = """
 import torch
+from torch import nn
 
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed, self.fc = nn.Embedding(9, 8), nn.Linear(8, 3)
+        self.embed, self.mid, self.fc = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 3)
     def forward(self, ids, mask):
-        return self.fc((self.embed(ids) * mask[..., None]).sum(1))
+        return self.fc(torch.relu(self.mid((self.embed(ids) * mask[..., None]).sum(1))))
 
 def images():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
 
 def tokens():
     torch.manual_seed(0)
@@ -42,12 +45,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `net.py` and two runs that `save_tuners` wrote."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "net.py").write_text(FACTORY)
-    found: dict[str, object] = {}
-    exec(FACTORY, found)
     for name, inputs in INPUTS.items():
-        make = found[name]
-        assert callable(make)
-        tuned = utc.compile(make(), "lora/all_linear", inputs, vars={"r": 2})
+        made = source_of(f"{folder / 'net.py'}:{name}").build(None, False, ())
+        tuned = utc.compile(made, "lora/all_linear", inputs, vars={"r": 2})
         utc.save_tuners(tuned, folder / name)
     return folder
 
