@@ -87,7 +87,7 @@ def whole_run(data: Data, out: Path, seed: int) -> tuple[list, int]:
 def test_a_killed_run_resumes_bit_for_bit(data: Data, tmp_path: Path) -> None:
     expected, operations = whole_run(data, tmp_path / "whole", 0)
     assert operations > 60
-    for before in range(0, operations, 17):
+    for before in range(0, operations, 23):
         out = tmp_path / str(before)
         with pytest.raises(Killed), dying(before):
             train(make_tuned(), data, out)

@@ -95,8 +95,8 @@ def read_tensors(
 
     tensors, _ = read_pair(folder, TENSORS, identity)
     manifest, where = last["manifest"], str(folder / MANIFEST)
-    check_names(tensors, wanted, str(folder / TENSORS))
     check_sites(tuned, manifest, where)
+    check_names(tensors, wanted, str(folder / TENSORS))
     notes = check_base(tuned, manifest, where)
     check_places(tuned, manifest, where)
     notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head)
