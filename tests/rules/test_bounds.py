@@ -47,11 +47,11 @@ def test_sizes_are_bounded(captured: utc.CapturedModule, insert: str, match: str
     assert field in str(caught.value) and "<rules>:4" in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "r"), [("lora", 5), ("dora", 6), ("lora", 65_536)])
+@pytest.mark.parametrize(("kind", "r"), [("lora", 17), ("dora", 20), ("lora", 65_536)])
 def test_a_rank_above_the_weight_is_an_error_by_itself(captured: utc.CapturedModule, kind: str, r: int) -> None:
     with pytest.raises(utc.UtcError, match="larger than the weight, a matrix of 4 by 4"):
         utc.match(captured, rule(f"{{weight: h, tuner: {{kind: {kind}, r: {r}}}}}"))
-    utc.match(captured, rule(f"{{weight: h, tuner: {{kind: {kind}, r: 4}}}}"))
+    utc.match(captured, rule(f"{{weight: h, tuner: {{kind: {kind}, r: 16}}}}"))
 
 
 def test_sizes_that_are_too_large_together_are_an_error(captured: utc.CapturedModule) -> None:

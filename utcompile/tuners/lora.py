@@ -16,6 +16,7 @@ from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
 from utcompile.tuners.slices import Slices, places
 
+_SMALL = 16  # a rank up to here costs nothing, and rules have one rank for wide and narrow layers
 _STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
 
 
@@ -90,7 +91,8 @@ class Lora(Tuner):
             )
         stacked = op.name in _STACKED and len(site.weight_shape) == 3
         rows = site.weight_shape[stacked]
-        if config.r > max(rows, columns := prod(site.weight_shape) // max(prod(site.weight_shape[:stacked]) * rows, 1)):
+        columns = prod(site.weight_shape) // max(prod(site.weight_shape[:stacked]) * rows, 1)
+        if config.r > max(rows, columns, _SMALL):
             raise UtcError(
                 f"the rank {config.r} is larger than the weight, a matrix of {rows} by {columns}",
                 why="an update of a rank above both sides says nothing more, and costs more than the weight",
