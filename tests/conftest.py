@@ -3,6 +3,7 @@
 Each test also leaves the process as it was, so that no test depends on another.
 """
 
+import functools
 import gc
 import logging
 import os
@@ -18,9 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80; commands under test find no terminal, as in a log
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from torch import nn
+
+gc.disable()  # until all files are imported: none of the million objects that they make is garbage
 
 # No example may fail for its time: a machine may be slow or busy.
 _UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -29,22 +30,38 @@ settings.register_profile("random", print_blob=True, **_UNTIMED)  # `make test-f
 settings.load_profile("same")
 
 
+# torch is imported where it is used: the process that hands out the tests to the workers needs none.
+
+
 def pytest_collectstart() -> None:
     """What a file draws while it is imported is the same too."""
+    import torch
+
     torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays: the collector need not look at torch's million objects again (an eighth of all)."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Weights and inputs are those of the last run, in whatever order the tests run."""
+    import torch
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def table_of_the_exporter_is_made_once() -> None:
+    """torch makes its table of ONNX translations anew in every export: half a second each, over a hundred times."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry = getattr(module, "ONNXRegistry", None)
+    if registry is not None and isinstance(registry.__dict__.get("from_torchlib"), classmethod):
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +84,9 @@ _OTHERS = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_")  # variables that pytest and 
 
 
 def _process() -> dict[str, Any]:
+    import torch
+    from torch import nn
+
     loggers = [*logging.root.manager.loggerDict.items()]
     return {
         "logging.disable": logging.root.manager.disable,

@@ -29,7 +29,7 @@ def test_the_main_job(kind: str, tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)
     tuned.train()
     losses = []
-    for _ in range(20):
+    for _ in range(8):
         loss = torch.nn.functional.cross_entropy(tuned(images), labels)
         optimizer.zero_grad()
         loss.backward()

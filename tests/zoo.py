@@ -51,8 +51,12 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
 
 @lru_cache(maxsize=len(MODELS))
 def captured(kind: str) -> utc.CapturedModule:
-    """The capture of a kind's model, one for all tests: they read it, and change nothing, which the session checks."""
-    found = utc.capture(*make(kind))
+    """The capture of a kind's model, one for all tests: they read it, and change nothing, which the session checks.
+
+    That such a capture computes what its model computes is tests/capture/test_capture.py's.
+    """
+    model, x = make(kind)
+    found = utc.capture(model, x, verify="shapes")
     _AS_MADE[kind] = _fingerprint(found)
     return found
 

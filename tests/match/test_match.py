@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import timm
@@ -45,14 +46,16 @@ def test_shipped_rules_find_what_they_say(name: str, model: str, test: object) -
 @pytest.mark.parametrize("name", sorted(shipped_rules()))
 def test_shipped_rules_are_tested_on_two_unlike_architectures(name: str) -> None:
     """By the class that is built: DeiT is a Vision Transformer."""
-    built = set()
-    for rules, model, _ in TESTS:
-        if rules == name and ".py:" in model:
-            built.add(type(source_of(model).build(None, False, (3, 32, 32))))
-        elif rules == name:
-            with torch.device("meta"):
-                built.add(type(timm.create_model(model.removeprefix("timm:"))))
+    built = {_class_of(model) for rules, model, _ in TESTS if rules == name}
     assert len(built) > 1, built
+
+
+@cache
+def _class_of(model: str) -> type:
+    if ".py:" in model:
+        return type(source_of(model).build(None, False, (3, 32, 32)))
+    with torch.device("meta"):
+        return type(timm.create_model(model.removeprefix("timm:")))
 
 
 @pytest.mark.parametrize(

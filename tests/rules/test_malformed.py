@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from malformed_rules import BASE, MALFORMED, Malformed
@@ -155,7 +156,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(content=mutated())
-@settings(max_examples=400)
+@settings(max_examples=examples(150, full=400))
 def test_a_mutated_file_is_rules_or_one_error(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:

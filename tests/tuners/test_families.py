@@ -118,7 +118,8 @@ def test_start_gradients_a_step_and_a_checkpoint(kind: str, rules: str, tmp_path
 
 
 ONNX = [
-    ("vit", "prompt/vpt_deep"),
+    # test_tokens.py exports tokens that are constants, a prefix's, in every run
+    pytest.param("vit", "prompt/vpt_deep", marks=pytest.mark.full),
     ("vit", "conv/mona"),
     ("resnet", "res_tuning/bypass"),
     ("mixer", "side/lst"),

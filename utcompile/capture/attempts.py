@@ -2,7 +2,7 @@
 
 1. All sizes vary, and the last sample is in another dtype on another device.
 2. The same in another dtype, and then in the model's own: what a model does by dtype or device stays as recorded.
-3. The same at sizes near the example's, where the model decides by thresholds.
+3. The same at sizes at which the model decides as at the example's (`sizes_alike`), where it has thresholds.
 4. The same with lengths pinned at the example's, where they were not asked for.
 5. Modules that run other operations at another batch are left opaque.
 6. Nothing varies, where it was not asked for.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.capture.active import exclusive
+from utcompile.capture.alike import sizes_alike
 from utcompile.capture.guards import Guard
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.record import home_of, record
@@ -43,6 +44,7 @@ from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
 from utcompile.graph.structure import structural_copy
 
 logger = logging.getLogger(__name__)
+_CHOICES = 3  # of sizes at which a model is recorded, before less of it varies
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ class _Leaves:
         found: the opaque modules.
         real: why the values must be real; empty where they need not be.
         fixed: inputs whose values Python reads as sizes, with the line.
+        recordings: those that no graph has used up yet, by what makes them differ: attempts have samples in common.
         wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
         watch: is told what the recordings leave in Python.
+        last: the latest recording at the example's lengths, and its sizes.
     """
 
     wide: frozenset[str]
@@ -89,6 +93,8 @@ class _Leaves:
     found: dict[str, Opaque] = field(default_factory=dict)
     real: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
+    last: tuple[Recorder, Mapping[Symbol, int]] | None = None
+    recordings: dict[Any, Recorder] = field(default_factory=dict)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -97,6 +103,11 @@ class _Leaves:
     def add(self, path: str, reason: str, source: str) -> None:
         logger.info("%s stays one node: %s", path, reason)
         self.found[path] = Opaque(path, reason, source)
+
+    def use_up(self, recordings: list[Recorder]) -> None:
+        """Forget recordings: making one graph of them changes theirs."""
+        used = set(map(id, recordings))
+        self.recordings = {key: r for key, r in self.recordings.items() if id(r) not in used}
 
 
 def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked: bool, follow: bool) -> Recorded:
@@ -114,13 +125,13 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
     leaves = _Leaves(_wide(model), watch)
     pinned: dict[Symbol, str] = {}
-    attempts = [(inputs, False, near) for near in _steps(inputs)]
-    attempts += [(shorter, False, near) for near in ((0, 1) if lengths else ())] + [(shorter, True, 0)]
+    # sizes that vary, whether modules are opaque that run other operations at another, choices of sizes
+    attempts = [(inputs, False, _CHOICES), *([(shorter, False, 2)] if lengths else []), (shorter, True, 1)]
     if lengths and BATCH in inputs.symbols:
-        attempts += [(inputs.without([BATCH]), False, near) for near in (0, 1)]
-    for used, by_size, near in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 0)])]:
+        attempts.append((inputs.without([BATCH]), False, 2))
+    for used, by_size, choices in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 1)])]:
         try:
-            recorded = _record_as(model, used, leaves, follow=follow, by_size=by_size, near=near)
+            recorded = _record_at_some(model, used, leaves, follow=follow, by_size=by_size, choices=choices)
         except Differs as difference:
             last = difference
             left = set(used.symbols) if used is not inputs or not lengths else set(lengths)
@@ -131,11 +142,21 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     raise last.error
 
 
-def _steps(inputs: Inputs) -> tuple[int, ...]:
-    """Sizes far from the example's first, then next to them, upwards and downwards: three of each are needed."""
-    if not inputs.symbols:
-        return (0,)
-    return (0, 1, -1) if min(inputs.example.values()) > 2 else (0, 1)
+def _record_at_some(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool, choices: int
+) -> Recorded:
+    """Record at sizes far apart; then, so many times, at some that the questions asked so far leave."""
+    tried: list[Mapping[Symbol, Sequence[int]] | None] = [None]
+    while True:
+        try:
+            return _record_as(model, inputs, leaves, follow=follow, by_size=by_size, chosen=tried[-1])
+        except Differs:
+            if len(tried) == choices or leaves.last is None:
+                raise
+            chosen = sizes_alike(*leaves.last, inputs.example, _sources(inputs), upwards=len(tried) == 1)
+            if chosen in tried:
+                raise
+            tried.append(chosen)
 
 
 def _wide(model: nn.Module) -> frozenset[str]:
@@ -144,17 +165,27 @@ def _wide(model: nn.Module) -> frozenset[str]:
 
 
 def _record_as(
-    model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool, near: int
+    model: nn.Module,
+    inputs: Inputs,
+    leaves: _Leaves,
+    *,
+    follow: bool,
+    by_size: bool,
+    chosen: Mapping[Symbol, Sequence[int]] | None,
 ) -> Recorded:
-    samples = plan_samples(inputs.symbols, follow=follow, example=inputs.example, near=near)
+    samples = plan_samples(inputs.symbols, follow=follow, chosen=chosen)
     pinned: dict[str, str] = {}
+    by_sizes = False
     for kinds, plan in _plans(samples, model, inputs, leaves):
+        if by_sizes and plan is not samples:
+            continue
         try:
             first, graph, guards = _record_all(model, inputs, plan, leaves, by_size=by_size)
         except Differs as difference:
             if plan is samples or leaves.real:
                 raise
             pinned |= dict.fromkeys(kinds, difference.error.brief())
+            by_sizes = by_sizes or (not by_size and _differ_by_sizes(model, inputs, samples, leaves))
         else:
             left = tuple(f"{kind}: {reason}" for kind, reason in pinned.items() if kind not in kinds)
             if leaves.real:
@@ -167,6 +198,19 @@ def _record_as(
                 tuple(first.notes),
             )  # fmt: skip
     raise AssertionError("the samples themselves are the last plan")
+
+
+def _differ_by_sizes(model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves) -> bool:
+    """Whether the model's own dtype and device differ between sizes too: then no plan with others need be tried."""
+    ends = [samples[0], [s for s in samples if not s.training][-1]]
+    try:
+        first, last = (_record(model, inputs, sample, leaves) for sample in ends)
+        check_isomorphic((first.graph, last.graph), ends)
+    except Differs:
+        return True
+    except (UtcError, Unrecordable, _NeedsValues):
+        pass
+    return False
 
 
 def _plans(
@@ -193,6 +237,7 @@ def _record_all(
         try:
             recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
             if recordings is not None:
+                leaves.use_up(recordings)
                 with collector_paused():
                     used = inputs.fixing(leaves.fixed)
                     probe = partial(_probe, model, inputs, leaves)
@@ -250,6 +295,8 @@ def _record_alike(
     for i in sorted(range(len(plan)), key=lambda i: (i > 0, plan[i].dtype is None and plan[i].device is None)):
         sample = plan[i]
         found[i] = _record(model, inputs, sample, leaves)
+        if i == 0:
+            leaves.last = found[0], sample.sizes
         if sample.training or (by_size and not sample.dtype and not sample.device):
             varying = _varying(found[0].graph, found[i].graph) - leaves.paths
             if varying and "" not in varying:
@@ -289,14 +336,25 @@ def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:
 
 
 def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
+    """One recording; one without values, of a call that was recorded already, is not made again."""
     fixing = inputs.fixing(leaves.fixed)
+    if leaves.real:
+        return _record_new(model, fixing, sample, leaves)
+    call = fixing.shapes_at(sample.sizes), sample.dtype, sample.device, sample.training, torch.is_grad_enabled()
+    key = call, leaves.paths, *leaves.fixed
+    if key not in leaves.recordings:
+        leaves.recordings[key] = _record_new(model, fixing, sample, leaves)
+    return leaves.recordings[key]
+
+
+def _record_new(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
     real, fixed = bool(leaves.real), frozenset(leaves.fixed)
     try:
         # values must go when nobody needs them; fakes weigh nothing
         with contextlib.nullcontext() if real else collector_paused():
             return record(
                 structural_copy(model),
-                fixing,
+                inputs,
                 sample,
                 leaves.paths,
                 real=real,
@@ -305,7 +363,7 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
                 watch=leaves.watch,
             )
     except UtcError as error:
-        if real or sample.dtype or sample.device or not _runs(model, fixing, sample, leaves.watch):
+        if real or sample.dtype or sample.device or not _runs(model, inputs, sample, leaves.watch):
             raise
         raise _NeedsValues(error.why or str(error)) from error
     finally:

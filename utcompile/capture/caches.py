@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 CACHED = type(functools.lru_cache(abs))
+# what namespaces hold most, sorted out quickly
+_NO_FUNCTIONS = frozenset([type, types.ModuleType, str, int, float, bool, type(None), dict, list, tuple, OrderedDict])
 
 
 @contextmanager
@@ -53,7 +56,8 @@ def _bare(held: Any) -> Any:
 
 def _cells(namespaces: Iterable[Any]) -> list[types.CellType]:
     """The variables of closures that hold a function with a cache: a decorator keeps it there."""
-    stack = [f for names in namespaces for value in names.values() for f in _functions(value)]
+    held = [value for names in namespaces for value in names.values() if type(value) not in _NO_FUNCTIONS]
+    stack = [f for value in held for f in _functions(value)]
     seen: dict[int, types.CellType] = {}
     found = []
     while stack:

@@ -6,14 +6,14 @@ together. Then the answers are simplified, which never admits a call that no rec
 
 1. a question whose answer is the same at all sizes is left out;
 2. two recordings that differ in the answer to one question only show that it does not matter;
-3. a recording whose answers are among another's is covered by that one.
+3. a recording whose answers are among another's is covered by that one;
+4. two that differ in the bounds of one size only, with no gap between them, are one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
 
@@ -23,38 +23,12 @@ from utcompile.capture.probes import translated
 from utcompile.capture.questions import Questions
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.size_nodes import Polynomial, SizeNodes, is_never_negative
+from utcompile.capture.ways import Answers, Condition, joined, merged, tightest
 from utcompile.errors import UtcError
 from utcompile.graph import Size, Symbol, place_of
 
 _ORDER = {"ge": ("ge", True), "lt": ("ge", False), "le": ("ge", True), "gt": ("ge", False)}
 _LONGEST = 120  # of a relation in a message
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A question in one of few forms, so that questions which mean the same are equal.
-
-    Attributes:
-        key: what makes it the question it is.
-        yes, no: how its two answers read.
-        expression: what is asked, where it is no bound of a polynomial.
-        bound: a polynomial of the sizes that is compared with 0: its terms and "eq" or "ge".
-    """
-
-    key: Any
-    yes: str
-    no: str
-    expression: Expression | None = None
-    bound: tuple[str, tuple[tuple[tuple[Symbol, ...], Fraction], ...]] | None = None
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Condition) and self.key == other.key
-
-
-Answers = dict[Condition, bool]
 
 
 class Conditions:
@@ -70,7 +44,7 @@ class Conditions:
         """What each way to run this graph answered, simplified; with more ways that probes found."""
         self._more += more
         found = [self._answers(r.questions, {}) for r in self.sizes.recordings]
-        return [_tightest(a) for a in merged([*found, *self._more])]
+        return joined([tightest(a) for a in merged([*found, *self._more])], self._between)
 
     def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
         """The answers of one more recording; None where it is another graph."""
@@ -220,6 +194,16 @@ class Conditions:
             )
         return Condition((relation, size.terms), yes, no, bound=(relation, size.terms))
 
+    def _between(self, symbols: tuple[Symbol, ...], low: Fraction, high: Fraction | None, like: Condition) -> Answers:
+        """That a product of symbols lies between two bounds, as answers at the line of another condition."""
+        one = {symbols: Fraction(1)}
+        bounds = [(low, True)] if low > 0 else []
+        bounds += [(high + 1, False)] if high is not None else []
+        answers = {self._named("ge", self.sizes.size({**one, (): -bound})): answer for bound, answer in bounds}
+        for condition in answers:
+            self.lines.setdefault(condition, self.lines[like])
+        return answers
+
     def _sides(self, varying: Size) -> tuple[str, str]:
         """`L - L2 >= 0` reads `L >= L2`: the terms that are added, and those that are subtracted."""
         added = Size(tuple((m, f) for m, f in varying.terms if f > 0))
@@ -242,94 +226,6 @@ class Conditions:
         node = self.sizes.nodes.get(serial)
         word = "shape" if reading.op == "size" else "stride"
         return f"{(place_of(node) or str(node.target)) if node is not None else '?'}.{word}[{dim}]"
-
-
-def merged(found: Sequence[Answers]) -> list[Answers]:
-    """The answers of several recordings without what their difference shows not to matter."""
-    left: list[Answers] = []
-    for answers in found:
-        if answers not in left:
-            left.append(answers)
-    changed = True
-    while changed:
-        changed = False
-        for i, a in enumerate(left):
-            for j in range(i + 1, len(left)):
-                together = _merge(a, left[j])
-                if together is not None:
-                    left[j : j + 1] = []
-                    left[i] = together
-                    changed = True
-                    break
-            if changed:
-                break
-    return left
-
-
-def _merge(a: Answers, b: Answers) -> Answers | None:
-    if a.items() <= b.items():
-        return a
-    if b.items() <= a.items():
-        return b
-    if a.keys() == b.keys():
-        different = [q for q in a if a[q] is not b[q]]
-        if len(different) == 1:
-            return {q: v for q, v in a.items() if q is not different[0]}
-    return None
-
-
-def _tightest(answers: Answers) -> Answers:
-    """Without bounds of one symbol that another one implies, and without those that hold at every size."""
-    low: dict[Any, Fraction] = {}
-    high: dict[Any, Fraction] = {}
-    exactly: dict[Any, Fraction] = {}
-    for condition, answer in answers.items():
-        found = _single(condition)
-        if found is None:
-            continue
-        relation, monomial, bound = found
-        if relation == "eq" and answer:
-            exactly[monomial] = bound
-        elif relation == "ge" and answer:
-            low[monomial] = max(low.get(monomial, bound), bound)
-        elif relation == "ge":
-            high[monomial] = min(high.get(monomial, bound - 1), bound - 1)
-
-    def needed(condition: Condition, answer: bool) -> bool:
-        found = _single(condition)
-        if found is None:
-            return not _always(condition, answer)
-        relation, monomial, bound = found
-        least, most = low.get(monomial, Fraction(0)), high.get(monomial)
-        if monomial in exactly:
-            return relation == "eq" and answer
-        if relation == "eq":
-            return answer or (bound >= least and (most is None or bound <= most))
-        return (bound == least and bound > 0) if answer else bound - 1 == most
-
-    return {c: a for c, a in answers.items() if needed(c, a)}
-
-
-def _single(condition: Condition) -> tuple[str, Any, Fraction] | None:
-    """A bound of one symbol (or product of symbols) alone: relation, symbols and bound."""
-    if condition.bound is None:
-        return None
-    relation, terms = condition.bound
-    varying = [(m, f) for m, f in terms if m]
-    if len(varying) != 1 or varying[0][1] != 1:
-        return None
-    return relation, varying[0][0], -next((f for m, f in terms if not m), Fraction(0))
-
-
-def _always(condition: Condition, answer: bool) -> bool:
-    """Whether a bound of several symbols holds at all sizes."""
-    if condition.bound is None:
-        return False
-    relation, terms = condition.bound
-    factors = [f for m, f in terms if m]
-    least = next((f for m, f in terms if not m), Fraction(0))
-    grows = all(f > 0 for f in factors)
-    return grows and ((relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0))
 
 
 def _related(left: str, sign: str, right: str, bound: Fraction) -> str:

@@ -89,6 +89,16 @@ class Inputs:
 
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
 
+    def shapes_at(self, sizes: Mapping[Symbol, int]) -> tuple[Any, ...]:
+        """The shapes of the input tensors at other sizes; one of another layout stands for itself."""
+        pairs = zip(tensors(self.arguments), self.varying, strict=True)
+        return tuple(
+            tuple(sizes[dims[d]] if d in dims else n for d, n in enumerate(t.shape))
+            if t.layout == torch.strided
+            else id(t)
+            for t, dims in pairs
+        )
+
 
 def _resized(tensor: T, dim: int, size: int, values: bool) -> T:
     if not values and tensor.layout == torch.strided:

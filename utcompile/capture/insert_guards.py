@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import fx
 
-from utcompile.capture.conditions import Answers, Condition, Conditions
+from utcompile.capture.conditions import Conditions
 from utcompile.capture.expressions import PREFIXES, SIGNS, Expression
 from utcompile.capture.guards import Guard, SizeCheck
+from utcompile.capture.ways import Answers, Condition, shown
 from utcompile.graph import Size, Symbol
 
 
@@ -50,7 +51,7 @@ class _Inserter:
         return tuple(g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
 
     def _guard(self, ways: Sequence[Answers]) -> Guard:
-        texts = [" and ".join(c.yes if a else c.no for c, a in way.items()) for way in ways]
+        texts = [shown(way) for way in ways]
         source = next(self.conditions.lines[c] for way in ways for c in way)
         symbols = self._symbols(ways)
         named = " and ".join(s.name for s in symbols)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,16 +28,22 @@ def is_named_tuple(value: Any) -> bool:
     return isinstance(value, tuple) and (hasattr(value, "_fields") or type(value).__module__ == "torch.return_types")
 
 
-def flat(value: Any) -> Iterator[T]:
+def flat(value: Any) -> list[T]:
     """The tensors in a call's arguments or result: containers only, quickly."""
+    found: list[T] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[T]) -> None:
     if isinstance(value, T):
-        yield value
+        found.append(value)
     elif isinstance(value, (tuple, list)):
         for v in value:
-            yield from flat(v)
+            _collect(v, found)
     elif isinstance(value, dict):
         for v in value.values():
-            yield from flat(v)
+            _collect(v, found)
 
 
 def tensors(value: Any) -> list[T]:

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses import fake_tensor
 from torch.overrides import TorchFunctionMode
 
 from utcompile.capture import dropped, transforms
-from utcompile.capture.active import current
+from utcompile.capture.active import current, exclusive
 from utcompile.capture.derived import Apply, Scripted
 from utcompile.capture.dropped import CHECKPOINTED
 from utcompile.capture.questions import GRAD_MODE
@@ -54,6 +55,13 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[Non
         yield
     finally:
         setattr(owner, name, original)
+
+
+@contextmanager
+def no_gpu_context() -> Iterator[None]:
+    """A fake tensor on a GPU starts nothing there: torch 2.11 allocates a real one with the first of them."""
+    with exclusive(), _replaced(fake_tensor, "init_gpu_context", lambda _: lambda device: None):
+        yield
 
 
 @contextmanager

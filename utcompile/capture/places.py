@@ -6,10 +6,11 @@ A place remembers what it held. It names what has changed since, and puts that b
 from __future__ import annotations
 
 import functools
+import operator
 import random
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,8 @@ class Names:
     def changes(self) -> Iterator[Change]:
         """What is bound otherwise than before."""
         now = dict(entries(self.owner))
+        if _identical(now.values(), self._saved.values()) and list(now) == list(self._saved):
+            return
         for key in self._saved | now:
             before, after = self._saved.get(key, ABSENT), now.get(key, ABSENT)
             if not _same(before, after):
@@ -110,6 +113,8 @@ class Items:
     def changes(self) -> Iterator[Change]:
         """The whole of it, where one item or their number differs."""
         now = list(self.owner)
+        if _identical(now, self._saved):
+            return
         if len(now) != len(self._saved) or not all(map(_same, self._saved, now)):
             yield Change(self._name, self._saved, now, self)
 
@@ -307,6 +312,11 @@ def _content(cell: types.CellType) -> Any:
         return ABSENT
 
 
+def _identical(now: Collection[Any], before: Collection[Any]) -> bool:
+    """Whether nothing was bound again, which is quickly seen."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
@@ -318,6 +328,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _equal_states(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple) and all(type(v) in (int, float, type(None)) for v in a):
+        return bool(a == b)
     if isinstance(a, (torch.Tensor, np.ndarray)):
         return bool((a == b).all())
     if isinstance(a, dict):

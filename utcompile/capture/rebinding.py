@@ -147,6 +147,7 @@ _MATH = {
 _NUMPY = "arange zeros ones full empty linspace array asarray ceil floor sqrt prod log2 log maximum minimum".split()
 
 
+@functools.lru_cache(maxsize=64)
 def _of_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function of NumPy sees plain numbers: their values leak."""
 
@@ -169,9 +170,10 @@ def _leaked(value: Any) -> Any:
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """The globals of the code that the model runs: of its classes, and of the functions that these can name."""
-    held = [value for m in model.modules() for value in vars(m).values()]  # a patched forward, a function given to it
+    modules = list(model.modules())
+    held = [value for m in modules for value in vars(m).values()]  # a patched forward, a function given to it
     own = [f.__globals__ for f in held if isinstance(f, types.FunctionType)]
-    found = {id(names): names for names in _reached(frozenset(type(m) for m in model.modules()))}
+    found = {id(names): names for names in _reached(frozenset(map(type, modules)))}
     found |= {id(names): names for names in own if not _is_foreign(names)}
     return list(found.values())
 
@@ -206,7 +208,7 @@ def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
 
 
 def _own_classes(model: nn.Module) -> list[type]:
-    classes = {c for m in model.modules() for c in type(m).__mro__}
+    classes = {c for kind in set(map(type, model.modules())) for c in kind.__mro__}
     return [c for c in classes if c.__module__.partition(".")[0] not in _FOREIGN]
 
 
@@ -226,12 +228,12 @@ def rebound(model: nn.Module) -> Iterator[None]:
         for name in _NUMPY:
             put(vars(np), name, _of_numpy(getattr(np, name)))
         for names in namespaces:
+            for name, value in [one for one in names.items() if type(one[1]) is types.BuiltinFunctionType]:
+                if value in _MATH:
+                    put(names, name, _MATH[value])
             for name, twin in _TWINS.items():
                 if name not in names:
                     put(names, name, twin)
-            for name, value in list(names.items()):
-                if isinstance(value, types.BuiltinFunctionType) and value in _MATH:
-                    put(names, name, _MATH[value])
         with without_caches(_own_classes(model), [*namespaces, *map(vars, model.modules())]):
             yield
     finally:

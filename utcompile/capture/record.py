@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.capture.active import recording
+from utcompile.capture.fakes import Converter
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.lasting import watched
 from utcompile.capture.layers import drop_backward_hooks
 from utcompile.capture.nested import tensors
-from utcompile.capture.patches import patched
+from utcompile.capture.patches import no_gpu_context, patched
 from utcompile.capture.rebinding import rebound
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample, other_device
@@ -28,6 +30,7 @@ from utcompile.graph.structure import attribute_tensors, named_state
 T = torch.Tensor
 
 
+@no_gpu_context()
 def record(
     model: nn.Module,
     inputs: Inputs,
@@ -58,7 +61,9 @@ def record(
     model.train(sample.training)
     drop_backward_hooks(model)
     fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    convert = _Converter(fake, sample, home_of(model, inputs))
+    home = home_of(model, inputs)
+    device = None if sample.device is None else other_device(home)
+    convert = Converter(fake, sample.dtype, device, home)
     kept = random_numbers_kept(model)
     names, attributes = _name_state(model, convert, real)
     given = _shuffled(sample) if real else convert
@@ -88,21 +93,24 @@ def record(
         return recorder
 
 
-def _name_state(model: nn.Module, convert: _Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
+def _name_state(model: nn.Module, convert: Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
     """Put the recording's tensors into the model; the name of each tensor, and the attribute tensors by name."""
     names: list[tuple[T, str]] = []
     attributes: dict[str, T] = {}
-    for name, tensor in named_state(model).items():
+    state, kept = named_state(model), attribute_tensors(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    convert.expect([*state.values(), *(tensor for _, tensor in kept.values())])
+    for name, tensor in state.items():
         path, _, attribute = name.rpartition(".")
-        owner, made = model.get_submodule(path), convert(tensor)
+        owner, made = modules[path], convert(tensor)
         table = owner._parameters if attribute in owner._parameters else owner._buffers
-        table[attribute] = made  # type: ignore[assignment]
+        table[attribute] = made
         names += [(made, name), (tensor, name)]
-    for name, tensor in attribute_tensors(model).values():
+    for name, tensor in kept.values():
         path, _, attribute = name.rpartition(".")
         names.append((tensor, name))
         if not real:
-            model.get_submodule(path).__dict__[attribute] = convert(tensor)
+            modules[path].__dict__[attribute] = convert(tensor)
             names.append((convert(tensor), name))
         attributes[name] = tensor
     return names, attributes
@@ -127,8 +135,9 @@ def _run(
 
 def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
     """Where a model lives: its weights, or, where those are on the meta device, its inputs."""
-    devices = [t.device for t in [*named_state(model).values(), *tensors(inputs.arguments)]]
-    return next((d for d in devices if d.type != "meta"), devices[0])
+    everything = chain(model.parameters(), model.buffers(), tensors(inputs.arguments))
+    first = next(everything).device
+    return next((t.device for t in everything if t.device.type != "meta"), first) if first.type == "meta" else first
 
 
 def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, Any]:
@@ -165,36 +174,6 @@ def _shuffled(sample: Sample) -> Callable[[T], T]:
         return tensor.flatten()[order].view(tensor.shape)
 
     return shuffle
-
-
-class _Converter:
-    """Makes the tensors of a recording: fakes of the sample's dtype and device, the same one for tied weights."""
-
-    def __init__(self, fake: FakeTensorMode | None, sample: Sample, home: torch.device) -> None:
-        self._fake, self._dtype = fake, sample.dtype
-        self._home = home  # where weights on the meta device are taken to be
-        self._device = sample.device if sample.device is None else other_device(home)
-        self._known: dict[int, T] = {}
-        self._alive: list[T] = []
-
-    def __call__(self, tensor: T) -> T:
-        if self._fake is None:
-            return tensor
-        if id(tensor) not in self._known:
-            self._known[id(tensor)] = self._convert(tensor, self._fake)
-            self._alive.append(tensor)
-        return self._known[id(tensor)]
-
-    def _convert(self, tensor: T, fake: FakeTensorMode) -> T:
-        dtype = self._dtype if tensor.is_floating_point() else None
-        device = self._device or (self._home if tensor.is_meta else None)
-        if dtype is None and device is None:
-            return fake.from_tensor(tensor, static_shapes=True)
-        with fake:
-            made = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=device or tensor.device
-            )
-        return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
 
 
 def _paths(model: nn.Module) -> dict[int, str]:

@@ -8,8 +8,8 @@ import operator
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -18,8 +18,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
-from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _pop_mode_temporarily,
+    is_tensor_method_or_property,
+)
 
+from utcompile.capture import known_shapes
 from utcompile.capture.derived import InOrder, Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.expressions import Expression
 from utcompile.capture.live import LiveNodes
@@ -54,6 +60,7 @@ _WRITABLE = (
     type(None), type(...), bool, int, float, complex, str, bytes, range, enum.Enum,
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
+_PLAIN = frozenset([*_WRITABLE]) - {range, enum.Enum}
 _SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
 # reads of metadata that differ between calls: they are answered with numbers that remember
 _SHAPE: Any = vars(torch._C.TensorBase)["shape"].__get__
@@ -93,6 +100,19 @@ class Seen:
     storage: int
 
 
+class _Silence:
+    """While it is entered, as often as one likes, nothing is recorded."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+
 class Recorder(TorchFunctionMode):
     """Turns every torch-level call into an fx node; values are found again by identity.
 
@@ -129,13 +149,15 @@ class Recorder(TorchFunctionMode):
         self._state_names: dict[int, str] = {}
         self._scope: list[Frame] = []
         self._grad_modes: list[tuple[bool, fx.Node, Any]] = []
-        self._silent = 0
+        self._silence = _Silence()
+        self._methods: dict[Any, bool] = {}
+        self._sized = False  # whether the arguments of this call hold a number that was computed from sizes
         self.hidden: Unrecordable | None = None  # the last reason why something cannot be recorded
 
     @property
     def is_silent(self) -> bool:
         """Whether what runs now is inside a recorded call."""
-        return self._silent > 0
+        return self._silence.depth > 0
 
     @property
     def is_real(self) -> bool:
@@ -194,9 +216,12 @@ class Recorder(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """A call's argument with its tensors replaced by their nodes."""
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, T):
             return self._node(value)
         if is_tracked(value):
+            self._sized = True
             return _with_expression(value)
         if isinstance(value, torch.Size):
             return tuple(self.argument(v) for v in tuple(value))
@@ -221,6 +246,11 @@ class Recorder(TorchFunctionMode):
         if not isinstance(value, _WRITABLE):
             raise self._unrecordable(f"a {type(value).__name__} is given to one call")
         return value
+
+    def _given(self, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of one call."""
+        self._sized = False
+        return self.argument(args), self.argument(kwargs)
 
     def _named_tuple(self, value: Any, member: Callable[[Any], Any]) -> fx.Node:
         """A named tuple, such as a `PackedSequence`, is made by a node of its class."""
@@ -278,9 +308,9 @@ class Recorder(TorchFunctionMode):
     # --- calls --------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given, named = tuple(args), dict(kwargs or {})
+        given, named = tuple(args), kwargs or {}
         args, kwargs = plain(given), plain(named)
-        if self._silent:
+        if self._silence.depth:
             return func(*args, **kwargs)
         if func in _OPENED:
             with self:
@@ -299,14 +329,13 @@ class Recorder(TorchFunctionMode):
             return self._same_choice(args[0], out)  # a constant that torch kept, made of a size
         if func == _NBYTES:
             return self._metadata(T.numel, given, named, args[0].numel()) * args[0].element_size()
-        with self._silence():
+        with self._silence:
             self.questions.decide(getattr(func, "__name__", ""), given, named, out, self._size)
             cut = slices(given, self._size) if func is T.__getitem__ else []
-        if not written and next(flat(out), None) is None:
-            return out
-        with self._silence():
+            if not written and not flat(out):
+                return out
             out = _fresh(out, read, written)
-            node = self._call(func, self.argument(given), self.argument(named))
+            node = self._call(func, *self._given(given, named))
             if self._real and _has_size_of_data(func, args):
                 node.meta["size_of_data"] = True
             result = self._yield(node, out, written)
@@ -341,7 +370,7 @@ class Recorder(TorchFunctionMode):
         tensor = args[0] if args and isinstance(args[0], T) else None
         if tensor is None or tensor not in self._nodes:
             return out
-        with self._silence():
+        with self._silence:
             shape, dim = tuple(tensor.shape), plain(args[1] if len(args) > 1 else kwargs.get("dim"))
             if func == _SHAPE or (func is T.size and dim is None):
                 return Sizes(self._reading("size", tensor, d, n) for d, n in enumerate(shape))
@@ -362,7 +391,7 @@ class Recorder(TorchFunctionMode):
     def _same_choice(self, tensor: T, value: Any) -> Any:
         """Python read a value that may differ in another call: it is recorded, and checked in calls."""
         line = source_line()
-        with self._silence():
+        with self._silence:
             self._note(self.graph.call_function(same_choice, (self.argument(tensor), value, line)))
         self.choices[line] = None
         return value
@@ -413,15 +442,18 @@ class Recorder(TorchFunctionMode):
 
     def _watched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[T], list[T]]:
         """Call silently: the result, the tensors that were read, and those of them that were written."""
-        read = [*flat(args), *flat(kwargs)]
-        with self._silence():
+        read = flat((args, kwargs))
+        with self._silence:
+            known = known_shapes.product(func, args, kwargs)
+            if known is not None:
+                return known, read, []
             versions = [_version(t) for t in read]
             out = func(*args, **kwargs)
             return out, read, [t for t, v in zip(read, versions, strict=True) if _version(t) != v]
 
     def _yield(self, node: fx.Node, out: Any, written: list[T]) -> Any:
         self._note(node)
-        if any(isinstance(a, (Sized, SizedFloat)) for a in _numbers((node.args, node.kwargs))):
+        if self._sized:
             node.meta["sized"] = True
         if written:
             node.meta["mutates"] = tuple(self._known(written))
@@ -431,7 +463,7 @@ class Recorder(TorchFunctionMode):
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         if func in (T.__getitem__, T.__setitem__):
             return self.graph.call_function(getattr(operator, func.__name__.strip("_")), args, kwargs)
-        if not is_tensor_method_or_property(func) and getattr(T, func.__name__, None) is not func:
+        if not self._is_of_tensors(func) and getattr(T, func.__name__, None) is not func:
             return self.graph.call_function(func, args, kwargs)
         if func.__name__ == "__get__":  # a property such as x.T
             return self.graph.call_function(getattr, (args[0], func.__self__.__name__))
@@ -440,30 +472,32 @@ class Recorder(TorchFunctionMode):
             return self.graph.call_function(plain, args[::-1] if func.__name__ in _REFLECTED else args)
         return self.graph.call_method(func.__name__, args, kwargs)
 
+    def _is_of_tensors(self, func: Any) -> bool:
+        if func not in self._methods:  # torch's own answer sets warning filters every time
+            self._methods[func] = is_tensor_method_or_property(func)
+        return self._methods[func]
+
     def function(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call that torch does not announce (an autograd.Function), recorded as one node."""
         out, read, written = self._watched(target, plain(tuple(args)), plain(dict(kwargs)))
-        with self._silence():
+        with self._silence:
             out = _fresh(out, read, written)
-            return self._yield(
-                self.graph.call_function(target, self.argument(tuple(args)), self.argument(kwargs)), out, written
-            )
+            return self._yield(self.graph.call_function(target, *self._given(tuple(args), kwargs)), out, written)
 
     def module_call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Stands in for `nn.Module.__call__`: leaf modules become one node, the others are entered."""
         path = self._paths.get(id(module))
-        if self._silent or path is None:
+        if self._silence.depth or path is None:
             return original(module, *args, **kwargs)
         if path and (path in self._leaves or (is_leaf(module) and not hooks_for_all())):
             try:
-                inside = partial(original, module)
-                out, read, written = self._watched(inside, plain(tuple(args)), plain(dict(kwargs)))
+                given = plain(tuple(args)), plain(dict(kwargs))
+                out, read, written = self._layer(original, module, *given, is_opaque=path in self._leaves)
             except DATA_ERRORS as error:
                 raise self._unrecordable(f"it needs values ({type(error).__name__})", data=True, path=path) from error
-            with self._silence():
+            with self._silence:
                 out = _fresh(out, read, written)
-                given = self.argument(tuple(args)), self.argument(dict(kwargs))
-                node = self.graph.call_module(path, *given)
+                node = self.graph.call_module(path, *self._given(tuple(args), dict(kwargs)))
                 node.meta["layer"] = type(module).__name__
                 node.meta["opaque"] = path in self._leaves
                 return self._yield(node, out, written)
@@ -476,6 +510,18 @@ class Recorder(TorchFunctionMode):
             self._scope.pop()
         self._note_call(frame, (args, kwargs), out)
         return out
+
+    def _layer(
+        self, original: Any, module: nn.Module, args: Any, kwargs: Any, *, is_opaque: bool
+    ) -> tuple[Any, list[T], list[T]]:
+        """Call a module that is one node; a layer of torch runs without this mode, which would hear of every step."""
+        with self._silence, torch._C.DisableTorchFunction():  # else every property of a tensor comes here
+            known = known_shapes.linear(module, args, kwargs)
+        if known is not None:
+            return known, [*args], []
+        is_on_top = _get_current_function_mode() is self
+        with _pop_mode_temporarily() if is_on_top and not is_opaque else nullcontext():
+            return self._watched(partial(original, module), args, kwargs)
 
     def _check_known(self, out: Any) -> None:
         """What a module returns must have been recorded; else that module hides it."""
@@ -524,14 +570,6 @@ class Recorder(TorchFunctionMode):
         node.meta["region"] = True
         return node
 
-    @contextmanager
-    def _silence(self) -> Iterator[None]:
-        self._silent += 1
-        try:
-            yield
-        finally:
-            self._silent -= 1
-
     def output(self, out: Any) -> None:
         """End the graph; dataclasses and transformers' `ModelOutput` are built again by a node of their class."""
         self._numbered(self.graph.output(self._result(out)))
@@ -575,18 +613,6 @@ def _holds_numbers(seen: Seen) -> bool:
     return not seen.dtype.is_floating_point or math.prod(seen.shape) == 1
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for v in value:
-            yield from _numbers(v)
-    elif isinstance(value, dict):
-        yield from _numbers(list(value.values()))
-    elif isinstance(value, slice):
-        yield from _numbers([value.start, value.stop, value.step])
-    elif isinstance(value, (int, float)):
-        yield value
-
-
 def _context_manager(frame: types.FrameType) -> tuple[str, Any]:
     """The method of `no_grad` or the like that switches gradients, and its object; some do by making another."""
     outer = frame.f_back
@@ -600,7 +626,14 @@ def _fresh(out: Any, read: list[T], written: list[T]) -> Any:
     own = {id(t) for t in read} - {id(t) for t in written}
     if not any(id(t) in own for t in flat(out)):
         return out
-    return map_tensors(lambda v: v.view_as(v) if id(v) in own else v, out)
+    return map_tensors(lambda v: _alias(v) if id(v) in own else v, out)
+
+
+def _alias(tensor: T) -> T:
+    if type(tensor) is not FakeTensor:
+        return tensor.view_as(tensor)
+    with torch._C.DisableTorchFunction():  # else the mode hears of it first
+        return tensor.view_as(tensor)
 
 
 def _without_override(function: Any) -> Callable[..., Any]:
@@ -616,8 +649,11 @@ def _has_size_of_data(func: Any, args: Any) -> bool:
     name = getattr(func, "__name__", "")
     if func is T.__getitem__:
         return any(t.dtype == torch.bool for t in flat(args[1:]))
-    return name in _SIZE_OF_DATA or (name == "repeat_interleave" and len([*flat(args)]) > 1)
+    return name in _SIZE_OF_DATA or (name == "repeat_interleave" and len(flat(args)) > 1)
 
 
 def _version(t: T) -> int:
-    return 0 if t.is_inference() else t._version
+    try:
+        return t._version
+    except RuntimeError:  # an inference tensor has none
+        return 0

@@ -44,7 +44,7 @@ class Sample:
 
 
 def plan_samples(
-    symbols: Sequence[Symbol], *, follow: bool, example: Mapping[Symbol, int], near: int = 0
+    symbols: Sequence[Symbol], *, follow: bool, chosen: Mapping[Symbol, Sequence[int]] | None = None
 ) -> list[Sample]:
     """The first sample has the examples' sizes (batch 2); then every corner of two sizes each, and one check.
 
@@ -52,14 +52,9 @@ def plan_samples(
 
     Args:
         follow: also in train mode.
-        example: the example's sizes.
-        near: 1 or -1 where a model runs otherwise at sizes far from the example's: the sizes next to them, upwards or
-            downwards.
+        chosen: three sizes of each symbol where a model runs otherwise at sizes far from the example's.
     """
-    if near:
-        sizes = [(example[s], example[s] + near, example[s] + 2 * near) for s in symbols]
-    else:
-        sizes = [_BATCHES if s == BATCH else _neighbours(s) for s in symbols]
+    sizes = [chosen[s] if chosen else _BATCHES if s == BATCH else _neighbours(s) for s in symbols]
     corners = [dict(zip(symbols, corner, strict=True)) for corner in product(*(s[:2] for s in sizes))]
     check = {symbol: s[2] for symbol, s in zip(symbols, sizes, strict=True)}
     samples = [Sample(c) for c in [*corners, *([check] if symbols else [])]]
@@ -73,7 +68,7 @@ def unrecorded(symbols: Sequence[Symbol], example: Mapping[Symbol, int]) -> Samp
         symbols: what varies.
         example: the sizes of the example inputs, which are compared anyway.
     """
-    recorded = plan_samples(symbols, follow=False, example=example)
+    recorded = plan_samples(symbols, follow=False)
     sizes: dict[Symbol, int] = {}
     for symbol in symbols:
         known = {s.sizes[symbol] for s in recorded} | {example[symbol]}

@@ -37,6 +37,7 @@ _DEPTH = 4  # containers in containers, attributes of objects
 _LONG = 2000  # items of a container that are looked at
 _OWN_OF_TORCH = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 _TABLES = ("_parameters", "_buffers", "_modules")
+_ATOMS = frozenset([bool, int, float, str, type(None), T, nn.Parameter, types.FunctionType, type, types.ModuleType])
 _NOT_ENTERED = (T, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _FOREIGN = frozenset(["torch", "builtins", "numpy"])
 _PLAIN_HOMES = frozenset(["types", "argparse", "collections"])  # of `SimpleNamespace`, `Namespace`, `UserDict`
@@ -114,11 +115,13 @@ class _Walk:
             if tensors:
                 yield Storages(tensors, prefix.__add__)
             for name, value in list(vars(module).items()):
-                if name not in _OWN_OF_TORCH and name not in _TABLES:
+                if type(value) not in _ATOMS and name not in _OWN_OF_TORCH and name not in _TABLES:
                     yield from self._inside(value, prefix + name, _DEPTH)
 
     def _inside(self, value: Any, name: str, depth: int) -> Iterator[Place]:
         """The places in a value: containers, and the attributes of objects."""
+        if type(value) in _ATOMS:
+            return
         place = sealed(value, name)
         if place is not None:
             if self._is_new(value):
@@ -183,7 +186,7 @@ class _Walk:
 
 
 class _Attributes(Names):
-    """A module's own attributes, without what torch keeps there, and the methods of TorchScript, made when asked for."""
+    """A module's own attributes, without what torch keeps there and the methods that TorchScript makes when asked."""
 
     def changes(self) -> Iterator[Change]:
         own = (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)

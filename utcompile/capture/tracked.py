@@ -12,6 +12,7 @@ value went where it is not seen any more). Outside of its recording it must neve
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from utcompile.capture.active import current
 from utcompile.capture.expressions import FUNCTIONS, Expression
@@ -224,6 +226,9 @@ class TrackedFloat(_Tracked, torch.SymFloat):
 
 
 _KINDS = (TrackedInt, TrackedFloat)
+_ATOMS = frozenset(
+    [torch.Tensor, torch.nn.Parameter, FakeTensor, bool, int, float, str, type(None), torch.dtype, torch.device]
+)
 
 
 class Sizes(tuple[Any, ...]):
@@ -277,22 +282,27 @@ def expression_of(value: Any) -> Expression:
 def plain(value: Any) -> Any:
     """A value without tracked numbers in it; the same object where there are none."""
     kind = type(value)
+    if kind in _ATOMS:
+        return value
     if kind in _KINDS:
         return value.value
     if kind is Sizes:
         return torch.Size([plain(v) for v in tuple(value)])
     if kind in (tuple, list):
-        members = [plain(v) for v in value]
-        return value if all(a is b for a, b in zip(members, value, strict=True)) else kind(members)
+        return value if _ATOMS.issuperset(map(type, value)) else _plain_members(value, kind)
     if kind is slice:
         return slice(plain(value.start), plain(value.stop), plain(value.step))
     if kind is dict:
         items = {plain(k) if type(k) in _KINDS else k: plain(v) for k, v in value.items()}
         return value if all(items.get(k) is v for k, v in value.items()) else items
     if isinstance(value, tuple) and hasattr(value, "_fields") and kind is not torch.Size:
-        members = [plain(v) for v in value]
-        return value if all(a is b for a, b in zip(members, value, strict=True)) else kind(*members)
+        return _plain_members(value, lambda members: kind(*members))
     return value
+
+
+def _plain_members(value: Any, build: Callable[[list[Any]], Any]) -> Any:
+    members = [plain(v) for v in value]
+    return value if all(map(operator.is_, members, value)) else build(members)
 
 
 def compute(name: str, *args: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from utcompile.capture.conditions import Answers, Conditions
+from utcompile.capture.conditions import Conditions
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.flags import insert_flag_checks
 from utcompile.capture.guards import Guard
@@ -26,6 +26,7 @@ from utcompile.capture.questions import GRAD_MODE
 from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
 from utcompile.capture.samples import Sample
 from utcompile.capture.size_nodes import SizeNodes
+from utcompile.capture.ways import Answers
 from utcompile.errors import UtcError
 from utcompile.graph import Symbol, describe
 

@@ -58,7 +58,7 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
             both.compare_calls([inputs.arguments, inputs.at(other.sizes) if other else inputs.arguments])
         if verify != "full":
             return "values at the example inputs" + (f" and at {other}" if other else "")
-        samples = plan_samples(inputs.symbols, follow=False, example=inputs.example)
+        samples = plan_samples(inputs.symbols, follow=False)
         for i, sample in enumerate(samples[:: max(1, len(inputs.symbols))]):
             both.compare([inputs.at(sample.sizes)], f"at {sample}", gradients=i == 0)
     if captured.follows_mode:

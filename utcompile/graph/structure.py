@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+import copyreg
+from collections import Counter, OrderedDict
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from utcompile.graph.closures import remap_functions
 from utcompile.graph.memory import KeptMemory
 from utcompile.graph.scripted import share_scripted
 
+_CONTAINERS = frozenset([OrderedDict, dict, list, set])
+_ATOMS = frozenset([bool, int, float, str, type(None)])
+
 
 def structural_copy(model: nn.Module) -> nn.Module:
     """Copy a model's modules, attributes and hooks, but share the storage of every tensor.
@@ -22,12 +26,9 @@ def structural_copy(model: nn.Module) -> nn.Module:
     never reach the user's model. The copy is in eval mode, and toggling its mode has cleared the caches that some
     models keep on their modules (LeViT's `attention_bias_cache`).
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in _tensors(module.__dict__, 3):
-            memo[id(value)] = _alias(value)
+    memo = _memo_of(model)
     try:
-        result: nn.Module = copy.deepcopy(model, memo)
+        result = _copied(model, memo)
     except Exception as error:
         raise UtcError(
             f"{type(model).__name__} cannot be copied",
@@ -38,6 +39,59 @@ def structural_copy(model: nn.Module) -> nn.Module:
     share_scripted(result, model)
     _set_to_eval(result, was_in_eval=not any(m.training for m in model.modules()))
     return result
+
+
+def _memo_of(model: nn.Module) -> dict[int, Any]:
+    """What `copy.deepcopy` need not find out: an alias of each tensor, and a new one of each empty container."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in module.__dict__.values():
+            kind = type(value)
+            if kind in _CONTAINERS and not value:  # a module has a dozen, on which deepcopy spent most of its time
+                memo[id(value)] = kind()
+            elif kind not in _ATOMS:
+                memo.update((id(tensor), _alias(tensor)) for tensor in _tensors(value, 2))
+    return memo
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy(model, memo)` makes, without its detours where every module's class leaves copying to it."""
+    modules = list(model.modules())
+    if not all(map(_is_copied_plainly, set(map(type, modules)))):
+        copied: nn.Module = copy.deepcopy(model, memo)
+        return copied
+    for module in modules:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in modules:
+        attributes = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            attributes[name] = value if type(value) in _ATOMS else _copy_of(value, memo)
+    result: nn.Module = memo[id(model)]
+    return result
+
+
+def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy(value, memo)`, sooner for what modules have most: tables by name and tuples of numbers."""
+    known, kind = memo.get(id(value)), type(value)
+    if known is not None or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+        return value if known is None else known
+    if kind is not dict or not _ATOMS.issuperset(map(type, value)):
+        return copy.deepcopy(value, memo)
+    made = memo[id(value)] = dict[Any, Any]()
+    for key, item in value.items():
+        made[key] = item if type(item) in _ATOMS else _copy_of(item, memo)
+    return made
+
+
+def _is_copied_plainly(cls: type[nn.Module]) -> bool:
+    inherited = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
+    return (
+        all(getattr(cls, name) is getattr(object, name) for name in inherited)
+        and cls.__setstate__ is nn.Module.__setstate__
+        and not any(hasattr(cls, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
+        and not any("__slots__" in vars(c) for c in cls.__mro__)
+        and cls not in copyreg.dispatch_table
+    )
 
 
 def _set_to_eval(copied: nn.Module, *, was_in_eval: bool) -> None:
