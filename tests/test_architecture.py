@@ -22,7 +22,7 @@ ROOMS = {
     "deploy": {"rewrite", "fold", "graph"},
     "train": {"rewrite"},
 }
-EVERYWHERE = {"errors"}
+EVERYWHERE = {"errors", "files"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -86,22 +86,21 @@ def compile(
         >>> tuned.print_trainable_parameters()
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
+    ruleset = RuleSet.load(rules, vars, train=train)  # a mistake there is found before the model is captured
     if isinstance(model, UtcGraphModule):
-        return _compile_again(model, rules, example_inputs, vars, dynamic, base, verify, train, tuner_dtype)
-    plan = match(capture(model, example_inputs, dynamic, base, verify), rules, vars, train)
+        return _compile_again(model, ruleset, example_inputs, dynamic, base, verify, tuner_dtype)
+    plan = match(capture(model, example_inputs, dynamic, base, verify), ruleset)
     tuned: TunedModule = plan.apply(tuner_dtype)
     return tuned
 
 
 def _compile_again(
     recorded: UtcGraphModule,
-    rules: RuleSet | str | Path,
+    rules: RuleSet,
     example_inputs: Examples,
-    vars: Mapping[str, Any] | None,
     dynamic: Any,
     base: str,
     verify: str,
-    train: Sequence[str] | None,
     tuner_dtype: TunerDtype,
 ) -> TunedModule:
     """Tune a captured or folded module: it is a graph already, and tuners that an earlier fold kept stay in it."""
@@ -110,7 +109,7 @@ def _compile_again(
             "what varies in a recorded module, and whether it follows the mode, was decided when it was captured",
             fix="leave out `dynamic=` and `base=`, or compile the original model",
         )
-    plan = replace(match(recorded, rules, vars, train), tuner_dtype=tuner_dtype)
+    plan = replace(match(recorded, rules), tuner_dtype=tuner_dtype)
     example = Example.of(
         bind_inputs(recorded, example_inputs), compared=verify != "shapes", dtype=recorded.dtype, device=recorded.device
     )

@@ -46,6 +46,17 @@ def _rebuild(cls: type[UtcError], what: str, where: str | None, why: str | None,
     return cls(what, where=where, why=why, fix=fix)
 
 
+def check_type(value: object, kinds: type | tuple[type, ...], what: str, wanted: str) -> None:
+    """Raise where an argument that is no flag is of another type.
+
+    >>> check_type(3, str, "path", "a text")
+    Traceback (most recent call last):
+    utcompile.errors.UtcError: path must be a text, not 3
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool):  # which Python takes for a number
+        raise UtcError(f"{what} must be {wanted}, not {value!r:.60}")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest known one, or the list of them.
 
@@ -54,8 +65,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("zzz", ["attention", "ffn"])
     'known: attention, ffn'
     """
-    names = sorted(set(known))
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    names = sorted(set(map(str, known)))
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
     shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")

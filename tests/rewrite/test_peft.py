@@ -7,7 +7,9 @@ output, and a wrong scale, transposition or norm by far more than the 1e-12 that
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -534,12 +536,13 @@ def test_a_failed_write_leaves_nothing(
     tuned = compiled(model, utc.peft_rules(folder), x)
 
     def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError):
-        utc.save_peft(tuned, tmp_path / "new")
-    assert not list((tmp_path / "new").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(utc.UtcError, match="cannot be written"):
+            utc.save_peft(tuned, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
     with pytest.raises(utc.UtcError, match="a checkpoint is a folder"):
         utc.save_peft(tuned, tmp_path / "file")

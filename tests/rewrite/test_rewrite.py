@@ -296,7 +296,7 @@ def test_another_base_other_rules_other_shapes(tmp_path: Path) -> None:
         utc.load_tuners(utc.compile(model, RULES["mixer"], x), tmp_path)
     with torch.no_grad():
         next(model.parameters()).copy_(original)
-    with pytest.raises(utc.UtcError, match=r"lora_A has the shape \[8, .*\] in the checkpoint, \[3, "):
+    with pytest.raises(utc.UtcError, match=r"r is 8 in the checkpoint, 3 here"):
         utc.load_tuners(utc.compile(model, RULES["mixer"], x, vars={"r": 3}), tmp_path)
     with pytest.raises(utc.UtcError, match="the checkpoint's sites are not this model's"):
         utc.load_tuners(utc.compile(model, "u_tuning/single_ffn", x), tmp_path)
@@ -307,7 +307,7 @@ def test_saving_fails_whole(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(utc.UtcError, match="a checkpoint is a folder, and this is a file"):
         utc.save_tuners(tuned, tmp_path / "file")
-    with pytest.raises(TypeError):
+    with pytest.raises(utc.UtcError, match="extra must be a mapping"):
         utc.save_tuners(tuned, tmp_path / "run", extra=3)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -117,14 +118,14 @@ def test_resume_is_bit_equal(
 
             patch.setattr(RunFolder, "keep_last", keep_last)
         else:
-            rename, renames = Path.rename, iter(range(4))
+            rename, renames = os.rename, iter(range(4))
 
-            def stop(self: Path, target: Path) -> Path:
-                if self.name == ".last" and next(renames) == 2:
+            def stop(source: Path, target: Path) -> None:
+                if target.name == "last" and next(renames) == 2:
                     raise Killed
-                return rename(self, target)
+                rename(source, target)
 
-            patch.setattr(Path, "rename", stop)
+            patch.setattr(os, "rename", stop)
         with pytest.raises(Killed):
             train(model, data, out, **options)
         if moment == "within an epoch":

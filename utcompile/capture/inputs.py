@@ -13,7 +13,7 @@ from torch import nn
 
 from utcompile.capture.layouts import check_layouts
 from utcompile.capture.nested import map_tensors, tensors
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import BATCH, Symbol
 
 T = torch.Tensor
@@ -212,6 +212,7 @@ def _is_token(t: T) -> bool:
 
 
 def _stated(arguments: dict[str, Any], dynamic: Dynamic) -> tuple[dict[int, Symbol], ...]:
+    check_type(dynamic, (str, Sequence, Mapping), "dynamic", "names of inputs, or a mapping to dimensions")
     asked: dict[str, Any] = (
         dict(dynamic)
         if isinstance(dynamic, Mapping)

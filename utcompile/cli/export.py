@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.folders import check_file, check_free
+from utcompile.cli.folders import check_apart, check_file, check_free
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, batches_of, examples
 
 EXAMPLES = examples(
@@ -41,6 +41,7 @@ def export(
     from utcompile.deploy import export_onnx
 
     sizes = batches_of(batch_sizes)
+    check_apart(out, run)
     if peft:
         check_free(out, overwrite=False, flag="remove it")
         path = utc.save_peft(open_run(run, model, weights, trust).tuned, out)
@@ -58,11 +59,11 @@ def export(
     result = export_onnx(
         module,
         out,
-        (opened.example,),
+        opened.example,
         batch_sizes=sizes,
         tolerance=tolerance,
         opset=opset,
-        metadata={"utcompile.rules": opened.tuned.ruleset.name, "utcompile.base": opened.manifest["base"]},
+        metadata={"utcompile.rules": opened.tuned.ruleset.name, "utcompile.base": opened.fingerprint},
     )
     if not json:
         output.say(str(result))

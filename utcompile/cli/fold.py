@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.folders import check_free, whole_folder
+from utcompile.cli.folders import check_apart, check_free, whole_folder
 from utcompile.cli.options import Json, OptionalModel, RunFolder, Trust, Weights, examples
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from utcompile.cli.runs import Run
     from utcompile.fold import FoldReport
     from utcompile.graph import UtcGraphModule
+
+    Example = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
 
 EXAMPLES = examples(
     "utcompile fold run/ -o folded/",
@@ -56,6 +60,7 @@ def fold(
     """
     from utcompile.cli.runs import open_run
 
+    check_apart(out, run)
     check_free(out, overwrite=overwrite)
     opened = open_run(run, model, weights, trust)
     output.progress(f"folding {len(opened.tuned.sites)} tuners")
@@ -86,7 +91,7 @@ def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[
     folded, report = utc.fold(opened.tuned, strict=strict, **options)
     with whole_folder(out) as draft:
         save_program(folded, opened.example, draft / "model.pt2")
-        text = json_module.dumps({"run": opened.manifest["model"], **report.to_dict()}, indent=2, default=str)
+        text = json_module.dumps({"run": opened.choice.as_dict(), **report.to_dict()}, indent=2, default=str)
         (draft / "report.json").write_text(text + "\n", encoding="utf-8")
         if report.sites and report.is_original:
             save_original(opened, folded, draft / "model.safetensors")
@@ -94,16 +99,27 @@ def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[
     return report, files
 
 
-def save_program(folded: UtcGraphModule, example: torch.Tensor, path: Path) -> None:
+def save_program(folded: UtcGraphModule, example: Example, path: Path) -> None:
     """Write the folded module as a program of `torch.export`, with a dynamic batch."""
     import torch
 
     batch = torch.export.Dim("batch")
     inputs = [n.target for n in folded.graph.nodes if n.op == "placeholder"]
-    shapes: dict[str, Any] = {str(name): {0: batch} if name in folded.batch_inputs else None for name in inputs[:1]}
+    args = example if isinstance(example, tuple) else tuple(example[str(name)] for name in inputs)
+    shapes: dict[str, Any] = {
+        str(name): {0: batch} if name in folded.batch_inputs else None for name in inputs[: len(args)]
+    }
     with torch.no_grad():
-        program = torch.export.export(folded, (example,), dynamic_shapes=shapes)
+        program = torch.export.export(folded, args, dynamic_shapes=shapes)
     torch.export.save(program, path)
+
+
+def _outputs(module: torch.nn.Module, example: Example) -> list[torch.Tensor]:
+    from torch.utils._pytree import tree_leaves
+
+    result = module(*example) if isinstance(example, tuple) else module(**example)
+    result = dict(result) if hasattr(result, "keys") else result
+    return [leaf for leaf in tree_leaves(result) if hasattr(leaf, "abs") and leaf.is_floating_point()]
 
 
 def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
@@ -122,7 +138,9 @@ def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
     tensors = {name: state[name].detach().clone().contiguous() for name in names}
     model.load_state_dict(tensors)
     with torch.no_grad():
-        expected, found = folded(opened.example), model(opened.example)
-    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())):
+        expected, found = _outputs(folded, opened.example), _outputs(model, opened.example)
+    if not all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max())) for a, b in zip(found, expected, strict=True)
+    ):
         raise UtcError("the original model with the folded weights does not compute what the folded one computes")
     save_file(tensors, path)

@@ -1,14 +1,39 @@
-"""A result that is a folder appears whole or not at all: written beside, then renamed."""
+"""A result that is a folder appears whole or not at all, and no result takes a run's place."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utcompile.errors import UtcError
+from utcompile.files import draft, reported, sync_folder
+
+MANIFEST, TENSORS = "manifest.json", "tuners.safetensors"  # of `rewrite`, which needs seconds to import
+_ELSEWHERE = "write it to another folder"
+
+
+def check_apart(out: Path, run: Path) -> None:
+    """Raise where a result would be, contain or lie in its run, or replace another run: called before any work."""
+    where, source = out.resolve(), run.resolve()
+    word = "is" if where == source else "contains" if where in source.parents else "lies in"
+    if where == source or where in source.parents or source in where.parents:
+        raise UtcError(f"the result {word} the run", where=str(out), fix="write it to another folder")
+    for folder in (where, *where.parents):
+        if is_run(folder):
+            word = "is" if folder == where else "lies in"
+            raise UtcError(f"the result {word} a run", where=str(out), why=f"{folder} has a checkpoint", fix=_ELSEWHERE)
+    inside = (Path(root) for root, _, _ in os.walk(where))
+    if (found := next(filter(is_run, inside), None)) is not None:
+        raise UtcError(
+            "the result would replace a run", where=str(out), why=f"{found} has a checkpoint", fix=_ELSEWHERE
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder has a checkpoint of tuners."""
+    return (folder / MANIFEST).is_file() and (folder / TENSORS).is_file()
 
 
 def check_free(out: Path, *, overwrite: bool, flag: str = "--overwrite") -> None:
@@ -29,19 +54,20 @@ def check_file(out: Path) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, which replaces it when nothing has failed."""
+    """A fresh folder next to `out`, which replaces it when nothing has failed."""
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = (out.with_name(f".{out.name}.{word}.{os.getpid()}") for word in ("new", "old"))
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
-        yield draft
-        if out.exists():
-            out.rename(old)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+    with reported("the folder cannot be written", out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with draft(out.parent) as beside:
+            new, old = beside / "new", beside / "old"
+            new.mkdir()
+            yield new
+            if out.exists():
+                out.rename(old)
+            try:
+                new.rename(out)
+            except BaseException:
+                if old.exists():
+                    old.rename(out)
+                raise
+            sync_folder(out.parent)

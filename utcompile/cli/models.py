@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from utcompile.cli import output
 from utcompile.cli.sources import Preset, Source, source_of
 from utcompile.cli.weights import load_weights, read_weights
 from utcompile.errors import UtcError
+
+_MOST_PIXELS, _MOST_CLASSES = 2**27, 2**20  # of one image, and of a head
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,17 @@ class ModelChoice:
         if (
             not good
             or len(data["input_size"]) != 3
-            or not all(isinstance(s, int) and s > 0 for s in data["input_size"])
+            or not all(type(s) is int and s > 0 for s in data["input_size"])
+            or not -(2**63) <= data["seed"] < 2**64
         ):
             raise UtcError(
                 "the manifest does not say how the model is built", where=where, fix="name the model with -m"
+            )
+        if prod(data["input_size"]) > _MOST_PIXELS or not 0 < (data["num_classes"] or 1) <= _MOST_CLASSES:
+            raise UtcError(
+                "the manifest names a size that is too large",
+                where=where,
+                why=f"input_size is {data['input_size']}, num_classes {data['num_classes']}",
+                fix="name the model with -m",
             )
         return cls(**{k: data[k] for k in kinds if k != "input_size"}, input_size=tuple(data["input_size"]))

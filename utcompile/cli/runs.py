@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
+from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
 from utcompile.rules import RuleSet
@@ -22,15 +24,21 @@ class Run:
 
     Attributes:
         tuned: the model with its trained tuners, in eval mode.
-        example: images `(2, C, H, W)`.
+        example: inputs by name, of the shapes that the manifest has; by position where it has none.
         choice: how the base was built.
         manifest: all that the run's manifest says.
     """
 
     tuned: TunedModule
-    example: Tensor
+    example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
     manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the base that it was trained on."""
+        base = self.manifest["base"]
+        return str(base if isinstance(base, str) else base["fingerprint"])
 
 
 def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: bool) -> ModelChoice:
@@ -42,7 +50,7 @@ def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: 
     where = str(folder / MANIFEST)
     recorded = manifest.get("model")
     if recorded is None and model is not None:
-        return ModelChoice(model)
+        return ModelChoice(model, input_size=image_size(manifest.get("inputs")))
     choice = ModelChoice.from_dict(recorded, where)
     if model is not None:
         return replace(choice, spec=model)
@@ -85,9 +93,14 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
     if weights is not None:
         choice = replace(choice, weights=str(weights))
     output.progress(f"building {choice.spec}")
-    example = choice.example()
+    inputs = manifest.get("inputs")
+    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else (choice.example(),)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.seed)
-        tuned = utc.compile(choice.build(), rules, (example,))
-    utc.load_tuners(tuned, folder)
+        tuned = utc.compile(choice.build(), rules, example)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        utc.load_tuners(tuned, folder)
+    for note in notes:
+        output.progress(f"note: {note.message}")
     return Run(tuned.eval(), example, choice, manifest)

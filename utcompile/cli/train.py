@@ -24,7 +24,7 @@ from utcompile.cli.options import (
     trained,
     variables,
 )
-from utcompile.cli.watch import epoch_lines, nothing_half_written
+from utcompile.cli.watch import epoch_lines
 from utcompile.errors import UtcError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def train_run(
         "classes": list(data.class_names),
         "training": {**{k: v for k, v in settings.items() if k != "workers"}, "augment": augment},
     }
-    with nothing_half_written(out), epoch_lines(out, settings["epochs"]):
+    with epoch_lines(out, settings["epochs"]):
         save = partial(utc.save_tuners, tuned, extra=extra)
         result = fit(
             tuned,

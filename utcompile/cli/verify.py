@@ -21,6 +21,7 @@ def verify(
     run: RunFolder,
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
     batch_sizes: BatchSizes = None,
+    seconds: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until a run of FILE is stopped.")] = 600,
     model: OptionalModel = None,
     weights: Weights = None,
     trust: Trust = False,
@@ -33,7 +34,7 @@ def verify(
     sizes = batches_of(batch_sizes)
     session(file)  # a file that is none is found before the model is built
     opened = open_run(run, model, weights, trust)
-    report = verify_onnx(file, opened.tuned, (opened.example,), sizes, tolerance)
+    report = verify_onnx(file, opened.tuned, opened.example, sizes, tolerance, seconds=seconds)
     if json:
         comparisons = [{**vars(entry), "passed": entry.passed} for entry in report.outputs]
         output.emit({"passed": report.passed, "max_error": report.max_error, "comparisons": comparisons})

@@ -1,9 +1,8 @@
-"""What a run writes while it trains, told as it comes; and a run that failed at once leaves no folder."""
+"""What a run writes while it trains, reported as it comes."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,18 +37,6 @@ def epoch_lines(run: Path, epochs: int) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-@contextmanager
-def nothing_half_written(run: Path) -> Iterator[None]:
-    """Where training fails before there is a checkpoint, the folder it made is taken away."""
-    existed = run.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed and not (run / "last").exists():
-            shutil.rmtree(run, ignore_errors=True)
-        raise
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.structure import leaves, substitute, unique
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import full_precision
 from utcompile.graph.draws import draw_like
 from utcompile.rewrite import enabled_tuners
@@ -66,6 +67,7 @@ class Call:
         names = unique([name for name, _ in named])
         device = _device(model)
         tensors = tuple(leaf.detach().to(device or leaf.device) for _, leaf in named)
+        check_type(batch_inputs, (Sequence, NoneType), "batch_inputs", "the names of inputs, or None")
         if batch_inputs is None:
             batch_inputs = getattr(model, "batch_inputs", None)
         batched = _batched(names, tensors, batch_inputs)

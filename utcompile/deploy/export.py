@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import onnx
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, evaluating
-from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, compare_once, references
+from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, check_tolerance, compare_once, references
 from utcompile.deploy.runtime import session
 from utcompile.deploy.translate import BATCH, translate
-from utcompile.errors import UtcError
+from utcompile.errors import UtcError, check_type
+from utcompile.files import draft, path_of, reported
 
 GUARDS = "utcompile.guards"  # the key in a file's metadata
 
@@ -100,31 +100,31 @@ def export_onnx(
         >>> result.input_names, result.output_names, result.batch_sizes
         (('input',), ('output',), (1, 3, 8))
     """
-    path, sizes = Path(path), check_batch_sizes(batch_sizes)
-    _check_target(path)
+    path, sizes = path_of(path, "path"), check_batch_sizes(batch_sizes)
+    check_type(model, nn.Module, "model", "a torch.nn.Module")
+    check_type(opset, (int, NoneType), "opset", "a whole number, or None")
+    check_tolerance(tolerance)
+    with reported("the ONNX file cannot be written", path):
+        _check_target(path)
     _check_dtype(model)
     _check_metadata(metadata)
     _check_recurrent(model)
     call = Call.of(model, example_inputs, batch_inputs)
     guards = tuple(map(str, getattr(model, "guards", ())))
-    beside = Path(tempfile.mkdtemp(prefix=".utcompile-", dir=path.parent))
-    try:
+    with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
         with evaluating(model):
             # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
             expected = references(model, call, sizes, check_inputs)
             program = translate(model, call, tuple(expected[0][3]), opset)
             program.model.metadata_props.update(_guards_written(guards) | dict(metadata or {}))
-            draft = beside / path.name
-            program.save(draft)
-        written = _check_file(draft, call, [(batch, outputs) for _, batch, _, outputs in expected])
-        parity = _prove(model, draft, path, call, expected, tolerance)
+            program.save(beside / path.name)
+        written = _check_file(beside / path.name, call, [(batch, outputs) for _, batch, _, outputs in expected])
+        parity = _prove(model, beside / path.name, path, call, expected, tolerance)
         parity.require()
         size = sum(file.stat().st_size for file in beside.iterdir())
         # External data first, so that the graph never stands beside weights that are not there yet.
         for file in sorted(beside.iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.with_name(file.name))
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return ExportResult(
         path=path,
         max_error=parity.max_error,
@@ -186,6 +186,7 @@ def _check_recurrent(model: nn.Module) -> None:
 
 
 def _check_metadata(metadata: Mapping[str, str] | None) -> None:
+    check_type(metadata, (Mapping, NoneType), "metadata", "a mapping from texts to texts")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise UtcError(f"metadata {key!r} is a {type(value).__name__}", fix="ONNX metadata is text: use json.dumps")

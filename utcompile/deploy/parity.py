@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, evaluating
-from utcompile.deploy.runtime import run, session
-from utcompile.errors import GuardError, UtcError, did_you_mean
+from utcompile.deploy.runtime import SECONDS, run, session
+from utcompile.errors import GuardError, UtcError, check_type, did_you_mean
 
 # float32: both sides round every sum differently; 1e-4 is some 800 units in the last place, seen only in deep
 # networks, and far below what a wrong operation or a lost weight causes (1e-2 and more). float16 has 11 bits.
@@ -107,6 +107,7 @@ def verify_onnx(
     batch_inputs: Sequence[str] | None = None,
     threads: int | None = None,
     check_inputs: Any = None,
+    seconds: float = SECONDS,
 ) -> ParityReport:
     """Compare an ONNX file with its model on the example and on random inputs at several batch sizes.
 
@@ -119,6 +120,7 @@ def verify_onnx(
         tolerance: see `compare_once`. None: 1e-4, and 1e-2 for a float16 output.
         batch_inputs: the inputs that carry the batch; see `export_onnx`.
         check_inputs: real samples to compare on as well: one, or a list of them.
+        seconds: after which one run of the file is stopped.
 
     Returns:
         The report; it does not raise where values differ. Call its `require()` for that.
@@ -127,13 +129,22 @@ def verify_onnx(
         UtcError: the file is missing or not ONNX; its inputs or outputs have other names, shapes or types.
     """
     sizes = check_batch_sizes(batch_sizes)
+    check_tolerance(tolerance)
     opened = session(path, threads)
     call = Call.of(model, example_inputs, batch_inputs)
     entries = []
     with evaluating(model):
         for source, batch, tensors, outputs in references(model, call, sizes, check_inputs):
             entries += compare_once(
-                model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance, expected=outputs
+                model,
+                opened,
+                call,
+                tensors,
+                batch=batch,
+                source=source,
+                tolerance=tolerance,
+                expected=outputs,
+                seconds=seconds,
             )
     return ParityReport(Path(path), tuple(entries))
 
@@ -198,6 +209,7 @@ def compare_once(
     source: str,
     tolerance: float | None = None,
     expected: dict[str, Tensor] | None = None,
+    seconds: float = SECONDS,
 ) -> list[OutputParity]:
     """Run a model and a session on the same tensors and compare every output.
 
@@ -214,7 +226,7 @@ def compare_once(
     """
     if expected is None:
         expected = reference(model, call, tensors, batch)
-    actual = run(opened, dict(zip(call.names, tensors, strict=True)))
+    actual = run(opened, dict(zip(call.names, tensors, strict=True)), seconds)
     if missing := [name for name in expected if name not in actual]:
         raise UtcError(
             f"the ONNX file has no output {missing[0]!r}",
@@ -245,10 +257,17 @@ def check_batch_sizes(batch_sizes: Sequence[int] | None) -> tuple[int, ...] | No
     """The batch sizes, or a `UtcError` where one is not a positive integer; None stays None."""
     if batch_sizes is None:
         return None
+    check_type(batch_sizes, Sequence, "batch_sizes", "a list of positive integers")
     sizes = tuple(batch_sizes)
     if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
         raise UtcError(f"batch_sizes is {sizes}", fix="name at least one positive integer")
     return sizes
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raise where a tolerance is no number."""
+    if tolerance is not None:
+        check_type(tolerance, (int, float), "tolerance", "a number, or None")
 
 
 def _difference(name: str, value: Tensor, actual: np.ndarray, tolerance: float | None) -> tuple[float, float]:

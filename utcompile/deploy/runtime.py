@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from threading import Event, Timer
 
 import numpy as np
 import onnxruntime as ort
@@ -14,6 +15,7 @@ from torch import Tensor
 from utcompile.deploy.structure import leaves
 from utcompile.errors import UtcError, did_you_mean
 
+SECONDS = 600.0  # of one run; a file may have been made to run for ever
 # All of these install a package named `onnxruntime`; the last one installed wins, file by file.
 BUILDS = (
     "onnxruntime",
@@ -73,22 +75,44 @@ def session(
         ) from error
 
 
-def run(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def run(opened: ort.InferenceSession, feeds: Mapping[str, Tensor], seconds: float = SECONDS) -> dict[str, np.ndarray]:
     """Run a session once on named tensors.
 
+    Args:
+        seconds: after which it is stopped.
+
     Raises:
-        UtcError: an input is missing, unknown, or of another shape or type than the file declares.
+        UtcError: an input is missing, unknown, or of another shape or type than the file declares; or the file did not
+            come to an end.
     """
     check_feeds(opened, feeds)
     names = [output.name for output in opened.get_outputs()]
+    options, stopped = ort.RunOptions(), Event()
+    options.log_severity_level = 4
+
+    def stop() -> None:
+        stopped.set()
+        options.terminate = True
+
+    timer = Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
     try:
-        results = opened.run(names, {name: as_numpy(tensor) for name, tensor in feeds.items()})
+        results = opened.run(names, {name: as_numpy(tensor) for name, tensor in feeds.items()}, options)
     except Exception as error:
+        if stopped.is_set():
+            raise UtcError(
+                f"ONNX Runtime had not finished after {seconds:g} s, and was stopped",
+                why="the file has a loop that does not end, or is far larger than its model",
+                fix="export the model again; give a longer time where it needs one",
+            ) from error
         raise UtcError(
             "ONNX Runtime cannot run the file",
             why=_first_line(error),
             fix="an input size that differs from the one it was exported with must be a named, dynamic axis",
         ) from error
+    finally:
+        timer.cancel()
     return dict(zip(names, (np.asarray(result) for result in results), strict=True))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.fold.inputs import ProofInputs
@@ -29,11 +29,11 @@ from utcompile.graph import (
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned
-from utcompile.rewrite import TunedModule, count_parameters, settle_precision
+from utcompile.rewrite import TunedModule, count_parameters, settle_precision, unwrapped
 
 
 def fold(
-    tuned: UtcGraphModule,
+    tuned: nn.Module,
     strict: bool = False,
     *,
     float32: bool = False,
@@ -51,7 +51,8 @@ def fold(
     dtype, on the example that it was captured with and on inputs drawn like it. `tuned` stays as it was.
 
     Args:
-        tuned: a `TunedModule`; a `CapturedModule` has no tuners and is only copied.
+        tuned: a `TunedModule`, or what DDP, `torch.compile` or an EMA made of it; a `CapturedModule` has no tuners and
+            is only copied.
         strict: raise if a tuner is kept.
         float32: in a half-precision model, let a layer whose rounding would keep less than 95 % of a tuner's effect
             compute in float32, between casts; otherwise its tuner is kept.
@@ -78,6 +79,7 @@ def fold(
         >>> model.load_state_dict(folded.state_dict(), strict=True)
         <All keys matched successfully>
     """
+    tuned = _unwrapped(tuned)
     if not isinstance(tuned, UtcGraphModule):
         raise UtcError(
             f"fold takes a TunedModule, not {type(tuned).__name__}", fix="compile the model first: utc.compile"
@@ -161,6 +163,16 @@ def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) ->
         if not lost:
             return result
         refused |= lost
+
+
+def _unwrapped(model: Any) -> Any:
+    found: Any = unwrapped(model, "fold")
+    if isinstance(found, UtcGraphModule) and any(hasattr(p, "full_tensor") for p in found.parameters()):
+        raise UtcError(
+            "the model is distributed over processes, and a part of it cannot be folded",
+            fix="save it with utc.save_tuners, load that into a model that was compiled in one process, and fold it",
+        )
+    return found
 
 
 def _fold(

@@ -12,7 +12,10 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners import Port, TunerConfig, TunerSite, build_tuner, tuner_class
+from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, build_tuner, tuner_class
+
+_MOST = 2**31  # parameters of one tuner: 8 GiB in float32
+_SMALLER = "give it smaller sizes"
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
     if site.form not in cls.forms:
         what = f"a {config.kind} tuner cannot be inserted as '{site.form}'"
         raise UtcError(what, fix=f"use: {', '.join(cls.forms)}")
-    with torch.device("meta"):
-        tuner = build_tuner(cls, config, site)
+    tuner = _on_meta(cls, config, site)
     if site.form in ("parallel", "sequential"):
         for batch in (2, 3):
             given, wanted = site.source.value.sizes(batch), site.target.value.sizes(batch)
@@ -64,6 +66,23 @@ def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
                     fix="choose captures of matching shapes",
                 )
     return Fitted(sum(p.numel() for p in tuner.parameters()), tuner.how)
+
+
+def _on_meta(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
+    """A tuner without memory, of a size that can have some."""
+    try:
+        with torch.device("meta"):
+            tuner = build_tuner(cls, config, site)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise UtcError(f"the {config.kind} tuner is too large for any memory", why=str(error), fix=_SMALLER) from error
+    count = sum(p.numel() for p in tuner.parameters())
+    if count > _MOST:
+        raise UtcError(
+            f"the {config.kind} tuner has {count:,} parameters", why=f"at most {_MOST:,} are made", fix=_SMALLER
+        )
+    return tuner
 
 
 def site_key(site: TunerSite) -> tuple[Hashable, ...]:

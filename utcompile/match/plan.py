@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import NoneType
 from typing import Any, Literal
 
-from utcompile.errors import UtcError
+from utcompile.errors import UtcError, check_type
 from utcompile.graph import GraphView, UtcGraphModule
 from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.cost import PlanCost, plan_cost
@@ -118,6 +119,7 @@ class Plan:
         Raises:
             UtcError: the model has no module of that path.
         """
+        check_type(path, (str, NoneType), "path", "the path of a module, or None")
         return explain(self.sites, self.ruleset, self.misses, self.view, path)
 
     def explain(self, path: str | None = None) -> str:

@@ -1,10 +1,12 @@
 """`Plan` × graph -> `TunedModule`; its checkpoints."""
 
 from utcompile.rewrite.apply import apply_plan
-from utcompile.rewrite.checkpoint import MANIFEST, TENSORS, fingerprint, load_tuners, read_manifest, save_tuners
+from utcompile.rewrite.base_print import fingerprint
+from utcompile.rewrite.checkpoint import TENSORS, load_tuners, move_checkpoint, save_tuners
 from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.learn import check_learning
+from utcompile.rewrite.manifest import MANIFEST, read_manifest
 from utcompile.rewrite.masters import settle_precision
 from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import (
@@ -15,6 +17,7 @@ from utcompile.rewrite.tuned import (
     enabled_tuners,
     site_nodes,
 )
+from utcompile.rewrite.unwrap import unwrapped
 from utcompile.rewrite.weights import written_again
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "fingerprint",
     "load_peft",
     "load_tuners",
+    "move_checkpoint",
     "peft_rules",
     "read_manifest",
     "save_peft",
@@ -37,5 +41,6 @@ __all__ = [
     "settle_precision",
     "site_nodes",
     "to_module",
+    "unwrapped",
     "written_again",
 ]

@@ -40,6 +40,7 @@ from utcompile.rewrite.masters import raise_precision
 from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.reach import check_reach
+from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 from utcompile.rewrite.weights import frozen_parameters, reparametrise
@@ -68,7 +69,7 @@ def apply_plan(plan: Plan) -> TunedModule:
     tuned = TunedModule(root, graph, type(plan.module).__name__)
     tuned.inherit(plan.module)
     tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset
-    tuned.base_graph = copy_graph(plan.module.graph)
+    tuned.base_graph, tuned.tasks = copy_graph(plan.module.graph), Tasks()
     _settle_earlier(tuned.base_graph)
     return tuned.train()
 

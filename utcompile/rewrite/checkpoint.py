@@ -1,160 +1,137 @@
-"""Checkpoints of tuners: `tuners.safetensors` beside `manifest.json`, loaded strictly."""
+"""Checkpoints of tuners: `tuners.safetensors` next to `manifest.json`, loaded strictly."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from utcompile.errors import UtcError
-from utcompile.rewrite.tuned import TunedModule, state_of_base
+from utcompile.files import path_of, sync_folder
+from utcompile.graph import Size, value_of
+from utcompile.rewrite.base_print import fingerprint, print_of, text_of, whole
+from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
+from utcompile.rewrite.manifest import FORMAT, MANIFEST, read_manifest, version_of_utcompile, versions
+from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.unwrap import unwrapped
+from utcompile.rewrite.wiring import place_of_site, wiring
 
-TENSORS, MANIFEST = "tuners.safetensors", "manifest.json"
-_FORMAT = 1
+TENSORS = "tuners.safetensors"
 
 
-def save_tuners(tuned: TunedModule, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
     """Write the tuners and `train:` parts of a model, nothing else.
 
-    Both files are written beside their names and then renamed, so a folder never holds half a checkpoint.
+    Both files carry one identity. Whoever reads the folder finds the old pair or the new one at every moment, also
+    after a process was killed or the power failed.
 
     Args:
-        tuned: the model.
+        tuned: the model, or what DDP, FSDP2, `torch.compile` or an EMA made of it.
         folder: made if it does not exist.
         extra: more for the manifest, plain data under its own keys (the command line keeps the model's name there).
 
     Returns:
         The folder.
+
+    Raises:
+        UtcError: the folder cannot be written to, and what was in it is as it was; or `extra` is no plain data.
     """
-    if not isinstance(tuned, TunedModule):
-        raise UtcError(f"save_tuners takes a TunedModule, not {type(tuned).__name__}")
-    tensors = {k: v.detach().contiguous().cpu().clone() for k, v in _tensors(tuned).items()}
-    manifest = {
-        "format": _FORMAT,
-        "utcompile": _version(),
-        "torch": str(torch.__version__),
-        "rules": {
-            "name": tuned.ruleset.name,
-            "vars": dict(tuned.ruleset.vars),
-            "text": tuned.ruleset.text,
-            "included": dict(tuned.ruleset.included),
-            "train": tuned.ruleset.trains_instead,
-        },
-        "base": fingerprint(tuned),
-        "sites": [{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump()} for s in tuned.sites],
-        "tensors": {
-            k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in tensors.items()
-        },
-        **(extra or {}),
-    }
-    text = json.dumps(manifest, indent=2, default=str)
-    return write_checkpoint(folder, TENSORS, tensors, MANIFEST, text)
-
-
-def write_checkpoint(
-    folder: str | Path,
-    tensors_name: str,
-    tensors: dict[str, torch.Tensor],
-    text_name: str,
-    text: str,
-    metadata: dict[str, str] | None = None,
-) -> Path:
-    """Write a file of tensors and one of text, both or neither; the folder is made if it does not exist."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UtcError("a checkpoint is a folder, and this is a file", where=str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (tensors_name, text_name)
-    beside = [folder / f".{name}.{os.getpid()}" for name in names]
-    try:
-        save_file(tensors, beside[0], metadata)
-        beside[1].write_text(f"{text}\n", encoding="utf-8")
-        for temporary, name in zip(beside, names, strict=True):
-            temporary.replace(folder / name)
-    finally:
-        for temporary in beside:
-            temporary.unlink(missing_ok=True)
+    tuned, folder = tuned_module(tuned, "save_tuners"), path_of(folder, "folder")
+    live = tensors_of(tuned)
+    tensors = {k: whole(v).detach().contiguous().cpu().clone() for k, v in live.items()}
+    manifest = {**_manifest(tuned, tensors), **_extra(extra)}
+    identity = _identity(manifest, tensors)
+    text = json.dumps({"format": FORMAT, "identity": identity, **manifest}, indent=2, default=str)
+    if not any(hasattr(v, "full_tensor") for v in tuned.parameters()):
+        return write_pair(folder, TENSORS, tensors, MANIFEST, text, {IDENTITY: identity})
+    if torch.distributed.get_rank() == 0:  # all have the same
+        write_pair(folder, TENSORS, tensors, MANIFEST, text, {IDENTITY: identity})
+    torch.distributed.barrier()
     return folder
 
 
-def load_tuners(tuned: TunedModule, folder: str | Path) -> TunedModule:
+def load_tuners(tuned: torch.nn.Module, folder: str | Path) -> TunedModule:
     """Load a checkpoint into a model that was compiled from the same base with the same rules.
 
+    What `train:` names comes from the checkpoint, so the base may have another head in its place. Where only the
+    floating-point type differs, the values are cast, with a warning.
+
     Raises:
-        UtcError: files are missing or broken, the base differs, or sites or shapes differ; the model is then unchanged.
+        UtcError: files are missing or broken or do not belong together, or the base, sites, configs, shapes or kinds of
+            dtype differ; the model is then unchanged.
     """
-    if not isinstance(tuned, TunedModule):
-        raise UtcError(f"load_tuners takes a TunedModule, not {type(tuned).__name__}")
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    mine = fingerprint(tuned)
-    if manifest["base"] != mine:
-        raise UtcError(
-            "this checkpoint was trained on another base",
-            where=str(folder / MANIFEST),
-            why=f"its base has the fingerprint {manifest['base'][:12]}…, this model {mine[:12]}…",
-            fix="build the model with the same architecture and weights as in training",
-        )
-    try:
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise UtcError(
-            "the checkpoint's tensors cannot be read", where=str(folder / TENSORS), why=str(error)
-        ) from error
-    wanted = _tensors(tuned)
-    _check_same(tensors, wanted, str(folder / TENSORS))
+    tuned = tuned_module(tuned, "load_tuners")
+    wanted = tensors_of(tuned)
+    tensors = read_tensors(tuned, folder, wanted)
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(_like(tensors[name], parameter))
     return tuned
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """A checkpoint's manifest.
+def read_tensors(
+    tuned: TunedModule, folder: str | Path, wanted: Mapping[str, torch.Tensor], *, new_head: bool = False
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, checked against a model.
+
+    Args:
+        wanted: the model's, by their names in a checkpoint.
+        new_head: whether what `train:` names may have another number of rows.
+    """
+    folder = path_of(folder, "folder")
+    last: dict[str, Any] = {}
+
+    def identity() -> str | None:
+        last.update(manifest=read_manifest(folder))
+        found: str | None = last["manifest"].get("identity")
+        return found
+
+    tensors, _ = read_pair(folder, TENSORS, identity)
+    manifest, where = last["manifest"], str(folder / MANIFEST)
+    check_sites(tuned, manifest, where)
+    check_names(tensors, wanted, str(folder / TENSORS))
+    notes = check_base(tuned, manifest, where)
+    check_places(tuned, manifest, where)
+    notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head)
+    for note in notes:
+        warnings.warn(f"{folder}: {note}", stacklevel=3)
+    return tensors
+
+
+def move_checkpoint(source: Path, folder: Path) -> None:
+    """Rename what a run saved from a draft folder into place: a checkpoint as one pair, other files one by one."""
+    if (source / MANIFEST).is_file() and (source / TENSORS).is_file():
+        identity = read_manifest(source).get("identity", "")
+        move_pair(source, folder, TENSORS, MANIFEST, identity)
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            os.replace(path, folder / path.name)  # noqa: PTH105
+    sync_folder(folder)
+
+
+def tuned_module(model: object, verb: str) -> TunedModule:
+    """A tuned module, out of what wraps it.
 
     Raises:
-        UtcError: the folder or file is missing, is no JSON, or has a format of a later version.
+        UtcError: it is none.
     """
-    path = Path(folder) / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    found = unwrapped(model, verb)
+    if not isinstance(found, TunedModule):
         raise UtcError(
-            "there is no checkpoint here",
-            where=str(path),
-            why=error.strerror,
-            fix="name the folder that `utcompile train -o` or `save_tuners` wrote",
-        ) from error
-    except ValueError as error:
-        raise UtcError("the manifest is no JSON", where=str(path), why=str(error)) from error
-    if not isinstance(manifest, dict) or not {"format", "base", "rules", "sites", "tensors"} <= manifest.keys():
-        raise UtcError("this is no manifest of utcompile", where=str(path))
-    if manifest["format"] != _FORMAT:
-        raise UtcError(
-            f"the manifest has format {manifest['format']}, this version reads {_FORMAT}",
-            where=str(path),
-            fix="upgrade utcompile",
+            f"{verb} takes a TunedModule, not {type(found).__name__}", fix="compile the model first: utc.compile"
         )
-    return manifest
+    return found
 
 
-def fingerprint(tuned: TunedModule) -> str:
-    """SHA-256 over the frozen base: names, dtypes, shapes and contents of its parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state_of_base(tuned).items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _tensors(tuned: TunedModule) -> dict[str, torch.Tensor]:
+def tensors_of(tuned: TunedModule) -> dict[str, torch.Tensor]:
+    """What a checkpoint has: the tuners' tensors by site, and what `train:` names."""
     found: dict[str, torch.Tensor] = {}
     for site in tuned.sites:
         module = tuned.get_submodule(site.name)
@@ -163,32 +140,71 @@ def _tensors(tuned: TunedModule) -> dict[str, torch.Tensor]:
     return found | {f"train:{n}": tuned.get_parameter(n) for n in tuned.trained}
 
 
-def _check_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
-    missing, surplus = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or surplus:
-        raise UtcError(
-            "the checkpoint's sites are not this model's",
-            where=where,
-            why="; ".join(
-                f"{word}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-                for word, names in (("missing", missing), ("unknown", surplus))
-                if names
-            ),
-            fix="compile with the rules and vars of the manifest",
-        )
-    for name, value in wanted.items():
-        if found[name].shape != value.shape:
-            raise UtcError(
-                f"{name} has the shape {list(found[name].shape)} in the checkpoint, {list(value.shape)} here",
-                where=where,
-                fix="compile with the rules and vars of the manifest",
-            )
+def _manifest(tuned: TunedModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    prints = print_of(tuned)
+    return {
+        "utcompile": version_of_utcompile(),
+        "torch": str(torch.__version__),
+        "versions": versions(),
+        "rules": {
+            "name": tuned.ruleset.name,
+            "vars": dict(tuned.ruleset.vars),
+            "text": tuned.ruleset.text,
+            "included": dict(tuned.ruleset.included),
+            "train": tuned.ruleset.trains_instead,
+        },
+        "base": {
+            "fingerprint": fingerprint(tuned, prints),
+            "tensors": {name: one.to_dict() for name, one in prints.items()},
+            "operations": wiring(tuned).lines,
+        },
+        "inputs": _inputs(tuned),
+        "sites": [
+            {"id": s.id, "tuner": s.tuner, "config": s.config.model_dump(mode="json"), "place": place_of_site(tuned, s)}
+            for s in tuned.sites
+        ],
+        "tensors": {k: {"shape": list(v.shape), "dtype": text_of(v.dtype)} for k, v in tensors.items()},
+    }
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _inputs(tuned: TunedModule) -> dict[str, Any] | None:
+    """Shapes and dtypes of the example, by name; None where an input is no tensor."""
+    found = {}
+    for node in tuned.base_graph.nodes:
+        if node.op == "placeholder":
+            value = value_of(node)
+            if value is None:
+                return None
+            shape = [size.of({}) if isinstance(size, Size) else size for size in value.shape]
+            found[str(node.target)] = {"shape": shape, "dtype": text_of(value.dtype)}
+    return found
 
+
+def _extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    own = {"format", "identity", "utcompile", "torch", "versions", "rules", "base", "inputs", "sites", "tensors"}
+    if not isinstance(extra, Mapping | None) or not all(isinstance(key, str) for key in extra or ()):
+        raise UtcError(f"extra must be a mapping from names to plain data, not {extra!r:.80}")
+    if taken := sorted(own & set(extra or ())):
+        raise UtcError(f"extra has the key {taken[0]!r}, which the manifest has itself", fix="give it another name")
     try:
-        return version("utcompile")
-    except PackageNotFoundError:
-        return "0"
+        found: dict[str, Any] = json.loads(json.dumps(dict(extra or {}), default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UtcError("extra is no plain data", why=str(error), fix="give what json.dumps takes") from error
+    return found
+
+
+def _identity(manifest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, default=str).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, distributed as a parameter is."""
+    if not hasattr(parameter, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Any = parameter
+    return distribute_tensor(value.to(placed.dtype), placed.device_mesh, placed.placements)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.rewrite.checkpoint import fingerprint
+from utcompile.rewrite.base_print import fingerprint, fingerprint_of_format_1
+from utcompile.rewrite.checkpoint import tuned_module
 from utcompile.rewrite.peft_checkpoint import PeftCheckpoint, PeftTuner, read_peft
 from utcompile.rewrite.peft_layout import Problems, by_reason, from_peft, layer_of, module_of
 from utcompile.rewrite.tuned import TunedModule, TunedSite, state_of_base
@@ -58,7 +59,7 @@ def peft_rules(folder: str | Path) -> RuleSet:
     return RuleSet.load("\n".join([*lines, ""]))
 
 
-def load_peft(tuned: TunedModule, folder: str | Path) -> TunedModule:
+def load_peft(tuned: torch.nn.Module, folder: str | Path) -> TunedModule:
     """Load a PEFT checkpoint into a model that was compiled with its `peft_rules`, or with rules that say the same.
 
     Every tensor must find its place and every site its tensors; else nothing is loaded.
@@ -75,14 +76,14 @@ def load_peft(tuned: TunedModule, folder: str | Path) -> TunedModule:
         >>> [site.id for site in tuned.sites], tuned.trained
         (['lora/0/0'], ('2.weight', '2.bias'))
     """
-    if not isinstance(tuned, TunedModule):
-        raise UtcError(f"load_peft takes a TunedModule, not {type(tuned).__name__}")
+    tuned = tuned_module(tuned, "load_peft")
     checkpoint = read_peft(folder)
-    if checkpoint.base is not None and checkpoint.base != (mine := fingerprint(tuned)):
+    mine = fingerprint(tuned, without=checkpoint.saved) if checkpoint.base is not None else None
+    if checkpoint.base not in (mine, None) and checkpoint.base != fingerprint_of_format_1(tuned):
         raise UtcError(
             "this checkpoint was trained on another base",
             where=checkpoint.where,
-            why=f"its base has the fingerprint {checkpoint.base[:12]}…, this model {mine[:12]}…",
+            why=f"its base has the fingerprint {str(checkpoint.base)[:12]}…, this model {str(mine)[:12]}…",
             fix="build the model with the same architecture and weights as in training",
         )
     problems: Problems = []

@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from utcompile.errors import UtcError
+from utcompile.files import path_of
+from utcompile.rewrite.manifest import read_json
 from utcompile.rewrite.peft_layout import BASE, CONFIG, PREFIX, TENSORS
 from utcompile.tuners import Dora, Lora
 
@@ -75,7 +77,7 @@ def read_peft(folder: str | Path) -> PeftCheckpoint:
     Raises:
         UtcError: a file is missing or broken, or says something that is no plain LoRA or DoRA.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     config = _config(folder / CONFIG)
     tensors, base = _tensors(folder / TENSORS)
     where, modules, rest = str(folder / TENSORS), dict[str, dict[str, torch.Tensor]](), dict[str, torch.Tensor]()
@@ -131,13 +133,8 @@ def _saved(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        fix = "name a local folder that peft's save_pretrained wrote"
-        raise UtcError("there is no PEFT checkpoint here", where=str(path), why=error.strerror, fix=fix) from error
-    except ValueError as error:
-        raise UtcError("the file is no JSON", where=str(path), why=str(error)) from error
+    fix = "name a local folder that peft's save_pretrained wrote"
+    config = read_json(path, "there is no PEFT checkpoint here", fix)
     if not isinstance(config, dict) or "peft_type" not in config:
         raise UtcError("this is no configuration of PEFT", where=str(path))
     if config["peft_type"] != "LORA":

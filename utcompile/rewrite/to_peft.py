@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.rewrite.checkpoint import fingerprint, write_checkpoint
+from utcompile.files import path_of
+from utcompile.rewrite.base_print import fingerprint, whole
+from utcompile.rewrite.checkpoint import tuned_module
+from utcompile.rewrite.pair import write_pair
 from utcompile.rewrite.peft_layout import (
     BASE,
     CONFIG,
@@ -29,14 +32,15 @@ from utcompile.rewrite.tuned import TunedModule
 from utcompile.tuners import Dora, Lora
 
 
-def save_peft(tuned: TunedModule, folder: str | Path) -> Path:
+def save_peft(tuned: torch.nn.Module, folder: str | Path) -> Path:
     """Write the tuners and `train:` parts as PEFT does: `adapter_config.json` and `adapter_model.safetensors`.
 
     `peft.PeftModel.from_pretrained(model, folder)` on the original model then computes what `tuned` computes. The
     modules that own what `train:` names become its `modules_to_save`. Both files appear or neither.
 
     Args:
-        tuned: plain LoRA sites, or plain DoRA sites, on linears, ungrouped convolutions and embeddings.
+        tuned: the model, or what DDP or `torch.compile` made of it: plain LoRA sites, or plain DoRA sites, on linears,
+            ungrouped convolutions and embeddings.
         folder: made if it does not exist.
 
     Returns:
@@ -52,8 +56,7 @@ def save_peft(tuned: TunedModule, folder: str | Path) -> Path:
         >>> sorted(path.name for path in utc.save_peft(tuned, tempfile.mkdtemp()).iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    if not isinstance(tuned, TunedModule):
-        raise UtcError(f"save_peft takes a TunedModule, not {type(tuned).__name__}")
+    tuned, folder = tuned_module(tuned, "save_peft"), path_of(folder, "folder")
     problems: Problems = []
     sites, saved = _sites(tuned, problems), _saved(tuned)
     problems += _mixed(sites) + _unsaved(tuned, saved, sites)
@@ -70,9 +73,9 @@ def save_peft(tuned: TunedModule, folder: str | Path) -> Path:
     for path in saved:
         state = tuned.get_submodule(path).state_dict()
         tensors |= {f"{PREFIX}{path}.{name}": value for name, value in state.items()}
-    tensors = {k: v.detach().contiguous().cpu().clone() for k, v in tensors.items()}
+    tensors = {k: whole(v).detach().contiguous().cpu().clone() for k, v in tensors.items()}
     text = json.dumps(_config(tuned, sites, saved), indent=2, sort_keys=True)
-    return write_checkpoint(folder, TENSORS, tensors, CONFIG, text, {"format": "pt", BASE: fingerprint(tuned)})
+    return write_pair(folder, TENSORS, tensors, CONFIG, text, {"format": "pt", BASE: fingerprint(tuned, without=saved)})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.module import own_code
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import is_off, make_switch
+from utcompile.rewrite.tasks import Tasks, add_task, set_task
 from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner, TunerConfig
 
@@ -59,14 +61,16 @@ class TunedModule(UtcGraphModule):
         trained: names of the backbone's parameters that train too.
         ruleset: the rules it was compiled with.
         proven: what was compared with the base when the tuners were inserted, or why nothing was.
+        tasks: which task is in place, and those that wait.
     """
 
     sites: tuple[TunedSite, ...]
     trained: tuple[str, ...]
     ruleset: RuleSet
     base_graph: fx.Graph
+    tasks: Tasks
     proven: str = "unproven"
-    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "proven")
+    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "tasks", "proven")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,6 +126,37 @@ class TunedModule(UtcGraphModule):
         module = self.get_submodule(name)
         assert isinstance(module, Tuner)
         return module
+
+    def add_task(self, name: str, folder: str | Path) -> None:
+        """Add a task from a checkpoint of the same base and rules; `set_task` puts it in place.
+
+        Its head may have another number of classes. What the module has now is the task `default`. An optimizer is made
+        after `set_task`: it steps the parameters of the task that was in place.
+
+        Raises:
+            UtcError: as `load_tuners`; or there is a task of that name.
+        """
+        add_task(self, name, folder)
+
+    def set_task(self, name: str) -> None:
+        """Put a task in place: the module then computes with its tuners and head, and the graph stays as it is.
+
+        Raises:
+            UtcError: there is no such task.
+        """
+        set_task(self, name)
+
+    @property
+    def task(self) -> str:
+        """The task in place."""
+        return self.tasks.current
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Also moves and casts the tasks that wait."""
+        result = super()._apply(fn, recurse)
+        self.tasks.apply(fn)
+        self.__dict__.pop("_task_slots", None)  # torch may have made new parameters
+        return result
 
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""

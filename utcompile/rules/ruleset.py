@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.rules.build import Builder, train_line
 from utcompile.rules.files import find, read
 from utcompile.rules.include import File, Included, Sources, claim
@@ -87,6 +88,7 @@ class RuleSet:
             >>> rules.rules[0].insert.form, rules.rules[0].insert.tuner.config.r
             ('weight', 4)
         """
+        check_type(vars, (Mapping, NoneType), "vars", "a mapping from names to values")
         found = cls._load(source, dict(vars or {}), _held(included))
         if train is None and isinstance(source, RuleSet):
             train = source.trains_instead

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.train.array_sizes import check_sizes
 from utcompile.train.data import Data, Preprocessing
 from utcompile.train.split import stratified
 
@@ -105,6 +106,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
                 raise UtcError("the file is not an .npz archive", where=str(path), fix="write it with np.savez")
+            check_sizes(path, stream)
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as file:
                 for name in file.files:
@@ -117,7 +119,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             why="reading it would run code from the file" if objects else str(error).splitlines()[0],
             fix="save plain numbers: np.savez(path, x=x.astype(np.uint8), y=y.astype(np.int64))",
         ) from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise UtcError("the file is damaged", where=str(path), why=str(error), fix="write it again") from error
     return arrays
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError
+from utcompile.files import path_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def load_data(
     from utcompile.train.arrays import load_arrays
     from utcompile.train.folders import load_folders
 
-    path = Path(path)
+    path = path_of(path, "path")
     if len(input_size) != 3 or input_size[0] not in (1, 3):
         raise UtcError(f"input_size is {tuple(input_size)}", fix="give (channels, height, width) with 1 or 3 channels")
     channels, height, width = input_size

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -14,13 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.train.data import Data
 from utcompile.train.metrics import evaluate, logits_of
 from utcompile.train.randomness import seed_epoch
 from utcompile.train.schedule import Schedule
 
 PRECISIONS = ("no", "bf16", "fp16")
+_WHOLE = dict.fromkeys(("epochs", "batch_size", "seed", "samples"), "a whole number")
+_TEXTS = dict.fromkeys(("schedule", "precision"), "a text")
+_WORDS = {**_WHOLE, **_TEXTS}
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_WHOLE, (int,)),
+    **dict.fromkeys(_TEXTS, (str,)),
+    "grad_clip": (int, float, NoneType),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Settings:
     samples: int
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            check_type(value, _KINDS.get(name, (int, float)), name, _WORDS.get(name, "a number"))
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UtcError(f"{name} is {getattr(self, name)}", fix="give 1 or more")

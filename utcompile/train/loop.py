@@ -20,7 +20,8 @@ from utcompile.errors import UtcError
 from utcompile.train.data import Data
 from utcompile.train.epoch import Epochs, Settings
 from utcompile.train.randomness import caller_keeps_its_state
-from utcompile.train.run_folder import RunFolder, SaveOrLoad
+from utcompile.train.run_folder import STATE, RunFolder, SaveOrLoad
+from utcompile.train.run_state import load_part
 from utcompile.train.schedule import create_schedule
 
 
@@ -91,7 +92,7 @@ def fit(
 
     Raises:
         UtcError: nothing to train, no logits or fewer than there are classes, a loss that is not finite, a folder
-            that holds a run (or none, with `resume`), or a setting out of range.
+            that holds a run (or none, with `resume`) or in which another process trains, or a setting out of range.
     """
     samples = len(data.train)  # type: ignore[arg-type]
     settings = Settings(
@@ -115,25 +116,26 @@ def fit(
         stateful["scaler"] = accelerator.scaler
     history: list[dict[str, float]] = []
     try:
-        if resume:
-            state = folder.resume(settings.as_dict())
-            for name, part in stateful.items():
-                part.load_state_dict(state[name])
-            history = state["history"]
-        else:
-            folder.start()
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        runner = Epochs(
-            accelerator, prepared, stepper, rate, data, settings, workers=workers, memory_format=memory_format
-        )
-        done, total = len(history) * settings.batches, epochs * settings.batches
-        with caller_keeps_its_state(), _bar(progress, done, total) as advance:
-            for epoch in range(len(history) + 1, epochs + 1):
-                history.append(runner.run(epoch, advance))
-                if _best(history)["epoch"] == epoch:
-                    folder.keep_best()
-                parts = {name: part.state_dict() for name, part in stateful.items()}
-                folder.keep_last({"settings": settings.as_dict(), **parts}, history)
+        with folder:
+            if resume:
+                state = folder.resume(settings.as_dict(), tuple(stateful))
+                for name, part in stateful.items():
+                    load_part(part, state, name, folder.last / STATE)
+                history = state["history"]
+            else:
+                folder.start()
+            memory_format = torch.channels_last if channels_last else torch.contiguous_format
+            runner = Epochs(
+                accelerator, prepared, stepper, rate, data, settings, workers=workers, memory_format=memory_format
+            )
+            done, total = len(history) * settings.batches, epochs * settings.batches
+            with caller_keeps_its_state(), _bar(progress, done, total) as advance:
+                for epoch in range(len(history) + 1, epochs + 1):
+                    history.append(runner.run(epoch, advance))
+                    if _best(history)["epoch"] == epoch:
+                        folder.keep_best()
+                    parts = {name: part.state_dict() for name, part in stateful.items()}
+                    folder.keep_last({"settings": settings.as_dict(), **parts}, history)
     finally:
         # Takes off the wrapper for autocast, which cannot be pickled.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)

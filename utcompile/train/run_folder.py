@@ -3,32 +3,37 @@
     out/…                       the best checkpoint, as the caller's `save` writes it
     out/last/…                  the last checkpoint
     out/last/training_state.pt  optimizer, schedule, epochs done, history, settings
-    out/history.jsonl           one line an epoch
+    out/history.jsonl           one line per epoch
+    out/.lock                   while a process trains: its number
 
-Everything is written beside its place and then renamed, so that a process killed at any moment leaves a folder that
-resumes.
+Everything is written in a draft folder, flushed to the disk and then renamed, so that a process that is killed at any
+moment leaves a folder that resumes.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Self
 
 from utcompile.errors import UtcError
+from utcompile.files import draft, path_of, replace_file, reported, sync_folder, write_new
+from utcompile.rewrite import MANIFEST, TENSORS, move_checkpoint
+from utcompile.train.run_lock import RunLock
+from utcompile.train.run_state import read_state, state_bytes
 
 STATE = "training_state.pt"
 HISTORY = "history.jsonl"
+_OLD = ".last-old"
 
 SaveOrLoad = Callable[[Path], object]
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run; inside `with` it may be locked, and a run that fails at once leaves no folder.
 
     Args:
         out: where; made if it is missing.
@@ -36,33 +41,54 @@ class RunFolder:
     """
 
     def __init__(self, out: str | Path, save: SaveOrLoad, load: SaveOrLoad) -> None:
-        self.out, self.save, self.load = Path(out), save, load
-        self.last = self.out / "last"
+        self.out, self.save, self.load = path_of(out, "out"), save, load
+        self.last, self.lock, self.is_new = self.out / "last", RunLock(self.out), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None and self.is_new and self.lock.is_taken:
+                shutil.rmtree(self.out, ignore_errors=True)
+        finally:
+            with reported("the run's lock cannot be removed", self.lock.path):
+                self.lock.free()
 
     def start(self) -> None:
-        """Make the folder for a new run.
+        """Make the folder for a new run, and lock it.
 
         Raises:
-            UtcError: it holds a run already.
+            UtcError: it holds a run or a checkpoint already, or another process trains there.
         """
-        self._recover()
-        if (self.last / STATE).exists() or (self.out / HISTORY).exists():
+        if self.out.exists() and not self.out.is_dir():
+            raise UtcError("the run folder is a file", where=str(self.out), fix="give another path")
+        with reported("the run folder cannot be made", self.out):
+            self.is_new = self._make()
+            self._lock()
+        held = next((p for p in (self.last / STATE, self.out / HISTORY) if p.exists()), None)
+        if held is not None:
             raise UtcError(
                 "the folder holds a run already",
                 where=str(self.out),
                 fix="continue it with resume=True (--resume), or give another folder",
             )
-        if self.out.exists() and not self.out.is_dir():
-            raise UtcError("the run folder is a file", where=str(self.out), fix="give another path")
-        self.out.mkdir(parents=True, exist_ok=True)
+        if not self.lock.was_left and any((self.out / name).exists() for name in (MANIFEST, TENSORS, STATE)):
+            raise UtcError("the folder holds a checkpoint already", where=str(self.out), fix="give another folder")
 
-    def resume(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Load the last checkpoint into the model and return its state.
+    def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+        """Lock the folder, load the last checkpoint into the model and return its state.
+
+        Args:
+            parts: of the state, what has a `state_dict` in it.
 
         Raises:
-            UtcError: there is no run, its state is damaged, or it was started with other settings.
+            UtcError: there is no run, its state is damaged, it was started with other settings, or another process
+                trains there.
         """
-        self._recover()
+        if self.out.is_dir():
+            with reported("the run folder cannot be written to", self.out):
+                self._lock()
         path = self.last / STATE
         if not path.is_file():
             raise UtcError(
@@ -71,15 +97,7 @@ class RunFolder:
                 why=f"{path} does not exist",
                 fix="start it without resume, or correct the folder",
             )
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-            raise UtcError(
-                "the state of the run cannot be read",
-                where=str(path),
-                why=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-                fix="start a new run in another folder",
-            ) from error
+        state = read_state(path, parts)
         differing = [
             f"{name} was {state['settings'].get(name)!r}, is {value!r}"
             for name, value in settings.items()
@@ -93,55 +111,61 @@ class RunFolder:
                 fix="resume with the same settings, or start a new run in another folder",
             )
         self.load(self.last)
-        _write(self.out / HISTORY, "".join(map(_line, state["history"])))
+        with reported("the history cannot be written", self.out / HISTORY):
+            replace_file(self.out / HISTORY, "".join(map(_line, state["history"])).encode())
         return state
 
     def keep_best(self) -> None:
         """Write the model as the best checkpoint."""
-        draft = self._fresh(self.out / ".best")
-        self.save(draft)
-        for file in sorted(draft.iterdir()):
-            target = self.out / file.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            file.replace(target)
-        draft.rmdir()
+        with reported("the best checkpoint cannot be written", self.out), draft(self.out) as folder:
+            self.save(folder)
+            move_checkpoint(folder, self.out)
 
     def keep_last(self, state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the model and its training state as the last checkpoint, and the newest line of the history."""
-        draft, old = self._fresh(self.out / ".last"), self.out / ".last-old"
-        self.save(draft)
-        torch.save({**state, "history": [dict(entry) for entry in history]}, draft / STATE)
-        shutil.rmtree(old, ignore_errors=True)
-        if self.last.exists():
-            self.last.rename(old)
-        draft.rename(self.last)
-        shutil.rmtree(old, ignore_errors=True)
-        with (self.out / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(_line(history[-1]))
+        """Write the model and its training state as the last checkpoint, and the history."""
+        old = self.out / _OLD
+        with reported("the last checkpoint cannot be written", self.out), draft(self.out) as folder:
+            new = folder / "last"
+            os.mkdir(new)  # noqa: PTH102
+            self.save(new)
+            write_new(new / STATE, state_bytes({**state, "history": [dict(entry) for entry in history]}))
+            sync_folder(new)
+            self.is_new = False  # from here on the folder has something to lose
+            _remove(old)
+            if self.last.exists():
+                os.rename(self.last, old)  # noqa: PTH104
+            os.rename(new, self.last)  # noqa: PTH104
+            sync_folder(self.out)
+            _remove(old)
+            replace_file(self.out / HISTORY, "".join(map(_line, history)).encode())
 
     def load_best(self) -> None:
         """Load the best checkpoint into the model."""
         self.load(self.out)
 
-    def _recover(self) -> None:
-        # Killed between the two renames of `keep_last`: the older checkpoint is whole.
-        old = self.out / ".last-old"
-        if old.is_dir() and not self.last.exists():
-            old.rename(self.last)
+    def _make(self) -> bool:
+        """Make the folder; returns whether it was not there."""
+        try:
+            self.out.mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
 
-    @staticmethod
-    def _fresh(folder: Path) -> Path:
+    def _lock(self) -> None:
+        self.lock.take()
+        # Killed between the two renames of `keep_last`: the older checkpoint is whole.
+        old = self.out / _OLD
+        if old.is_dir() and not old.is_symlink() and not self.last.exists():
+            os.rename(old, self.last)  # noqa: PTH104
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    else:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return folder
 
 
 def _line(entry: Mapping[str, Any]) -> str:
     return json.dumps(dict(entry)) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

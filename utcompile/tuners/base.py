@@ -6,17 +6,18 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
-from utcompile.errors import UtcError, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import Operation, Value
 from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
 
+LARGEST = 2**16  # of ranks, widths, lengths: above the widest layers of today
 Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
 
@@ -26,6 +27,20 @@ class TunerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        """Raise where a whole number is no size that a tuner may have: nothing may be allocated for it."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for size in value if isinstance(value, list | tuple) else (value,):
+                if type(size) is int and abs(size) > LARGEST and "seed" not in name:
+                    raise UtcError(
+                        f"{name} is {size:,}",
+                        why=f"no size of a tuner is above {LARGEST:,}",
+                        fix=f"give {name} a smaller number",
+                    )
+        return self
 
 
 @dataclass(frozen=True)
@@ -203,6 +218,8 @@ def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
     Raises:
         UtcError: the name is taken, or the class lacks `config_class` or `forms`.
     """
+
+    check_type(name, str, "name", "a tuner's kind")
 
     def register(cls: type[Tuner]) -> type[Tuner]:
         known = _REGISTRY.get(name)

@@ -17,6 +17,7 @@ from utcompile.tuners.forms import How, cheaper_form
 from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.slices import Slices, places
 
+_SMALL = 16  # a rank up to here costs nothing, and rules have one rank for wide and narrow layers
 _STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
 
 
@@ -93,6 +94,14 @@ class Lora(Tuner):
                 fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the place in `where:`",
             )
         stacked = op.name in _STACKED and len(site.weight_shape) == 3
+        rows = site.weight_shape[stacked]
+        columns = prod(site.weight_shape) // max(prod(site.weight_shape[:stacked]) * rows, 1)
+        if config.r > max(rows, columns, _SMALL):
+            raise UtcError(
+                f"the rank {config.r} is larger than the weight, a matrix of {rows} by {columns}",
+                why="an update of a rank above both sides says nothing more, and costs more than the weight",
+                fix=f"set r to {min(rows, columns)} or less",
+            )
         branch, why_not = cls.branch_of(op, site)
         turned = op.name == "matmul" and bool(site.rows)  # the weight is (in, out), and its slices are columns
         if turned:

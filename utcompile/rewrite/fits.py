@@ -1,0 +1,200 @@
+"""Whether a checkpoint fits a model: its sites, its base, its tensors. What differs harmlessly becomes a note."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from utcompile.errors import UtcError
+from utcompile.rewrite.base_print import (
+    digest_of,
+    fingerprint,
+    fingerprint_of_format_1,
+    tensors_of_base,
+    text_of,
+)
+from utcompile.rewrite.manifest import versions
+from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.wiring import first_difference, place_of_site, wiring
+
+Notes = list[str]
+_RULES = "compile with the rules and vars of the manifest"
+_SIDES = {"theirs": "in the checkpoint", "mine": "here"}
+_SAME_BASE = "build the model with the same architecture and weights as in training"
+# how a tuner is computed, and not what: equal in exact arithmetic
+_HOW = frozenset(["how"])
+
+
+def check_sites(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> None:
+    """Raise where the sites, their tuners or configs are not those of the checkpoint."""
+    theirs = {site["id"]: site for site in manifest["sites"]}
+    mine = {site.id: site for site in tuned.sites}
+    check_names(theirs, mine, where)
+    for name, site in mine.items():
+        _check_site(site, theirs[name], where)
+
+
+def _check_site(mine: TunedSite, theirs: Mapping[str, Any], where: str) -> None:
+    config = mine.config.model_dump(mode="json")
+    defaults = {k: f.get_default(call_default_factory=True) for k, f in type(mine.config).model_fields.items()}
+    old = {**{k: v for k, v in defaults.items() if k not in theirs["config"] and k in config}, **theirs["config"]}
+    for key in ["tuner", *sorted(config.keys() | old.keys())]:
+        if key in _HOW:
+            continue
+        pair = (theirs["tuner"], mine.tuner) if key == "tuner" else (old.get(key), config.get(key))
+        if pair[0] != pair[1]:
+            raise UtcError(
+                f"the tuner of {mine.id} is another one",
+                where=where,
+                why=f"{key} is {pair[0]!r:.80} in the checkpoint, {pair[1]!r:.80} here",
+                fix=_RULES,
+            )
+
+
+def check_places(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> None:
+    """Raise where a tuner is inserted elsewhere; asked after `check_base`, so that the base is the same."""
+    theirs = {site["id"]: site.get("place") for site in manifest["sites"]}
+    for site in tuned.sites:
+        place, here = theirs[site.id], place_of_site(tuned, site)
+        if place is not None and place != here:
+            raise UtcError(
+                f"the tuner of {site.id} is inserted at another place",
+                where=where,
+                why=f"it is at {'; '.join(place)} in the checkpoint, at {'; '.join(here)} here",
+                fix=_RULES,
+            )
+
+
+def check_base(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
+    """Raise where the base is not the one that the checkpoint was trained on."""
+    if manifest["format"] == 1:
+        return _check_format_1(tuned, manifest, where)
+    theirs, mine = manifest["base"], tensors_of_base(tuned)
+    cast: dict[tuple[str, str], str] = {}
+    differing = {n: why for n in sorted(theirs["tensors"].keys() | mine) if (why := _differs(n, theirs, mine, cast))}
+    if differing:
+        name, why = next(iter(differing.items()))
+        only_dtype = all(w.startswith("only") for w in differing.values())
+        raise UtcError(
+            "this checkpoint was trained on another base",
+            where=where,
+            why=f"{name} is the first of {len(differing)} tensors that differ: {why} "
+            f"(fingerprint {theirs['fingerprint'][:12]}… there, {fingerprint(tuned)[:12]}… here)",
+            fix="convert the model to the dtype that it had in training" if only_dtype else _SAME_BASE,
+        )
+    return _notes_of_casts(cast) + _check_wiring(tuned, manifest, where)
+
+
+def _differs(
+    name: str, base: Mapping[str, Any], mine: Mapping[str, torch.Tensor], cast: dict[tuple[str, str], str]
+) -> str | None:
+    """In what a tensor of the base differs; None where it does not, which a cast may be the reason for."""
+    theirs = base["tensors"].get(name)
+    if theirs is None:
+        return "the checkpoint's base has no such tensor"
+    if name not in mine:
+        return "the model has no such tensor"
+    value, dtype = mine[name], text_of(mine[name].dtype)
+    if list(value.shape) != theirs["shape"]:
+        return f"its shape is {theirs['shape']} in the checkpoint, {list(value.shape)} here"
+    if dtype in theirs["digests"]:
+        if digest_of(name, value, value.dtype) != theirs["digests"][dtype]:
+            return "its values are others"
+    else:
+        wider = getattr(torch, theirs["dtype"], None)
+        dtypes = f"its dtype is {theirs['dtype']} in the checkpoint, {dtype} here"
+        if not isinstance(wider, torch.dtype) or not (wider.is_floating_point and value.is_floating_point()):
+            return dtypes
+        if digest_of(name, value, wider) != theirs["digests"].get(theirs["dtype"]):
+            if value.element_size() <= wider.itemsize:
+                return f"only its dtype differs, and values cannot be compared: {dtypes}"
+            return f"its values are others, and {dtypes}"
+    if dtype != theirs["dtype"]:
+        cast.setdefault((theirs["dtype"], dtype), name)
+    return None
+
+
+def _check_wiring(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
+    difference = first_difference(manifest["base"]["operations"], wiring(tuned).lines, _SIDES)
+    if difference is None:
+        return []
+    theirs, mine = manifest["versions"], versions()
+    changed = [f"{n} {theirs[n]} -> {mine[n]}" for n in sorted(theirs.keys() & mine.keys()) if theirs[n] != mine[n]]
+    if changed:
+        return [
+            f"the base has the same weights, and other operations: {difference}. The reason may be {', '.join(changed)}"
+        ]
+    raise UtcError(
+        "this checkpoint was trained on a base that computes something else with the same weights",
+        where=where,
+        why=difference,
+        fix=_SAME_BASE,
+    )
+
+
+def _check_format_1(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
+    mine = fingerprint_of_format_1(tuned)
+    if manifest["base"] != mine:
+        raise UtcError(
+            "this checkpoint was trained on another base",
+            where=where,
+            why=f"its base has the fingerprint {manifest['base'][:12]}…, this model {mine[:12]}…; in format 1, "
+            "the fingerprint includes the head as it was before training",
+            fix=_SAME_BASE,
+        )
+    return [
+        "this checkpoint has format 1, in which nothing shows whether tensors and manifest belong together; "
+        "save it again with utc.save_tuners"
+    ]
+
+
+def check_tensors(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str, *, new_head: bool = False
+) -> Notes:
+    """Raise where tensors are of another shape or kind of dtype."""
+    cast: dict[tuple[str, str], str] = {}
+    for name, value in wanted.items():
+        theirs = found[name]
+        head = new_head and name.startswith("train:") and theirs.dim() == value.dim() > 0
+        if theirs.shape[head:] != value.shape[head:]:
+            raise UtcError(
+                f"{name} has the shape {list(theirs.shape)} in the checkpoint, {list(value.shape)} here",
+                where=where,
+                fix=_RULES,
+            )
+        if theirs.dtype == value.dtype:
+            continue
+        if _kind(theirs) != _kind(value) or _kind(value) == "other":
+            raise UtcError(
+                f"{name} is {text_of(theirs.dtype)} in the checkpoint, {text_of(value.dtype)} here",
+                where=where,
+                fix=_RULES,
+            )
+        cast.setdefault((text_of(theirs.dtype), text_of(value.dtype)), name)
+    return _notes_of_casts(cast)
+
+
+def _kind(value: torch.Tensor) -> str:
+    return "float" if value.is_floating_point() else "complex" if value.is_complex() else "other"
+
+
+def _notes_of_casts(cast: Mapping[tuple[str, str], str]) -> Notes:
+    return [f"{name} and others like it were {a} in training, and are {b} here" for (a, b), name in cast.items()]
+
+
+def check_names(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str) -> None:
+    """Raise where sites or tensors are missing or unknown."""
+    missing, surplus = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+    if missing or surplus:
+        raise UtcError(
+            "the checkpoint's sites are not this model's",
+            where=where,
+            why="; ".join(
+                f"{word}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+                for word, names in (("missing", missing), ("unknown", surplus))
+                if names
+            ),
+            fix=_RULES,
+        )

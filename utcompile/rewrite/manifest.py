@@ -1,0 +1,144 @@
+"""`manifest.json` of a checkpoint: what it must say, and reading one that anybody may have written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from utcompile.errors import UtcError
+from utcompile.files import path_of
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+_OTHERS = ("torchvision", "timm", "transformers")  # whose code a base may come from
+_MOST_BYTES = 256 * 2**20
+_MOST_ELEMENTS = 2**31  # of an example's input: 8 GiB in float32
+
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Shape = Annotated[list[Annotated[int, Field(ge=0, le=_MOST_ELEMENTS)]], Field(max_length=64)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Rules(_Part):
+    name: str
+    text: str
+    vars: dict[str, Any]
+    included: dict[str, str] = {}
+    train: list[str] | None = None
+
+
+class _Tensor(_Part):
+    shape: Shape
+    dtype: str
+
+
+class _BaseTensor(_Tensor):
+    digests: dict[str, str]
+
+
+class _Base(_Part):
+    fingerprint: Hex
+    tensors: dict[str, _BaseTensor]
+    operations: list[str]
+
+
+class _Site(_Part):
+    id: str
+    tuner: str
+    config: dict[str, Any]
+    place: list[str] | None = None
+
+
+class _Manifest(_Part):
+    format: int
+    identity: Hex
+    rules: _Rules
+    base: _Base
+    inputs: dict[str, _Tensor] | None
+    sites: list[_Site]
+    tensors: dict[str, _Tensor]
+    versions: dict[str, str]
+
+
+class _Format1(_Part):
+    base: Hex
+    rules: _Rules
+    sites: list[_Site]
+    tensors: dict[str, _Tensor]
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """A checkpoint's manifest.
+
+    Raises:
+        UtcError: the folder or file is missing, is no JSON or no manifest, or has a format of a later version.
+    """
+    path = path_of(folder, "folder") / MANIFEST
+    manifest = read_json(
+        path, "there is no checkpoint here", "name the folder that `utcompile train -o` or `save_tuners` wrote"
+    )
+    if not isinstance(manifest, dict) or not {"format", "base", "rules", "sites", "tensors"} <= manifest.keys():
+        raise UtcError("this is no manifest of utcompile", where=str(path))
+    version = manifest["format"]
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise UtcError(
+            f"the manifest has format {version!r:.40}, this version reads 1 to {FORMAT}",
+            where=str(path),
+            fix="upgrade utcompile",
+        )
+    try:
+        (_Manifest if version == FORMAT else _Format1).model_validate(manifest)
+    except (ValidationError, RecursionError) as error:
+        raise UtcError("the manifest is damaged", where=str(path), why=_first(error), fix="save it again") from error
+    return manifest
+
+
+def read_json(path: Path, missing: str, fix: str) -> Any:
+    """The content of a JSON file that anybody may have written.
+
+    Raises:
+        UtcError: with `missing` and `fix` where there is no such file; or it is too large, or no JSON.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UtcError(missing, where=str(path), why="it is no file", fix=fix)
+        if path.stat().st_size > _MOST_BYTES:
+            raise UtcError("the file is too large", where=str(path), why=f"more than {_MOST_BYTES >> 20} MiB", fix=fix)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UtcError(missing, where=str(path), why=error.strerror, fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        what = "the manifest is no JSON" if path.name == MANIFEST else "the file is no JSON"
+        raise UtcError(what, where=str(path), why=str(error).partition("\n")[0]) from error
+
+
+def _first(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides a base's operations."""
+    loaded = {name: sys.modules.get(name) for name in _OTHERS}
+    found = {name: str(getattr(module, "__version__", "?")) for name, module in loaded.items() if module is not None}
+    return {"utcompile": version_of_utcompile(), "torch": str(torch.__version__), **found}
+
+
+def version_of_utcompile() -> str:
+    """Our own version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("utcompile")
+    except PackageNotFoundError:
+        return "0"

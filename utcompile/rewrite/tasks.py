@@ -1,0 +1,121 @@
+"""Several tasks on one tuned module: each has its tuners and `train:` parts, and one of them is in place at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from utcompile.errors import UtcError, check_type, did_you_mean
+
+if TYPE_CHECKING:
+    from utcompile.rewrite.tuned import TunedModule
+
+FIRST = "default"
+Slot = tuple[dict[str, torch.Tensor | None], str]
+
+
+class Tasks:
+    """The tensors of tasks by name. Those of the current one are in the module, those of the others wait here.
+
+    Attributes:
+        current: the task in place.
+        waiting: the others: their tensors by the names that a checkpoint has for them.
+    """
+
+    def __init__(self) -> None:
+        self.current = FIRST
+        self.waiting: dict[str, dict[str, torch.Tensor]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tasks, the current one first."""
+        return (self.current, *self.waiting)
+
+    def apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Move or cast the tensors that wait, as the module's own are."""
+        with torch.no_grad():
+            for tensors in self.waiting.values():
+                for value in tensors.values():
+                    value.data = function(value.data)
+
+
+def add_task(tuned: TunedModule, name: str, folder: str | Path) -> None:
+    """Read a checkpoint as a task, which is not put in place yet; its head may have another number of classes."""
+    from utcompile.rewrite.checkpoint import read_tensors, tensors_of
+
+    check_type(name, str, "name", "a task's name")
+    if name in tuned.tasks.names:
+        raise UtcError(
+            f"there is a task {name!r} already", fix=f"give another name than {', '.join(tuned.tasks.names)}"
+        )
+    wanted = tensors_of(tuned)
+    found = read_tensors(tuned, folder, wanted, new_head=True)
+    _check_heads(found, wanted, str(folder))
+    tuned.tasks.waiting[name] = {key: _as(found[key], mine) for key, mine in wanted.items()}
+
+
+def set_task(tuned: TunedModule, name: str) -> None:
+    """Put a task in place. The graph stays as it is: parameters are exchanged, and nothing is copied."""
+    tasks = tuned.tasks
+    check_type(name, str, "name", "a task's name")
+    if name == tasks.current:
+        return
+    if name not in tasks.waiting:
+        raise UtcError(f"there is no task {name!r:.80}", fix=did_you_mean(str(name), tasks.names))
+    slots = _slots(tuned)
+    coming = tasks.waiting.pop(name)
+    leaving: dict[str, torch.Tensor] = {}
+    for key, places in slots.items():
+        owner, attribute = places[0]
+        value = owner[attribute]
+        assert value is not None
+        leaving[key] = value
+        for owner, attribute in places:
+            owner[attribute] = coming[key]
+    tasks.waiting[tasks.current], tasks.current = leaving, name
+
+
+def _slots(tuned: TunedModule) -> dict[str, list[Slot]]:
+    """Where each tensor of a checkpoint is in the module; found once, and again in a copy."""
+    known: dict[str, list[Slot]] | None = tuned.__dict__.get("_task_slots")
+    if known is None:
+        from utcompile.rewrite.checkpoint import tensors_of
+
+        every = _places(tuned.modules())
+        known = {key: every[id(value)] for key, value in tensors_of(tuned).items()}
+        tuned.__dict__["_task_slots"] = known
+    return known
+
+
+def _places(modules: Iterable[nn.Module]) -> Mapping[int, list[Slot]]:
+    found: dict[int, list[Slot]] = {}
+    for module in modules:
+        stores: tuple[Any, ...] = (module._parameters, module._buffers)
+        for store in stores:
+            for name, value in store.items():
+                if value is not None:
+                    found.setdefault(id(value), []).append((store, name))
+    return found
+
+
+def _as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    value = value.to(device=like.device, dtype=like.dtype)
+    return nn.Parameter(value, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else value
+
+
+def _check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
+    """A number of rows may differ where it is that of classes: in a matrix, and in the bias of its module."""
+    differing = [key for key, mine in wanted.items() if found[key].shape != mine.shape]
+    heads = {key.rpartition(".")[0] for key in differing if wanted[key].dim() > 1}
+    for key in differing:
+        if key.rpartition(".")[0] not in heads:
+            raise UtcError(
+                f"{key} has the shape {list(found[key].shape)} in the checkpoint, {list(wanted[key].shape)} here",
+                where=where,
+                why="only a head may have another number of classes",
+                fix="compile a module of its own for this task",
+            )

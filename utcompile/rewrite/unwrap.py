@@ -1,0 +1,70 @@
+"""The tuned model inside what training loops wrap around it: `torch.compile`, DDP, EMA."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import UtcGraphModule
+
+# class -> the attribute that holds the model itself
+_WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "timm.utils.model_ema.ModelEma": "ema",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
+}
+# what rounds frozen weights too, so that no checkpoint of it would load onto the base again
+_ROUNDING = ("timm.utils.model_ema.ModelEma", "timm.utils.model_ema.ModelEmaV2")
+_FIXES = {
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "shard it with torch.distributed.fsdp.fully_shard (FSDP2), which leaves it as it is; "
+        "or gather the weights first: FSDP.summon_full_params"
+    ),
+}
+
+
+def unwrapped(model: object, verb: str) -> object:
+    """The module of utcompile inside wrappers; what is none comes back as it is, for the verb to refuse.
+
+    Raises:
+        UtcError: a module of utcompile is inside, but how to take it out is not clear.
+    """
+    found = model
+    while not isinstance(found, UtcGraphModule):
+        names = [f"{c.__module__}.{c.__qualname__}" for c in type(found).__mro__]
+        if verb.startswith("save") and names[0] in _ROUNDING:
+            raise UtcError(
+                f"{verb} does not take a {type(found).__name__}",
+                why="it averages the frozen weights too, and rounding changes them: the base is another one then",
+                fix="take timm.utils.ModelEmaV3 or torch's AveragedModel, which leave equal weights equal",
+            )
+        inner = next((getattr(found, _WRAPPERS[n], None) for n in names if n in _WRAPPERS), None)
+        if inner is None:
+            break
+        found = inner
+    if isinstance(found, UtcGraphModule):
+        return found
+    for owner in (found, model):
+        if (fix := _way_in(owner, verb)) is not None:
+            raise UtcError(f"{verb} takes a TunedModule, not {type(owner).__name__}", fix=fix)
+    return found
+
+
+def _way_in(model: object, verb: str) -> str | None:
+    """How to come from a wrapper that is not known to the one module of utcompile inside."""
+    for cls in type(model).__mro__:
+        if (fix := _FIXES.get(f"{cls.__module__}.{cls.__qualname__}")) is not None:
+            return fix
+    modules = (
+        model.modules() if isinstance(model, nn.Module) else vars(model).values() if hasattr(model, "__dict__") else ()
+    )
+    inside = [m for m in modules if isinstance(m, UtcGraphModule)]
+    if not inside:
+        return None
+    places = [n for n, m in model.named_modules() if m is inside[0]] if isinstance(model, nn.Module) else []
+    places = places or [n for n, v in vars(model).items() if v is inside[0]]
+    return f"pass the model that it wraps: {verb}(model.{places[0]}, …)"
