@@ -54,7 +54,10 @@ CASES: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("lengths", "boxes")
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.full) for c in CASES])
 def test_a_model_with_such_inputs_is_exported(case: str, tmp_path: Path) -> None:
     model, example = CASES[case]
     result = utc.export_onnx(model.eval(), tmp_path / "m.onnx", example, check_inputs=example)

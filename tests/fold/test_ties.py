@@ -170,8 +170,11 @@ def _t5(tied: bool) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("make", "train"), [(_llama, "model.embed_tokens.weight"), (_t5, "shared.weight")])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("make", "train"),
+    [(_llama, "model.embed_tokens.weight"), pytest.param(_t5, "shared.weight", marks=pytest.mark.full)],
+)
 def test_the_state_of_a_language_model_computes_what_it_says(make: Any, train: str, tied: bool) -> None:
     model, ids = make(tied).eval(), torch.randint(0, 48, (2, 6))
     example = {"input_ids": ids, **({"decoder_input_ids": ids} if make is _t5 else {})}

@@ -152,7 +152,7 @@ CASE = {
 SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=8, **SLOW)
+@settings(max_examples=5, **SLOW)
 @given(**CASE)
 def test_no_fold_is_claimed_that_unseen_inputs_disprove(**case: Any) -> None:
     check(**case)

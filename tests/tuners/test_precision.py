@@ -12,7 +12,7 @@ from torch import nn
 
 import utcompile as utc
 
-HALVES = [torch.float16, torch.bfloat16]
+HALVES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)]
 RULES = """version: 1
 name: t
 rules:
@@ -55,8 +55,11 @@ def trained_dtypes(module: nn.Module) -> set[torch.dtype]:
     return {p.dtype for p in module.parameters() if p.requires_grad}
 
 
+QUICK = ("lora, reparametrised", "dora", "bias", "adapter")
+
+
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.full) for k in KINDS])
 def test_what_trains_is_float32_and_the_rest_as_it_was(kind: str, dtype: torch.dtype) -> None:
     x = torch.randn(4, 8, dtype=dtype)
     model = Net().eval().to(dtype)
@@ -114,7 +117,7 @@ def test_the_option_says_otherwise_through_both_doors() -> None:
     assert trained_dtypes(double) == {torch.float64}
 
 
-@pytest.mark.parametrize("kind", ["lora", "lora, reparametrised", "adapter"])
+@pytest.mark.parametrize("kind", ["lora", *(pytest.param(k, marks=pytest.mark.full) for k in KINDS if k != "lora")])
 def test_casts_copies_checkpoints_and_compilers_go_on(kind: str, tmp_path: Any) -> None:
     x = torch.randn(4, 8, dtype=torch.bfloat16)
     model = Net().eval().bfloat16()

@@ -147,7 +147,10 @@ def trains(tuned: utc.TunedModule, x: torch.Tensor) -> None:
     assert [n for n, p in tuned.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = ("int8", "float8 in a buffer", "four bits")
+
+
+@pytest.mark.parametrize("form", [f if f in QUICK else pytest.param(f, marks=pytest.mark.full) for f in FORMS])
 def test_lora_stands_beside_a_quantised_weight(form: str) -> None:
     x = torch.randn(4, 16)
     model = Net(FORMS[form])
@@ -215,7 +218,7 @@ def test_tuners_that_need_no_weight_work_as_ever(insert: str, kind: str) -> None
         assert error(folded(x), tuned(x)) < 1e-5
 
 
-@pytest.mark.parametrize("form", ["int8", "float8 in a buffer", "four bits"])
+@pytest.mark.parametrize("form", ["int8", pytest.param("float8 in a buffer", marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", ["dora, r: 2", "ssf", "ia3", "lora, r: 2, how: reparametrised"])
 def test_tuners_of_the_weight_are_refused_by_name(form: str, kind: str) -> None:
     with pytest.raises(utc.UtcError, match=r"a weight that is quantised: a\.weight is"):
