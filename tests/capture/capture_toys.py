@@ -213,6 +213,21 @@ class Window(nn.Module):
         return F.pad(h, (0, 0, 0, 1)) if ids.shape[1] % 2 else h
 
 
+class Steps(nn.Module):
+    """Runs an operation for each step of a length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(11, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: T) -> T:
+        h = self.embed(ids)
+        state = torch.zeros_like(h[:, 0])
+        for t in range(ids.shape[1]):
+            state = self.linear(h[:, t] + state)
+        return state
+
+
 def checkpointed(reentrant: bool) -> nn.Module:
     """A model under activation checkpointing."""
     return Calls(lambda self, x: checkpoint(self.linear, x, use_reentrant=reentrant))

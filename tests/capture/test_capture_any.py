@@ -106,17 +106,29 @@ def test_other_dimensions_on_request() -> None:
     assert str(next(iter(captured.graph.nodes)).meta["value"]) == "[B, 3, H, W]"
 
 
-def test_a_length_that_the_model_pins_is_reported_with_its_line() -> None:
+def test_a_length_that_decides_is_a_guard_with_its_line() -> None:
     model = toys.Window()
-    captured = utc.capture(model, torch.randint(0, 11, (2, 8)))
+    for dynamic in (None, {"ids": {0: "B", 1: "L"}}):
+        captured = utc.capture(model, torch.randint(0, 11, (2, 8)), dynamic=dynamic)
+        (guard,) = captured.guards
+        assert guard.relation == "L % 2 == 0" and guard.source.startswith("capture_toys.py:")
+        ids = torch.randint(0, 11, (3, 22))
+        assert torch.equal(captured(ids), model(ids))
+        with pytest.raises(utc.UtcError, match=r"right for L % 2 == 0, and the call has L=7"):
+            captured(torch.randint(0, 11, (3, 7)))
+
+
+def test_a_length_that_the_model_pins_is_reported_with_its_line() -> None:
+    model = toys.Steps()
+    captured = utc.capture(model, torch.randint(0, 11, (2, 5)))
     (pinned,) = captured.report.pinned
-    assert pinned.startswith("L: the model runs different operations") and "capture_toys.py" in pinned
-    ids = torch.randint(0, 11, (3, 8))
+    assert pinned.startswith("L: the model runs") and "capture_toys.py" in pinned
+    ids = torch.randint(0, 11, (3, 5))
     assert torch.equal(captured(ids), model(ids))
-    with pytest.raises(utc.UtcError, match=r"ids\.shape\[1\]=8, not 6"):
+    with pytest.raises(utc.UtcError, match=r"ids\.shape\[1\]=5, not 6"):
         captured(torch.randint(0, 11, (3, 6)))
-    with pytest.raises(utc.UtcError, match="different operations in different calls"):
-        utc.capture(model, torch.randint(0, 11, (2, 8)), dynamic={"ids": {0: "B", 1: "L"}})
+    with pytest.raises(utc.UtcError, match="operations in"):
+        utc.capture(model, torch.randint(0, 11, (2, 5)), dynamic={"ids": {0: "B", 1: "L"}})
 
 
 def test_a_model_that_runs_at_one_batch_only() -> None:

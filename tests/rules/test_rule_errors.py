@@ -274,7 +274,7 @@ MISTAKES = {
     # train and tests
     "train what": (
         rule("train: [head]\n"),
-        "7:9: 'head' does not say what to train\n  fix: write pattern:head, module:head.* or parameter:**.bias",
+        "7:9: 'head' does not say what to train\n  fix: write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight",
     ),
     "train an unknown pattern": (
         rule("train: ['pattern:haed']\n"),
