@@ -27,18 +27,38 @@ _FREE = frozenset("reshape permute transpose contiguous detach identity expand g
 
 def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes that are computed from parameters, buffers and numbers alone."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        inputs = node.all_input_nodes
-        if inputs:
-            is_constant = node.op != "output" and all(i in found for i in inputs)
-        elif node.op == "call_module":
-            is_constant = "site" in node.meta  # a module of the base that reads nothing may be random
-        else:
-            is_constant = node.op == "get_attr" or (node.op == "call_function" and node.target in _MADE_FROM_NOTHING)
-        if is_constant:
-            found.add(node)
-    return found
+    known = ConstantNodes()
+    return {node for node in graph.nodes if node in known}
+
+
+class ConstantNodes:
+    """The nodes that are computed from parameters, buffers and numbers alone, each looked at once, when asked for.
+
+    A graph may be changed meanwhile, as long as no node that was asked for becomes another.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[fx.Node, bool] = {}
+
+    def __contains__(self, node: fx.Node) -> bool:
+        stack = [node]
+        while stack:
+            last = stack[-1]
+            inputs = last.all_input_nodes
+            unknown = next((i for i in inputs if i not in self._known), None)
+            if last.op != "output" and unknown is not None and all(self._known.get(i, True) for i in inputs):
+                stack.append(unknown)
+                continue
+            self._known[last] = _is_start(last) if not inputs else all(self._known.get(i, False) for i in inputs)
+            stack.pop()
+        return self._known[node] and node.op != "output"
+
+
+def _is_start(node: fx.Node) -> bool:
+    """Whether a node that reads no other is constant."""
+    if node.op == "call_module":
+        return "site" in node.meta  # a module of the base that reads nothing may be random
+    return node.op == "get_attr" or (node.op == "call_function" and node.target in _MADE_FROM_NOTHING)
 
 
 # --- learned tokens --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from utcompile.fold.absorb import of_parameters
-from utcompile.fold.constants import constant_nodes
+from utcompile.fold.constants import ConstantNodes
 from utcompile.fold.cost import count
 from utcompile.fold.execute import Cast, as_real, in_precision, run_node
 from utcompile.fold.layers import Unfoldable, Work
@@ -172,7 +172,7 @@ class SiteProof:
         nodes = sorted({n for output in outputs for n in _cone(output, self.sources)})
         inside = set(nodes)
         known: dict[fx.Node, Any] = {}
-        constant = constant_nodes(self.work.graph)
+        constant = ConstantNodes()
 
         def value(node: fx.Node) -> Any:
             if node not in known:

@@ -100,6 +100,24 @@ class GraphView:
         return axis != (1 if "conv" in op.name else tensor(op.inputs[0]).rank - 1)
 
     @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The module's parameters by name, tied ones under each of theirs."""
+        return dict(self.module.named_parameters(remove_duplicate=False))
+
+    @cached_property
+    def names_of(self) -> dict[nn.Parameter, tuple[str, ...]]:
+        """The names of each parameter."""
+        found: dict[nn.Parameter, list[str]] = defaultdict(list)
+        for name, parameter in self.parameters.items():
+            found[parameter].append(name)
+        return {parameter: tuple(names) for parameter, names in found.items()}
+
+    @cached_property
+    def parameters_read(self) -> frozenset[str]:
+        """The names under which operations read parameters and buffers."""
+        return frozenset(name for op in self.operations.values() for name in op.parameters.values())
+
+    @cached_property
     def by_class(self) -> dict[str, list[fx.Node]]:
         """Nodes by class or canonical name, in graph order."""
         found: dict[str, list[fx.Node]] = defaultdict(list)

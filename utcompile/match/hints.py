@@ -193,7 +193,7 @@ def absent(rule: Rule, view: GraphView) -> tuple[str, str | None]:
         why, fix = scope_hint(Scope(wanted.module, wanted.cls), (), {}, view)
         return (why, fix) if why else ("such modules are never called", None)
     if isinstance(wanted, MatchParameter):
-        names = [n for n, _ in view.module.named_parameters(remove_duplicate=False)]
+        names = list(view.parameters)
         read = [str(n.target) for n in view.nodes if n.op == "get_attr" and is_state(n) and str(n.target) in names]
         owned = [n for n in names if glob_match(wanted.parameter, n)]
         if owned:

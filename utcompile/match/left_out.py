@@ -19,7 +19,7 @@ def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> 
     """
     if not any(site.form == "weight" for site in sites):
         return ()
-    named = dict(view.module.named_parameters(remove_duplicate=False))
+    named = view.parameters
     known = {id(named[n]) for n in trained} | {
         id(named[n]) for site in sites for n in site.tunes.values() if n is not None and n in named
     }

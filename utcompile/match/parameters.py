@@ -15,7 +15,7 @@ _STILL = frozenset(["expand", "repeat", "to", "contiguous", "identity"])  # what
 
 def parameters_read(glob: str, view: GraphView) -> Iterator[Bindings]:
     """The parameters that the graph reads by their own names, each at its first read; buffers are none."""
-    names = dict(view.module.named_parameters(remove_duplicate=False))
+    names = view.parameters
     found: set[str] = set()
     for node in view.nodes:
         name = str(node.target)

@@ -226,10 +226,9 @@ def _no_branch(kind: str, held: str) -> UtcError:
 
 def _tied(view: GraphView, name: str) -> list[str]:
     """The other names under which the graph reads a parameter."""
-    named = dict(view.module.named_parameters(remove_duplicate=False))
-    parameter = named.get(name)
-    read = {p for op in view.operations.values() for p in op.parameters.values()}
-    return [n for n, p in named.items() if p is parameter and n != name and n in read]
+    parameter = view.parameters.get(name)
+    names = view.names_of[parameter] if parameter is not None else ()
+    return [n for n in names if n != name and n in view.parameters_read]
 
 
 def _reader(rule: Rule, env: Bindings, view: GraphView) -> fx.Node | None:
@@ -274,7 +273,7 @@ def _check_real(
         what = "the value" if found is not None else ""
         dtype = found.dtype if found is not None else None
     else:
-        named = dict(view.module.named_parameters(remove_duplicate=False))
+        named = view.parameters
         name = next((n for n in tuned.names.values() if n is not None and named[n].is_complex()), None)
         what = "" if name is None or cls.takes_complex else f"the weight {name}"
         dtype = named[name].dtype if name is not None else None

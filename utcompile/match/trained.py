@@ -70,7 +70,7 @@ def _of_pattern(line: Train, engine: Engine, covered: Covered) -> tuple[list[str
     if line.glob not in engine.library:
         fix = did_you_mean(line.glob, engine.library)
         raise UtcError(f"unknown pattern {line.glob!r}", where=str(line.mark), fix=fix)
-    owned = dict(view.module.named_parameters(remove_duplicate=False))
+    owned = view.parameters
     found: list[str] = []
     notes: list[str] = []
     for node in sorted(covered(engine, engine.library[line.glob]), key=view.position.__getitem__):
@@ -106,7 +106,7 @@ def _of_glob(line: Train, engine: Engine) -> list[str]:
 
 
 def _names(view: GraphView) -> list[str]:
-    return [n for n, _ in view.module.named_parameters(remove_duplicate=False)]
+    return list(view.parameters)
 
 
 def _selects_nothing(line: Train, engine: Engine) -> tuple[str, str]:

@@ -15,7 +15,7 @@ def vocabulary_read_back(node: fx.Node, view: GraphView) -> str | None:
     Where several tables are summed (words, positions, types), the vocabulary is the largest: a classifier of two
     classes is not taken for the table of two token types.
     """
-    named = dict(view.module.named_parameters(remove_duplicate=False))
+    named = view.parameters
     weights = [n for n in view.operations[node].parameters.values() if n in named and named[n].dim() == 2]
     for table in _vocabularies(view) if weights else ():
         for name in weights:
@@ -30,7 +30,7 @@ def _vocabularies(view: GraphView) -> list[str]:
     tables = {
         n: name for n in view.by_class.get("embedding", ()) if (name := view.operations[n].parameters.get("weight"))
     }
-    named = dict(view.module.named_parameters(remove_duplicate=False))
+    named = view.parameters
     rows = {n: len(named[name]) for n, name in tables.items() if name in named}
     sums = {n: _sums_of(n, view) for n in rows}
     return [tables[n] for n in rows if not any(rows[m] > rows[n] and sums[m] & sums[n] for m in rows if m is not n)]

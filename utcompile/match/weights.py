@@ -106,7 +106,7 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
             found, direct, op = _of_function(node, op, roles, view, capture)
     if not any(found.values()) and "weight" in roles:
         raise _nothing(capture, op)
-    named = dict(view.module.named_parameters(remove_duplicate=False))
+    named = view.parameters
     shapes = {r: tuple(named[n].shape) if n is not None else None for r, n in found.items()}
     return TunedWeight(node, op, source, found, shapes, direct)
 
@@ -261,7 +261,7 @@ _POSITIONS = {
 
 def _parameters_behind(operand: fx.Node, view: GraphView) -> list[str]:
     """The parameters that a state node is computed from."""
-    named = dict(view.module.named_parameters(remove_duplicate=False))
+    named = view.parameters
     found, stack, seen = [], [operand], set()
     while stack:
         node = stack.pop()
@@ -285,7 +285,7 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
         )
     if len(found) > 1:  # weight standardisation with a gain: the weight is the one of the operand's size
         value = value_of(operand)
-        named = dict(view.module.named_parameters(remove_duplicate=False))
+        named = view.parameters
         size = torch.Size(value.sizes(_PROBED)).numel() if value is not None else 0
         alike = [n for n in found if named[n].numel() == size]
         if len(alike) != 1:

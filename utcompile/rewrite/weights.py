@@ -34,8 +34,7 @@ _BIAS_AT = {"batch_norm": 4, "instance_norm": 4, "layer_norm": 3, "group_norm": 
 
 def frozen_parameters(site: Site, root: nn.Module) -> tuple[torch.Tensor | None, ...]:
     """The frozen parameters that a site's tuner changes, in the order of its roles."""
-    named = dict(root.named_parameters(remove_duplicate=False))
-    return tuple(named[n].detach() if n is not None else None for n in site.tunes.values())
+    return tuple(root.get_parameter(n).detach() if n is not None else None for n in site.tunes.values())
 
 
 def reparametrise(graph: fx.Graph, root: nn.Module, site: Site, name: str, targets: list[fx.Node]) -> None:
