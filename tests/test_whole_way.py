@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from whole_way_models import CASES, build, example
+from whole_way_models import CASES, build, example, outputs
 
 import utcompile as utc
 
@@ -19,21 +19,12 @@ _LOADS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch, utcompile as utc
-from test_whole_way import outputs
-from whole_way_models import CASES, build, example
+from whole_way_models import CASES, build, example, outputs
 case = CASES[sys.argv[2]]
 tuned = utc.compile(build(case, head_seed=5), case.rules, example(case), dynamic=case.dynamic).eval()
 utc.load_tuners(tuned, sys.argv[3])
 torch.save(outputs(tuned, example(case)), sys.argv[3] + "/found.pt")
 """
-
-
-def outputs(model: torch.nn.Module, inputs: dict[str, object]) -> list[T]:
-    """The floating-point tensors that a model yields."""
-    with torch.no_grad():
-        found = model(**inputs)
-    found = found.to_tuple() if hasattr(found, "to_tuple") else found
-    return [t for t in pytree.tree_leaves(found) if isinstance(t, T) and t.is_floating_point()]
 
 
 def error(expected: list[T], found: list[T]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -300,3 +301,11 @@ def example(case: Case, beyond: bool = False) -> Inputs:
     """A case's example inputs, or those of a call beyond it."""
     torch.manual_seed(1)
     return case.inputs(*case.sizes[beyond])
+
+
+def outputs(model: torch.nn.Module, inputs: Inputs) -> list[T]:
+    """The floating-point tensors that a model yields."""
+    with torch.no_grad():
+        found = model(**inputs)
+    found = found.to_tuple() if hasattr(found, "to_tuple") else found
+    return [t for t in pytree.tree_leaves(found) if isinstance(t, T) and t.is_floating_point()]

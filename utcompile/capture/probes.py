@@ -15,7 +15,8 @@ from torch import fx
 
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.expressions import Expression
-from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
+from utcompile.capture.recorded import Seen, Sized, SizedFloat
+from utcompile.capture.recorder import Recorder
 from utcompile.capture.size_nodes import SizeNodes
 from utcompile.graph import Computed, Size, Symbol, value_of
 

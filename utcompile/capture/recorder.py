@@ -10,7 +10,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -29,10 +29,12 @@ from utcompile.capture import known_shapes
 from utcompile.capture.derived import InOrder, Rebuild, same_choice, set_grad_enabled
 from utcompile.capture.expressions import Expression
 from utcompile.capture.live import LiveNodes
-from utcompile.capture.nested import flat, is_named_tuple, map_tensors, parts, tensors
+from utcompile.capture.nested import flat, is_named_tuple, parts, tensors
 from utcompile.capture.questions import Questions, slices
 from utcompile.capture.rebinding import original_of
+from utcompile.capture.recorded import Seen, holds_numbers, with_expression
 from utcompile.capture.source import source_line
+from utcompile.capture.torch_calls import OPERATORS, REFLECTED, fresh, has_size_of_data, version_of, without_override
 from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
 from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
@@ -61,7 +63,6 @@ _WRITABLE = (
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
 _PLAIN = frozenset([*_WRITABLE]) - {range, enum.Enum}
-_SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
 # reads of metadata that differ between calls: they are answered with numbers that remember
 _SHAPE: Any = vars(torch._C.TensorBase)["shape"].__get__
 _NBYTES: Any = vars(torch._C.TensorBase)["nbytes"].__get__
@@ -70,34 +71,6 @@ _FLAGS: dict[Any, str] = {
     vars(torch._C.TensorBase)["requires_grad"].__get__: "requires_grad",
     T.is_contiguous: "is_contiguous",
 }
-
-
-class Sized(int):
-    """A whole number in a recorded graph, with the expression that computed it."""
-
-    expression: Expression
-
-
-class SizedFloat(float):
-    """The same of a float."""
-
-    expression: Expression
-
-
-def _with_expression(value: Any) -> Any:
-    made = (Sized if isinstance(value.value, int) else SizedFloat)(value.value)
-    made.expression = value.expression
-    return made
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A recorded tensor: its sizes in this recording, and which storage it lives in."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    storage: int
 
 
 class _Silence:
@@ -222,7 +195,7 @@ class Recorder(TorchFunctionMode):
             return self._node(value)
         if is_tracked(value):
             self._sized = True
-            return _with_expression(value)
+            return with_expression(value)
         if isinstance(value, torch.Size):
             return tuple(self.argument(v) for v in tuple(value))
         if isinstance(value, np.generic):
@@ -314,7 +287,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _OPENED:
             with self:
-                return _without_override(func)(*given, **named)
+                return without_override(func)(*given, **named)
         if func is torch._C._set_grad_enabled:
             return self._set_grad_enabled(*args)
         if self._real and func in READS_DATA and self._varies(args):
@@ -334,9 +307,9 @@ class Recorder(TorchFunctionMode):
             cut = slices(given, self._size) if func is T.__getitem__ else []
             if not written and not flat(out):
                 return out
-            out = _fresh(out, read, written)
+            out = fresh(out, read, written)
             node = self._call(func, *self._given(given, named))
-            if self._real and _has_size_of_data(func, args):
+            if self._real and has_size_of_data(func, args):
                 node.meta["size_of_data"] = True
             result = self._yield(node, out, written)
             self.questions.shape(cut, node.meta["serial"])
@@ -433,7 +406,7 @@ class Recorder(TorchFunctionMode):
         while nodes:
             node = nodes.pop()
             seen = node.meta.get("seen")
-            if node.op == "placeholder" and isinstance(seen, Seen) and _holds_numbers(seen):
+            if node.op == "placeholder" and isinstance(seen, Seen) and holds_numbers(seen):
                 found[str(node.target)] = None
             elif node.op == "placeholder" or getattr(node.target, "__name__", node.target) not in _ELEMENTWISE:
                 return ()
@@ -447,9 +420,9 @@ class Recorder(TorchFunctionMode):
             known = known_shapes.product(func, args, kwargs)
             if known is not None:
                 return known, read, []
-            versions = [_version(t) for t in read]
+            versions = [version_of(t) for t in read]
             out = func(*args, **kwargs)
-            return out, read, [t for t, v in zip(read, versions, strict=True) if _version(t) != v]
+            return out, read, [t for t, v in zip(read, versions, strict=True) if version_of(t) != v]
 
     def _yield(self, node: fx.Node, out: Any, written: list[T]) -> Any:
         self._note(node)
@@ -467,9 +440,9 @@ class Recorder(TorchFunctionMode):
             return self.graph.call_function(func, args, kwargs)
         if func.__name__ == "__get__":  # a property such as x.T
             return self.graph.call_function(getattr, (args[0], func.__self__.__name__))
-        plain = _OPERATORS.get(func.__name__)
+        plain = OPERATORS.get(func.__name__)
         if plain is not None and not kwargs:
-            return self.graph.call_function(plain, args[::-1] if func.__name__ in _REFLECTED else args)
+            return self.graph.call_function(plain, args[::-1] if func.__name__ in REFLECTED else args)
         return self.graph.call_method(func.__name__, args, kwargs)
 
     def _is_of_tensors(self, func: Any) -> bool:
@@ -481,7 +454,7 @@ class Recorder(TorchFunctionMode):
         """A call that torch does not announce (an autograd.Function), recorded as one node."""
         out, read, written = self._watched(target, plain(tuple(args)), plain(dict(kwargs)))
         with self._silence:
-            out = _fresh(out, read, written)
+            out = fresh(out, read, written)
             return self._yield(self.graph.call_function(target, *self._given(tuple(args), kwargs)), out, written)
 
     def module_call(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -496,7 +469,7 @@ class Recorder(TorchFunctionMode):
             except DATA_ERRORS as error:
                 raise self._unrecordable(f"it needs values ({type(error).__name__})", data=True, path=path) from error
             with self._silence:
-                out = _fresh(out, read, written)
+                out = fresh(out, read, written)
                 node = self.graph.call_module(path, *self._given(tuple(args), dict(kwargs)))
                 node.meta["layer"] = type(module).__name__
                 node.meta["opaque"] = path in self._leaves
@@ -598,19 +571,6 @@ class Recorder(TorchFunctionMode):
 
 
 _DTYPES: dict[Any, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
-_NAMES = "add sub mul truediv floordiv mod matmul pow"
-_UNREFLECTED = "neg eq ne lt le gt ge"
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    **{f"__{n}__": getattr(operator, n) for n in [*_NAMES.split(), *_UNREFLECTED.split()]},
-    **{f"__r{n}__": getattr(operator, n) for n in _NAMES.split()},
-    **{f"__i{n}__": getattr(operator, f"i{n}") for n in [*_NAMES.split(), "and", "or", "xor"] if n != "matmul"},
-    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__invert__": operator.invert,
-}  # fmt: skip
-_REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
-
-
-def _holds_numbers(seen: Seen) -> bool:
-    return not seen.dtype.is_floating_point or math.prod(seen.shape) == 1
 
 
 def _context_manager(frame: types.FrameType) -> tuple[str, Any]:
@@ -619,41 +579,3 @@ def _context_manager(frame: types.FrameType) -> tuple[str, Any]:
     if outer is not None and outer.f_code.co_filename == frame.f_code.co_filename:
         frame = outer
     return frame.f_code.co_name, frame.f_locals.get("self")
-
-
-def _fresh(out: Any, read: list[T], written: list[T]) -> Any:
-    """An out-of-place call that returned its own input gets a new value, or later reads of the input would find it."""
-    own = {id(t) for t in read} - {id(t) for t in written}
-    if not any(id(t) in own for t in flat(out)):
-        return out
-    return map_tensors(lambda v: _alias(v) if id(v) in own else v, out)
-
-
-def _alias(tensor: T) -> T:
-    if type(tensor) is not FakeTensor:
-        return tensor.view_as(tensor)
-    with torch._C.DisableTorchFunction():  # else the mode hears of it first
-        return tensor.view_as(tensor)
-
-
-def _without_override(function: Any) -> Callable[..., Any]:
-    """A function of torch whose own first question, whether it is overridden, is answered no."""
-    scope = {**function.__globals__, "has_torch_function": lambda _: False}
-    copied = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return copied
-
-
-def _has_size_of_data(func: Any, args: Any) -> bool:
-    """Whether the size of a call's result depends on values: `x[mask]`, `nonzero`, repeats given as a tensor."""
-    name = getattr(func, "__name__", "")
-    if func is T.__getitem__:
-        return any(t.dtype == torch.bool for t in flat(args[1:]))
-    return name in _SIZE_OF_DATA or (name == "repeat_interleave" and len(flat(args)) > 1)
-
-
-def _version(t: T) -> int:
-    try:
-        return t._version
-    except RuntimeError:  # an inference tensor has none
-        return 0

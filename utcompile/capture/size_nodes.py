@@ -17,7 +17,8 @@ from torch import fx
 
 from utcompile.capture.exactness import Exactness
 from utcompile.capture.expressions import FUNCTIONS, Expression
-from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
+from utcompile.capture.recorded import Seen, Sized, SizedFloat
+from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
 from utcompile.graph import Computed, Fitter, Size, Symbol, Value
 

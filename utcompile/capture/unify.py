@@ -23,7 +23,8 @@ from utcompile.capture.guards import Guard
 from utcompile.capture.insert_guards import insert_guards
 from utcompile.capture.probes import translated
 from utcompile.capture.questions import GRAD_MODE
-from utcompile.capture.recorder import Recorder, Seen, Sized, SizedFloat
+from utcompile.capture.recorded import Seen, Sized, SizedFloat
+from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
 from utcompile.capture.size_nodes import SizeNodes
 from utcompile.capture.ways import Answers
