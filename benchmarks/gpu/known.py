@@ -41,11 +41,6 @@ KNOWN = (
         for name in ("bert", "llama")
     ),
     Known(
-        "fold: resnet, lora/all_conv",
-        "proof is|folded model's outputs differ",
-        "the proof of the whole model runs in TF32 where torch allows it, and takes that rounding for an error",
-    ),
-    Known(
         "programs: resnet, ssf/all_layers, channels last: kept bytes",
         "of the contiguous one's is",
         "a weight is reshaped to be scaled, which copies one in channels last, and the copy is kept for backward",

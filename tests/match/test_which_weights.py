@@ -240,8 +240,14 @@ def test_a_write_behind_a_layer_does_not_stop_a_tuner_of_its_weight(how: str, tu
     fresh = toys.Written(how).eval()
     fresh.load_state_dict(folded.state_dict())
     assert torch.allclose(fresh(*given), tuned(*given), atol=1e-5)
-    tuned(*given).sum().backward()
-    assert all(p.grad is not None for p in tuned.tuner("r/layer/0").parameters())
+    if how == "input" and tuner != "bias":
+        # the gradient of a weight needs its layer's input: torch refuses, as it does where the model trains untuned
+        for trained in (tuned, toys.Written(how)):
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                trained(*given).sum().backward()
+    else:
+        tuned(*given).sum().backward()
+        assert all(p.grad is not None for p in tuned.tuner("r/layer/0").parameters())
     with pytest.raises(utc.UtcError, match="is overwritten in place later"):
         utc.compile(toys.Written("mask").eval(), rule("{module: layer}", "{sequential: y, tuner: {kind: ssf}}"), given)
 

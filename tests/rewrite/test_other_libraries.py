@@ -86,6 +86,17 @@ def test_a_compiled_function_may_switch_inside(made: Made) -> None:
         torch.testing.assert_close(divergence(x), tuned(x) - model(x))
 
 
+@pytest.fixture
+def no_accelerator() -> Iterator[None]:
+    """Accelerate has one state for a process, and refuses a second precision: others may have made one before."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("no_accelerator")
 def test_accelerate_keeps_the_forward_of_a_model_and_sees_the_choice(made: Made) -> None:
     from accelerate import Accelerator
 

@@ -81,6 +81,44 @@ def test_gradients_are_those_of_the_plain_operation(kind: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("kind", CALLS)
+def test_writes_in_place_behind_a_call_are_what_they_are_in_torch(kind: str) -> None:
+    """To its result and its bias they are harmless; its other factor is needed, and a write to it is torch's error.
+
+    Torch copies the factors of some products to multiply them, and saves its copy. Ours saves the factor itself, and so
+    has the error there too.
+    """
+    torch.manual_seed(0)
+    function, shape, weight_shape, call = CALLS[kind]
+    plain = getattr(F, function, None) or getattr(torch, function)
+    tuner, weight = Product(weight_shape).double(), torch.randn(weight_shape, dtype=torch.float64)
+    x, bias = draw(*shape), draw(5)
+
+    def gradients(run: Callable[..., torch.Tensor], changed: torch.Tensor, *, factor: bool) -> list[torch.Tensor]:
+        own, added = x * 1, bias * 1
+        y = call(run, own, changed, added)
+        y[..., :2] = 0
+        y[0].mul_(2)
+        y.sin_()
+        added.zero_()
+        if factor:
+            own.zero_()
+        return list(torch.autograd.grad(y.sum(), [x, *tuner.parameters()]))
+
+    def ours(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return recomputed(function, *args, **kwargs)
+
+    for one, other in zip(
+        gradients(ours, tuner(weight), factor=False), gradients(plain, tuner.changed(weight), factor=False), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradients(ours, tuner(weight), factor=True)
+    if kind not in ("matmul from the left", "matmul that broadcasts", "einsum with a sum of its own"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradients(plain, tuner.changed(weight), factor=True)
+
+
 def kept(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What a call gives, and the tensors that it saves and that own their memory."""
     found: list[torch.Tensor] = []
@@ -196,10 +234,12 @@ def test_parameters_that_were_lent_for_one_call_are_those_of_its_backward() -> N
         assert torch.equal(one, two)
 
 
-def test_a_factor_that_changed_before_backward_is_an_error() -> None:
+@pytest.mark.parametrize("which", ["factor", "base"])
+def test_a_parameter_that_changed_before_backward_is_an_error(which: str) -> None:
     tuner, x = Product((8, 4)), torch.randn(3, 4)
-    y = recomputed("linear", x, tuner(torch.randn(8, 4))).sum()
+    weight = nn.Parameter(torch.randn(8, 4), requires_grad=False)
+    y = recomputed("linear", x, tuner(weight)).sum()
     with torch.no_grad():
-        tuner.u.add_(1)
+        (tuner.u if which == "factor" else weight).add_(1)
     with pytest.raises(RuntimeError, match="modified in place between forward and backward"):
         y.backward()

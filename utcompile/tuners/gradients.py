@@ -53,6 +53,13 @@ class Call:
         named = {k: None if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
         return cls(function, kept, named, tuple(found)), tuple(found.values())
 
+    @property
+    def bias_at(self) -> int | None:
+        """Which of its tensors is a bias; None where none is."""
+        if self.function in ("matmul", "bmm", "einsum"):
+            return None
+        return next((i for i, place in enumerate(self.places) if place in (2, "bias")), None)
+
     def filled(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Its arguments, with values in the places of the tensors."""
         args, kwargs = list(self.args), dict(self.kwargs)

@@ -1,7 +1,7 @@
 """Operations on a changed weight that is computed again for backward instead of being kept.
 
 `conv(x, W + s·BA)` would save the second weight `W + s·BA` until its gradient is needed. A weight that `remember` has
-seen is not saved: one autograd function runs the operation, saves its other inputs, and computes the weight again in
+seen is not saved: one autograd function runs the operation, saves its other factor, and computes the weight again in
 backward. What it saves, it saves as every function does, so that `torch.utils.checkpoint` and `save_on_cpu` around the
 model see it. Compiled and exported graphs contain the plain operations, and their own planner decides what is kept.
 """
@@ -30,7 +30,7 @@ class _Recipe:
         tuner: its `changed` computes the weight.
         given: what `changed` was called with.
         factors: the tuner's parameters as they were then.
-        versions: of these, to find out that one was changed in place.
+        versions: of these and of the parameters in `given`, to find out that one was changed in place.
         lowered: the dtype of the autocast in which it was made.
         cast: the dtype to which the weight was then cast.
     """
@@ -38,22 +38,23 @@ class _Recipe:
     tuner: Any
     given: tuple[torch.Tensor | None, ...]
     factors: Mapping[str, torch.Tensor]
-    versions: Mapping[str, int]
+    versions: tuple[tuple[torch.Tensor, int], ...]
     lowered: torch.dtype | None
     cast: torch.dtype
 
     @classmethod
     def of(cls, weight: torch.Tensor, tuner: Any, given: tuple[torch.Tensor | None, ...]) -> _Recipe:
         factors = dict(tuner.named_parameters())
-        versions = {name: f._version for name, f in factors.items() if not f.is_inference()}
+        read = (*factors.values(), *(t for t in given if isinstance(t, nn.Parameter)))
+        versions = tuple((t, t._version) for t in read if not t.is_inference())
         return cls(tuner, given, factors, versions, autocast_dtype(weight.device.type), weight.dtype)
 
     def again(self, given: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """The weight from what `changed` was called with, under the autocast of then."""
-        if any(self.factors[name]._version != version for name, version in self.versions.items()):
+        if any(t._version != version for t, version in self.versions):
             raise RuntimeError(
-                "a tuner's parameter was modified in place between forward and backward; call backward() before the "
-                "optimizer's step"
+                "a parameter of a tuner, or of a layer that it tunes, was modified in place between forward and "
+                "backward; call backward() before the optimizer's step"
             )
         device = next((t.device.type for t in given if t is not None), "cpu")
         tuner = _with_parameters(self.tuner, self.factors)
@@ -132,24 +133,37 @@ def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
+def _no_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory under no other tensor's name: torch refuses writes to a function's result that is a view.
+
+    `linear` on three axes makes a matrix and reshapes it; the matrix is seen by nobody else.
+    """
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
+
+
 class _Recomputed(torch.autograd.Function):
-    """A call whose tensor number `at` is computed again in backward."""
+    """A call whose tensor number `at` is computed again in backward.
+
+    Saved is what torch saves of such a call: its other factor. The result is not, nor the bias.
+    """
 
     @staticmethod
     def forward(ctx: Any, call: Call, recipe: _Recipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
         # parameters are the model's own and kept anyway; what was computed on the way to the weight is saved as all is
         computed = [t for t in recipe.given if t is not None and not isinstance(t, nn.Parameter)]
-        others = [t for i, t in enumerate(tensors) if i != at]
-        ctx.save_for_backward(*others, *computed)
-        ctx.call, ctx.at, ctx.count = call, at, len(others)
+        kept = [i for i in range(len(tensors)) if i not in (at, call.bias_at)]
+        ctx.save_for_backward(*(tensors[i] for i in kept), *computed)
+        ctx.call, ctx.at, ctx.kept, ctx.shapes = call, at, kept, [t.shape for t in tensors]
         ctx.recipe, ctx.own = recipe, [isinstance(t, nn.Parameter) or t is None for t in recipe.given]
-        return call.run(tensors)
+        return _no_view(call.run(tensors))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: `checkpoint` gives each tensor once
-        others, computed = saved[: ctx.count], iter(saved[ctx.count :])
+        found, computed = dict(zip(ctx.kept, saved, strict=False)), iter(saved[len(ctx.kept) :])
         given = [t if own else next(computed) for t, own in zip(ctx.recipe.given, ctx.own, strict=True)]
-        weight = ctx.recipe.again(given)
-        tensors = [*others[: ctx.at], weight, *others[ctx.at :]]
+        found[ctx.at] = ctx.recipe.again(given)
+        if (bias := ctx.call.bias_at) is not None:
+            found[bias] = grad.new_zeros(ctx.shapes[bias])  # no gradient depends on its numbers
+        tensors = [found[i] for i in range(len(ctx.shapes))]
         return None, None, None, *ctx.call.gradients(grad, tensors, ctx.needs_input_grad[3:])
