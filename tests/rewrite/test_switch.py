@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import utcompile as utc
 
@@ -288,3 +289,51 @@ def test_nothing_is_left_of_models_that_were_switched() -> None:
         with utc.disable_tuners(copy.deepcopy(tuned)) as other:
             other(x)
     assert len(contextvars.copy_context()) == before
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_has_the_context_inside_and_not_around(reentrant: bool) -> None:
+    """Backward makes the call again, where the context may be over."""
+    model, tuned, x = tuned_of()
+    x.requires_grad_()
+    wanted = torch.autograd.grad(model(x).sin().sum(), x)[0]
+
+    def gradient(y: torch.Tensor) -> torch.Tensor:
+        x.grad = None
+        y.sin().sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        with utc.disable_tuners(tuned):
+            return tuned(x)
+
+    def around(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        with utc.disable_tuners(tuned):
+            return checkpoint(function, x, use_reentrant=reentrant)
+
+    assert torch.equal(gradient(checkpoint(inside, x, use_reentrant=reentrant)), wanted)
+    assert torch.equal(gradient(around(inside)), wanted)
+    for function in (tuned, lambda x: tuned(x.tanh()).relu()):
+        with pytest.raises(utc.UtcError, match="disable_tuners is open around"):
+            around(function)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_of_the_tuned_model_is_not_called_again_with_the_tuners_off(reentrant: bool) -> None:
+    _, tuned, x = tuned_of()
+    x.requires_grad_()
+    y = checkpoint(tuned, x, use_reentrant=reentrant)
+    with utc.disable_tuners(tuned), pytest.raises(utc.UtcError, match="disable_tuners is open around"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_without_gradients_a_checkpoint_may_lie_inside(reentrant: bool) -> None:
+    model, tuned, x = tuned_of()
+    x.requires_grad_()
+    with torch.no_grad(), utc.disable_tuners(tuned):
+        assert torch.equal(checkpoint(tuned, x, use_reentrant=reentrant), model(x))

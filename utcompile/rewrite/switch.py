@@ -18,6 +18,8 @@ class Choice:
         is_open: whether its context has not ended.
         is_last: whether nothing lies outside it: true of a switch alone.
         token: takes it back in the context in which it was made.
+        checkpoints: how many calls of `torch.utils.checkpoint` it was made inside of.
+        has_gradients: whether it was made where gradients are on.
     """
 
     off: bool
@@ -25,6 +27,8 @@ class Choice:
     is_open: bool = True
     is_last: bool = False
     token: Any = None
+    checkpoints: int = 0
+    has_gradients: bool = True
 
 
 class Switch(Choice):
@@ -50,7 +54,7 @@ class Switch(Choice):
             with suppress(ValueError):  # it was made in another context, which ended before this one
                 self.variable.reset(choice.token)
         if not (self.innermost.is_open or self.innermost.is_last):
-            self.variable.set(_present(self.innermost))
+            self.variable.set(present(self.innermost))
 
 
 def make_switch() -> Switch:
@@ -68,10 +72,11 @@ def make_switch() -> Switch:
 
 def is_off(switch: Switch) -> bool:
     """Whether the tuners are off here."""
-    return bool(_present(switch.innermost).off)
+    return bool(present(switch.innermost).off)
 
 
-def _present(choice: Any) -> Any:
+def present(choice: Any) -> Any:
+    """The innermost choice that has not ended, from one on outwards."""
     while not (choice.is_open or choice.is_last):
         choice = choice.outer
     return choice

@@ -16,6 +16,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.module import own_code
+from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import is_off, make_switch
 from utcompile.rewrite.tasks import Tasks, add_task, set_task
@@ -182,6 +183,7 @@ def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_off(self._switch):
+            refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
@@ -198,12 +200,15 @@ def disable_tuners(tuned: _M) -> Iterator[_M]:
     its context. Saving, loading, folding, `state_dict()` and copies are what they are outside; a copy of the model is
     another model, and its tuners are on. Contexts may be nested and may end in any order.
 
+    `torch.utils.checkpoint` calls again in backward. Where gradients are needed, the context is opened in the function
+    that is checkpointed; around the checkpoint, or around its backward, it is an error.
+
     Args:
         tuned: a tuned module, or a module that contains one: compiled by `torch.compile`, wrapped for distributed
             training, a part of a larger model.
 
     Raises:
-        UtcError: there is no tuned module in it.
+        UtcError: there is no tuned module in it; in a call, as said above.
 
     Example:
         >>> import torch, utcompile as utc
@@ -237,9 +242,11 @@ def enabled_tuners(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _chosen(modules: list[TunedModule], *, off: bool) -> Iterator[None]:
     with ExitStack() as stack:
+        around = 0 if torch.compiler.is_compiling() else len(list(checkpoint_frames()))
         for module in modules:
-            switch = module._switch
-            stack.callback(switch.close, switch.open(off))
+            choice = module._switch.open(off)
+            choice.checkpoints, choice.has_gradients = around, torch.is_grad_enabled()
+            stack.callback(module._switch.close, choice)
         yield
 
 
