@@ -20,7 +20,8 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("kind", JOBS)
+# docs/tutorial.md, which the tests run, does the job on the efficientnet with the same rules
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.full] * (k == "efficientnet")) for k in JOBS])
 def test_the_main_job(kind: str, tmp_path: Path) -> None:
     model, x = zoo.make(kind)
     tuned = utc.compile(model, JOBS[kind], x)
@@ -48,6 +49,7 @@ def test_the_main_job(kind: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.full  # of the tests in every run, test_families.py exports kept tuners, test_cli_work.py what is not folded
 def test_an_unfolded_model_exports_too(tmp_path: Path) -> None:
     model, x = zoo.make("vit")
     tuned = utc.compile(model, "u_tuning/tri", x)

@@ -86,7 +86,7 @@ def test_nodes_carry_scope_source_and_shape() -> None:
     assert str(node.meta["value"]).startswith("[B, ")
 
 
-@pytest.mark.parametrize("kind", ["vit", "efficientnet"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("efficientnet", marks=pytest.mark.full)])
 def test_deepcopy_and_pickle_keep_graph_and_meta(kind: str) -> None:
     model, x = zoo.make(kind)
     captured = utc.capture(model, x)

@@ -80,13 +80,6 @@ torch.save(program(torch.randn(5, 3, 32, 32)), {str(tmp_path / "output.pt")!r})
         assert torch.allclose(plain(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fold_says_what_became_of_the_tuners(run, tmp_path):
-    text = passed("fold", run, "-o", tmp_path / "deep" / "folded").stdout
-    assert "absorbed" in text
-    assert "model.pt2" in text
-    assert (tmp_path / "deep" / "folded" / "model.pt2").is_file()
-
-
 @pytest.fixture(scope="module")
 def exported(run):
     """The run's ONNX file, and what `export --json` said."""
@@ -188,10 +181,12 @@ def test_a_run_folds_from_another_folder_and_with_given_weights(run, tmp_path, m
     )
     assert "the new head keeps random values: classifier.weight, classifier.bias" in result.stderr
     monkeypatch.chdir(run.parent)
-    passed("fold", tmp_path / "run", "-o", tmp_path / "folded")
+    text = passed("fold", tmp_path / "run", "-o", tmp_path / "deep" / "folded").stdout
+    assert "absorbed" in text and "model.pt2" in text
+    assert (tmp_path / "deep" / "folded" / "model.pt2").is_file()
     moved = shutil.move(weights, tmp_path / "moved.pth")
-    assert utc("fold", tmp_path / "run", "-o", tmp_path / "folded", "--overwrite").exit_code == 1
-    passed("fold", tmp_path / "run", "-o", tmp_path / "folded", "--overwrite", "--weights", moved)
+    assert utc("fold", tmp_path / "run", "-o", tmp_path / "deep" / "folded", "--overwrite").exit_code == 1
+    passed("fold", tmp_path / "run", "-o", tmp_path / "deep" / "folded", "--overwrite", "--weights", moved)
 
 
 def test_a_factory_in_a_run_needs_trust(run, tmp_path):

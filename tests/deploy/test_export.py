@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +29,10 @@ MODELS = {
     "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
     "convnext_atto": {"depths": (1, 1, 2, 1)},
     "mobilenetv3_small_050": {},
+    "test_resnet": {},
     "mixer_s32_224": {"img_size": 64},
 }
-EACH_RUN = ("vit_tiny_patch16_224", "mobilenetv3_small_050")
+EACH_RUN = ("vit_tiny_patch16_224", "test_resnet")
 
 
 class TwoInTwoOut(nn.Module):
@@ -109,10 +111,27 @@ def test_half(tmp_path: Path) -> None:
     assert 0 < result.max_error < 1e-2 and model.training
 
 
-def test_cached_biases_survive(tmp_path: Path) -> None:
-    # LeViT keeps its attention biases on the module once it ran in eval mode.
-    model = timm.create_model("levit_128s", num_classes=3, depth=(1, 1, 1), img_size=64).eval()
-    x = torch.randn(2, 3, 64, 64)
+class Caches(nn.Module):
+    """Keeps what it computed of its parameters by device, as LeViT does with the biases of its attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.cache = nn.Parameter(torch.randn(3, 64)), {}
+        self.register_buffer("places", torch.tensor([2, 0, 1]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if str(x.device) not in self.cache:
+            self.cache[str(x.device)] = self.table[self.places]
+        return x.mean((1, 2)) @ self.cache[str(x.device)].T
+
+
+def _levit() -> nn.Module:
+    return timm.create_model("levit_128s", num_classes=3, depth=(1, 1, 1), img_size=64)
+
+
+@pytest.mark.parametrize("make", [Caches, pytest.param(_levit, marks=pytest.mark.full)])
+def test_cached_biases_survive(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model, x = make().eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         before = model(x)
         export_onnx(model, tmp_path / "m.onnx", x[:1], batch_sizes=(1, 2))

@@ -106,7 +106,7 @@ def test_swin_gathers_no_bias_any_more() -> None:
     assert relative(folded(x), captured(x)) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["resnet", "efficientnet"])
+@pytest.mark.parametrize("kind", ["resnet", pytest.param("efficientnet", marks=pytest.mark.full)])
 def test_batch_norms_go_on_request(kind: str) -> None:
     model, x = zoo.make(kind)
     for module in model.modules():

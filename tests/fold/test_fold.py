@@ -371,7 +371,7 @@ class Chain(nn.Module):
         return y + h.mean(-1, keepdim=True) if self.reuse else y
 
 
-@settings(max_examples=examples(24, full=60), deadline=None)
+@settings(max_examples=examples(10, full=60), deadline=None)
 @given(
     acts=st.lists(st.sampled_from(["relu", "gelu", "relu6", "silu"]), min_size=1, max_size=2),
     widths=st.lists(st.integers(2, 6), min_size=1, max_size=3),

@@ -34,7 +34,7 @@ _REFUSED: dict[tuple[str, str], str] = {
 # differs by 5e-5 between float32 and float64, and by 9e-7 with the statistics that a batch leaves.
 _CALIBRATED = ("visformer_tiny",)
 # what an ordinary run does of it
-_SLICE = {("test_vit", "u_tuning/dual_foldable"), ("test_resnet", "ssf/all_layers"), ("ghostnet_050", "lora/all_conv")}
+_SLICE = {("test_vit", "u_tuning/dual_foldable"), ("test_resnet", "ssf/all_layers")}
 
 
 @lru_cache(maxsize=1)  # the five rule sets of a model follow one another

@@ -21,7 +21,7 @@ _REDUCTIONS = tuple(f"layers.{i}.downsample.reduction.bias is new" for i in (1, 
         ("resnet", "lora/all_conv", ()),
         ("vit", "lora/all_linear", ()),
         ("resnet", "ssf/all_layers", ()),  # shifts of convolutions without a bias move on to their BatchNorms
-        ("efficientnet", "ssf/all_layers", ()),
+        pytest.param("efficientnet", "ssf/all_layers", (), marks=pytest.mark.full),
         ("swin", "ssf/all_layers", _REDUCTIONS),  # linears without a bias; the stream reads them, and LayerNorm
     ],
 )

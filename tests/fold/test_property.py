@@ -220,7 +220,7 @@ CASE = {"image": st.booleans(), "blocks": BLOCKS, "rules": st.lists(RULES, min_s
 SLOW = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=examples(30, full=60), **SLOW)  # type: ignore[arg-type]
+@settings(max_examples=examples(12, full=60), **SLOW)  # type: ignore[arg-type]
 @given(**CASE)  # type: ignore[arg-type]
 def test_no_site_is_claimed_folded_whose_output_moved(image, blocks, rules, seed) -> None:  # type: ignore[no-untyped-def]
     check(image, blocks, rules, seed)

@@ -39,7 +39,7 @@ def test_a_site_has_its_parameters_and_flops_before_and_after() -> None:
     assert site.max_error < 1e-12 and 0 < site.dtype_error < 1e-6 and site.retained == pytest.approx(1, abs=1e-6)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("kind", ["vit", "efficientnet", "swin"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("efficientnet", marks=pytest.mark.full), "swin"])
 def test_flops_are_what_torch_counts(kind: str) -> None:
     model, x = zoo.make(kind)
     rules = "convnet/inverted_residual_foldable" if kind == "efficientnet" else "u_tuning/dual_foldable"

@@ -186,7 +186,7 @@ def named(name: str) -> tuple[str, dict[str, Any]]:
     return name, {"negative_slope": 0.2} if name == "leaky_relu" else {}
 
 
-@settings(max_examples=examples(80, full=200), deadline=None)
+@settings(max_examples=examples(40, full=200), deadline=None)
 @given(mine=NAMES, theirs=NAMES, seed=st.integers(0, 99))
 def test_what_activations_are_said_to_make_of_one_another_holds(mine: str, theirs: str, seed: int) -> None:
     z = 8 * torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

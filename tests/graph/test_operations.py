@@ -169,7 +169,7 @@ def read(kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return operation(graph.create_node(kind, target, args, dict(kwargs)), nn.Module())
 
 
-@settings(max_examples=examples(200, full=400), deadline=None)
+@settings(max_examples=examples(100, full=400), deadline=None)
 @given(call=st.sampled_from(CALLABLES), data=st.data())
 def test_positional_keyword_and_default_arguments_read_alike(
     call: tuple[str, Any, Spelling], data: st.DataObject

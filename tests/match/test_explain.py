@@ -287,7 +287,7 @@ def line(target: str, operand: str, step: tuple[list[str], str], *, optional: bo
     return f"{target} = ({heads})({operand})\n"
 
 
-@settings(max_examples=examples(20, full=40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(10, full=40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(["vit", "resnet", "convnext"]),
     st.lists(st.tuples(STEPS, STEPS, STEPS, st.booleans()), min_size=1, max_size=6),

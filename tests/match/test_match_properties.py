@@ -141,7 +141,7 @@ def _operands(node: fx.Node, view: GraphView) -> Iterator[tuple[fx.Node, ...]]:
     yield from permutations(inputs) if view.operations[node].name in BINARY else [inputs]
 
 
-slow = settings(max_examples=examples(20, full=50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=examples(10, full=50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @slow

@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -244,7 +245,7 @@ ALPHAS = st.integers(1, 20) | st.floats(0.25, 20)
 SITE = st.tuples(st.integers(1, 4), ALPHAS, st.booleans())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(6, full=24), deadline=None)
 @given(
     st.dictionaries(st.sampled_from(PATHS), SITE, min_size=1),
     st.sampled_from(["lora", "dora"]),

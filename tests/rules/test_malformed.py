@@ -156,7 +156,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(content=mutated())
-@settings(max_examples=examples(150, full=400))
+@settings(max_examples=examples(75, full=400))
 def test_a_mutated_file_is_rules_or_one_error(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:

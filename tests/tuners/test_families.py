@@ -129,7 +129,11 @@ ONNX = [
 
 @pytest.mark.parametrize(("kind", "rules"), ONNX)
 def test_onnx(kind: str, rules: str, tmp_path: Path) -> None:
-    _, tuned, x = compiled(kind, rules)
+    if rules == "conv/mona":  # one place of each kind: the others of twelve translate alike
+        last = utc.RuleSet.load(rules).text.replace("    insert:", "    select: {last: 1}\n    insert:")
+        _, tuned, x = zoo.compiled(kind, last)
+    else:
+        _, tuned, x = compiled(kind, rules)
     zoo.shake(tuned, 0.05)
     folded, report = utc.fold(tuned)
     assert {s.status for s in report.sites} == {"constant" if rules == "prompt/vpt_deep" else "kept"}

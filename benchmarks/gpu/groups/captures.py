@@ -15,7 +15,7 @@ from benchmarks.gpu.subjects import SMALL
 
 def checks(device: str, quick: bool) -> Iterator[Check]:
     """Each small model; half precision; kernels chosen by trial; inputs on another device than the model."""
-    for name in ("vit", "resnet", "llama") if quick else SMALL:
+    for name in ("vit", "llama") if quick else SMALL:
         yield Check("capture", name, partial(_in_place, name, device), needs=(SMALL[name].package,))
     yield Check("capture", "vit, bfloat16, verify=full", partial(_half, device), needs=("timm",))
     yield Check("capture", "resnet, cudnn.benchmark", partial(_by_trial, device), needs=("timm",), cuda=True)
