@@ -20,8 +20,11 @@ JOBS = {
 }
 
 
-# docs/tutorial.md, which the tests run, does the job on the efficientnet with the same rules
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.full] * (k == "efficientnet")) for k in JOBS])
+# docs/tutorial.md, which the tests run, does the job on the efficientnet; test_fold folds the swin with the same rules
+_FULL = ("efficientnet", "swin")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.full] * (k in _FULL)) for k in JOBS])
 def test_the_main_job(kind: str, tmp_path: Path) -> None:
     model, x = zoo.make(kind)
     tuned = utc.compile(model, JOBS[kind], x)

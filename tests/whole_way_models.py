@@ -279,7 +279,7 @@ CASES = {
     "gru tagger": Case(
         Tagger, _sentences, ((2, 6), (3, 6)), _WORDS, head="head", export="cannot be exported to ONNX", full=False
     ),
-    "int8": Case(_int8, _vectors, ((2, 0), (5, 0)), "lora/all_linear", head="4", kept=True, full=False),
+    "int8": Case(_int8, _vectors, ((2, 0), (5, 0)), "lora/all_linear", head="4", kept=True),
     "fno": Case(
         FNO, lambda b, n: {"u": torch.randn(b, 1, n)}, ((2, 32), (3, 48)), "lora/all_conv", dynamic={"u": {0: "B", 2: "L"}},
         export="cannot be exported to ONNX",

@@ -259,6 +259,7 @@ def test_a_wrong_word_is_refused(tmp_path):
         assert "nonsense" in result.output
 
 
+@pytest.mark.full  # each part has a test of its own above
 def test_one_real_model_through_everything(tmp_path):
     rows, text = tmp_path / "rows.jsonl", tmp_path / "zoo.md"
     only = ("--library", "timm", "--only", "test_resnet", "--verify", "full")

@@ -383,8 +383,11 @@ LORA = LORA.replace("{kind: prefix, length: 3, init: normal}", "{kind: lora, r: 
 
 @pytest.mark.parametrize(
     ("kind", "rules"),
-    [("llama", "lora/qv"), ("llama", PREFIX), ("gpt2", LORA)],
-    ids=["llama, lora", "llama, prefix", "gpt2, lora"],
+    [
+        pytest.param("llama", "lora/qv", id="llama, lora"),
+        pytest.param("llama", PREFIX, id="llama, prefix", marks=pytest.mark.full),
+        pytest.param("gpt2", LORA, id="gpt2, lora", marks=pytest.mark.full),
+    ],
 )
 def test_attention_that_is_causal_and_shares_keys(kind: str, rules: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50, "use_cache": False}

@@ -38,7 +38,7 @@ def test_an_example_is_one_short_file(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("vera", "vit"),
+        pytest.param("vera", "vit", marks=pytest.mark.full),  # its formula and its sharing are tested below
         ("oft", "resnet"),
         pytest.param("vera", "resnet", marks=pytest.mark.full),
         pytest.param("oft", "vit", marks=pytest.mark.full),

@@ -96,7 +96,9 @@ def test_the_command_writes_the_program_alone_and_says_which_tie_was_cut(tmp_pat
     model, x = Auto().eval(), torch.randn(4, 8)
     tuned = utc.match(utc.capture(model, x), RULES % "'untied:d.weight'").apply()
     zoo.shake(tuned, 0.3)
-    run: Any = SimpleNamespace(tuned=tuned.eval(), example=(x,), manifest={"model": "a tied autoencoder"}, choice=SimpleNamespace(as_dict=dict))
+    run: Any = SimpleNamespace(
+        tuned=tuned.eval(), example=(x,), manifest={"model": "a tied autoencoder"}, choice=SimpleNamespace(as_dict=dict)
+    )
     report, files = fold_run(run, tmp_path / "folded", strict=True)
     assert files == ["model.pt2", "report.json"] and "is no longer tied to e.weight" in no_checkpoint(report)
     assert "d.weight is no longer tied to e.weight" in (tmp_path / "folded" / "report.json").read_text()

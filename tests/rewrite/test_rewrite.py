@@ -79,7 +79,9 @@ def test_disable_tuners_ends_with_an_error_too() -> None:
     assert torch.equal(tuned(x), changed)
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet", pytest.param("efficientnet", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "kind", ["resnet", *(pytest.param(k, marks=pytest.mark.full) for k in ("vit", "efficientnet"))]
+)
 def test_copies_pickles_and_compiles(kind: str) -> None:
     model, tuned, x = tuned_of(kind)
     zoo.shake(tuned)

@@ -54,7 +54,7 @@ MATRIX = [
     ("vit", "prompt/vpt_deep"),
     ("resnet", "conv/conv_adapter"),
     ("mixer", "side/lst"),
-    ("resnet", "res_tuning/bypass"),
+    pytest.param("resnet", "res_tuning/bypass", marks=pytest.mark.full),  # a chain, as side/lst is
     *(
         pytest.param(kind, rules, marks=pytest.mark.full)
         for kind, rules in (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from utcompile.errors import UtcError
 from utcompile.files import lock
 
 NAME = ".lock"
+_PATIENCE = 1.0  # seconds until a process that has just taken the lock has written its number
 
 
 class RunLock:
@@ -39,7 +41,7 @@ class RunLock:
         while True:
             descriptor = os.open(self.path, flags, 0o666)
             if not lock(descriptor):
-                owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+                owner = _owner(descriptor)
                 os.close(descriptor)
                 raise UtcError(
                     f"process {owner} is training in this folder",
@@ -68,3 +70,13 @@ class RunLock:
             return os.path.samestat(os.fstat(descriptor), self.path.stat(follow_symlinks=False))
         except FileNotFoundError:
             return False
+
+
+def _owner(descriptor: int) -> str:
+    """The number of the process that has a lock."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        found = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+        if found or time.monotonic() > until:
+            return found or "unknown"
+        time.sleep(0.01)
