@@ -203,6 +203,24 @@ def test_decisions_that_change_nothing_at_a_size_of_1_are_no_guards() -> None:
         assert torch.equal(positions(y), pooled(y))
 
 
+def test_a_repetition_once_is_no_decision() -> None:
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, x: T) -> T:
+            one = self.positions
+            return x + (one.repeat(x.shape[0], 1) if x.shape[0] != 1 else one)
+
+    model = Repeats().eval()
+    captured = utc.capture(model, torch.randn(3, 4), verify="shapes")
+    assert captured.guards == ()
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 4)
+        assert torch.equal(captured(x), model(x))
+
+
 def test_a_long_computation_of_sizes_stays_short() -> None:
     class Collatz(nn.Module):
         def forward(self, x: T) -> T:

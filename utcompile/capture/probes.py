@@ -23,7 +23,7 @@ from utcompile.graph import Computed, Size, Symbol, value_of
 Sizes = Mapping[Symbol, int]
 # lengths at which numbers are compared, beside the probe's own: few share a factor
 _SPREAD = (2, 3, 5, 7, 11, 13, 17, 31, 64, 129)
-_SAME_SHAPE = frozenset("expand expand_as broadcast_to reshape view contiguous clone".split())
+_SAME_SHAPE = frozenset("expand expand_as broadcast_to repeat tile reshape view contiguous clone".split())
 _UNKNOWN = object()
 
 
