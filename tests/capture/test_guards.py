@@ -203,6 +203,22 @@ def test_decisions_that_change_nothing_at_a_size_of_1_are_no_guards() -> None:
         assert torch.equal(positions(y), pooled(y))
 
 
+def test_a_step_that_varies_makes_a_size_of_its_own() -> None:
+    class Strides(nn.Module):
+        def forward(self, x: T) -> T:
+            kept = x[:: x.shape[1] // 3 % 5 + 1]  # of a batch of two: one row, or two
+            return kept / (sum([1] * min(kept.shape[0], 9)) + 1.5)
+
+    captured = utc.capture(Strides(), torch.randn(2, 5), dynamic={"x": {1: "L"}}, verify="shapes")
+    for length in (2, 3, 4, 6, 16):
+        x = torch.randn(2, length)
+        try:
+            found = captured(x)
+        except utc.UtcError:
+            continue
+        assert torch.equal(found, Strides()(x)), length
+
+
 def test_a_repetition_once_is_no_decision() -> None:
     class Repeats(nn.Module):
         def __init__(self) -> None:

@@ -241,10 +241,11 @@ class Exactness:
         return (*found, *(exact for exact, _ in own))
 
     def _is_plain(self, one: slice, sizes: Sequence[int]) -> bool:
-        """Whether a slice has exact bounds, and no step where a size varies; that the bounds lie inside of the
-        dimension is a question of its own."""
+        """Whether a slice has exact bounds, and no step that varies or stands where a size varies; that the bounds lie
+        inside of the dimension is a question of its own."""
         bounds = [b for b in (one.start, one.stop) if b is not None]
-        return (one.step in (None, 1) or len(set(sizes)) == 1) and all(map(self._is_exact, bounds))
+        steps = one.step in (None, 1) or (len(set(sizes)) == 1 and not isinstance(one.step, fx.Node))
+        return steps and all(map(self._is_exact, bounds))
 
     def _part(self, node: fx.Node, shapes: Shapes) -> Dims | None:
         """One of several results."""
