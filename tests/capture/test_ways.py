@@ -55,10 +55,13 @@ def test_a_gap_stays() -> None:
             return x + 1 if x.shape[1] in (2, 3, 7) else x * 2
 
     captured = utc.capture(Odd(), torch.randn(2, 5, 3), dynamic={"x": {1: "L"}}, verify="shapes")
-    for length in (1, 2, 3, 4, 6, 7, 8, 11):
+    ran = []
+    for length in (1, 2, 3, 4, 5, 6, 7, 8, 11):
         x = torch.randn(2, length, 3)
         try:
             found = captured(x)
         except utc.UtcError:
             continue
         assert torch.equal(found, Odd()(x))
+        ran.append(length)
+    assert {4, 5, 6} <= {*ran} and not {2, 3, 7} & {*ran}

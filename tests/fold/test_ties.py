@@ -89,7 +89,7 @@ def test_a_tie_is_cut_in_so_many_words(how: str, name: str) -> None:
     assert "d.weight is no longer tied to e.weight" in no_checkpoint(report)
     with torch.no_grad():
         assert differs(folded(x.double()), tuned(x.double())) < 1e-9
-        assert how == "memory" or differs(loaded(model, folded)(x), tuned(x.double())) > 1e-3  # so this is told
+        assert how == "memory" or differs(loaded(model, folded)(x), tuned(x.double())) > 1e-3  # which the report says
 
 
 def test_the_command_writes_the_program_alone_and_says_which_tie_was_cut(tmp_path: Path) -> None:
