@@ -25,7 +25,7 @@ from utcompile.graph.axes import (
     whole,
 )
 from utcompile.graph.operations import Operation
-from utcompile.graph.table import ELEMENTWISE
+from utcompile.ops import Axes, having
 
 if TYPE_CHECKING:
     from utcompile.graph.flow import Flow
@@ -332,7 +332,7 @@ def _permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
 
 
 MOVES: Mapping[str, Callable[..., Found]] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(having(Axes.TOGETHER), _elementwise),
     **dict.fromkeys(_KEPT, keep),
     **dict.fromkeys(_REDUCED, _reduce),
     **dict.fromkeys(_ALONG, _along),

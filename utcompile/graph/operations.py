@@ -1,8 +1,8 @@
 """One name for every spelling of an operation: module, function, method and operator.
 
 `operation(node)` reads a node as an `Operation`: its canonical name, the tensors it reads, its attributes by schema
-name with their defaults, and the parameters it uses. The spellings are rows of `table`. What is in no row keeps the
-full name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
+name with their defaults, and the parameters it uses. The spellings are rows of `ops`. What is in no row keeps the full
+name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import fx, nn
 
 from utcompile.graph.meta import value_of
 from utcompile.graph.spellings import FUNCTIONS, METHODS, Spelling, spelling_of_module
-from utcompile.graph.table import ACTIVATIONS as ACTIVATIONS
+from utcompile.ops import Trait, having
+
+ACTIVATIONS = having(Trait.ACTIVATION)
 
 
 @dataclass(frozen=True)

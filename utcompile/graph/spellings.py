@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utcompile.graph.affine_norm import affine_batch_norm
-from utcompile.graph.table import ROWS
+from utcompile.ops import ROWS
 
 _HOMES: Mapping[str, Any] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
 # what torch also accepts, or what a module calls otherwise
@@ -142,11 +142,12 @@ def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], 
     methods: dict[str, Spelling] = {}
     modules: dict[type, Spelling] = {}
     tables: dict[str, dict[Any, Spelling]] = {"function": functions, "method": methods, "module": modules}
-    for name, signature, words in ROWS:
-        for word in words.split():
-            spelling = _read(name, signature, _digit(word))
-            for kind, value in spelled(word):
-                tables[kind].setdefault(value, spelling)
+    for row in ROWS.values():
+        for signature, words in row.spellings:
+            for word in words.split():
+                spelling = _read(row.name, signature, _digit(word))
+                for kind, value in spelled(word):
+                    tables[kind].setdefault(value, spelling)
     functions[affine_batch_norm] = functions[F.batch_norm]  # ours, the same call
     return functions, methods, modules
 
