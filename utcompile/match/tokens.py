@@ -23,10 +23,11 @@ from utcompile.graph import (
     value_of,
 )
 from utcompile.match.engine import Bindings
+from utcompile.ops import Trait, having
 from utcompile.rules import Rule
 from utcompile.tuners import Port, TunerSite
 
-_PLAIN = frozenset(["dropout", "to", "contiguous", "identity", "detach"])  # they change no shape
+_PLAIN = having(Trait.SAME | Trait.DROPOUT)  # they change no shape
 _LONGEST = 12
 
 

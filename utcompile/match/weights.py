@@ -22,15 +22,11 @@ from utcompile.graph import GraphView, Operation, describe, is_state, tensor, va
 from utcompile.graph.stored import is_stored
 from utcompile.match.engine import Bindings
 from utcompile.match.quantised import as_linear, quantised, quantised_module, quantised_operand
+from utcompile.ops import Trait, having
 from utcompile.tuners import RECURRENT
 
-_LAYERS = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding batch_norm layer_norm "
-    "group_norm instance_norm rms_norm".split()
-)
-_MOVES = frozenset(
-    "split getitem reshape permute transpose contiguous detach identity to expand repeat cat roll stack".split()
-)
+_LAYERS = having(Trait.LAYER)
+_MOVES = having(Trait.MOVES | Trait.SAME | Trait.CUTS | Trait.JOINS)
 # a product with the transpose of a parameter is a linear that has no place for another bias
 _TRANSPOSED = Operation("linear", attributes={"spelled_out": True})
 _PART = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
