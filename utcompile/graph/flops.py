@@ -6,6 +6,7 @@ from math import prod
 
 from torch import fx
 
+from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
 from utcompile.ops import Axes, Trait, having
@@ -38,7 +39,7 @@ def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
     if value is None or op.name in _FREE or op.name in _LOOKUPS or node.op in _NO_CALLS:
         return 0
     made = prod(value.sizes(batch))
-    weight = node.meta.get("weight_shape", ())
+    weight = info(node).weight_shape
     if op.name == "linear" and weight:
         return 2 * made * weight[-1]
     if op.name in _CONVS and weight:
