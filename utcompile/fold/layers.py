@@ -12,9 +12,7 @@ from torch import fx, nn
 
 from utcompile.fold.execute import in_float64, in_precision, run_node
 from utcompile.fold.inputs import ProofInputs
-from utcompile.graph import GraphView, Operation, info, inserted, is_state
-
-_CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+from utcompile.graph import GraphView, Operation, info, inserted, is_state, module_of, set_operand
 
 
 class Unfoldable(Exception):
@@ -307,7 +305,8 @@ class Layer:
         else:
             a = self.op.attributes
             grouped = a["groups"] != 1
-            new = _CONVS[self.op.name](
+            make: Any = module_of(self.op.name)
+            new = make(
                 shape[0] if grouped else shape[1],
                 shape[0],
                 tuple(shape[2:]),
@@ -330,19 +329,10 @@ class Layer:
         with self.work.graph.inserting_before(self.node):
             node = self.work.graph.get_attr(name)
         inserted(node, info(self.node).origin, state=True)
-        args = list(self.node.args)
-        if len(args) > 2:
-            self.node.args = (*args[:2], node, *args[3:])
-        else:
-            self.node.kwargs = {**self.node.kwargs, "bias": node}
+        set_operand(self.node, "bias", node)
 
 
 def widen_groups(node: fx.Node, groups: int) -> None:
     """Set the groups of a depthwise convolution that is a function; a module was rebuilt with them."""
     if node.op == "call_function":
-        args, kwargs = list(node.args), dict(node.kwargs)
-        if len(args) > 6:
-            args[6] = groups
-        else:
-            kwargs["groups"] = groups
-        node.args, node.kwargs = tuple(args), kwargs
+        set_operand(node, "groups", groups)

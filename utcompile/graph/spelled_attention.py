@@ -34,7 +34,7 @@ def spelled_attention(softmax: fx.Node, operations: _Operations) -> tuple[fx.Nod
     before, product = weighted
     q, k = operations[scores].inputs[-2:]
     v = next(n for n in operations[product].inputs if n is not before)
-    return product, Operation("sdpa", (q, k, v), {"spelled_out": True})
+    return product, Operation("sdpa", (q, k, v), {"spelled_out": True}, {}, {"query": q, "key": k, "value": v})
 
 
 def _is_product(op: Operation) -> bool:

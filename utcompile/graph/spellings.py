@@ -7,7 +7,7 @@ import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -156,6 +156,32 @@ _functions, _methods, _modules = _tables()
 FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(_functions)
 METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
 MODULES: Mapping[type, Spelling] = MappingProxyType(_modules)
+
+
+@cache
+def function_of(name: str) -> Callable[..., Any]:
+    """The function of torch that is an operation, of `torch.nn.functional` where there is one.
+
+    >>> function_of("conv2d") is F.conv2d, function_of("einsum") is torch.einsum
+    (True, True)
+    """
+    return next(value for kind, value in _spelled_by(name) if kind == "function")
+
+
+@cache
+def module_of(name: str) -> type[nn.Module] | None:
+    """The class of torch whose modules are an operation; None where there is none.
+
+    >>> module_of("silu"), module_of("add")
+    (<class 'torch.nn.modules.activation.SiLU'>, None)
+    """
+    return next((value for kind, value in _spelled_by(name) if kind == "module"), None)
+
+
+def _spelled_by(name: str) -> Iterator[tuple[str, Any]]:
+    for _, words in ROWS[name].spellings:
+        for word in words.split():
+            yield from spelled(word)
 
 
 def spelling_of_module(leaf: nn.Module) -> Spelling | None:
