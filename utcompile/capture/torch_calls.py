@@ -11,9 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from utcompile.capture.nested import flat, map_tensors
+from utcompile.ops import Trait, callables, having
 
 T = torch.Tensor
-_SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
+_SIZE_OF_DATA = callables(having(Trait.SIZE_OF_DATA))
 _NAMES = "add sub mul truediv floordiv mod matmul pow"
 _UNREFLECTED = "neg eq ne lt le gt ge"
 OPERATORS: dict[str, Callable[..., Any]] = {

@@ -81,6 +81,20 @@ def callables(*names: Iterable[str]) -> frozenset[str]:
     return frozenset(word.rpartition(".")[2] for text in found for word in text.split())
 
 
+def made_of_size(like: bool) -> frozenset[str]:
+    """The callables that make a tensor and are given its size as `size`: alone, or like a tensor.
+
+    >>> sorted(made_of_size(like=True))
+    ['new_empty', 'new_full', 'new_ones', 'new_zeros']
+    """
+    found = [row for row in made.MADE for signature, _ in row.spellings if "size" in _arguments(signature)]
+    return callables([row.name for row in found if ("input" in _arguments(row.spellings[0][0])) is like])
+
+
+def _arguments(signature: str) -> list[str]:
+    return [argument.partition("=")[0].strip(" *") for argument in signature.partition(";")[0].split(",")]
+
+
 def add(row: Row) -> None:
     """Let the table have one more row; the caller has checked that its name is free."""
     _rows[row.name] = row
@@ -89,6 +103,14 @@ def add(row: Row) -> None:
     for has, names in _sets:
         if has(row):
             names.add(row.name)
+
+
+def remove(name: str) -> None:
+    """Undo `add`."""
+    del _rows[name]
+    _glosses.pop(name, None)
+    for _, names in _sets:
+        names.discard(name)
 
 
 def _followed(has: Callable[[Row], bool]) -> set[str]:
