@@ -123,7 +123,17 @@ def test_the_command_writes_rows_and_a_table(
     assert load(command.PLAN) is checks
     monkeypatch.setattr(command, "PLAN", TOYS.plan)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    given = ["benchmarks.gpu", "--quick", "--device", "cpu", "--budget", "300", "--out", str(tmp_path / "new"), "--only"]
+    given = [
+        "benchmarks.gpu",
+        "--quick",
+        "--device",
+        "cpu",
+        "--budget",
+        "300",
+        "--out",
+        str(tmp_path / "new"),
+        "--only",
+    ]
     for only, code in ((["passes"], 0), (["passes", "raises"], 1)):
         monkeypatch.setattr(sys, "argv", [*given, *only])
         assert command.main() == code

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utcompile.capture.active import current
+from utcompile.capture.active import current, is_nested
 from utcompile.capture.caches import CACHED, Caches, without_caches
 from utcompile.capture.expressions import Expression
 from utcompile.capture.tracked import TrackedFloat, TrackedInt, compute, expression_of, is_tracked, plain
@@ -199,7 +199,7 @@ def _places(model: nn.Module) -> list[_Reached]:
     """The globals of the code that the model runs: of its classes, and of the functions that these can name."""
     modules = list(model.modules())
     held = [value for m in modules for value in vars(m).values()]  # a patched forward, a function given to it
-    find = _reached if current() is None else _reached.__wrapped__  # inside of a recording namespaces have twins
+    find = _reached.__wrapped__ if is_nested() else _reached  # inside of another recording namespaces have twins
     known = find(frozenset(map(type, modules)))
     seen = set(map(id, known.namespaces))
     own = {id(f.__globals__): f.__globals__ for f in held if isinstance(f, types.FunctionType)}
