@@ -147,9 +147,10 @@ def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
 def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, tuple[bool, ...]]:
     """FLOPs, saved bytes without the inputs', and which inputs are saved."""
     dtype, device = site.build_from.target.value.dtype, site.build_from.target.value.device
-    with FakeTensorMode(), torch.device(device):
+    with torch.device("meta"):
         tuner = site.build().train()
-        _cast(tuner, dtype)
+    with FakeTensorMode(), torch.device(device):
+        _give_state(tuner, dtype)
         inputs = [_input(value, batch) for value in read]
         storages: dict[int, torch.UntypedStorage] = {}
 
@@ -168,15 +169,23 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
         return int(counter.get_total_flops()), sum(own.values()), saved
 
 
-def _cast(tuner: Tuner, dtype: torch.dtype) -> None:
-    """Floating-point state in the dtype of what the tuner changes; `.to` cannot swap fake tensors."""
-    for module in tuner.modules() if dtype.is_floating_point else ():
+def _give_state(tuner: Tuner, dtype: torch.dtype) -> None:
+    """State without values, floating-point state in the dtype of what the tuner changes.
+
+    The tuner was built without memory: how it draws its first values says nothing of its cost, and some ways read them.
+    """
+    for module in tuner.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype:
-                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, dtype=dtype))
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(_empty(parameter, dtype), parameter.requires_grad)
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = buffer.to(dtype)
+            if buffer is not None:
+                module._buffers[name] = _empty(buffer, dtype)
+
+
+def _empty(state: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    both_floating = state.is_floating_point() and dtype.is_floating_point
+    return torch.empty(state.shape, dtype=dtype if both_floating else state.dtype)
 
 
 def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
