@@ -31,11 +31,10 @@ from utcompile.graph import GraphView, Value, flops, tensor
 from utcompile.match.fitting import site_key
 from utcompile.match.sites import Site
 from utcompile.match.text import amount, counted, percent
+from utcompile.ops import Trait, having
 from utcompile.tuners import Tuner
 
-_COUNTED = frozenset(  # what FlopCounterMode counts, by canonical name
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul einsum sdpa".split()
-)
+_COUNTED = having(Trait.COUNTED)
 
 
 @dataclass(frozen=True)

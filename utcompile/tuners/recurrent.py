@@ -11,9 +11,10 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
+from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig, TunerSite
 
-RECURRENT = frozenset(["lstm", "gru", "lstm_cell", "gru_cell"])
+RECURRENT = having(Trait.GATED)
 
 
 class EachParameter(Tuner):
