@@ -1,7 +1,7 @@
 """Rules × graph -> `Plan`, and the nearest misses."""
 
-from utcompile.match.chain import Stage
 from utcompile.match.engine import Engine
+from utcompile.match.forms import ChainPlace, Place, TokensPlace, ValuePlace, WeightPlace
 from utcompile.match.found import require_sites
 from utcompile.match.match import match
 from utcompile.match.plan import Plan, TunerDtype
@@ -9,4 +9,18 @@ from utcompile.match.projection import Projection
 from utcompile.match.sites import Site
 from utcompile.match.tokens import Attention
 
-__all__ = ["Attention", "Engine", "Plan", "Projection", "Site", "Stage", "TunerDtype", "match", "require_sites"]
+__all__ = [
+    "Attention",
+    "ChainPlace",
+    "Engine",
+    "Place",
+    "Plan",
+    "Projection",
+    "Site",
+    "TokensPlace",
+    "TunerDtype",
+    "ValuePlace",
+    "WeightPlace",
+    "match",
+    "require_sites",
+]

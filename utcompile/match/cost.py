@@ -16,10 +16,10 @@ Both are found by running the tuners on fake tensors, and only when they are ask
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -27,8 +27,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from utcompile.graph import GraphView, Value, flops, tensor
+from utcompile.graph import GraphView, Value, flops
 from utcompile.match.fitting import site_key
+from utcompile.match.forms import ChainPlace, TokensPlace, ValuePlace, WeightPlace
 from utcompile.match.sites import Site
 from utcompile.match.text import amount, counted, percent
 from utcompile.tuners import Tuner
@@ -110,7 +111,7 @@ def plan_cost(sites: Sequence[Site], view: GraphView, batch: int) -> PlanCost:
     unknown: dict[str, str] = {}
     known: dict[tuple[Hashable, ...], tuple[int, int, tuple[bool, ...]]] = {}
     for site in sites:
-        read = list(_read(site, view))
+        read = site.place.read(view)
         key = _key(site, read)
         try:
             if key not in known:
@@ -127,15 +128,6 @@ def plan_cost(sites: Sequence[Site], view: GraphView, batch: int) -> PlanCost:
 def model_flops(view: GraphView, batch: int) -> int:
     """The FLOPs of a captured model's forward, by the measure of `FlopCounterMode`."""
     return sum(flops(node, op, batch) for node, op in view.operations.items() if op.name in _COUNTED)
-
-
-def _read(site: Site, view: GraphView) -> Iterator[Value]:
-    """What the tuner reads: once, or in each call of the operation whose weight it tunes."""
-    if site.form != "weight":
-        yield from site.given
-        return
-    calls = [view.operations[target].inputs for target in site.targets]
-    yield from (tensor(inputs[0] if inputs else site.source) for inputs in calls)  # a parameter itself reads nothing
 
 
 def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
@@ -184,16 +176,19 @@ def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
 
     A branch runs in each call, a weight is changed once for all of them.
     """
-    if site.form == "weight" and tuner.how == "reparametrised":
-        dtype = site.build_from.target.value.dtype
-        shapes = site.build_from.parameters.values()
-        tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
-        return any(role != "bias" for role in site.tunes)
-    if site.form in ("tokens", "chain"):  # one call reads all of them
-        tuner(*inputs)
-        return False
-    for value in inputs:
-        tuner(value)
+    match site.place:
+        case WeightPlace(how="reparametrised") as place:
+            dtype = place.site.target.value.dtype
+            shapes = place.site.parameters.values()
+            tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
+            return any(role != "bias" for role in place.tunes)
+        case ValuePlace() | WeightPlace():
+            for value in inputs:
+                tuner(value)
+        case TokensPlace() | ChainPlace():  # one call reads all of them
+            tuner(*inputs)
+        case unknown:
+            assert_never(unknown)
     return False
 
 

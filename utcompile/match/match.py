@@ -12,7 +12,6 @@ from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
-from utcompile.match.chain import make_chain
 from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine, Trace, shown
 from utcompile.match.explain import Miss, nearest, too_few, too_many
@@ -21,10 +20,11 @@ from utcompile.match.hints import absent, hint, other_attributes, scope_hint, un
 from utcompile.match.instead import instead
 from utcompile.match.parameters import parameters_read
 from utcompile.match.plan import Plan
-from utcompile.match.sites import Site, make_site, merge_shared
+from utcompile.match.sites import Site, make_chain, make_site, merge_shared
 from utcompile.match.skipped import Skipped
 from utcompile.match.trained import find_trained
 from utcompile.rules import (
+    ChainInsertion,
     MatchModule,
     MatchOperation,
     MatchParameter,
@@ -193,8 +193,8 @@ def _sites(
     rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fitting, skipped: list[Skipped]
 ) -> list[Site]:
     """The sites of a rule; `skipped` is added to where the rule passes over what refuses its tuner."""
-    if rule.insert.form == "chain":
-        return make_chain(rule, chosen, view, lambda env: _path(rule, env, view))
+    if isinstance(rule.insert, ChainInsertion):
+        return make_chain(rule, chosen, view, fitting, lambda env: _path(rule, env, view))
     count: Counter[str] = Counter()
     result = []
     for env in chosen:

@@ -10,14 +10,16 @@ The values are random, the frozen parameters too, so that nothing depends on the
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
 
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.match import Site
+from utcompile.match import ChainPlace, Site, TokensPlace, ValuePlace, WeightPlace
 from utcompile.rewrite.tuned import TunedModule
-from utcompile.tuners import Tuner
+from utcompile.tuners import Tuner, WeightSite
 
 _BATCH = 2
 _DRAWS = 8  # a bottleneck of one channel may be dead under one draw's ReLU, as under one batch in training
@@ -33,10 +35,10 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
     kinds: dict[Hashable, tuple[int, Site, Tuner]] = {}
     for site, made in zip(sites, tuned.sites, strict=True):
         tuner = tuned.tuner(made.id)
-        operation = site.build_from.operation
+        operation = site.place.site.operation.name if isinstance(site.place, WeightPlace) else None
         named = tuple((n, p.dim()) for n, p in tuner.named_parameters())
-        key = (type(site.config), str(site.config), site.form, operation and operation.name, named)
-        size = sum(torch.Size(s).numel() for s in _shapes(site))
+        key = (type(site.config), str(site.config), site.form, operation, named)
+        size = sum(torch.Size(s).numel() for s in _trial(site, tuner).shapes if s is not None)
         if key not in kinds or size < kinds[key][0]:
             kinds[key] = size, site, tuner
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -44,24 +46,47 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
             _check(site, copy.deepcopy(tuner).cpu().float().train())
 
 
-def _shapes(site: Site) -> list[tuple[int, ...]]:
-    """Of what a tuner reads: values, or the parameters that it changes."""
-    if site.form == "weight" and not site.build_from.held:
-        return [shape for shape in site.build_from.parameters.values() if shape is not None]
-    return [value.sizes(_BATCH) for value in site.given]
+@dataclass(frozen=True)
+class _Trial:
+    """How a tuner is tried alone.
+
+    Attributes:
+        shapes: of what it reads: values, or the parameters that it changes; None for one that is not there.
+        run: what yields its results.
+        start: what sees the inputs once before; None where nothing does.
+        is_real: whether all that it reads has a gradient's kind of numbers.
+    """
+
+    shapes: Sequence[tuple[int, ...] | None]
+    run: Callable[..., Any]
+    start: Callable[..., None] | None = None
+    is_real: bool = True
+
+
+def _trial(site: Site, tuner: Tuner) -> _Trial:
+    match site.place:
+        case WeightPlace(site=WeightSite(held="", parameters=parameters)):
+            return _Trial(list(parameters.values()), tuner.changed, tuner.start)
+        case ValuePlace() | WeightPlace() | TokensPlace() | ChainPlace() as place:
+            real = all(v.dtype.is_floating_point for v in place.given)
+            return _Trial([value.sizes(_BATCH) for value in place.given], tuner, is_real=real)
+        case unknown:
+            assert_never(unknown)
 
 
 def _check(site: Site, tuner: Tuner) -> None:
     trained = {n: p for n, p in tuner.named_parameters() if p.requires_grad and p.numel()}
-    is_weight = site.form == "weight" and not site.build_from.held
-    if not trained or (not is_weight and not all(v.dtype.is_floating_point for v in site.given)):
+    trial = _trial(site, tuner)
+    if not trained or not trial.is_real:
         return
     dtype = next((p.dtype for p in trained.values() if p.is_complex()), torch.float32)
-    if is_weight:
-        tuner.start(*_inputs(site, dtype))
+    if trial.start is None:
+        dtype = torch.float32
+    else:
+        trial.start(*_inputs(trial, dtype))
     waiting = set(trained)
     for draw in range(_DRAWS):
-        made = tuner.changed(*_inputs(site, dtype)) if is_weight else tuner(*_inputs(site))
+        made = trial.run(*_inputs(trial, dtype))
         results = [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, torch.Tensor)]
         real = [torch.view_as_real(t) if t.is_complex() else t for t in results]
         loss = torch.stack([(t * torch.randn_like(t)).sum() for t in real]).sum()
@@ -90,11 +115,9 @@ def _check(site: Site, tuner: Tuner) -> None:
     )
 
 
-def _inputs(site: Site, dtype: torch.dtype = torch.float32) -> list[torch.Tensor | None]:
-    if site.form == "weight" and not site.build_from.held:
-        return [None if s is None else _random(s, dtype) for s in site.build_from.parameters.values()]
-    return [_random(shape) for shape in _shapes(site)]
+def _inputs(trial: _Trial, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    return [None if s is None else _random(s, dtype) for s in trial.shapes]
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, dtype=dtype, device="cpu")  # whatever the defaults are

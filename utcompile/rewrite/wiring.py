@@ -69,7 +69,7 @@ def wiring(tuned: TunedModule) -> Wiring:
 
 def place_of_site(tuned: TunedModule, site: TunedSite) -> list[str]:
     """What a site's nodes read, in terms of the base's operations; of a weight tuner, the parameters it changes."""
-    if site.form == "weight":
+    if site.tunes:
         return [f"{role} {name}" for role, name in sorted(site.tunes.items())]
     sources = wiring(tuned).sources
     nodes = [n for n in tuned.graph.nodes if n.meta.get("site") == site.id and n.meta["role"] in ("tuner", "sum")]

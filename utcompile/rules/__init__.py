@@ -5,6 +5,8 @@ from utcompile.rules.globs import glob_match
 from utcompile.rules.json_schema import json_schema, shipped_kinds
 from utcompile.rules.library import library_patterns
 from utcompile.rules.model import (
+    AnyInsertion,
+    ChainInsertion,
     Expect,
     ExpectedSites,
     Insertion,
@@ -17,8 +19,11 @@ from utcompile.rules.model import (
     RuleTest,
     Scope,
     Select,
+    TokensInsertion,
     Train,
     TunerSpec,
+    ValueInsertion,
+    WeightInsertion,
 )
 from utcompile.rules.names import CLASSES, OPERATIONS
 from utcompile.rules.ruleset import RuleSet
@@ -42,8 +47,10 @@ from utcompile.rules.syntax import (
 __all__ = [
     "CLASSES",
     "OPERATIONS",
+    "AnyInsertion",
     "Attribute",
     "Call",
+    "ChainInsertion",
     "Comparison",
     "Expect",
     "ExpectedSites",
@@ -69,8 +76,11 @@ __all__ = [
     "Select",
     "Spelling",
     "Step",
+    "TokensInsertion",
     "Train",
     "TunerSpec",
+    "ValueInsertion",
+    "WeightInsertion",
     "glob_match",
     "json_schema",
     "library_patterns",

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from utcompile.rules.globs import glob_match
 from utcompile.rules.syntax import Comparison, Head, Mark, Pattern
-from utcompile.tuners import TunerConfig
+from utcompile.tuners import Form, TunerConfig
 
 __all__ = [
+    "AnyInsertion",
+    "ChainInsertion",
     "Expect",
     "ExpectedSites",
     "Insertion",
@@ -23,12 +25,13 @@ __all__ = [
     "RuleTest",
     "Scope",
     "Select",
+    "TokensInsertion",
     "Train",
     "TunerSpec",
+    "ValueInsertion",
+    "WeightInsertion",
     "glob_match",
 ]
-
-Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
 
 @dataclass(frozen=True)
@@ -120,30 +123,117 @@ class TunerSpec:
     mark: Mark
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Insertion:
-    """`{parallel: x -> y, tuner: u}`, `{sequential: v, for: op, …}`, `{weight: h, …}`, `{tokens: [k, v], …}` or
-    `{chain: v -> z, from: x, …}`.
+    """What the insertions of all forms have in common.
 
     Attributes:
-        form: `parallel`, `sequential`, `weight`, `tokens` or `chain`.
-        source: what a parallel tuner or a stage of a chain reads; the keys, for tokens.
-        target: what the tuner changes; the values, for tokens.
-        reader: the capture whose operation alone reads the changed value; None for all readers.
-        start: the capture of the first match with which a chain begins; None where nothing stands before its stages.
+        target: the capture that the tuner changes; the values, for tokens.
         tuner: the tuner.
-        all_uses: whether a tied weight may be tuned, each of its names by a tuner of its own.
-        mark: where the insertion stands.
+        mark: where the insertion is written.
     """
 
-    form: Form
-    source: str | None
     target: str
-    reader: str | None
-    start: str | None
     tuner: TunerSpec
-    all_uses: bool
     mark: Mark
+
+    @property
+    def form(self) -> Form:
+        """The form's word."""
+        raise NotImplementedError
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The captures that the form's word names, in the order of the rule file."""
+        return (self.target,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueInsertion(Insertion):
+    """`{parallel: x -> y, tuner: u}` or `{sequential: v, for: op, …}`.
+
+    Attributes:
+        source: what the tuner reads; for `sequential` the target itself.
+        replaces: whether its result replaces the target (`sequential`); else it is added (`parallel`).
+        reader: the capture whose operation alone reads the changed value; None for all readers.
+    """
+
+    source: str
+    replaces: bool
+    reader: str | None = None
+
+    @property
+    def form(self) -> Form:
+        """`sequential` or `parallel`."""
+        return "sequential" if self.replaces else "parallel"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """`v`, or `x` and `y`."""
+        return (self.target,) if self.replaces else (self.source, self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightInsertion(Insertion):
+    """`{weight: h, …}`.
+
+    Attributes:
+        all_uses: whether a tied weight may be tuned, each of its names by its own tuner.
+    """
+
+    all_uses: bool = False
+
+    @property
+    def form(self) -> Form:
+        """`weight`."""
+        return "weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensInsertion(Insertion):
+    """`{tokens: [k, v], …}`.
+
+    Attributes:
+        source: the keys.
+    """
+
+    source: str
+
+    @property
+    def form(self) -> Form:
+        """`tokens`."""
+        return "tokens"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Keys and values."""
+        return self.source, self.target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainInsertion(Insertion):
+    """`{chain: v -> z, from: x, …}`.
+
+    Attributes:
+        source: what each stage reads.
+        start: the capture of the first match with which the chain begins; None where nothing precedes its stages.
+    """
+
+    source: str
+    start: str | None = None
+
+    @property
+    def form(self) -> Form:
+        """`chain`."""
+        return "chain"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What each stage reads, and what the last one changes."""
+        return self.source, self.target
+
+
+AnyInsertion = ValueInsertion | WeightInsertion | TokensInsertion | ChainInsertion
 
 
 @dataclass(frozen=True)
@@ -158,7 +248,7 @@ class Rule:
     not_inside: tuple[Scope, ...]  # none of them does
     exclude: tuple[str, ...]  # `except:`, named patterns; a target that a match of theirs covers is left out
     select: Select
-    insert: Insertion
+    insert: AnyInsertion
     expect: Expect
     skips: bool = False  # `on_refusal: skip`: a place where the tuner cannot stand is passed over
 

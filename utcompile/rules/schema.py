@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 from utcompile.rules.globs import glob_problem
 from utcompile.rules.passage import short
+from utcompile.tuners import FORMS, Form
 
 # A rule's name becomes part of the identity of its sites, and with it of checkpoint keys and file names.
 LABEL = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$"
@@ -86,7 +87,6 @@ Sites = Annotated[
 TunerMapping = Annotated[dict[str, Any], WithJsonSchema({"$comment": "tuner"})]
 UNION_TAGS = ("<text>", "<mapping>", "<number>", "<list>")
 GLOB_FIX = "write a dotted path: * is one segment, ** any number"
-FORMS = ("parallel", "sequential", "weight", "tokens", "chain")
 
 
 class Entry(BaseModel):
@@ -196,13 +196,19 @@ class InsertEntry(Entry):
         if len(given) != 1:
             what = f"insert has {' and '.join(given)} at once" if given else "insert has no form"
             raise problem(given[1] if given else None, what, f"give one of: {', '.join(FORMS)}")
-        if self.for_ is not None and given != ["sequential"]:
-            raise problem("for", f"'for' does not go with {given[0]}", "it goes with sequential")
-        if self.from_ is not None and given != ["chain"]:
-            raise problem("from", f"'from' does not go with {given[0]}", "it goes with chain")
-        if self.all_uses and given != ["weight"]:
-            raise problem("all_uses", f"'all_uses' does not go with {given[0]}", "it goes with weight")
+        for key, form, is_given in (
+            ("for", "sequential", self.for_ is not None),
+            ("from", "chain", self.from_ is not None),
+            ("all_uses", "weight", self.all_uses),
+        ):
+            if is_given and form != self.form:
+                raise problem(key, f"'{key}' does not go with {self.form}", f"it goes with {form}")
         return self
+
+    @property
+    def form(self) -> Form:
+        """The word of the form that is given."""
+        return next(form for form in FORMS if getattr(self, form) is not None)
 
 
 class RuleEntry(Entry):
