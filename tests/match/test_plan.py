@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
-from utcompile.match import Plan, Site
+from utcompile.match import Site
+from utcompile.plan import Plan
 from utcompile.tuners import Tuner, TunerConfig, TunerSite, base
 
 RULES = {

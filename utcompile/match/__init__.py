@@ -1,10 +1,10 @@
-"""Rules × graph -> `Plan`, and the nearest misses."""
+"""Rules × graph -> `PlanData`, and the nearest misses."""
 
 from utcompile.match.engine import Engine
 from utcompile.match.forms import ChainPlace, Place, TokensPlace, ValuePlace, WeightPlace
 from utcompile.match.found import require_sites
 from utcompile.match.match import match
-from utcompile.match.plan import Plan, TunerDtype
+from utcompile.match.plan import PlanData, TunerDtype
 from utcompile.match.projection import Projection
 from utcompile.match.sites import Site
 from utcompile.match.tokens import Attention
@@ -14,7 +14,7 @@ __all__ = [
     "ChainPlace",
     "Engine",
     "Place",
-    "Plan",
+    "PlanData",
     "Projection",
     "Site",
     "TokensPlace",

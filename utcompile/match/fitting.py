@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
@@ -33,7 +34,7 @@ class Fitted:
 
 
 class Fitting:
-    """What tuners are by config and site, each kind of site tried once."""
+    """What tuners are by class, config and site, each kind of site tried once."""
 
     def __init__(self) -> None:
         self._fitted: dict[Hashable, Fitted] = {}
@@ -44,7 +45,8 @@ class Fitting:
         Raises:
             UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
         """
-        key = (type(config), str(config), *site_key(site))
+        cls: Any = tuner_class(config.kind)
+        key = (cls, type(config), str(config), *site_key(site))
         if key not in self._fitted:
             self._fitted[key] = _tried(config, site)
         return self._fitted[key]
@@ -102,8 +104,13 @@ def _key(value: Any) -> Hashable:
         case Port():
             return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid
         case Operation():
-            return value.name, str(value.attributes), tuple(value.parameters), len(value.inputs)
+            return value.name, str(_without_nodes(value.attributes)), tuple(value.parameters), len(value.inputs)
         case Mapping():
             return tuple((name, _key(part)) for name, part in value.items())
     found: Hashable = value
     return found
+
+
+def _without_nodes(attributes: Mapping[str, Any]) -> Any:
+    """Attributes in which every value of the graph is the same word: its name says nothing of what it is."""
+    return fx.node.map_arg(dict(attributes), lambda node: "node")

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from utcompile.errors import UtcError
 from utcompile.graph import (
     affine_batch_norm,
     copy_graph,
@@ -25,7 +26,7 @@ from utcompile.graph import (
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
-from utcompile.match import Plan, Site, TunerDtype, WeightPlace, require_sites
+from utcompile.match import PlanData, Site, TunerDtype, WeightPlace, require_sites
 from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.forms import Inserted, Writer, insert
 from utcompile.rewrite.masters import raise_precision
@@ -38,13 +39,17 @@ from utcompile.rewrite.weights import frozen_parameters
 from utcompile.tuners import HALVES, Tuner
 
 
-def apply_plan(plan: Plan) -> TunedModule:
+def apply_plan(plan: PlanData) -> TunedModule:
     """Insert the tuners of a plan into a copy of its captured model, which shares the captured memory.
 
+    Requires: the rules found a place, or something is trained itself; the captured graph is as it was matched.
+    Ensures: the captured model is as it was; every tuner reaches an output that a gradient comes back from.
+
     Raises:
-        UtcError: its rules found no place, or a tuner would be bypassed.
+        UtcError: one of these does not hold.
     """
     require_sites(plan)
+    _require_nodes(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
     _clone_trained(root, plan.trained, plan.untied, plan.module.graph)
@@ -63,6 +68,19 @@ def apply_plan(plan: Plan) -> TunedModule:
     tuned.base_graph, tuned.tasks = copy_graph(plan.module.graph), Tasks()
     _settle_earlier(tuned.base_graph)
     return tuned.train()
+
+
+def _require_nodes(plan: PlanData) -> None:
+    """Raise where the graph has lost a node that a site names."""
+    nodes = set(plan.module.graph.nodes)
+    for site in plan.sites:
+        for node in (site.source, *site.targets):
+            if node not in nodes:
+                raise UtcError(
+                    f"the captured graph has changed since the plan was made: site {site.id} is at {node.name}, "
+                    "which is not in it any more",
+                    fix="match the rules again: utc.match(captured, rules)",
+                )
 
 
 def _settle_earlier(graph: fx.Graph) -> None:

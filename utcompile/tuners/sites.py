@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
@@ -21,6 +21,20 @@ from utcompile.graph import Operation, Value
 
 Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 FORMS: tuple[Form, ...] = get_args(Form)
+
+# before sites had types, all of them had these; tuners written then ask for them whatever the form
+_ABSENT: Mapping[str, Any] = {
+    "operation": None,
+    "weight_shape": (),
+    "parameters": {},
+    "direct": True,
+    "rows": (),
+    "held": "",
+    "heads": 0,
+    "repeats": 1,
+    "previous": None,
+    "is_last": False,
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,14 @@ class TunerSite:
     def form(self) -> Form:
         """The form's word in rule files."""
         raise NotImplementedError
+
+    if not TYPE_CHECKING:  # a tuner that is typed for its forms needs none of it
+
+        def __getattr__(self, name: str) -> Any:
+            """What a tuner of several forms reads of a form that this site does not have."""
+            if name in _ABSENT:
+                return _ABSENT[name]
+            raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
 
     def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
         """One module for all sites of a model that name one key; `make(*args)` makes it the first time.
