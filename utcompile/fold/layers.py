@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from utcompile.fold.execute import in_float64, in_precision, run_node
 from utcompile.fold.inputs import ProofInputs
-from utcompile.graph import GraphView, Operation, is_state
+from utcompile.graph import GraphView, Operation, info, inserted, is_state
 
 _CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 
@@ -329,7 +329,7 @@ class Layer:
         self.work.root.get_submodule(owner).register_parameter("bias", nn.Parameter(bias, requires_grad=False))
         with self.work.graph.inserting_before(self.node):
             node = self.work.graph.get_attr(name)
-        node.meta.update(state=True, origin=self.node.meta["origin"])
+        inserted(node, info(self.node).origin, state=True)
         args = list(self.node.args)
         if len(args) > 2:
             self.node.args = (*args[:2], node, *args[3:])

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, UtcGraphModule, collector_paused
+from utcompile.graph import GraphView, UtcGraphModule, collector_paused, info
 from utcompile.match.engine import Bindings, Engine
 from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.hints import unlisted
@@ -93,7 +93,7 @@ def _is_dead(node: fx.Node, view: GraphView) -> bool:
     found, stack = {node}, [node]
     while stack:
         for reader in stack.pop().users:
-            if reader.op == "output" or reader.meta.get("mutates"):
+            if reader.op == "output" or info(reader).mutates:
                 return False
             if reader not in found:
                 found.add(reader)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Frame, GraphView, value_of
+from utcompile.graph import Frame, GraphView, info, value_of
 from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine
 from utcompile.match.hints import scope_hint, unknown
@@ -69,7 +69,7 @@ def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
             continue
         if node.op == "call_module" and within(scope, view.frames(node)[-1:]) and view.operations[node].inputs:
             yield {"x": view.operations[node].inputs[0], "y": node}
-        for frame, read in zip(node.meta.get("ends", ()), node.meta.get("ends_from", ()), strict=True):
+        for frame, read in zip(info(node).ends, info(node).ends_from, strict=True):
             if within(scope, [frame]) and read is not node:
                 yield {"x": read, "y": node}
 
@@ -104,7 +104,7 @@ def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
     if isinstance(wanted, MatchModule):
         called = Scope(wanted.module, wanted.cls)
         frames = view.frames(env["y"])
-        ended = [f for f in env["y"].meta.get("ends", ()) if within(called, [f])]
+        ended = [f for f in info(env["y"]).ends if within(called, [f])]
         matched = ended[-1] if ended else frames[-1]
         return frames[: frames.index(matched) + 1] if matched in frames else (*frames, matched)
     if not isinstance(wanted, MatchPattern):

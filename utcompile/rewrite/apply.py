@@ -19,6 +19,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import (
     affine_batch_norm,
     copy_graph,
+    info,
     is_state,
     set_affine_norms,
     set_inplace,
@@ -86,8 +87,8 @@ def _require_nodes(plan: PlanData) -> None:
 def _settle_earlier(graph: fx.Graph) -> None:
     """Tuners that an earlier fold kept are operations of the base as any other."""
     for node in graph.nodes:
-        for key in ("site", "role", "replaces", "instead_of"):
-            node.meta.pop(key, None)
+        known = info(node)
+        del known.site, known.role, known.replaces, known.instead_of
 
 
 def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...], base: fx.Graph) -> None:
@@ -127,7 +128,7 @@ def _finish(writer: Writer, follows_mode: bool) -> None:
     """Every reader of a changed value reads what it has become."""
     for target, value in writer.current.items():
         for reader in list(target.users):
-            if (reader, target) not in writer.running and not reader.meta.get("check"):
+            if (reader, target) not in writer.running and not info(reader).check:
                 reader.replace_input_with(target, value)
         if target.op == "get_attr":  # what is computed from a tuned parameter is no parameter any more
             _forget_state(value)
@@ -149,7 +150,8 @@ def _forget_state(node: fx.Node) -> None:
     stack = list(node.users)
     while stack:
         user = stack.pop()
-        if user.meta.pop("state", False):
+        known, info(user).state = info(user).state, None
+        if known:
             stack += user.users
 
 

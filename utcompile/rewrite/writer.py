@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from utcompile.graph import GraphView, Origin, tensor
+from utcompile.graph import GraphView, Role, inserted, origin_of, tensor
 from utcompile.match import Site
 from utcompile.tuners import Tuner
 
@@ -69,14 +69,14 @@ class Writer:
     def add(self, site: Inserted, target: fx.Node, added: fx.Node) -> None:
         """Add a node's result to a value."""
         args = (self.value(target), added)
-        self.link(target, self.call(site, "sum", operator.add, args, like=target, after=added))
+        self.link(target, self.call(site, Role.SUM, operator.add, args, like=target, after=added))
 
     def tune(
         self,
         site: Inserted,
         args: tuple[fx.Node, ...],
         like: fx.Node,
-        role: str = "tuner",
+        role: Role = Role.TUNER,
         after: fx.Node | None = None,
     ) -> fx.Node:
         """Call the site's tuner; see `call`."""
@@ -85,7 +85,7 @@ class Writer:
     def call(
         self,
         site: Inserted,
-        role: str,
+        role: Role,
         what: Any,
         args: tuple[Any, ...],
         *,
@@ -108,9 +108,7 @@ class Writer:
             else:
                 node = self.graph.call_function(what, args)
         node._rename(f"{re.sub(r'[^0-9A-Za-z_]', '_', site.id)}_{role}")
-        origin = like.meta.get("origin", Origin())  # an input of the model has none
-        node.meta.update(site=site.id, role=role, origin=origin, value=tensor(like), state=False)
-        return node
+        return inserted(node, origin_of(like), value=tensor(like), role=role, site=site.id)
 
     def _after_inputs(self, node: fx.Node) -> fx.Node:
         """A node itself; of the inputs of the model the last, since nothing is computed before it."""

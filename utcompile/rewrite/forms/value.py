@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from utcompile.graph import info
 from utcompile.match import ValuePlace
 from utcompile.rewrite.writer import Inserted, Writer
 
@@ -24,7 +25,7 @@ def insert(writer: Writer, site: Inserted, place: ValuePlace) -> None:
 
 
 def _for_reader(writer: Writer, site: Inserted, target: fx.Node, reader: fx.Node) -> None:
-    given = next((n for n in reader.all_input_nodes if n is target or n.meta.get("instead_of") == target.name), target)
+    given = next((n for n in reader.all_input_nodes if n is target or info(n).instead_of == target.name), target)
     node = writer.tune(site, (given,), like=target)
-    node.meta["instead_of"] = target.name
+    info(node).instead_of = target.name
     reader.replace_input_with(given, node)

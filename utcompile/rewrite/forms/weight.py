@@ -9,6 +9,7 @@ from typing import assert_never
 
 from torch import fx
 
+from utcompile.graph import Role
 from utcompile.match import WeightPlace
 from utcompile.rewrite.weights import reparametrise
 from utcompile.rewrite.writer import Inserted, Writer
@@ -30,7 +31,7 @@ def _branch(writer: Writer, site: Inserted, recorded: fx.Node) -> None:
     """Add to the operation's own result; tuners that earlier rules placed on it read the sum."""
     target = writer.mapping[recorded]
     source = writer.mapping[writer.view.operations[recorded].inputs[0]]
-    node = writer.tune(site, (source, target), like=target, role="branch", after=target)
+    node = writer.tune(site, (source, target), like=target, role=Role.BRANCH, after=target)
     for reader, value in [link for link in writer.running if link[1] is target]:
         reader.replace_input_with(target, node)
         writer.running.remove((reader, value))
