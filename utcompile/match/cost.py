@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utcompile.graph import GraphView, Value, flops
 from utcompile.match.fitting import site_key
-from utcompile.match.forms import ChainPlace, TokensPlace, ValuePlace, WeightPlace
 from utcompile.match.sites import Site
 from utcompile.match.text import amount, counted, percent
 from utcompile.tuners import Tuner
@@ -151,7 +150,7 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
             return saved
 
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda saved: saved):
-            keeps = _forward(site, tuner, inputs)
+            keeps = site.place.run(tuner, inputs)
         for parameter in (*tuner.parameters(), *tuner.buffers()):
             storages.pop(parameter.untyped_storage()._cdata, None)
         addresses = [t.untyped_storage()._cdata for t in inputs]
@@ -169,27 +168,6 @@ def _cast(tuner: Tuner, dtype: torch.dtype) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = buffer.to(dtype)
-
-
-def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
-    """Run a tuner as it will run; whether the operation then saves what it reads, for its weight's gradient.
-
-    A branch runs in each call, a weight is changed once for all of them.
-    """
-    match site.place:
-        case WeightPlace(how="reparametrised") as place:
-            dtype = place.site.target.value.dtype
-            shapes = place.site.parameters.values()
-            tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
-            return any(role != "bias" for role in place.tunes)
-        case ValuePlace() | WeightPlace():
-            for value in inputs:
-                tuner(value)
-        case TokensPlace() | ChainPlace():  # one call reads all of them
-            tuner(*inputs)
-        case unknown:
-            assert_never(unknown)
-    return False
 
 
 def _input(value: Value, batch: int) -> torch.Tensor:

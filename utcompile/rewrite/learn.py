@@ -10,16 +10,15 @@ The values are random, the frozen parameters too, so that nothing depends on the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, assert_never
+from collections.abc import Hashable, Sequence
 
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.match import ChainPlace, Site, TokensPlace, ValuePlace, WeightPlace
+from utcompile.match import Site, WeightPlace
+from utcompile.match.forms.placed import Trial
 from utcompile.rewrite.tuned import TunedModule
-from utcompile.tuners import Tuner, WeightSite
+from utcompile.tuners import Tuner
 
 _BATCH = 2
 _DRAWS = 8  # a bottleneck of one channel may be dead under one draw's ReLU, as under one batch in training
@@ -38,7 +37,10 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
         operation = site.place.site.operation.name if isinstance(site.place, WeightPlace) else None
         named = tuple((n, p.dim()) for n, p in tuner.named_parameters())
         key = (type(site.config), str(site.config), site.form, operation, named)
-        size = sum(torch.Size(s).numel() for s in _trial(site, tuner).shapes if s is not None)
+        trial = site.place.trial(tuner, _BATCH)
+        if trial is None:
+            continue
+        size = sum(torch.Size(s).numel() for s in trial.shapes if s is not None)
         if key not in kinds or size < kinds[key][0]:
             kinds[key] = size, site, tuner
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -46,43 +48,15 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
             _check(site, copy.deepcopy(tuner).cpu().float().train())
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """How a tuner is tried alone.
-
-    Attributes:
-        shapes: of what it reads: values, or the parameters that it changes; None for one that is not there.
-        run: what yields its results.
-        start: what sees the inputs once before; None where nothing does.
-        is_real: whether all that it reads has a gradient's kind of numbers.
-    """
-
-    shapes: Sequence[tuple[int, ...] | None]
-    run: Callable[..., Any]
-    start: Callable[..., None] | None = None
-    is_real: bool = True
-
-
-def _trial(site: Site, tuner: Tuner) -> _Trial:
-    match site.place:
-        case WeightPlace(site=WeightSite(held="", parameters=parameters)):
-            return _Trial(list(parameters.values()), tuner.changed, tuner.start)
-        case ValuePlace() | WeightPlace() | TokensPlace() | ChainPlace() as place:
-            real = all(v.dtype.is_floating_point for v in place.given)
-            return _Trial([value.sizes(_BATCH) for value in place.given], tuner, is_real=real)
-        case unknown:
-            assert_never(unknown)
-
-
 def _check(site: Site, tuner: Tuner) -> None:
     trained = {n: p for n, p in tuner.named_parameters() if p.requires_grad and p.numel()}
-    trial = _trial(site, tuner)
-    if not trained or not trial.is_real:
+    trial = site.place.trial(tuner, _BATCH)
+    if not trained or trial is None:
         return
-    dtype = next((p.dtype for p in trained.values() if p.is_complex()), torch.float32)
-    if trial.start is None:
-        dtype = torch.float32
-    else:
+    dtype = torch.float32
+    if trial.takes_dtype:
+        dtype = next((p.dtype for p in trained.values() if p.is_complex()), torch.float32)
+    if trial.start is not None:
         trial.start(*_inputs(trial, dtype))
     waiting = set(trained)
     for draw in range(_DRAWS):
@@ -115,7 +89,7 @@ def _check(site: Site, tuner: Tuner) -> None:
     )
 
 
-def _inputs(trial: _Trial, dtype: torch.dtype) -> list[torch.Tensor | None]:
+def _inputs(trial: Trial, dtype: torch.dtype) -> list[torch.Tensor | None]:
     return [None if s is None else _random(s, dtype) for s in trial.shapes]
 
 

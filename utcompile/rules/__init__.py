@@ -2,14 +2,20 @@
 
 from utcompile.rules.files import shipped_rules
 from utcompile.rules.globs import glob_match
+from utcompile.rules.insertions import (
+    AnyInsertion,
+    ChainInsertion,
+    Insertion,
+    TokensInsertion,
+    TunerSpec,
+    ValueInsertion,
+    WeightInsertion,
+)
 from utcompile.rules.json_schema import json_schema, shipped_kinds
 from utcompile.rules.library import library_patterns
 from utcompile.rules.model import (
-    AnyInsertion,
-    ChainInsertion,
     Expect,
     ExpectedSites,
-    Insertion,
     Match,
     MatchModule,
     MatchOperation,
@@ -19,11 +25,7 @@ from utcompile.rules.model import (
     RuleTest,
     Scope,
     Select,
-    TokensInsertion,
     Train,
-    TunerSpec,
-    ValueInsertion,
-    WeightInsertion,
 )
 from utcompile.rules.names import CLASSES, OPERATIONS
 from utcompile.rules.ruleset import RuleSet

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.rules.entries import GLOB_FIX
 from utcompile.rules.expression import MAX_WORD
 from utcompile.rules.globs import glob_problem
+from utcompile.rules.insertions import AnyInsertion, InsertEntry, TunerSpec, read_insertion
 from utcompile.rules.library import check_calls, library_patterns, parse_library, passages
 from utcompile.rules.model import (
-    AnyInsertion,
-    ChainInsertion,
     Expect,
     Match,
     MatchModule,
@@ -23,19 +23,13 @@ from utcompile.rules.model import (
     RuleTest,
     Scope,
     Select,
-    TokensInsertion,
     Train,
-    TunerSpec,
-    ValueInsertion,
-    WeightInsertion,
 )
 from utcompile.rules.names import CALLABLE, CLASSES, OPERATIONS
 from utcompile.rules.passage import Passage, short
 from utcompile.rules.pattern import parse_heads, parse_spelling
 from utcompile.rules.schema import (
-    GLOB_FIX,
     ExpectEntry,
-    InsertEntry,
     MatchEntry,
     RuleEntry,
     RuleFile,
@@ -167,29 +161,7 @@ class Builder:
             captures.check_config(spec, node.at("tuner"))
             return spec
 
-        passage, mark = node.at(entry.form).passage, node.mark
-        match entry.form:  # the captures are checked first, the tuner last
-            case "parallel":
-                source, target = captures.arrow(passage, entry.form)
-                return ValueInsertion(source=source, target=target, replaces=False, tuner=tuner(), mark=mark)
-            case "sequential":
-                target = captures.word(passage)
-                reader = captures.optional(node.get("for"))
-                return ValueInsertion(
-                    source=target, target=target, replaces=True, reader=reader, tuner=tuner(), mark=mark
-                )
-            case "weight":
-                target = captures.word(passage)
-                return WeightInsertion(target=target, all_uses=entry.all_uses, tuner=tuner(), mark=mark)
-            case "tokens":
-                source, target = (captures.word(name.passage) for name in node.at(entry.form).items())
-                return TokensInsertion(source=source, target=target, tuner=tuner(), mark=mark)
-            case "chain":
-                source, target = captures.arrow(passage, entry.form)
-                start = captures.optional(node.get("from"))
-                return ChainInsertion(source=source, target=target, start=start, tuner=tuner(), mark=mark)
-            case unknown:
-                assert_never(unknown)
+        return read_insertion(entry, node, captures, tuner)
 
     def _tuner(self, entry: InsertEntry, node: Node) -> TunerSpec:
         if not isinstance(entry.tuner, str):

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from utcompile.rules.globs import glob_match
+from utcompile.rules.insertions import AnyInsertion
 from utcompile.rules.syntax import Comparison, Head, Mark, Pattern
-from utcompile.tuners import Form, TunerConfig
 
 __all__ = [
-    "AnyInsertion",
-    "ChainInsertion",
     "Expect",
     "ExpectedSites",
-    "Insertion",
     "Match",
     "MatchModule",
     "MatchOperation",
@@ -25,11 +22,7 @@ __all__ = [
     "RuleTest",
     "Scope",
     "Select",
-    "TokensInsertion",
     "Train",
-    "TunerSpec",
-    "ValueInsertion",
-    "WeightInsertion",
     "glob_match",
 ]
 
@@ -112,128 +105,6 @@ class Expect:
     exactly: int | None = None
     at_most: int | None = None
     optional: bool = False
-
-
-@dataclass(frozen=True)
-class TunerSpec:
-    """The tuner of an insertion: its name under `tuners:`, None where it is written in place, and its config."""
-
-    name: str | None
-    config: TunerConfig
-    mark: Mark
-
-
-@dataclass(frozen=True, kw_only=True)
-class Insertion:
-    """What the insertions of all forms have in common.
-
-    Attributes:
-        target: the capture that the tuner changes; the values, for tokens.
-        tuner: the tuner.
-        mark: where the insertion is written.
-    """
-
-    target: str
-    tuner: TunerSpec
-    mark: Mark
-
-    @property
-    def form(self) -> Form:
-        """The form's word."""
-        raise NotImplementedError
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """The captures that the form's word names, in the order of the rule file."""
-        return (self.target,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueInsertion(Insertion):
-    """`{parallel: x -> y, tuner: u}` or `{sequential: v, for: op, …}`.
-
-    Attributes:
-        source: what the tuner reads; for `sequential` the target itself.
-        replaces: whether its result replaces the target (`sequential`); else it is added (`parallel`).
-        reader: the capture whose operation alone reads the changed value; None for all readers.
-    """
-
-    source: str
-    replaces: bool
-    reader: str | None = None
-
-    @property
-    def form(self) -> Form:
-        """`sequential` or `parallel`."""
-        return "sequential" if self.replaces else "parallel"
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """`v`, or `x` and `y`."""
-        return (self.target,) if self.replaces else (self.source, self.target)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightInsertion(Insertion):
-    """`{weight: h, …}`.
-
-    Attributes:
-        all_uses: whether a tied weight may be tuned, each of its names by its own tuner.
-    """
-
-    all_uses: bool = False
-
-    @property
-    def form(self) -> Form:
-        """`weight`."""
-        return "weight"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokensInsertion(Insertion):
-    """`{tokens: [k, v], …}`.
-
-    Attributes:
-        source: the keys.
-    """
-
-    source: str
-
-    @property
-    def form(self) -> Form:
-        """`tokens`."""
-        return "tokens"
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """Keys and values."""
-        return self.source, self.target
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChainInsertion(Insertion):
-    """`{chain: v -> z, from: x, …}`.
-
-    Attributes:
-        source: what each stage reads.
-        start: the capture of the first match with which the chain begins; None where nothing precedes its stages.
-    """
-
-    source: str
-    start: str | None = None
-
-    @property
-    def form(self) -> Form:
-        """`chain`."""
-        return "chain"
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """What each stage reads, and what the last one changes."""
-        return self.source, self.target
-
-
-AnyInsertion = ValueInsertion | WeightInsertion | TokensInsertion | ChainInsertion
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Value, describe, readers, tensor
 from utcompile.match.fitting import check_form
 from utcompile.match.forms.found import Found
-from utcompile.match.forms.placed import Placed
+from utcompile.match.forms.placed import Placed, TunerPlace
 from utcompile.rules import ChainInsertion
 from utcompile.tuners import ChainSite, Port, Tuner
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainPlace:
+class ChainPlace(TunerPlace):
     """One stage's place in its side network.
 
     Attributes:
@@ -51,10 +51,6 @@ class ChainPlace:
         """What the tuner's `forward` takes."""
         previous = self.site.previous
         return (self.site.source.value,) if previous is None else (self.site.source.value, previous.value)
-
-    def read(self, view: GraphView) -> Sequence[Value]:
-        """What the stage reads in one call of the model."""
-        return self.given
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from utcompile.graph import GraphView, Value, tensor
+from utcompile.graph import Value, tensor
 from utcompile.match.forms.found import Found
-from utcompile.match.forms.placed import Placed
+from utcompile.match.forms.placed import Placed, TunerPlace
 from utcompile.match.projection import Projection, projection_of
 from utcompile.match.tokens import Attention, attention_of, tokens_site
 from utcompile.rules import TokensInsertion
@@ -17,7 +16,7 @@ from utcompile.tuners import TokensSite
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensPlace:
+class TokensPlace(TunerPlace):
     """Where learned keys and values go.
 
     Attributes:
@@ -44,10 +43,6 @@ class TokensPlace:
     def given(self) -> tuple[Value, ...]:
         """What the tuner's `forward` takes: keys and values, or nothing."""
         return () if self.projection is not None else (self.site.source.value, self.site.target.value)
-
-    def read(self, view: GraphView) -> Sequence[Value]:
-        """What the tuner reads in one call of the model."""
-        return self.given
 
 
 def place(found: Found, insertion: TokensInsertion) -> Placed[TokensPlace]:

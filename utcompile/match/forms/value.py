@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -10,14 +9,14 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Value, readers, tensor, value_of
 from utcompile.match.forms.found import Found
-from utcompile.match.forms.placed import Placed
+from utcompile.match.forms.placed import Placed, TunerPlace
 from utcompile.match.parameters import reads_of
 from utcompile.rules import ValueInsertion
 from utcompile.tuners import ValueSite
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValuePlace:
+class ValuePlace(TunerPlace):
     """Where a tuner of values goes.
 
     Attributes:
@@ -36,10 +35,6 @@ class ValuePlace:
     def given(self) -> tuple[Value, ...]:
         """What the tuner's `forward` takes."""
         return (self.site.source.value,)
-
-    def read(self, view: GraphView) -> Sequence[Value]:
-        """What the tuner reads in one call of the model."""
-        return self.given
 
 
 def place(found: Found, insertion: ValueInsertion) -> Placed[ValuePlace]:

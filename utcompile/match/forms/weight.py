@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Value, tensor, value_of
 from utcompile.match.fitting import Fitted
 from utcompile.match.forms.found import Found, no_complex
-from utcompile.match.forms.placed import Placed
+from utcompile.match.forms.placed import Placed, Trial, TunerPlace
 from utcompile.match.weights import TunedWeight, beside_module, rows_of, tuned_weight
 from utcompile.rules import MatchModule, WeightInsertion
-from utcompile.tuners import TunerConfig, WeightSite
+from utcompile.tuners import Tuner, TunerConfig, WeightSite
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightPlace:
+class WeightPlace(TunerPlace):
     """Where a weight tuner goes.
 
     Attributes:
@@ -45,6 +46,24 @@ class WeightPlace:
         """What the calls of the operation read; a parameter itself reads nothing."""
         calls = [view.operations[target].inputs for target in self.targets]
         return [tensor(inputs[0] if inputs else self.source) for inputs in calls]
+
+    def run(self, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
+        """A branch runs in each call; a weight is changed once for all of them."""
+        if self.how == "branch":
+            for value in inputs:
+                tuner(value)
+            return False
+        dtype = self.site.target.value.dtype
+        shapes = self.site.parameters.values()
+        tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
+        return any(role != "bias" for role in self.tunes)
+
+    def trial(self, tuner: Tuner, batch: int) -> Trial | None:
+        """Tried on the parameters that it changes; where it can change none, on what its branch reads."""
+        if self.site.held:
+            return super().trial(tuner, batch)
+        shapes = list(self.site.parameters.values())
+        return Trial(shapes=shapes, run=tuner.changed, start=tuner.start, takes_dtype=True)
 
 
 def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
