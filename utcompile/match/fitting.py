@@ -55,7 +55,7 @@ class Fitting:
 def check_form(config: TunerConfig, site: TunerSite) -> None:
     """Raise where a tuner is not made for a site's form."""
     cls = tuner_class(config.kind)
-    if site.form not in cls.forms:
+    if not site.takes(cls.forms, cls.reads_stream):
         what = f"a {config.kind} tuner cannot be inserted as '{site.form}'"
         raise UtcError(what, fix=f"use: {', '.join(cls.forms)}")
 

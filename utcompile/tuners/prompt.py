@@ -10,7 +10,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
-from utcompile.tuners.sites import TokensSite, ValueSite
+from utcompile.tuners.sites import TunerSite, ValueSite
 
 
 class PromptConfig(TunerConfig):
@@ -52,10 +52,10 @@ class Prompt(Tuner):
         self.scale = None if shape is None else nn.Parameter(torch.ones(shape))
 
     @classmethod
-    def build(cls, config: PromptConfig, site: ValueSite | TokensSite) -> Prompt:
+    def build(cls, config: PromptConfig, site: TunerSite) -> Prompt:
         """Take the channels of the stream."""
         source, target = site.source, site.target
-        if isinstance(site, TokensSite):
+        if not isinstance(site, ValueSite):
             if config.scale != "none":
                 raise UtcError("a prompt of tokens has no scale of its own", fix="leave out scale, or use parallel")
         elif source.value.shape != target.value.shape or source.channel_axis != target.channel_axis:

@@ -10,7 +10,7 @@ A tuner's `build` gets the site type of each form that the tuner lists in `forms
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -91,6 +91,10 @@ class TunerSite:
     def form(self) -> Form:
         """The form's word in rule files."""
         raise NotImplementedError
+
+    def takes(self, forms: Sequence[str], reads_stream: bool) -> bool:
+        """Whether a tuner is made for the form, by the class attributes that say so."""
+        return self.form in forms
 
     if not TYPE_CHECKING:  # a tuner that is typed for its forms needs none of it
 
