@@ -13,7 +13,7 @@ from torch import fx
 
 from utcompile.fold.execute import as_real, double_copy
 from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.graph import Role, info, inserted, is_state, value_of
+from utcompile.graph import Role, info, inserted, is_state, owner_path, value_of
 from utcompile.rewrite import TunedSite, to_module, written_again
 from utcompile.tuners import Tuner
 
@@ -145,7 +145,7 @@ def _add(work: Work, operations: list[fx.Node], value: torch.Tensor, home: tuple
         read = next(n for n in operations[0].all_input_nodes if of_parameters(n))
         while read.op != "get_attr":
             read = read.all_input_nodes[0]
-        path = str(read.target).rpartition(".")[0]
+        path = owner_path(str(read.target))
     name = f"{path}.bias".lstrip(".")
     while name in dict(work.root.named_parameters(remove_duplicate=False)):
         name += "_"
@@ -156,7 +156,7 @@ def _add(work: Work, operations: list[fx.Node], value: torch.Tensor, home: tuple
 
 def _check_readers(work: Work, name: str, mine: set[fx.Node]) -> None:
     """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
-    owner = name.rpartition(".")[0]
+    owner = owner_path(name)
     for node in work.graph.nodes:
         reads = node.op == "call_module" and str(node.target) == owner
         reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine

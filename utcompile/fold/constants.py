@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import fx
 
-from utcompile.fold.execute import run_node
+from utcompile.fold.execute import in_float64
 from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.graph import Role, Size, info, inserted, operation, origin_of, tensor, value_of
+from utcompile.graph import Role, Size, info, inserted, operation, origin_of, run_node, tensor, value_of
 from utcompile.rewrite import TunedSite
 
 _MADE_FROM_NOTHING = frozenset((torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye))
@@ -108,7 +108,7 @@ def _from_tuner(work: Work, site: TunedSite, tuner: fx.Node) -> Planned:
 
     def commit() -> list[fx.Node]:
         example = {n: torch.zeros(tensor(n).sizes(1), dtype=torch.float64) for n in given}
-        made = run_node(work.root, tuner, example.__getitem__)
+        made = run_node(work.root, tuner, example.__getitem__, in_float64)
         results = []
         for name, part, like, value in zip(("keys", "values"), parts, given, made, strict=True):
             results.append(_for_all(work, site, name, part, like, value))

@@ -10,8 +10,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from utcompile.fold.absorb import of_parameters
-from utcompile.fold.execute import run_node
-from utcompile.graph import Role, Value, flops, info, operation, value_of
+from utcompile.graph import Role, Value, flops, info, operation, run_node, value_of
 
 _COUNTED = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul einsum sdpa".split()

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from utcompile.fold.absorb import operations_of, share_retained
-from utcompile.fold.execute import double_copy, in_float64, run_node
+from utcompile.fold.execute import double_copy, in_float64
 from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.graph import Role, inserted, is_state, origin_of, tensor, value_of
+from utcompile.graph import Role, inserted, is_state, origin_of, run_node, tensor, value_of
 from utcompile.graph.stored import is_stored, stored_in
 from utcompile.rewrite import TunedSite
 
@@ -91,7 +91,7 @@ def _evaluated(work: Work, operand: fx.Node) -> torch.Tensor:
     def value(node: fx.Node) -> Any:
         if node.op == "placeholder":
             return torch.empty(0, dtype=torch.float64)
-        return run_node(work.root, node, value)
+        return run_node(work.root, node, value, in_float64)
 
     found = value(operand)
     assert isinstance(found, torch.Tensor)

@@ -13,7 +13,7 @@ from torch import fx
 
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import Value, info, inserted, origin_of, value_of
+from utcompile.graph import Value, info, inserted, origin_of, owner_path, value_of
 
 
 def compute_in_float32(work: Work, names: Collection[str], results: Sequence[fx.Node]) -> list[fx.Node]:
@@ -39,7 +39,7 @@ def compute_in_float32(work: Work, names: Collection[str], results: Sequence[fx.
 
 
 def _readers(work: Work, names: Collection[str]) -> list[fx.Node]:
-    owners = {n.rpartition(".")[0] for n in names}
+    owners = {owner_path(n) for n in names}
     found = [n for n in work.graph.nodes if n.op == "call_module" and str(n.target) in owners]
     stack = [n for n in work.graph.nodes if n.op == "get_attr" and str(n.target) in names]
     while stack:

@@ -13,9 +13,9 @@ from torch import fx
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.constants import ConstantNodes
 from utcompile.fold.cost import count
-from utcompile.fold.execute import Cast, as_real, in_precision, run_node
+from utcompile.fold.execute import as_real, in_precision
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import GraphView, Role, UtcGraphModule, Value, info, value_of
+from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, info, run_node, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
 
