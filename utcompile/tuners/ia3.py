@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from utcompile.tuners.base import TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import TunerConfig, register_tuner
 from utcompile.tuners.scaling import Scaling
+from utcompile.tuners.sites import ValueSite, WeightSite
 from utcompile.tuners.slices import Slices
 
 
@@ -30,6 +31,6 @@ class Ia3(Scaling):
     config_class = Ia3Config
 
     @classmethod
-    def build(cls, config: Ia3Config, site: TunerSite) -> Ia3:
+    def build(cls, config: Ia3Config, site: ValueSite | WeightSite) -> Ia3:
         """One factor a channel of the value, or output channel of the weight."""
         return cls(**cls.arguments(site, shift=False, slices=config.slices))
