@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from utcompile.graph import BATCH, Size, Symbol, operation, tensor, value_of
+from utcompile.graph import BATCH, Size, Symbol, ancestors, info, operation, tensor, value_of
 
 T = torch.Tensor
 _LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())  # they read no numbers
@@ -55,13 +55,13 @@ def from_sizes(graph: fx.Graph, root: nn.Module) -> frozenset[fx.Node]:
 
 def written_storages(graph: fx.Graph) -> frozenset[int]:
     """The memory that the graph writes into."""
-    writes = [n for n in graph.nodes if "mutates" in n.meta]
-    written = [value_of(n) for node in writes for n in (node, *node.meta["mutates"])]
+    writes = [n for n in graph.nodes if info(n).mutates]
+    written = [value_of(n) for node in writes for n in (node, *info(node).mutates)]
     return frozenset(v.storage for v in written if v is not None)
 
 
 def _is_from_sizes(node: fx.Node, found: set[fx.Node], root: nn.Module) -> bool:
-    if node.op not in ("call_function", "call_method") or "mutates" in node.meta or "region" in node.meta:
+    if node.op not in ("call_function", "call_method") or info(node).mutates or info(node).region:
         return False
     if is_reading(node):
         return True
@@ -179,14 +179,8 @@ def _check_exact(node: fx.Node, result: Any, factors: Iterable[Any]) -> None:
 
 def cone(node: fx.Node, alone: frozenset[fx.Node]) -> list[fx.Node]:
     """A node and what it is computed from, as far as that depends on sizes alone, in graph order."""
-    found: dict[fx.Node, None] = {}
-    stack = [node]
-    while stack:
-        last = stack.pop()
-        if last in alone and last not in found:
-            found[last] = None
-            stack += [] if is_reading(last) else last.all_input_nodes
-    return sorted(found)
+    above = ancestors([node], until=lambda n: n not in alone or is_reading(n))
+    return sorted(n for n in above if n in alone)
 
 
 def symbols_of(nodes: Iterable[fx.Node]) -> dict[Symbol, int]:

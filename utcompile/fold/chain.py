@@ -14,7 +14,7 @@ from torch import fx
 
 from utcompile.fold.layers import Layer, Unfoldable, Work
 from utcompile.fold.scales import Scale, scale_of
-from utcompile.graph import GraphView, Operation, readers, tensor
+from utcompile.graph import GraphView, Operation, Role, info, readers, tensor
 
 _STILL = frozenset("reshape permute transpose contiguous identity detach to dropout".split())  # every number stays
 
@@ -86,9 +86,9 @@ class _Walk:
         self.shared: dict[fx.Node, set[fx.Node]] = {}
 
     def chain(self, end: fx.Node) -> Chain:
-        while end.meta.get("role") in ("sum", "branch"):  # other tuners beside the same branch
+        while info(end).role in (Role.SUM, Role.BRANCH):  # other tuners beside the same branch
             self.single(end)
-            end = end.all_input_nodes[end.meta["role"] == "branch"]
+            end = end.all_input_nodes[info(end).role == Role.BRANCH]
         last = self.layer(self.back(end, "pointwise"))
         self.moved.clear()  # behind the last layer, nothing grows
         chain = Chain(last, last, scales=self.scales, moved=self.moved)

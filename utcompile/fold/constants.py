@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import fx
 
-from utcompile.fold.execute import run_node
+from utcompile.fold.execute import in_float64
 from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.graph import Size, operation, origin_of, tensor, value_of
+from utcompile.graph import Role, Size, info, inserted, operation, origin_of, run_node, tensor, value_of
 from utcompile.rewrite import TunedSite
 
 _MADE_FROM_NOTHING = frozenset((torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye))
@@ -57,27 +57,27 @@ class ConstantNodes:
 def _is_start(node: fx.Node) -> bool:
     """Whether a node that reads no other is constant."""
     if node.op == "call_module":
-        return "site" in node.meta  # a module of the base that reads nothing may be random
+        return info(node).site is not None  # a module of the base that reads nothing may be random
     return node.op == "get_attr" or (node.op == "call_function" and node.target in _MADE_FROM_NOTHING)
 
 
 # --- learned tokens --------------------------------------------------------------------------------------------------
 
 
-def plan_tokens(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def plan_tokens(work: Work, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Planned:
     """Find the learned keys and values of a site, and how they become constants.
 
     Raises:
         Unfoldable: they cannot be the same for every sample.
     """
-    (tuner,) = nodes["tuner"]
+    (tuner,) = nodes[Role.TUNER]
     return _from_stream(work, site, nodes) if not tuner.args else _from_tuner(work, site, tuner)
 
 
-def _from_stream(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def _from_stream(work: Work, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Planned:
     """Everything up to what is repeated for each sample."""
     constant = constant_nodes(work.graph)
-    ends = [n for n in nodes.get("part", ()) if n in constant and any(u not in constant for u in n.users)]
+    ends = [n for n in nodes.get(Role.PART, ()) if n in constant and any(u not in constant for u in n.users)]
     if len(ends) != 2 or any(len(n.users) != 1 for n in ends):
         raise Unfoldable("what its tokens become depends on the input")
     repeated = [next(iter(n.users)) for n in ends]
@@ -108,7 +108,7 @@ def _from_tuner(work: Work, site: TunedSite, tuner: fx.Node) -> Planned:
 
     def commit() -> list[fx.Node]:
         example = {n: torch.zeros(tensor(n).sizes(1), dtype=torch.float64) for n in given}
-        made = run_node(work.root, tuner, example.__getitem__)
+        made = run_node(work.root, tuner, example.__getitem__, in_float64)
         results = []
         for name, part, like, value in zip(("keys", "values"), parts, given, made, strict=True):
             results.append(_for_all(work, site, name, part, like, value))
@@ -132,8 +132,8 @@ def _for_all(work: Work, site: TunedSite, name: str, part: fx.Node, like: fx.Nod
             made.append(work.graph.call_function(operator.floordiv, (made[0], value.shape[0])))
             made.append(work.graph.call_method("repeat", (buffer, made[1], 1, 1)))
     for node in made:
-        node.meta.update(origin=part.meta["origin"], state=False)
-    made[-1].meta["value"] = tensor(part)
+        inserted(node, info(part).origin)
+    info(made[-1]).value = tensor(part)
     return made[-1]
 
 
@@ -152,7 +152,7 @@ def plan_constants(work: Work) -> Iterator[tuple[str, Planned]]:
         names = [str(n.target) for n in sources if n.op == "get_attr"]
         read = next((n for n in names if work.is_parameter(n)), names[0] if names else None)
         costs = any(_costs(n, work) for n in sources)
-        tuned = any("site" in n.meta for n in sources)
+        tuned = any(info(n).site is not None for n in sources)
         if read is None or not costs or tuned or not _is_floating(node):
             continue
         name = f"{read}_constant"
@@ -205,7 +205,7 @@ def _buffer(work: Work, path: str, name: str, value: torch.Tensor, node: fx.Node
     work.touched.add(qualified)
     with work.graph.inserting_before(node):
         read = work.graph.get_attr(qualified)
-    read.meta.update(origin=origin_of(node), state=True)
+    inserted(read, origin_of(node), state=True)
     if (known := value_of(node)) is not None:
-        read.meta["value"] = known
+        info(read).value = known
     return read

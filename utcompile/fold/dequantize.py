@@ -9,14 +9,14 @@ import torch
 from torch import fx
 
 from utcompile.fold.absorb import operations_of, share_retained
-from utcompile.fold.execute import double_copy, in_float64, run_node
+from utcompile.fold.execute import double_copy, in_float64
 from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.graph import is_state, origin_of, tensor, value_of
+from utcompile.graph import Role, inserted, is_state, origin_of, run_node, tensor, value_of
 from utcompile.graph.stored import is_stored, stored_in
 from utcompile.rewrite import TunedSite
 
 
-def plan_dequantised(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]], wanted: bool) -> Planned:
+def plan_dequantised(work: Work, site: TunedSite, nodes: dict[Role, list[fx.Node]], wanted: bool) -> Planned:
     """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes.
 
     Args:
@@ -44,18 +44,18 @@ def plan_dequantised(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]
     def commit() -> list[fx.Node]:
         name = _name(work, site.path)
         work.add(name, after, home)
-        for branch, node, operand in zip(nodes["branch"], operations, operands, strict=True):
+        for branch, node, operand in zip(nodes[Role.BRANCH], operations, operands, strict=True):
             with work.graph.inserting_before(node):
                 weight = work.graph.get_attr(name)
-            weight.meta.update(origin=origin_of(operand), state=True, value=tensor(operand))
+            inserted(weight, origin_of(operand), state=True, value=tensor(operand))
             node.replace_input_with(operand, weight)
             branch.replace_all_uses_with(node)
             work.graph.erase_node(branch)
             _sweep(work.graph, operand)
         return operations
 
-    sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in nodes["branch"])
-    return Planned(sources, tuple(nodes["branch"]), commit, share_retained(before, after, home))
+    sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in nodes[Role.BRANCH])
+    return Planned(sources, tuple(nodes[Role.BRANCH]), commit, share_retained(before, after, home))
 
 
 def _is_weight(operand: fx.Node, shape: tuple[int, ...]) -> bool:
@@ -91,7 +91,7 @@ def _evaluated(work: Work, operand: fx.Node) -> torch.Tensor:
     def value(node: fx.Node) -> Any:
         if node.op == "placeholder":
             return torch.empty(0, dtype=torch.float64)
-        return run_node(work.root, node, value)
+        return run_node(work.root, node, value, in_float64)
 
     found = value(operand)
     assert isinstance(found, torch.Tensor)

@@ -13,7 +13,7 @@ from torch import fx
 
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import origin_of, value_of
+from utcompile.graph import Value, info, inserted, origin_of, owner_path, value_of
 
 
 def compute_in_float32(work: Work, names: Collection[str], results: Sequence[fx.Node]) -> list[fx.Node]:
@@ -33,13 +33,13 @@ def compute_in_float32(work: Work, names: Collection[str], results: Sequence[fx.
         read = _parameters_of(work, node)
         for name in read:
             work.in_float32(name)
-        if not node.meta.get("float32"):
+        if not info(node).float32:
             behind[node] = _between_casts(work, node, read[0])
     return [behind.get(n, n) for n in results]
 
 
 def _readers(work: Work, names: Collection[str]) -> list[fx.Node]:
-    owners = {n.rpartition(".")[0] for n in names}
+    owners = {owner_path(n) for n in names}
     found = [n for n in work.graph.nodes if n.op == "call_module" and str(n.target) in owners]
     stack = [n for n in work.graph.nodes if n.op == "get_attr" and str(n.target) in names]
     while stack:
@@ -74,9 +74,9 @@ def _between_casts(work: Work, node: fx.Node, weight: str) -> fx.Node:
         like = work.graph.get_attr(weight)
         for source in read:
             cast = work.graph.call_method("type_as", (source, like))
-            cast.meta.update(origin=origin_of(node), state=False, value=_in(source, torch.float32))
+            inserted(cast, origin_of(node), value=_in(source, torch.float32))
             node.replace_input_with(source, cast)
-    like.meta.update(origin=origin_of(node), state=True)
+    inserted(like, origin_of(node), state=True)
     with work.graph.inserting_after(node):
         # an embedding reads integers
         if read:
@@ -85,8 +85,8 @@ def _between_casts(work: Work, node: fx.Node, weight: str) -> fx.Node:
             back = work.graph.call_method("to", (node, work.home[0]))
             work.graph.erase_node(like)
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
-    back.meta.update(origin=origin_of(node), state=False, value=value)
-    node.meta.update(float32=True, value=replace(value, dtype=torch.float32))
+    inserted(back, origin_of(node), value=value)
+    info(node).float32, info(node).value = True, replace(value, dtype=torch.float32)
     return back
 
 
@@ -95,6 +95,6 @@ def _is_floating(node: fx.Node) -> bool:
     return value is not None and value.dtype.is_floating_point
 
 
-def _in(node: fx.Node, dtype: torch.dtype) -> object:
+def _in(node: fx.Node, dtype: torch.dtype) -> Value | None:
     value = value_of(node)
     return None if value is None else replace(value, dtype=dtype)

@@ -13,7 +13,7 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.fold.inputs import ProofInputs
 from utcompile.fold.layers import Work
-from utcompile.fold.plain import changes_of_names, drop_state, drop_tuners, state_read, sweep_graph
+from utcompile.fold.plain import changes_of_names, drop_tuners, state_read, sweep_graph
 from utcompile.fold.proof import count_flops
 from utcompile.fold.report import FoldedSite, FoldReport
 from utcompile.fold.sites import Disproved, SiteFolder
@@ -23,6 +23,7 @@ from utcompile.graph import (
     affine_batch_norm,
     clear_inplace,
     copy_graph,
+    drop_state,
     set_affine_norms,
     set_inplace,
     set_trainable_recurrence,

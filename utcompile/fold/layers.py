@@ -10,9 +10,22 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from utcompile.fold.execute import in_float64, in_precision, run_node
+from utcompile.fold.execute import in_float64, in_precision
 from utcompile.fold.inputs import ProofInputs
-from utcompile.graph import GraphView, Operation, is_state
+from utcompile.graph import (
+    GraphView,
+    Operation,
+    every_name,
+    info,
+    inserted,
+    is_parameter,
+    is_state,
+    owner_path,
+    replace_state,
+    run_node,
+    set_parameter,
+    state_at,
+)
 
 _CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 
@@ -72,7 +85,7 @@ class Work:
 
     def state(self, name: str) -> torch.Tensor:
         """A parameter or buffer in float64."""
-        found = self._get(name)
+        found = state_at(self.root, name)
         if found.dtype == torch.float64:
             return found.detach().cpu()
         if name not in self._read:
@@ -99,41 +112,30 @@ class Work:
         """The dtype and device that a parameter has in the end."""
         if name in self.changed:
             return self.changed[name]
-        found = self._get(name)
+        found = state_at(self.root, name)
         return found.dtype, found.device
 
     def raw(self, name: str) -> torch.Tensor:
         """A parameter or buffer as it is now."""
-        return self._get(name)
+        return state_at(self.root, name)
 
     def add(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
         """Register a new parameter, given in float64, that has a dtype in the end."""
-        path, _, attribute = name.rpartition(".")
         device = next((t.device for t in self.root.parameters()), torch.device("cpu"))
-        self.root.get_submodule(path).register_parameter(attribute, None)
+        set_parameter(self.root, name, None)
         self.changed[name] = dtype, device
         self._forget(name)
-        self._set(name, in_float64(name, value))
-
-    def _get(self, name: str) -> torch.Tensor:
-        path, _, attribute = name.rpartition(".")
-        found = getattr(self.root.get_submodule(path), attribute)
-        assert isinstance(found, torch.Tensor)
-        return found
+        replace_state(self.root, name, in_float64(name, value))
 
     def is_parameter(self, name: str) -> bool:
         """Whether a name is a parameter's, and not a buffer's or that of a value computed from several."""
-        path, _, attribute = name.rpartition(".")
-        try:
-            return self.root.get_submodule(path)._parameters.get(attribute) is not None
-        except AttributeError:
-            return False
+        return is_parameter(self.root, name)
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Replace a parameter or buffer by a float64 value."""
         self.changed[name] = self.home_of(name)
         self._forget(name)
-        self._set(name, in_float64(name, value))
+        replace_state(self.root, name, in_float64(name, value))
 
     def _forget(self, name: str) -> None:
         self.touched.add(name)
@@ -156,17 +158,9 @@ class Work:
             if dtype.itemsize < 4 and not all:
                 continue
             del self.changed[name]
-            value = self._rounded.pop(name, self._get(name).detach())
-            self._set(name, value.to(device, dtype))
+            value = self._rounded.pop(name, state_at(self.root, name).detach())
+            replace_state(self.root, name, value.to(device, dtype))
         self._rounded.clear()
-
-    def _set(self, name: str, value: torch.Tensor) -> None:
-        path, _, attribute = name.rpartition(".")
-        owner = self.root.get_submodule(path)
-        if attribute in owner._buffers:
-            owner._buffers[attribute] = value
-        else:
-            owner.register_parameter(attribute, nn.Parameter(value, requires_grad=False))
 
     def remove_scale(self, node: fx.Node) -> None:
         """Take a frozen affine map out; its readers read what it read."""
@@ -175,8 +169,7 @@ class Work:
 
     def drop_bias(self, node: fx.Node, name: str) -> None:
         """Take away the bias of a linear or convolution."""
-        path, _, attribute = name.rpartition(".")
-        self.root.get_submodule(path).register_parameter(attribute, None)
+        set_parameter(self.root, name, None)
         self.changed.pop(name, None)
         self._read.pop(name, None)
         for read in [n for n in node.all_input_nodes if n.op == "get_attr" and str(n.target) == name]:
@@ -192,18 +185,18 @@ class Work:
         return result
 
     def _evaluate(self, node: fx.Node) -> Any:
-        return run_node(self.root, node, self._evaluate)
+        return run_node(self.root, node, self._evaluate, in_float64)
 
     def check_read_once(self, node: fx.Node, name: str) -> None:
         """Refuse a parameter or buffer that anything but one node reads, or that has a second name."""
-        owner = name.rpartition(".")[0]
+        owner = owner_path(name)
         readers = [n for n in self.graph.nodes if n.op == "call_module" and str(n.target) == owner]
         stack = [n for n in self.graph.nodes if n.op == "get_attr" and str(n.target) == name]
         while stack:
             for user in stack.pop().users:
                 (stack if is_state(user) else readers).append(user)
-        tensor = self._get(name)
-        every = (*self.root.named_parameters(remove_duplicate=False), *self.root.named_buffers(remove_duplicate=False))
+        tensor = state_at(self.root, name)
+        every = every_name(self.root)
         others = [r.name for r in readers if r is not node] + [n for n, t in every if t is tensor and n != name]
         if others:
             raise Unfoldable(f"{name} is shared with {others[0]}")
@@ -214,7 +207,7 @@ class Work:
         if node.op == "call_function":
             state = [a for a in node.all_input_nodes if is_state(a)]
             readers += [u for a in state for u in a.users if u is not node]
-        weight = self._get(op.parameters["weight"])
+        weight = state_at(self.root, op.parameters["weight"])
         named = [n for n, p in self.root.named_parameters(remove_duplicate=False) if p is weight]
         if readers or len(named) > 1:
             other = readers[0].name if readers else named[1]
@@ -270,7 +263,7 @@ class Layer:
         if existing:
             self.work.put(existing, bias)
         elif bool(bias.any()):
-            owner = name.rpartition(".")[0]
+            owner = owner_path(name)
             if self.node.op == "call_function":
                 self._add_bias(owner, bias)
             added = f"{owner}.bias".lstrip(".")
@@ -287,7 +280,7 @@ class Layer:
     def put(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Replace weight and bias, which may have other sizes; the layer keeps its name."""
         name = self.op.parameters["weight"]
-        owner = name.rpartition(".")[0]
+        owner = owner_path(name)
         home = self.work.home_of(name)
         if self.node.op == "call_module":
             self._replace_module(weight.shape, owner)
@@ -329,7 +322,7 @@ class Layer:
         self.work.root.get_submodule(owner).register_parameter("bias", nn.Parameter(bias, requires_grad=False))
         with self.work.graph.inserting_before(self.node):
             node = self.work.graph.get_attr(name)
-        node.meta.update(state=True, origin=self.node.meta["origin"])
+        inserted(node, info(self.node).origin, state=True)
         args = list(self.node.args)
         if len(args) > 2:
             self.node.args = (*args[:2], node, *args[3:])

@@ -24,7 +24,7 @@ from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.scales import Scale, scale_of
 from utcompile.fold.sinks import Parameters, after_layer, before_layer, beside_layer
 from utcompile.fold.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
-from utcompile.graph import Operation, operation, readers, tensor, value_of
+from utcompile.graph import Operation, Role, info, operation, readers, tensor, value_of
 from utcompile.tuners import ChannelMap
 
 
@@ -59,17 +59,17 @@ class Changes:
             work.put(name, value)
 
 
-def plan_map(work: Work, nodes: dict[str, list[fx.Node]], linear: ChannelMap) -> Planned:
+def plan_map(work: Work, nodes: dict[Role, list[fx.Node]], linear: ChannelMap) -> Planned:
     """Find where a tuner that is one affine map of channels can go.
 
     Raises:
         Unfoldable: nowhere.
     """
-    (tuner,) = nodes["tuner"]
+    (tuner,) = nodes[Role.TUNER]
     source = tuner.args[0]
     assert isinstance(source, fx.Node)
     if "sum" in nodes:
-        return _beside(work, tuner, nodes["sum"][0], source, _as_map(linear, tensor(tuner).rank))
+        return _beside(work, tuner, nodes[Role.SUM][0], source, _as_map(linear, tensor(tuner).rank))
     m = _as_map(linear, tensor(source).rank)
     try:
         changes, outputs = _before(work, source, m, [tuner]), [tuner]
@@ -290,8 +290,8 @@ def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map)
             raise Unfoldable(f"{value.name} is read by {other.name} too")
         op = operation(value, work.root)
         found = scale_of(work, value, op)
-        if value.meta.get("role") in ("sum", "branch"):  # other tuners beside it
-            step = value.all_input_nodes[value.meta["role"] == "branch"]
+        if info(value).role in (Role.SUM, Role.BRANCH):  # other tuners beside it
+            step = value.all_input_nodes[info(value).role == Role.BRANCH]
         elif found is not None:
             if scale is None:
                 scale = Elementwise(torch.ones((1,) * rank).double(), torch.zeros((1,) * rank).double())

@@ -13,9 +13,9 @@ from torch import fx
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.constants import ConstantNodes
 from utcompile.fold.cost import count
-from utcompile.fold.execute import Cast, as_real, in_precision, run_node
+from utcompile.fold.execute import as_real, in_precision
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import GraphView, UtcGraphModule, Value, value_of
+from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, info, run_node, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
 
@@ -23,7 +23,8 @@ _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
 _VECTORS = 4  # where no position is computed from another
 _ANY_SIZE = frozenset("conv norm activation dropout identity contiguous permute linear mul add".split())
-_MUTED = {"sum": 0, "branch": 1, "tuner": 0}  # which argument a node of a site is, were its tuner not there
+_SIZED = (Role.TUNER, Role.BRANCH, Role.SUM, Role.OPERATION, Role.PADDING)  # their values have known sizes
+_MUTED = {Role.SUM: 0, Role.BRANCH: 1, Role.TUNER: 0}  # which argument a node of a site is, were its tuner not there
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class SiteProof:
         stack = list(nodes)
         while stack:  # what tuners compute from parameters alone is part of the site
             given = self.draws[0].given
-            beside = [i for i in stack.pop().all_input_nodes if "site" in i.meta and i not in given]
+            beside = [i for i in stack.pop().all_input_nodes if info(i).site is not None and i not in given]
             stack += [i for i in beside if i not in nodes]
             nodes.update(beside)
         return count(self.work.root, sorted(nodes))
@@ -184,9 +185,9 @@ class SiteProof:
             return known[node]
 
         def compute(node: fx.Node) -> Any:
-            role = node.meta.get("role")
-            if muted and node.meta.get("site") == muted and role in _MUTED:
-                if role == "tuner" and len(node.args) > 1:  # of several parameters
+            role = info(node).role
+            if muted and info(node).site == muted and role is not None and role in _MUTED:
+                if role == Role.TUNER and len(node.args) > 1:  # of several parameters
                     return fx.node.map_arg(node.args, value)
                 return value(node.args[_MUTED[role]])  # type: ignore[arg-type]
             return run_node(self.work.root, node, value, cast)
@@ -233,8 +234,8 @@ class _Draw:
     def _value(self, node: fx.Node, channels: int | None = None, positions: int | None = None) -> Any:
         batch = self.work.batch
         value = value_of(node)
-        if "size" in node.meta and value is None:
-            return node.meta["size"].at(batch)
+        if (size := info(node).size) is not None and value is None:
+            return size.at(batch)
         if value is not None and (value.dtype.is_floating_point or value.dtype.is_complex):
             return _drawn(value, self.generator, batch, channels, positions)
         table = rows_indexed(node, self.work.root) if self.number else None
@@ -258,7 +259,7 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
             return None
     inside = {*sources, *nodes}
     for n in nodes:
-        known = view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "branch", "sum", "operation", "padding")
+        known = view.classes[n] & _ANY_SIZE or info(n).role in _SIZED
         if not known or "tokenwise" in view.classes[n]:
             return None
         if not all(i in inside or of_parameters(i) for i in n.all_input_nodes):

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.fold.execute import run_node
+from utcompile.fold.execute import in_float64
 from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import Operation, is_state, operation, tensor, value_of
+from utcompile.graph import Operation, info, is_state, operation, run_node, tensor, value_of
 
 _BATCH = 2
 _SAME = frozenset("dropout identity contiguous detach to".split())
@@ -280,8 +280,8 @@ def _run(
     def lookup(node: fx.Node) -> Any:
         if node in found:
             return found[node]
-        if "size" in node.meta:
-            return node.meta["size"].at(_BATCH)
+        if (size := info(node).size) is not None:
+            return size.at(_BATCH)
         if is_state(node):
             return work.evaluate(node)
         value = value_of(node)
@@ -293,7 +293,7 @@ def _run(
         op = operation(node, work.root)
         if op.name == "pad" and op.attributes.get("mode", "constant") == "constant" and op.attributes.get("value"):
             raise Unfoldable(f"{node.name} pads with a number that is not zero")
-        found[node] = run_node(work.root, node, lookup)
+        found[node] = run_node(work.root, node, lookup, in_float64)
     result = found[path[-1]]
     assert isinstance(result, torch.Tensor)
     return result

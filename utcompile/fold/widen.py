@@ -32,7 +32,7 @@ from utcompile.fold.chain import Chain, find_chain
 from utcompile.fold.layers import Layer, Planned, Unfoldable, Work, widen_groups
 from utcompile.fold.scales import Scale
 from utcompile.fold.sinks import own_tap
-from utcompile.graph import GraphView, Operation, Value, module_operation, tensor
+from utcompile.graph import GraphView, Operation, Role, Value, info, module_operation, tensor
 from utcompile.rewrite import TunedSite
 from utcompile.tuners import Adapter, Tuner
 
@@ -74,7 +74,7 @@ def bottleneck_of(tuner: Tuner) -> Bottleneck | None:
     return Bottleneck(*parts, activation(Operation(name, (), attributes)), tuple(stride))
 
 
-def plan_widening(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def plan_widening(work: Work, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Planned:
     """Find out whether a parallel tuner can go into the chain beside it.
 
     Raises:
@@ -85,7 +85,7 @@ def plan_widening(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) 
     bottleneck = bottleneck_of(tuner)
     if bottleneck is None:
         raise Unfoldable(f"a {site.tuner} is neither linear nor a bottleneck")
-    (call,), (total,) = nodes["tuner"], nodes["sum"]
+    (call,), (total,) = nodes[Role.TUNER], nodes[Role.SUM]
     end, source = total.args[0], call.args[0]
     assert isinstance(end, fx.Node) and isinstance(source, fx.Node)
     chain = find_chain(work, end, source)
@@ -256,10 +256,10 @@ def _widen_values(chain: Chain, width: int) -> None:
     sizes = {before: hidden, 2 * before: 2 * hidden} if chain.split is not None else {before: hidden}
     while frontier:
         node = frontier.pop()
-        if "value" in node.meta:
+        if info(node).value is not None:
             value = tensor(node)
             shape = tuple(sizes.get(d, d) if isinstance(d, int) else d for d in value.shape)
-            node.meta["value"] = Value(shape, value.dtype, value.device, value.storage)
+            info(node).value = Value(shape, value.dtype, value.device, value.storage)
         for user in node.users:
             if user not in reached | ends | squeezed:
                 reached.add(user)

@@ -9,16 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Origin
+from utcompile.graph import Role, info, inserted, origin_of, owner_of, owner_path, set_parameter, state_at
 from utcompile.rewrite.functional import to_function, to_module
 from utcompile.tuners import HALVES
 
 logger = logging.getLogger(__name__)
-_ROLE = "master"
 
 
 def raise_precision(graph: fx.Graph, root: nn.Module, originals: Mapping[str, str]) -> None:
@@ -35,8 +33,7 @@ def raise_precision(graph: fx.Graph, root: nn.Module, originals: Mapping[str, st
         old = halves[name]
         if id(old) not in made:
             made[id(old)] = nn.Parameter(old.detach().float(), requires_grad=True)
-        path, _, attribute = name.rpartition(".")
-        root.get_submodule(path)._parameters[attribute] = made[id(old)]
+        set_parameter(root, name, made[id(old)])
         for node in [n for n in graph.nodes if n.op == "get_attr" and str(n.target) == name]:
             _rounded(graph, node, originals[name])
 
@@ -50,7 +47,7 @@ def _called_as_functions(graph: fx.Graph, root: nn.Module, halves: Mapping[str, 
         if not inside:
             continue
         try:
-            if any(n.rpartition(".")[0] != path for n in inside):
+            if any(owner_path(n) != path for n in inside):
                 raise UtcError(f"{path} is one node, with layers inside")
             to_function(graph, node, root)
         except UtcError as error:
@@ -64,22 +61,19 @@ def _rounded(graph: fx.Graph, node: fx.Node, original: str) -> None:
         like = graph.get_attr(original)
     with graph.inserting_after(like):
         rounded = graph.call_method("type_as", (node, like))
-    origin = node.meta.get("origin", Origin())
-    like.meta.update(origin=origin, state=True)
-    rounded.meta.update(origin=origin, role=_ROLE, state=True)
-    if "value" in node.meta:
-        rounded.meta["value"] = node.meta["value"]
+    origin = origin_of(node)
+    inserted(like, origin, state=True)
+    inserted(rounded, origin, state=True, role=Role.MASTER, value=info(node).value)
     node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
 
 
 def settle_precision(graph: fx.Graph, root: nn.Module) -> None:
     """Undo it: what trained has the base's dtype again, and layers that nothing else changed are called as such."""
-    for node in [n for n in graph.nodes if n.meta.get("role") == _ROLE]:
+    for node in [n for n in graph.nodes if info(n).role == Role.MASTER]:
         master, like = node.args
         assert isinstance(master, fx.Node) and isinstance(like, fx.Node)
-        path, _, attribute = str(master.target).rpartition(".")
-        owner = root.get_submodule(path)
-        before, dtype = owner._parameters[attribute], _value(root, str(like.target)).dtype
+        owner, attribute = owner_of(root, str(master.target))
+        before, dtype = owner._parameters[attribute], state_at(root, str(like.target)).dtype
         if before is not None and before.dtype != dtype:
             rounded = nn.Parameter(before.detach().to(dtype), requires_grad=False)
             for other in root.modules():  # under all names of a tie
@@ -88,17 +82,10 @@ def settle_precision(graph: fx.Graph, root: nn.Module) -> None:
         graph.erase_node(node)
         if not like.users:
             graph.erase_node(like)
-    for node in [n for n in graph.nodes if "module_call" in n.meta]:
+    for node in [n for n in graph.nodes if info(n).module_call is not None]:
         read = node.all_input_nodes
-        if not any(n.meta.get("role") in ("parameter", "tuner") for n in read) and node.meta.get("role") != "operation":
+        if not any(info(n).role in (Role.PARAMETER, Role.TUNER) for n in read) and info(node).role != Role.OPERATION:
             to_module(graph, node)
             for state in read:
                 if state.op == "get_attr" and not state.users:
                     graph.erase_node(state)
-
-
-def _value(root: nn.Module, name: str) -> torch.Tensor:
-    path, _, attribute = name.rpartition(".")
-    found = getattr(root.get_submodule(path), attribute)
-    assert isinstance(found, torch.Tensor)
-    return found
