@@ -15,7 +15,7 @@ from torch import fx
 
 from utcompile.capture.derived import Apply
 from utcompile.graph import info
-from utcompile.ops import Axes, callables, having, made_of_size
+from utcompile.ops import Axes, callables, callables_with, having
 
 Dims = tuple[bool, ...]
 Shapes = list[tuple[int, ...]]
@@ -26,7 +26,8 @@ _PIECEWISE = (
 )  # fmt: skip
 # among them those that take a batch and channels as they are
 _SPATIAL = ("conv", "pool", "fold", "interpolate", "upsample", "stft", "shuffle")
-_MADE, _MADE_LIKE = made_of_size(False), made_of_size(True)
+_MADE = callables_with("size", without="input")
+_MADE_LIKE = frozenset(name for name in callables_with("size") if name.startswith("new_"))
 _REDUCED = callables(having(Axes.REDUCE))
 # operations that move axes and have no rule: equal sizes say nothing of where an axis comes from
 _MOVING = frozenset(

@@ -88,8 +88,14 @@ class Engine:
         self._needs: dict[int, frozenset[str]] = {}
 
     def start(self) -> None:
-        """Begin a new rule: its count of attempts starts at nought."""
+        """Begin a new rule: its count of attempts starts at zero."""
         self._attempts = 0
+
+    def again(self) -> Engine:
+        """The engine for another match, with what it found of its named patterns; patterns of rules are forgotten."""
+        self.trace, self._current = None, None
+        self._possible, self._needs = {}, {}
+        return self
 
     # --- anchors ------------------------------------------------------------------------------------------------
 

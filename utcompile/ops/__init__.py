@@ -1,7 +1,7 @@
 """The table of operations: names, glosses, signatures, spellings and traits, without torch."""
 
 from utcompile.ops.row import Row
-from utcompile.ops.table import GLOSSES, GROUPS, ROWS, add, callables, having, made_of_size, remove, words
+from utcompile.ops.table import GLOSSES, GROUPS, ROWS, add, callables, callables_with, having, remove, words
 from utcompile.ops.traits import Axes, Trait
 
 __all__ = [
@@ -13,8 +13,8 @@ __all__ = [
     "Trait",
     "add",
     "callables",
+    "callables_with",
     "having",
-    "made_of_size",
     "remove",
     "words",
 ]

@@ -81,14 +81,19 @@ def callables(*names: Iterable[str]) -> frozenset[str]:
     return frozenset(word.rpartition(".")[2] for text in found for word in text.split())
 
 
-def made_of_size(like: bool) -> frozenset[str]:
-    """The callables that make a tensor and are given its size as `size`: alone, or like a tensor.
+def callables_with(*arguments: str, without: str | None = None) -> frozenset[str]:
+    """The last parts of the spellings whose signature has one of some arguments, and another not.
 
-    >>> sorted(made_of_size(like=True))
-    ['new_empty', 'new_full', 'new_ones', 'new_zeros']
+    >>> sorted(callables_with("size", without="input"))
+    ['empty', 'full', 'ones', 'rand', 'randint', 'randn', 'zeros']
     """
-    found = [row for row in made.MADE for signature, _ in row.spellings if "size" in _arguments(signature)]
-    return callables([row.name for row in found if ("input" in _arguments(row.spellings[0][0])) is like])
+    found = (
+        words
+        for row in _rows.values()
+        for signature, words in row.spellings
+        if {*arguments} & (given := {*_arguments(signature)}) and without not in given
+    )
+    return frozenset(word.rpartition(".")[2] for text in found for word in text.split())
 
 
 def _arguments(signature: str) -> list[str]:

@@ -67,7 +67,7 @@ def wiring(tuned: TunedModule) -> Wiring:
 
 def place_of_site(tuned: TunedModule, site: TunedSite) -> list[str]:
     """What a site's nodes read, in terms of the base's operations; of a weight tuner, the parameters it changes."""
-    if site.form == "weight":
+    if site.tunes:
         return [f"{role} {name}" for role, name in sorted(site.tunes.items())]
     sources = wiring(tuned).sources
     nodes = [n for n in tuned.graph.nodes if info(n).site == site.id and info(n).role in (Role.TUNER, Role.SUM)]

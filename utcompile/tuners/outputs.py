@@ -73,6 +73,29 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
     )
 
 
+def inputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
+    """Find the input channels in a weight, in the same terms.
+
+    Raises:
+        UtcError: it is no linear, convolution or matmul.
+
+    >>> inputs_of(Operation("conv2d", (), {"groups": 2}), (6, 4, 3, 3)).count
+    8
+    """
+    if op.name == "linear":
+        return Outputs(shape, (1,))
+    if op.name in ("conv1d", "conv2d", "conv3d"):
+        groups = op.attributes.get("groups", 1)
+        return Outputs((groups, shape[0] // groups, shape[1], prod(shape[2:])), (0, 2))
+    if op.name == "matmul" and len(shape) == 2:
+        return Outputs(shape, (0,))
+    raise UtcError(
+        f"the input channels of {op.name} with a weight {list(shape)} are unknown",
+        why="a scale of what it reads is no scale of one axis of its weight",
+        fix="tune the value that it reads: `sequential: x`",
+    )
+
+
 def _of_einsum(op: Operation, rank: int) -> tuple[int, ...]:
     """The weight's axes that the result has too: a factor on them leaves the sum. None where that is not clear."""
     terms, _, result = str(op.attributes.get("equation", "")).replace(" ", "").partition("->")
