@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from utcompile.errors import UtcError
     from utcompile.fold import FoldReport, fold
     from utcompile.plan import Plan
+    from utcompile.register import register_operation
     from utcompile.rewrite import (
         TunedModule,
         disable_tuners,
@@ -48,6 +49,7 @@ _HOMES = {
     "load_tuners": "rewrite",
     "match": "api",
     "peft_rules": "rewrite",
+    "register_operation": "register",
     "register_tuner": "tuners",
     "save_peft": "rewrite",
     "save_tuners": "rewrite",
@@ -70,6 +72,7 @@ __all__ = [
     "load_tuners",
     "match",
     "peft_rules",
+    "register_operation",
     "register_tuner",
     "save_peft",
     "save_tuners",
