@@ -31,11 +31,10 @@ from utcompile.graph import GraphView, Value, flops
 from utcompile.match.fitting import site_key
 from utcompile.match.sites import Site
 from utcompile.match.text import amount, counted, percent
+from utcompile.ops import Trait, having
 from utcompile.tuners import Tuner
 
-_COUNTED = frozenset(  # what FlopCounterMode counts, by canonical name
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul einsum sdpa".split()
-)
+_COUNTED = having(Trait.COUNTED)
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,10 @@ def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
 def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, tuple[bool, ...]]:
     """FLOPs, saved bytes without the inputs', and which inputs are saved."""
     dtype, device = site.build_from.target.value.dtype, site.build_from.target.value.device
-    with FakeTensorMode(), torch.device(device):
+    with torch.device("meta"):
         tuner = site.build().train()
-        _cast(tuner, dtype)
+    with FakeTensorMode(), torch.device(device):
+        _give_state(tuner, dtype)
         inputs = [_input(value, batch) for value in read]
         storages: dict[int, torch.UntypedStorage] = {}
 
@@ -159,15 +159,23 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
         return int(counter.get_total_flops()), sum(own.values()), saved
 
 
-def _cast(tuner: Tuner, dtype: torch.dtype) -> None:
-    """Floating-point state in the dtype of what the tuner changes; `.to` cannot swap fake tensors."""
-    for module in tuner.modules() if dtype.is_floating_point else ():
+def _give_state(tuner: Tuner, dtype: torch.dtype) -> None:
+    """State without values, floating-point state in the dtype of what the tuner changes.
+
+    The tuner was built without memory: how it draws its first values says nothing of its cost, and some ways read them.
+    """
+    for module in tuner.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype:
-                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, dtype=dtype))
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(_empty(parameter, dtype), parameter.requires_grad)
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = buffer.to(dtype)
+            if buffer is not None:
+                module._buffers[name] = _empty(buffer, dtype)
+
+
+def _empty(state: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    both_floating = state.is_floating_point() and dtype.is_floating_point
+    return torch.empty(state.shape, dtype=dtype if both_floating else state.dtype)
 
 
 def _input(value: Value, batch: int) -> torch.Tensor:

@@ -9,8 +9,9 @@ from torch import fx
 from utcompile.graph import GraphView, is_state
 from utcompile.match.forms import WeightPlace
 from utcompile.match.sites import Site
+from utcompile.ops import Trait, having
 
-_PRODUCTS = ("linear", "matmul", "addmm", "baddbmm", "einsum", "bilinear")
+_PRODUCTS = having(Trait.PRODUCT)
 
 
 def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> tuple[str, ...]:

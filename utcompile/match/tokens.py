@@ -21,14 +21,16 @@ from utcompile.graph import (
     describe,
     fused_arguments,
     is_fused_attention,
+    operand,
     tensor,
     value_of,
 )
 from utcompile.match.engine import Bindings
+from utcompile.ops import Trait, having
 from utcompile.rules import TokensInsertion
 from utcompile.tuners import Port, TokensSite
 
-_PLAIN = frozenset(["dropout", "to", "contiguous", "identity", "detach"])  # they change no shape
+_PLAIN = having(Trait.SAME | Trait.DROPOUT)  # they change no shape
 _LONGEST = 12
 
 
@@ -141,7 +143,7 @@ def _read(node: fx.Node, view: GraphView) -> Attention:
 
 
 def _spelled_out(node: fx.Node, view: GraphView) -> Attention:
-    weights, value = node.args[0], _second(node)
+    weights, value = operand(node, "input"), _second(node)
     assert isinstance(weights, fx.Node)
     softmax = weights
     while view.operations[softmax].name != "softmax":
@@ -151,7 +153,7 @@ def _spelled_out(node: fx.Node, view: GraphView) -> Attention:
     if view.operations[softmax].attributes.get("dim") not in (-1, tensor(softmax).rank - 1):
         raise _no_place(softmax, "softmax is not over the last axis")
     scores, scales = _scores(softmax, view)
-    query = scores.args[0]
+    query = operand(scores, "input")
     assert isinstance(query, fx.Node)
     return Attention(node, query, _second(scores), value, weights, softmax, scales)
 
@@ -183,7 +185,7 @@ def _per_key(factor: fx.Node) -> bool:
 
 
 def _second(product: fx.Node) -> fx.Node:
-    found = product.args[1] if len(product.args) > 1 else next(iter(product.kwargs.values()))
+    found = operand(product, "other")
     assert isinstance(found, fx.Node)
     return found
 

@@ -13,24 +13,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.graph import Operation, Role, info, inserted, is_state
+from utcompile.graph import Role, info, inserted, is_state, set_operand
 from utcompile.match import WeightPlace
 from utcompile.rewrite.functional import recurrent, to_function
 from utcompile.rewrite.writer import Inserted, Writer
 from utcompile.tuners import HALVES, recomputed
+from utcompile.tuners.gradients import FUNCTIONS
 
 # what saves a tuned weight for backward, and is called so that it does not
 _RECOMPUTED: Mapping[Any, str] = {
-    **{getattr(F, n): n for n in ("linear", "conv1d", "conv2d", "conv3d")},
-    **{getattr(F, f"conv_transpose{n}d"): f"conv_transpose{n}d" for n in (1, 2, 3)},
-    **{getattr(torch, n): n for n in ("conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum")},
+    **{function: name for name, function in FUNCTIONS.items()},
     operator.matmul: "matmul",
 }
 _SPELLED = 4  # nodes between the last one of a spelled-out norm and the one that reads its weight: a sum, casts
-_BIAS_AT = {"batch_norm": 4, "instance_norm": 4, "layer_norm": 3, "group_norm": 3}
 
 
 def frozen_parameters(place: WeightPlace, root: nn.Module) -> tuple[torch.Tensor | None, ...]:
@@ -59,7 +56,7 @@ def reparametrise(writer: Writer, place: WeightPlace, site: Inserted) -> None:
             if parameter is not None:
                 _replace(graph, _reader(node, parameter), parameter, made[role])
             elif role in made:
-                _add_bias(node, _like_weight(graph, node, made[role], place), place.site.operation)
+                _add_bias(node, _like_weight(graph, node, made[role], place))
         _call_recomputed(node, place)
         info(node).role = Role.OPERATION
 
@@ -155,14 +152,12 @@ def _like_weight(graph: fx.Graph, node: fx.Node, bias: fx.Node, place: WeightPla
     return cast
 
 
-def _add_bias(node: fx.Node, made: fx.Node, op: Operation) -> None:
-    place = _BIAS_AT.get(op.name, 2) + (node.target is recomputed)  # whose first argument is the function's name
-    args = list(node.args)
-    if len(args) > place:
-        args[place] = made
-        node.args = tuple(args)
-    else:
-        node.kwargs = {**node.kwargs, "bias": made}
+def _add_bias(node: fx.Node, made: fx.Node) -> None:
+    function = node.args[0] if node.target is recomputed else None
+    written_again(node)
+    set_operand(node, "bias", made)
+    if function is not None:
+        _recompute(node, str(function))
 
 
 def _call_recomputed(node: fx.Node, place: WeightPlace) -> None:
@@ -175,6 +170,10 @@ def _call_recomputed(node: fx.Node, place: WeightPlace) -> None:
         function = _RECOMPUTED[node.target]
     else:
         return
+    _recompute(node, function)
+
+
+def _recompute(node: fx.Node, function: str) -> None:
     info(node).written_as = (node.op, node.target)
     node.op, node.target = "call_function", recomputed
     node.args = (function, *node.args)

@@ -14,13 +14,11 @@ from weakref import WeakKeyDictionary
 
 from torch import fx
 
-from utcompile.graph import ACTIVATIONS, GraphView, Operation, Role, info, is_state, state_name, value_of
+from utcompile.graph import GraphView, Operation, Role, info, is_state, state_name, value_of
+from utcompile.ops import Trait, having
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 
-_LISTED = ACTIVATIONS | frozenset(
-    """batch_norm layer_norm group_norm instance_norm rms_norm normalize softmax log_softmax sdpa pool matmul einsum
-    add sub mul div pow mean sum cat""".split()
-)
+_LISTED = having(Trait.ACTIVATION | Trait.NORM | Trait.LISTED)
 # modes, and sizes that the shapes of the weights have, of which those of a head may differ
 _OF_NO_MATTER = frozenset(
     "training inplace in_features out_features in_channels out_channels num_embeddings embedding_dim".split()

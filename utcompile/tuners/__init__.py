@@ -13,6 +13,7 @@ from utcompile.tuners.base import (
 from utcompile.tuners.bias import Bias, BiasConfig
 from utcompile.tuners.branches import edges
 from utcompile.tuners.conv_adapter import ConvAdapter, ConvAdapterConfig
+from utcompile.tuners.conv_lora import ConvLora, ConvLoraConfig
 from utcompile.tuners.dora import Dora, DoraConfig
 from utcompile.tuners.ia3 import Ia3, Ia3Config
 from utcompile.tuners.lora import Lora, LoraConfig
@@ -42,6 +43,8 @@ __all__ = [
     "ChannelMap",
     "ConvAdapter",
     "ConvAdapterConfig",
+    "ConvLora",
+    "ConvLoraConfig",
     "Dora",
     "DoraConfig",
     "EachParameter",

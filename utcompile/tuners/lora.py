@@ -11,6 +11,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
+from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
@@ -19,7 +20,7 @@ from utcompile.tuners.sites import WeightSite
 from utcompile.tuners.slices import Slices, places
 
 _SMALL = 16  # a rank up to here costs nothing, and rules have one rank for wide and narrow layers
-_STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
+_PRODUCTS = having(Trait.PRODUCT)  # of a weight with three axes, the first counts the experts
 
 
 class LoraConfig(TunerConfig):
@@ -94,7 +95,7 @@ class Lora(Tuner):
                 why="an update of low rank needs a matrix",
                 fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the place in `where:`",
             )
-        stacked = op.name in _STACKED and len(site.weight_shape) == 3
+        stacked = (op.name in _PRODUCTS or op.name == "parameter") and len(site.weight_shape) == 3
         rows = site.weight_shape[stacked]
         columns = prod(site.weight_shape) // max(prod(site.weight_shape[:stacked]) * rows, 1)
         if config.r > max(rows, columns, _SMALL):

@@ -11,10 +11,11 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
+from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig
 from utcompile.tuners.sites import TunerSite, WeightSite
 
-RECURRENT = frozenset(["lstm", "gru", "lstm_cell", "gru_cell"])
+RECURRENT = having(Trait.GATED)
 
 
 class EachParameter(Tuner):
