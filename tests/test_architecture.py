@@ -84,7 +84,6 @@ def test_every_error_class_is_a_utc_error() -> None:
                 assert node.name in {
                     "UtcError",
                     "Unfoldable",
-                    "Disproved",
                     "Differs",
                     "Unrecordable",
                     "_NeedsValues",

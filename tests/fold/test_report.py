@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -149,16 +150,12 @@ def test_a_wrong_fold_is_found_and_kept(monkeypatch: pytest.MonkeyPatch) -> None
     """A bias that is added twice: the proof sees it, and nothing of it remains."""
     honest = folding.plan_absorption
 
-    def wrong(work, site, nodes):  # type: ignore[no-untyped-def]
-        planned = honest(work, site, nodes)
-
-        def commit():  # type: ignore[no-untyped-def]
-            results = planned.commit()
-            if site.path == "fc1":
-                work.put("fc1.bias", work.state("fc1.bias") + 1e-6)
-            return results
-
-        return type(planned)(planned.sources, planned.outputs, commit, planned.retained)
+    def wrong(model, site, nodes):  # type: ignore[no-untyped-def]
+        patch = honest(model, site, nodes)
+        if site.path == "fc1":
+            moved = {"fc1.bias": model.state("fc1.bias") + 1e-6}
+            return replace(patch, values={**patch.values, **moved})
+        return patch
 
     monkeypatch.setattr(folding, "plan_absorption", wrong)
     tuned = utc.compile(Ffn().eval(), LORA, torch.randn(2, 8))

@@ -8,12 +8,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import fx
 
 from utcompile.fold.execute import as_real, double_copy
-from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.graph import is_state, value_of
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.patch import Added, Draft, Edit, Editor, New, Operand, Patch, Remove, Replace
+from utcompile.graph import is_state, origin_of, value_of
 from utcompile.rewrite import TunedSite, to_module, written_again
 from utcompile.tuners import Tuner
 
@@ -48,46 +52,41 @@ def of_parameters(node: fx.Node) -> bool:
     return node.meta.get("role") in _BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)
 
 
-def plan_absorption(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def plan_absorption(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
     """Find out whether a weight tuner can go into the parameters.
 
     Raises:
         Unfoldable: a parameter is shared with an operation outside the site.
     """
-    tuner = work.root.get_submodule(site.name)
+    tuner = model.root.get_submodule(site.name)
     assert isinstance(tuner, Tuner)
     operations = operations_of(nodes)
     names = list(site.tunes.values())
     for known in filter(None, names):
-        _check_readers(work, known, {*operations, *nodes.get("tuner", ())})
-    before = [work.state(n) if n is not None else None for n in names]
+        _check_readers(model, known, {*operations, *nodes.get("tuner", ())})
+    before = [model.state(n) if n is not None else None for n in names]
     with torch.no_grad():
         made = double_copy(tuner).changed(*before)  # type: ignore[operator]
     after = list(made) if isinstance(made, tuple) else [made]
-    homes = [work.home_of(n) for n in names if n is not None]
+    homes = [model.home_of(n) for n in names if n is not None]
     changes = [(n, b, a) for n, b, a in zip(names, before, after, strict=True) if n is not None and b is not None]
-    retained = min((share_retained(b, a, work.home_of(n)[0]) for n, b, a in changes), default=1.0)
+    retained = min((share_retained(b, a, model.home_of(n)[0]) for n, b, a in changes), default=1.0)
 
-    def commit() -> list[fx.Node]:
-        added: dict[int, str] = {}
-        for i, (name, value) in enumerate(zip(names, after, strict=True)):
-            if name is not None:
-                work.put(name, value)
-            elif value is not None:
-                added[i] = _add(work, operations, value, homes[0] if homes else work.home)
-        if "branch" in nodes:
-            for branch, node in zip(nodes["branch"], operations, strict=True):
-                branch.replace_all_uses_with(node)
-                work.graph.erase_node(branch)
-            return operations
+    draft, added = Draft(), dict[int, str]()
+    for i, (name, value) in enumerate(zip(names, after, strict=True)):
+        if name is not None:
+            draft.values[name] = value
+        elif value is not None:
+            added[i] = _new_name(model, operations, draft.values)
+            draft.values[added[i]] = New(value, homes[0] if homes else model.home)
+    if "branch" in nodes:
+        draft.edits += [Replace(b, by=n) for b, n in zip(nodes["branch"], operations, strict=True)]
+    else:
         for node in nodes["tuner"]:
-            _restore(work, node, added)
-        for node in operations:
-            _call_again(work, node)
-        return operations
-
+            draft.edits += _restored(node, added)
+        draft.edits += [CalledAgain(n) for n in operations]
     outputs = nodes.get("branch") or operations
-    return Planned(tuple(map(_read_by, outputs)), tuple(outputs), commit, retained)
+    return draft.patch(map(_read_by, outputs), outputs, retained)
 
 
 def _read_by(output: fx.Node) -> fx.Node:
@@ -96,39 +95,45 @@ def _read_by(output: fx.Node) -> fx.Node:
     return source.all_input_nodes[0] if source.meta.get("role") == "padding" else source
 
 
-def _restore(work: Work, tuner: fx.Node, added: dict[int, str]) -> None:
-    """Let what read the tuner's parameters read the parameters themselves."""
+def _restored(tuner: fx.Node, added: Mapping[int, str]) -> list[Edit]:
+    """Let what reads the tuner's parameters read the parameters themselves."""
+    edits: list[Edit] = []
 
-    def parameter(index: int) -> fx.Node:
+    def parameter(index: int) -> Operand:
         given = tuner.args[index]
         if isinstance(given, fx.Node):
             return given
-        with work.graph.inserting_before(tuner):
-            node = work.graph.get_attr(added[index])
-        node.meta.update(origin=tuner.meta["origin"], state=True)
-        return node
+        read = Added("get_attr", added[index], (), tuner, origin_of(tuner), state=True)
+        edits.append(read)
+        return read
 
-    if len(tuner.args) == 1:
-        tuner.replace_all_uses_with(parameter(0))
-    else:
-        for part in list(tuner.users):
-            index = part.args[1]
-            assert isinstance(index, int)
-            part.replace_all_uses_with(parameter(index))
-            work.graph.erase_node(part)
-    work.graph.erase_node(tuner)
+    parts = [(tuner, 0)] if len(tuner.args) == 1 else [(part, part.args[1]) for part in tuner.users]
+    for part, index in parts:
+        assert isinstance(index, int)
+        edits.append(Replace(part, by=parameter(index)))
+    return edits if len(tuner.args) == 1 else [*edits, Remove(tuner)]
 
 
-def _call_again(work: Work, node: fx.Node) -> None:
-    """Write an operation as it was, once nothing of it is tuned any more."""
-    if any(n.meta.get("role") in _BETWEEN and not _only_parameters(n) for n in node.all_input_nodes):
-        return
-    written_again(node)
-    before = node.all_input_nodes
-    if "module_call" in node.meta:
-        to_module(work.graph, node)
-    node.meta.pop("role", None)
-    _sweep(work, before)
+@dataclass(frozen=True)
+class CalledAgain:
+    """An edit: an operation is written as it was, once nothing of it is tuned any more."""
+
+    node: fx.Node
+
+    def make(self, graph: Editor) -> None:
+        """Do it."""
+        node = self.node
+        if any(n.meta.get("role") in _BETWEEN and not _only_parameters(n) for n in node.all_input_nodes):
+            return
+        graph.touch(node)
+        before = node.all_input_nodes
+        for read in before:  # a padding goes, and the operation reads what it read
+            graph.given(read.all_input_nodes)
+        written_again(node)
+        if "module_call" in node.meta:
+            to_module(node.graph, node)
+        node.meta.pop("role", None)
+        _sweep(graph, before)
 
 
 def _only_parameters(node: fx.Node) -> bool:
@@ -138,8 +143,8 @@ def _only_parameters(node: fx.Node) -> bool:
     return all(_only_parameters(n) for n in node.all_input_nodes)
 
 
-def _add(work: Work, operations: list[fx.Node], value: torch.Tensor, home: tuple[torch.dtype, torch.device]) -> str:
-    """A bias for an operation that had none: in its module, or under a new name beside the weight."""
+def _new_name(model: Folding, operations: list[fx.Node], taken: Collection[str]) -> str:
+    """A bias for an operation that had none: in its module, or under a new name next to the weight."""
     path = next((str(n.meta["module_call"]) for n in operations if "module_call" in n.meta), None)
     if path is None:
         read = next(n for n in operations[0].all_input_nodes if of_parameters(n))
@@ -147,17 +152,15 @@ def _add(work: Work, operations: list[fx.Node], value: torch.Tensor, home: tuple
             read = read.all_input_nodes[0]
         path = str(read.target).rpartition(".")[0]
     name = f"{path}.bias".lstrip(".")
-    while name in dict(work.root.named_parameters(remove_duplicate=False)):
+    while name in taken or name in dict(model.root.named_parameters(remove_duplicate=False)):
         name += "_"
-    work.changed[name] = home
-    work.put(name, value)
     return name
 
 
-def _check_readers(work: Work, name: str, mine: set[fx.Node]) -> None:
+def _check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
     """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
     owner = name.rpartition(".")[0]
-    for node in work.graph.nodes:
+    for node in model.graph.nodes:
         reads = node.op == "call_module" and str(node.target) == owner
         reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine
         if reads and node not in mine:
@@ -181,10 +184,10 @@ def share_retained(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype
     return kept / energy if energy else 1.0
 
 
-def _sweep(work: Work, nodes: list[fx.Node]) -> None:
-    """Erase what nothing reads any more: parameters, an explicit padding."""
+def _sweep(graph: Editor, nodes: list[fx.Node]) -> None:
+    """Take out what nothing reads any more: parameters, an explicit padding."""
     for node in nodes:
         if not node.users and (is_state(node) or node.meta.get("role") in ("parameter", "padding")):
             inputs = node.all_input_nodes
-            work.graph.erase_node(node)
-            _sweep(work, inputs)
+            graph.remove(node)
+            _sweep(graph, inputs)

@@ -9,40 +9,39 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from utcompile.fold.layers import Planned, Unfoldable, Work
-from utcompile.fold.scales import scale_of
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.patch import Draft, Patch
+from utcompile.fold.scales import scale_of, without_scale
 from utcompile.fold.sinks import after_layer
 from utcompile.graph import operation, readers
 
 
-def plan_batch_norms(work: Work) -> Iterator[tuple[str, Planned | str]]:
+def plan_batch_norms(model: Folding) -> Iterator[tuple[str, Patch | str]]:
     """Every BatchNorm by the path of its module, with what is to be done, or why it stays."""
-    for node in list(work.graph.nodes):
-        op = operation(node, work.root)
+    for node in list(model.graph.nodes):
+        op = operation(node, model.root)
         if op.name != "batch_norm" or not op.inputs:
             continue
         name = op.parameters.get("running_mean", node.name).rpartition(".")[0] or node.name
         try:
-            yield name, _plan(work, node)
+            yield name, _plan(model, node)
         except Unfoldable as reason:
             yield name, str(reason)
 
 
-def _plan(work: Work, node: fx.Node) -> Planned:
-    op = operation(node, work.root)
-    scale, (source,) = scale_of(work, node, op), op.inputs[:1]
+def _plan(model: Folding, node: fx.Node) -> Patch:
+    op = operation(node, model.root)
+    scale, (source,) = scale_of(model, node, op), op.inputs[:1]
     if scale is None:
         raise Unfoldable("it takes its statistics from its input")
     if len(readers(source)) != 1:
         raise Unfoldable(f"{source.name} is read in {len(readers(source))} places")
-    before = operation(source, work.root)
+    before = operation(source, model.root)
     if before.name != "linear" and "conv" not in before.name:
         raise Unfoldable(f"{before.name} ({source.name}) before it is no convolution or linear")
-    layer, weight, bias = after_layer(work, source, before, scale.map)
+    layer, weight, bias = after_layer(model, source, before, scale.map)
 
-    def commit() -> list[fx.Node]:
-        layer.change(weight, layer.outputs_bias(1) if bias is None else bias)
-        work.remove_scale(node)
-        return [source]
-
-    return Planned(tuple(before.inputs), (node,), commit, 1.0)
+    draft = Draft()
+    layer.change(draft, weight, layer.outputs_bias(1) if bias is None else bias)
+    draft.edits.append(without_scale(node))
+    return draft.patch(before.inputs, (node,), 1.0)

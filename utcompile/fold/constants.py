@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from utcompile.fold.execute import run_node
-from utcompile.fold.layers import Planned, Unfoldable, Work
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.patch import Added, Draft, Editor, New, Patch, Remove, Replace
 from utcompile.graph import Size, operation, origin_of, tensor, value_of
 from utcompile.rewrite import TunedSite
 
@@ -64,38 +65,47 @@ def _is_start(node: fx.Node) -> bool:
 # --- learned tokens --------------------------------------------------------------------------------------------------
 
 
-def plan_tokens(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def plan_tokens(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
     """Find the learned keys and values of a site, and how they become constants.
 
     Raises:
         Unfoldable: they cannot be the same for every sample.
     """
     (tuner,) = nodes["tuner"]
-    return _from_stream(work, site, nodes) if not tuner.args else _from_tuner(work, site, tuner)
+    return _from_stream(model, site, nodes) if not tuner.args else _from_tuner(model, site, tuner)
 
 
-def _from_stream(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def _from_stream(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
     """Everything up to what is repeated for each sample."""
-    constant = constant_nodes(work.graph)
+    constant = constant_nodes(model.graph)
     ends = [n for n in nodes.get("part", ()) if n in constant and any(u not in constant for u in n.users)]
     if len(ends) != 2 or any(len(n.users) != 1 for n in ends):
         raise Unfoldable("what its tokens become depends on the input")
     repeated = [next(iter(n.users)) for n in ends]
     sizes = [i for n in repeated for i in n.all_input_nodes if i not in ends]
 
-    def commit() -> list[fx.Node]:
-        for name, end in zip(("keys", "values"), ends, strict=True):
-            made = work.evaluate(end)
-            end.replace_all_uses_with(_buffer(work, site.path, f"{site.tuner}_{name}", made, end))
-        for node in reversed([n for role in nodes.values() for n in role if n in constant]):
+    draft = Draft()
+    for name, end in zip(("keys", "values"), ends, strict=True):
+        buffer = _buffer(model, draft, site.path, f"{site.tuner}_{name}", model.evaluate(end), end)
+        draft.edits.append(Replace(end, by=buffer))
+    draft.edits.append(Unread(tuple(n for role in nodes.values() for n in role if n in constant and n not in ends)))
+    return draft.patch((i for s in sizes for i in s.all_input_nodes), repeated, 1.0)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An edit: nodes that come in graph order go, last first, where nothing reads them any more."""
+
+    nodes: tuple[fx.Node, ...]
+
+    def make(self, graph: Editor) -> None:
+        """Do it."""
+        for node in reversed(self.nodes):
             if not node.users:
-                work.graph.erase_node(node)
-        return repeated
-
-    return Planned(tuple(i for s in sizes for i in s.all_input_nodes), tuple(repeated), commit, 1.0)
+                graph.remove(node)
 
 
-def _from_tuner(work: Work, site: TunedSite, tuner: fx.Node) -> Planned:
+def _from_tuner(model: Folding, site: TunedSite, tuner: fx.Node) -> Patch:
     """The tuner is asked once; that it yields the same for every input is for the proof to find out."""
     given = [n for n in tuner.args if isinstance(n, fx.Node)]
     parts = sorted(tuner.users, key=lambda n: n.args[1])  # type: ignore[arg-type, return-value]
@@ -106,72 +116,70 @@ def _from_tuner(work: Work, site: TunedSite, tuner: fx.Node) -> Planned:
         if not isinstance(shape[0], Size) or any(isinstance(d, Size) for d in shape[1:-2]):
             raise Unfoldable(f"{node.name} {tensor(node)} has not the batch, and it alone, in front")
 
-    def commit() -> list[fx.Node]:
-        example = {n: torch.zeros(tensor(n).sizes(1), dtype=torch.float64) for n in given}
-        made = run_node(work.root, tuner, example.__getitem__)
-        results = []
-        for name, part, like, value in zip(("keys", "values"), parts, given, made, strict=True):
-            results.append(_for_all(work, site, name, part, like, value))
-            part.replace_all_uses_with(results[-1])
-            work.graph.erase_node(part)
-        work.graph.erase_node(tuner)
-        return results
-
-    return Planned(tuple(given), tuple(parts), commit, 1.0)
+    example = {n: torch.zeros(tensor(n).sizes(1), dtype=torch.float64) for n in given}
+    try:
+        made = run_node(model.root, tuner, example.__getitem__)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise Unfoldable(f"it does not run alone: {type(error).__name__}: {error}".partition("\n")[0]) from error
+    draft = Draft()
+    for name, part, like, value in zip(("keys", "values"), parts, given, made, strict=True):
+        draft.edits.append(Replace(part, by=_for_all(model, draft, site, name, part, like, value)))
+    draft.edits.append(Remove(tuner))
+    return draft.patch(given, parts, 1.0)
 
 
-def _for_all(work: Work, site: TunedSite, name: str, part: fx.Node, like: fx.Node, value: torch.Tensor) -> fx.Node:
+def _for_all(
+    model: Folding, draft: Draft, site: TunedSite, name: str, part: fx.Node, like: fx.Node, value: torch.Tensor
+) -> Added:
     """A constant for every sample: `(1, …, heads, length, d)` seen B times, or `(heads, length, d)` repeated."""
-    rank = tensor(like).rank
-    buffer = _buffer(work, site.path, f"{site.tuner}_{name}", value[:1] if rank > 3 else value, part)
-    with work.graph.inserting_before(part):
-        made = [work.graph.call_method("size", (like, 0))]
-        if rank > 3:
-            made.append(work.graph.call_method("expand", (buffer, made[0], *[-1] * (rank - 1))))
-        else:
-            made.append(work.graph.call_function(operator.floordiv, (made[0], value.shape[0])))
-            made.append(work.graph.call_method("repeat", (buffer, made[1], 1, 1)))
-    for node in made:
-        node.meta.update(origin=part.meta["origin"], state=False)
-    made[-1].meta["value"] = tensor(part)
-    return made[-1]
+    rank, origin = tensor(like).rank, origin_of(part)
+    buffer = _buffer(model, draft, site.path, f"{site.tuner}_{name}", value[:1] if rank > 3 else value, part)
+    batch = Added("call_method", "size", (like, 0), part, origin)
+    if rank > 3:
+        every = (buffer, batch, *[-1] * (rank - 1))
+        draft.edits += [batch, made := Added("call_method", "expand", every, part, origin, value=tensor(part))]
+        return made
+    times = Added("call_function", operator.floordiv, (batch, value.shape[0]), part, origin)
+    made = Added("call_method", "repeat", (buffer, times, 1, 1), part, origin, value=tensor(part))
+    draft.edits += [batch, times, made]
+    return made
 
 
 # --- the base --------------------------------------------------------------------------------------------------------
 
 
-def plan_constants(work: Work) -> Iterator[tuple[str, Planned]]:
+def plan_constants(model: Folding) -> Iterator[tuple[str, Patch]]:
     """What the base computes from parameters alone, each with the name of the buffer that it becomes."""
-    constant = constant_nodes(work.graph)
-    for node in list(work.graph.nodes):
+    constant = constant_nodes(model.graph)
+    for node in list(model.graph.nodes):
         if node not in constant or node.op == "get_attr" or all(u in constant for u in node.users):
             continue
-        while operation(node, work.root).name == "expand":  # which would be written out
+        while operation(node, model.root).name == "expand":  # which would be written out
             (node,) = node.all_input_nodes
         sources = _ancestors(node)
         names = [str(n.target) for n in sources if n.op == "get_attr"]
-        read = next((n for n in names if work.is_parameter(n)), names[0] if names else None)
-        costs = any(_costs(n, work) for n in sources)
+        read = next((n for n in names if model.is_parameter(n)), names[0] if names else None)
+        costs = any(_costs(n, model) for n in sources)
         tuned = any("site" in n.meta for n in sources)
         if read is None or not costs or tuned or not _is_floating(node):
             continue
         name = f"{read}_constant"
-        yield name, Planned((), (node,), partial(_replace, work, node, name), 1.0)
+        yield name, _replaced(model, node, name)
 
 
-def _costs(node: fx.Node, work: Work) -> bool:
+def _costs(node: fx.Node, model: Folding) -> bool:
     gathers = len(node.all_input_nodes) > 1  # indices from a table, and no part of a tensor
-    return node.op != "get_attr" and (gathers or operation(node, work.root).name not in _FREE)
+    return node.op != "get_attr" and (gathers or operation(node, model.root).name not in _FREE)
 
 
-def _replace(work: Work, node: fx.Node, name: str) -> list[fx.Node]:
+def _replaced(model: Folding, node: fx.Node, name: str) -> Patch:
     path, _, attribute = name.rpartition(".")
-    buffer = _buffer(work, path, attribute, work.evaluate(node), node)
-    node.replace_all_uses_with(buffer)
-    for dead in _ancestors(node):
-        if not dead.users and dead.op != "get_attr":
-            work.graph.erase_node(dead)
-    return [buffer]
+    draft = Draft()
+    buffer = _buffer(model, draft, path, attribute, model.evaluate(node), node)
+    draft.edits.append(Replace(node, by=buffer))
+    dead = [n for n in reversed(_ancestors(node)) if n.op != "get_attr" and n is not node]
+    draft.edits.append(Unread(tuple(dead)))
+    return draft.patch((), (node,), 1.0)
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
@@ -190,22 +198,16 @@ def _is_floating(node: fx.Node) -> bool:
     return value is not None and value.dtype.is_floating_point
 
 
-def _buffer(work: Work, path: str, name: str, value: torch.Tensor, node: fx.Node) -> fx.Node:
-    """A buffer beside the layers that it serves, and the node that reads it, before a node."""
+def _buffer(model: Folding, draft: Draft, path: str, name: str, value: torch.Tensor, node: fx.Node) -> Added:
+    """A buffer next to the layers that it serves, and the node that reads it, before a node."""
     try:
-        owner = work.root.get_submodule(path)
-    except AttributeError:  # where a parameter stands alone, nobody called its module
-        owner, path = work.root, ""
+        owner = model.root.get_submodule(path)
+    except AttributeError:  # where a parameter stands alone, its module was never called
+        owner, path = model.root, ""
     while hasattr(owner, name):
         name += "_"
-    home = work.home
-    owner.register_buffer(name, value.detach().clone().contiguous())
     qualified = f"{path}.{name}".lstrip(".")
-    work.changed[qualified] = home
-    work.touched.add(qualified)
-    with work.graph.inserting_before(node):
-        read = work.graph.get_attr(qualified)
-    read.meta.update(origin=origin_of(node), state=True)
-    if (known := value_of(node)) is not None:
-        read.meta["value"] = known
+    draft.values[qualified] = New(value.detach().clone().contiguous(), model.home, buffer=True)
+    read = Added("get_attr", qualified, (), node, origin_of(node), state=True, value=value_of(node))
+    draft.edits.append(read)
     return read

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from utcompile.fold.layers import Planned, Unfoldable, Work
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.patch import Draft, Patch, Remove, Replace
 from utcompile.fold.scales import Scale, scale_of
 from utcompile.fold.sinks import Parameters, after_layer, before_layer, beside_layer
 from utcompile.fold.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
@@ -51,15 +52,14 @@ class Changes:
         self.values |= other.values
         self.sources += other.sources
 
-    def make(self, work: Work) -> None:
-        """Change the model."""
+    def make(self, draft: Draft) -> None:
+        """Write them into a patch."""
         for layer, weight, bias in self.layers:
-            layer.change(weight, layer.outputs_bias(1) if bias is None else bias)
-        for name, value in self.values.items():
-            work.put(name, value)
+            layer.change(draft, weight, layer.outputs_bias(1) if bias is None else bias)
+        draft.values |= self.values
 
 
-def plan_map(work: Work, nodes: dict[str, list[fx.Node]], linear: ChannelMap) -> Planned:
+def plan_map(model: Folding, nodes: dict[str, list[fx.Node]], linear: ChannelMap) -> Patch:
     """Find where a tuner that is one affine map of channels can go.
 
     Raises:
@@ -69,23 +69,21 @@ def plan_map(work: Work, nodes: dict[str, list[fx.Node]], linear: ChannelMap) ->
     source = tuner.args[0]
     assert isinstance(source, fx.Node)
     if "sum" in nodes:
-        return _beside(work, tuner, nodes["sum"][0], source, _as_map(linear, tensor(tuner).rank))
+        return _beside(model, tuner, nodes["sum"][0], source, _as_map(linear, tensor(tuner).rank))
     m = _as_map(linear, tensor(source).rank)
     try:
-        changes, outputs = _before(work, source, m, [tuner]), [tuner]
+        changes, outputs = _before(model, source, m, [tuner]), [tuner]
     except Unfoldable as first:
         try:
-            changes, outputs = map_after(work, tuner, m)
+            changes, outputs = map_after(model, tuner, m)
             changes.sources = [source]
         except Unfoldable as second:
             raise Unfoldable(f"before it, {first}; after it, {second}") from None
 
-    def commit() -> list[fx.Node]:
-        changes.make(work)
-        _replace(work, tuner, source)
-        return [source if o is tuner else o for o in outputs]
-
-    return Planned(tuple(changes.sources), tuple(outputs), commit)
+    draft = Draft()
+    changes.make(draft)
+    draft.edits.append(Replace(tuner, by=source))
+    return draft.patch(changes.sources, outputs)
 
 
 def _as_map(linear: ChannelMap, rank: int) -> Map:
@@ -95,76 +93,71 @@ def _as_map(linear: ChannelMap, rank: int) -> Map:
     return Elementwise(linear.matrix.reshape(shape), linear.shift.reshape(shape))
 
 
-def _replace(work: Work, node: fx.Node, by: fx.Node) -> None:
-    node.replace_all_uses_with(by)
-    work.graph.erase_node(node)
-
-
 # --- back to what makes a value --------------------------------------------------------------------------------------
 
 
-def _before(work: Work, value: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
+def _before(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
     """Changes that turn what a node yields into `m` of it; `path` is what reads it and wants that."""
-    op = operation(value, work.root)
-    if op.name == "getitem" and operation(value.args[0], work.root).name == "split":  # type: ignore[arg-type]
-        return _before_split(work, value, m, path)
-    _check_others(work, value, m, path)
+    op = operation(value, model.root)
+    if op.name == "getitem" and operation(value.args[0], model.root).name == "split":  # type: ignore[arg-type]
+        return _before_split(model, value, m, path)
+    _check_others(model, value, m, path)
     why = ""
     try:
-        layer = after_layer(work, value, op, m)
+        layer = after_layer(model, value, op, m)
         return Changes([layer], sources=list(op.inputs))
     except Unfoldable as reason:
         why = str(reason)
-    scale = scale_of(work, value, op)
+    scale = scale_of(model, value, op)
     if scale is not None:
-        return _before_scale(work, scale, m, path=[value])
+        return _before_scale(model, scale, m, path=[value])
     if op.name == "add" and len(op.inputs) == 2:
-        return _before_sum(work, value, op, m)
+        return _before_sum(model, value, op, m)
     if op.name == "mul" and len(op.inputs) == 2 and isinstance(m, Elementwise) and not bool(m.shift.any()):
-        return _before_product(work, value, op, m)
+        return _before_product(model, value, op, m)
     if passes(op) and len(op.inputs) == 1:
         (source,) = op.inputs
-        return _before(work, source, backward(work, [value], source, m), [value])
+        return _before(model, source, backward(model, [value], source, m), [value])
     raise Unfoldable(why)
 
 
-def _before_split(work: Work, part: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
-    _check_others(work, part, m, path)
+def _before_split(model: Folding, part: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
+    _check_others(model, part, m, path)
     split = part.args[0]
     assert isinstance(split, fx.Node)
-    (source,) = operation(split, work.root).inputs
+    (source,) = operation(split, model.root).inputs
     if isinstance(m, Mixing):
         raise Unfoldable(f"{part.name} is a part of {source.name}, and a full matrix cannot be taken to a part")
-    return _before(work, source, backward(work, [split, part], source, m), [split, part])
+    return _before(model, source, backward(model, [split, part], source, m), [split, part])
 
 
-def _before_scale(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
+def _before_scale(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
     """`M (f z + t) + c`: A10, A11."""
     f, t = scale.map.factor, scale.map.shift
     if scale.number is not None and bool((f == f.flatten()[0]).all()) and not bool(t.any()):
         if scale.number == 0:
             raise Unfoldable(f"{scale.node.name} multiplies by zero")
-        return _before(work, scale.source, _map(m, m.shift / f.flatten()[0]), path)
+        return _before(model, scale.source, _map(m, m.shift / f.flatten()[0]), path)
     role = set(scale.parameters or ())
     if role == {"bias"}:
-        return _before_addition(work, scale, m, path)
+        return _before_addition(model, scale, m, path)
     if role == {"weight"} and isinstance(m, Elementwise) and not bool(m.shift.any()):
         factor = f * m.factor
         if factor.shape == f.shape:  # the factor itself takes it
             assert scale.parameters is not None
             name = scale.parameters["weight"]
-            work.check_read_once(scale.node, name)
-            return Changes(values={name: factor.reshape(work.state(name).shape)}, sources=[scale.source])
-    found = Changes(values=scale.neutral(work))
-    found.add(_before(work, scale.source, _after_scale(m, f, t, tensor(scale.node).rank), path))
+            model.check_read_once(scale.node, name)
+            return Changes(values={name: factor.reshape(model.state(name).shape)}, sources=[scale.source])
+    found = Changes(values=scale.neutral(model))
+    found.add(_before(model, scale.source, _after_scale(m, f, t, tensor(scale.node).rank), path))
     return found
 
 
-def _before_addition(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
+def _before_addition(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
     """A12: `M (z + p) + c = M z + (M p + c)`."""
     assert scale.parameters is not None
     name, p = scale.parameters["bias"], scale.map.shift
-    work.check_read_once(scale.node, name)
+    model.check_read_once(scale.node, name)
     if isinstance(m, Mixing):
         if p.shape[m.axis] != len(m.shift):
             raise Unfoldable(f"{name}, which is added between, has no channels of its own")
@@ -173,12 +166,12 @@ def _before_addition(work: Work, scale: Scale, m: Map, path: list[fx.Node]) -> C
         added = m.factor * p + m.shift
     if added.shape != p.shape:
         raise Unfoldable(f"{name}, which is added between, has not the size that would take the shift")
-    found = Changes(values={name: added.reshape(work.state(name).shape)})
-    found.add(_before(work, scale.source, _map(m, torch.zeros_like(m.shift)), path))
+    found = Changes(values={name: added.reshape(model.state(name).shape)})
+    found.add(_before(model, scale.source, _map(m, torch.zeros_like(m.shift)), path))
     return found
 
 
-def _before_sum(work: Work, value: fx.Node, op: Operation, m: Map) -> Changes:
+def _before_sum(model: Folding, value: fx.Node, op: Operation, m: Map) -> Changes:
     """A8."""
     a, b = op.inputs
     if a is b or tensor(a).shape != tensor(b).shape:
@@ -187,29 +180,29 @@ def _before_sum(work: Work, value: fx.Node, op: Operation, m: Map) -> Changes:
     reasons = []
     for first, second in ((a, b), (b, a)):
         try:
-            found = _before(work, first, m, [value])
-            found.add(_before(work, second, bare, [value]))
+            found = _before(model, first, m, [value])
+            found.add(_before(model, second, bare, [value]))
             return found
         except Unfoldable as reason:
             reasons.append(str(reason))
     raise Unfoldable(reasons[0])
 
 
-def _before_product(work: Work, value: fx.Node, op: Operation, m: Elementwise) -> Changes:
+def _before_product(model: Folding, value: fx.Node, op: Operation, m: Elementwise) -> Changes:
     """A9."""
     reasons = []
     for operand in dict.fromkeys(op.inputs):
         if tensor(operand).shape == tensor(value).shape and op.inputs.count(operand) == 1:
             try:
-                return _before(work, operand, m, [value])
+                return _before(model, operand, m, [value])
             except Unfoldable as reason:
                 reasons.append(str(reason))
     raise Unfoldable(reasons[0] if reasons else f"mul ({value.name}) stands between")
 
 
-def _check_others(work: Work, value: fx.Node, m: Map, path: list[fx.Node]) -> None:
+def _check_others(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> None:
     """Whatever else reads a value must not see what is changed of it."""
-    others = list(_parts(work, (u for u in readers(value) if u is not path[0])))
+    others = list(_parts(model, (u for u in readers(value) if u is not path[0])))
     if len(path) > 1:  # the other parts of a split
         others += [[path[0], u] for u in path[0].users if u is not path[1]]
     if not others:
@@ -217,15 +210,15 @@ def _check_others(work: Work, value: fx.Node, m: Map, path: list[fx.Node]) -> No
     if isinstance(m, Elementwise):
         sizes = tensor(value).sizes(2)
         changed = ((m.factor != 1) | (m.shift != 0)).expand(sizes)
-        others = [p for p in others if bool((seen(work, p, value) & changed).any())]
+        others = [p for p in others if bool((seen(model, p, value) & changed).any())]
     if others:
         raise Unfoldable(f"{value.name} is read by {others[0][-1].name} too")
 
 
-def _parts(work: Work, users: Iterable[fx.Node]) -> Iterator[list[fx.Node]]:
+def _parts(model: Folding, users: Iterable[fx.Node]) -> Iterator[list[fx.Node]]:
     """What reads a value; for a split, each of its parts."""
     for user in users:
-        if value_of(user) is None and user.op != "output" and operation(user, work.root).name == "split":
+        if value_of(user) is None and user.op != "output" and operation(user, model.root).name == "split":
             yield from ([user, part] for part in user.users)
         else:
             yield [user]
@@ -234,25 +227,25 @@ def _parts(work: Work, users: Iterable[fx.Node]) -> Iterator[list[fx.Node]]:
 # --- on to what reads a value ----------------------------------------------------------------------------------------
 
 
-def map_after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
+def map_after(model: Folding, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node]]:
     """Changes with which whatever reads a node can read what `m` is made of; the layers that end the way."""
     found, ends = Changes(), []
-    for path in _parts(work, readers(value)):
+    for path in _parts(model, readers(value)):
         user = path[-1]
-        op = operation(user, work.root)
+        op = operation(user, model.root)
         if user.op == "output":
             raise Unfoldable("the model returns it")
         try:
-            layer = before_layer(work, user, op, value, m)
+            layer = before_layer(model, user, op, value, m)
             found.add(Changes([layer]))
             ends.append(user)
             continue
         except Unfoldable as reason:
             why = reason
-        further = _carried(work, path, op, value, m)
+        further = _carried(model, path, op, value, m)
         if further is None:
             raise why
-        changes, layers = map_after(work, user, further)
+        changes, layers = map_after(model, user, further)
         found.add(changes)
         ends += layers
     if not ends:
@@ -260,24 +253,24 @@ def map_after(work: Work, value: fx.Node, m: Map) -> tuple[Changes, list[fx.Node
     return found, list(dict.fromkeys(ends))
 
 
-def _carried(work: Work, path: list[fx.Node], op: Operation, value: fx.Node, m: Map) -> Map | None:
+def _carried(model: Folding, path: list[fx.Node], op: Operation, value: fx.Node, m: Map) -> Map | None:
     """The map behind an operation that lets it through; None where it does not."""
     user = path[-1]
-    scale = scale_of(work, user, op)
+    scale = scale_of(model, user, op)
     if scale is not None and isinstance(m, Elementwise) and not bool(scale.map.shift.any()):
         return Elementwise(m.factor, m.shift * scale.map.factor)
     if op.name == "mul" and len(op.inputs) == 2 and isinstance(m, Elementwise) and not bool(m.shift.any()):
         other = op.inputs[op.inputs[0] is value]
         return m if other is not value and tensor(other).shape == tensor(value).shape else None
     if len(path) > 1 or passes(op) or op.name == "cat":
-        return forward(work, path, value, m)
+        return forward(model, path, value, m)
     return None
 
 
 # --- beside a layer --------------------------------------------------------------------------------------------------
 
 
-def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map) -> Planned:
+def _beside(model: Folding, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map) -> Patch:
     """Into the layer that reads what the tuner reads, through the frozen scales that stand between it and the sum."""
     value, reader = total.args[0], total
     assert isinstance(value, fx.Node)
@@ -288,8 +281,8 @@ def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map)
         if len(readers(value)) != 1:
             other = next(u for u in readers(value) if u is not reader)
             raise Unfoldable(f"{value.name} is read by {other.name} too")
-        op = operation(value, work.root)
-        found = scale_of(work, value, op)
+        op = operation(value, model.root)
+        found = scale_of(model, value, op)
         if value.meta.get("role") in ("sum", "branch"):  # other tuners beside it
             step = value.all_input_nodes[value.meta["role"] == "branch"]
         elif found is not None:
@@ -297,7 +290,7 @@ def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map)
                 scale = Elementwise(torch.ones((1,) * rank).double(), torch.zeros((1,) * rank).double())
             f, t = found.map.factor, found.map.shift
             scale = Elementwise(scale.factor * f, scale.factor * t + scale.shift)
-            neutral |= found.neutral(work)
+            neutral |= found.neutral(model)
             step = found.source
         elif op.name in ("dropout", "identity", "contiguous"):
             (step,) = op.inputs
@@ -307,17 +300,13 @@ def _beside(work: Work, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map)
     if op.inputs != (source,):
         reads = op.inputs[0].name if op.inputs else "nothing"
         raise Unfoldable(f"it reads {source.name}, and {op.name} ({value.name}) beside it reads {reads}")
-    changes = Changes([beside_layer(work, value, op, m, scale)], neutral)
+    changes = Changes([beside_layer(model, value, op, m, scale)], neutral)
 
-    def commit() -> list[fx.Node]:
-        changes.make(work)
-        end = total.args[0]
-        assert isinstance(end, fx.Node)
-        _replace(work, total, end)
-        work.graph.erase_node(tuner)
-        return [end]
-
-    return Planned((source,), (total,), commit)
+    draft = Draft()
+    changes.make(draft)
+    assert isinstance(total.args[0], fx.Node)
+    draft.edits += [Replace(total, by=total.args[0]), Remove(tuner)]
+    return draft.patch((source,), (total,))
 
 
 # --- maps ------------------------------------------------------------------------------------------------------------

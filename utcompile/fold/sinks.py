@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.fold.layers import Layer, Unfoldable, Work
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.layers import Layer
 from utcompile.fold.travel import Elementwise, Map, Mixing
 from utcompile.graph import Operation, tensor
 from utcompile.tuners import outputs_of
@@ -28,7 +29,7 @@ _SHIFTED = ("embedding", "batch_norm", "layer_norm", "group_norm", "instance_nor
 Parameters = tuple[Layer, torch.Tensor, torch.Tensor | None]  # a layer, its weight to be, its bias to be
 
 
-def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
+def after_layer(model: Folding, node: fx.Node, op: Operation, m: Map) -> Parameters:
     """The parameters with which an operation yields `m` of what it yields now.
 
     Raises:
@@ -37,7 +38,7 @@ def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
     takes = op.name in (*_DENSE, *_NORMS, "embedding") or op.name.startswith("conv_transpose")
     if not takes or "weight" not in op.parameters or (op.name == "instance_norm" and "bias" not in op.parameters):
         raise Unfoldable(f"{op.name} ({node.name}) has no weight that could take it")
-    layer = _layer(work, node, op)
+    layer = _layer(model, node, op)
     weight = layer.weight
     if isinstance(m, Mixing):
         if op.name not in _DENSE or op.attributes.get("groups", 1) != 1:
@@ -55,7 +56,7 @@ def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
     return layer, scaled, factor * bias + shift
 
 
-def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Map) -> Parameters:
+def before_layer(model: Folding, node: fx.Node, op: Operation, value: fx.Node, m: Map) -> Parameters:
     """The parameters with which an operation makes of `value` what it makes of `m` of it now.
 
     Raises:
@@ -66,7 +67,7 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     if not takes or "weight" not in op.parameters or op.inputs != (value,):
         raise Unfoldable(f"{op.name} ({node.name}), which reads it, is no linear or convolution")
     axis = tensor(value).rank - 1 if op.name == "linear" else 1
-    layer = _layer(work, node, op)
+    layer = _layer(model, node, op)
     weight = layer.weight
     if isinstance(m, Mixing):
         if m.axis != axis or op.name == "batch_norm":
@@ -80,7 +81,7 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     assert isinstance(count, int)
     factor, shift = (_vector(node, t, axis, count) for t in (m.factor, m.shift))
     if op.name == "batch_norm":
-        return _before_batch_norm(work, layer, factor, shift)
+        return _before_batch_norm(model, layer, factor, shift)
     if transposed:
         if bool(shift.any()):
             raise Unfoldable(f"{node.name} is transposed: what it makes of a shift is no constant")
@@ -91,17 +92,17 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     return layer, weight * _by_input(factor, groups, weight), layer.bias + added
 
 
-def _before_batch_norm(work: Work, layer: Layer, factor: torch.Tensor, shift: torch.Tensor) -> Parameters:
+def _before_batch_norm(model: Folding, layer: Layer, factor: torch.Tensor, shift: torch.Tensor) -> Parameters:
     """`w (m v + c − μ)/σ + b = w m (v − μ)/σ + (b + w (m μ + c − μ)/σ)`."""
     op = layer.op
     if "running_mean" not in op.parameters or "bias" not in op.parameters:
         raise Unfoldable(f"{layer.node.name} has no fixed statistics")
-    mean, variance = (work.state(op.parameters[k]) for k in ("running_mean", "running_var"))
+    mean, variance = (model.state(op.parameters[k]) for k in ("running_mean", "running_var"))
     f = layer.weight * (variance + op.attributes["eps"]).rsqrt()
-    return layer, layer.weight * factor, work.state(op.parameters["bias"]) + f * (factor * mean + shift - mean)
+    return layer, layer.weight * factor, model.state(op.parameters["bias"]) + f * (factor * mean + shift - mean)
 
 
-def beside_layer(work: Work, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None) -> Parameters:
+def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None) -> Parameters:
     """The parameters with which an operation yields `f (W x + b) + t + m(x)`, f and t those of `scale`.
 
     Raises:
@@ -109,11 +110,11 @@ def beside_layer(work: Work, node: fx.Node, op: Operation, m: Map, scale: Elemen
     """
     if op.name not in _DENSE or "weight" not in op.parameters:
         raise Unfoldable(f"{op.name} ({node.name}) beside it is no linear or convolution")
-    layer = _layer(work, node, op)
+    layer = _layer(model, node, op)
     if scale is None:
         weight, bias = layer.weight, layer.bias
     else:
-        _, weight, scaled = after_layer(work, node, op, scale)
+        _, weight, scaled = after_layer(model, node, op, scale)
         assert scaled is not None
         bias = scaled
     axis = 1 if op.name in CONVS else tensor(node).rank - 1
@@ -170,8 +171,8 @@ def own_tap(node: fx.Node, op: Operation, kernel: tuple[int, ...], before: tuple
     return taps
 
 
-def _layer(work: Work, node: fx.Node, op: Operation) -> Layer:
-    layer = Layer(work, node, op)
+def _layer(model: Folding, node: fx.Node, op: Operation) -> Layer:
+    layer = Layer(model, node, op)
     layer.check()
     return layer
 

@@ -28,11 +28,13 @@ import torch
 from torch import fx
 
 from utcompile.fold.activations import IDENTITY, Function, activation, combination, composed
-from utcompile.fold.chain import Chain, find_chain
-from utcompile.fold.layers import Layer, Planned, Unfoldable, Work, widen_groups
-from utcompile.fold.scales import Scale
+from utcompile.fold.chain import Chain, Squeeze, find_chain
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.layers import Layer, widened_groups
+from utcompile.fold.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
+from utcompile.fold.scales import Scale, without_scale
 from utcompile.fold.sinks import own_tap
-from utcompile.graph import GraphView, Operation, Value, module_operation, tensor
+from utcompile.graph import GraphView, Operation, Value, module_operation, tensor, value_of
 from utcompile.rewrite import TunedSite
 from utcompile.tuners import Adapter, Tuner
 
@@ -74,13 +76,13 @@ def bottleneck_of(tuner: Tuner) -> Bottleneck | None:
     return Bottleneck(*parts, activation(Operation(name, (), attributes)), tuple(stride))
 
 
-def plan_widening(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Planned:
+def plan_widening(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
     """Find out whether a parallel tuner can go into the chain beside it.
 
     Raises:
         Unfoldable: the chain, the activation or the tuner's form does not allow it.
     """
-    tuner = work.root.get_submodule(site.name)
+    tuner = model.root.get_submodule(site.name)
     assert isinstance(tuner, Tuner)
     bottleneck = bottleneck_of(tuner)
     if bottleneck is None:
@@ -88,8 +90,8 @@ def plan_widening(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) 
     (call,), (total,) = nodes["tuner"], nodes["sum"]
     end, source = total.args[0], call.args[0]
     assert isinstance(end, fx.Node) and isinstance(source, fx.Node)
-    chain = find_chain(work, end, source)
-    view = work.view()
+    chain = find_chain(model, end, source)
+    view = model.view()
     bottleneck = _matched(chain, view, bottleneck)
     tap = _check_depthwise(chain, bottleneck)
     if chain.squeeze is not None and chain.squeeze.gate.name not in _OPEN:
@@ -97,22 +99,14 @@ def plan_widening(work: Work, site: TunedSite, nodes: dict[str, list[fx.Node]]) 
     hidden = chain.last.weight.shape[1]
     sizes = [_resized(node, axis, hidden, hidden + len(bottleneck.down)) for node, axis in chain.moved]
 
-    def commit() -> list[fx.Node]:
-        for (node, _), args in zip(chain.moved, sizes, strict=True):
-            node.args = args
-        for layer in chain.layers:
-            _absorb_scales(work, layer, chain.scales[layer.node])
-        _enter(work, chain)
-        _widen_layers(chain, bottleneck, tap)
-        _widen_values(chain, len(bottleneck.down))
-        end = total.args[0]  # another node now, where a scale at the end has gone
-        assert isinstance(end, fx.Node)
-        total.replace_all_uses_with(end)
-        work.graph.erase_node(total)
-        work.graph.erase_node(call)
-        return [end]
-
-    return Planned((view.without_layout(source),), (total,), commit)
+    draft = Draft()
+    draft.edits += [Arguments(node, args, node.kwargs) for (node, _), args in zip(chain.moved, sizes, strict=True)]
+    _write_layers(draft, chain, bottleneck, tap)
+    draft.edits += _widened_values(chain, hidden, len(bottleneck.down))
+    draft.edits += [without_scale(s.node) for layer in chain.layers for s in chain.scales[layer.node]]
+    draft.edits += [without_scale(scale.node) for scale in chain.entry]
+    draft.edits += [Replace(total, by=end), Remove(call)]
+    return draft.patch((view.without_layout(source),), (total,))
 
 
 def _matched(chain: Chain, view: GraphView, mine: Bottleneck) -> Bottleneck:
@@ -178,89 +172,115 @@ def _resized(node: fx.Node, axis: int, before: int, after: int) -> tuple[Any, ..
 
 # --- changes ---------------------------------------------------------------------------------------------------------
 
+_Parameters = tuple[torch.Tensor, torch.Tensor]  # a layer's weight and bias
 
-def _absorb_scales(work: Work, layer: Layer, scales: list[Scale]) -> None:
-    """`f·(W z + b) + t = (f·W) z + (f·b + t)`, and the map's node goes."""
-    if not scales:
-        return
+
+def _write_layers(draft: Draft, chain: Chain, new: Bottleneck, tap: tuple[int, ...]) -> None:
+    """Every layer of a chain with its new channels, and with the frozen affine maps behind it."""
+    own = {layer.node: _absorbed(layer, chain.scales[layer.node]) for layer in chain.layers}
+    for layer in filter(None, (chain.first, chain.gate)):
+        own[layer.node] = _entered(own[layer.node], chain.entry)
+    widened = _widened(chain, own, new, tap)
+    for layer in chain.layers:
+        layer.resize(draft, *widened[layer.node])
+    if chain.depthwise is not None:
+        draft.edits += widened_groups(chain.depthwise.node, len(widened[chain.depthwise.node][0]))
+
+
+def _absorbed(layer: Layer, scales: list[Scale]) -> _Parameters:
+    """`f·(W z + b) + t = (f·W) z + (f·b + t)`."""
     weight, bias = layer.weight, layer.bias
     for scale in scales:
         f, t = (v.reshape(-1).expand(len(bias)) for v in (scale.map.factor, scale.map.shift))
         weight = f.reshape(-1, *[1] * (weight.dim() - 1)) * weight
         bias = f * bias + t
-        work.remove_scale(scale.node)
-    layer.put(weight, bias)
+    return weight, bias
 
 
-def _enter(work: Work, chain: Chain) -> None:
-    """`W (f x + t) + b = (W f) x + (W t + b)`, in every layer that reads it."""
-    for scale in chain.entry:
-        for layer in filter(None, (chain.first, chain.gate)):
-            weight, bias = layer.weight, layer.bias
-            f, t = (v.reshape(-1).expand(weight.shape[1]) for v in (scale.map.factor, scale.map.shift))
-            columns = [1, -1, *[1] * (weight.dim() - 2)]
-            layer.put(weight * f.reshape(columns), bias + (weight * t.reshape(columns)).flatten(1).sum(1))
-        work.remove_scale(scale.node)
+def _entered(own: _Parameters, entry: list[Scale]) -> _Parameters:
+    """`W (f x + t) + b = (W f) x + (W t + b)`."""
+    weight, bias = own
+    for scale in entry:
+        f, t = (v.reshape(-1).expand(weight.shape[1]) for v in (scale.map.factor, scale.map.shift))
+        columns = [1, -1, *[1] * (weight.dim() - 2)]
+        weight, bias = weight * f.reshape(columns), bias + (weight * t.reshape(columns)).flatten(1).sum(1)
+    return weight, bias
 
 
-def _widen_layers(chain: Chain, new: Bottleneck, tap: tuple[int, ...]) -> None:
-    first, last, width = chain.first, chain.last, len(new.down)
-    weight, bias = first.weight, first.bias
-    down = new.down.reshape(width, -1, *weight.shape[2:])
-    closed, ones = weight.new_zeros(width, *weight.shape[1:]), weight.new_ones(width)  # a gate that lets through
-    if chain.split is not None:
-        rows = [(down, new.down_bias), (closed, ones)][:: 1 if chain.split[1] == 0 else -1]
-        halves = zip(weight.chunk(2), bias.chunk(2), rows, strict=True)
-        parts = [(w, b, *row) for w, b, row in halves]
-        weight, bias = (
-            torch.cat([t for w, _, r, _ in parts for t in (w, r)]),
-            torch.cat([t for _, b, _, r in parts for t in (b, r)]),
-        )
-        first.put(weight, bias)
-    else:
-        first.put(torch.cat([weight, down]), torch.cat([bias, new.down_bias]))
+def _widened(
+    chain: Chain, own: dict[fx.Node, _Parameters], new: Bottleneck, tap: tuple[int, ...]
+) -> dict[fx.Node, _Parameters]:
+    first, last, width = own[chain.first.node], own[chain.last.node], len(new.down)
+    found = {chain.first.node: _first_layer(chain, first, new)}
+    closed, ones = _closed_gate(first[0], width)
     if chain.gate is not None:
-        gate = chain.gate
-        gate.put(torch.cat([gate.weight, closed.reshape(width, *gate.weight.shape[1:])]), torch.cat([gate.bias, ones]))
+        weight, bias = own[chain.gate.node]
+        rows = closed.reshape(width, *weight.shape[1:])
+        found[chain.gate.node] = torch.cat([weight, rows]), torch.cat([bias, ones])
     if chain.depthwise is not None:
-        _widen_depthwise(chain.depthwise, width, tap)
+        found[chain.depthwise.node] = _with_deltas(own[chain.depthwise.node], width, tap)
     if chain.squeeze is not None:
-        reduce, expand = chain.squeeze.reduce, chain.squeeze.expand
-        zeros = reduce.weight.new_zeros(len(reduce.weight), width, *reduce.weight.shape[2:])
-        reduce.put(torch.cat([reduce.weight, zeros], dim=1), reduce.bias)
-        zeros = expand.weight.new_zeros(width, *expand.weight.shape[1:])
-        open_ = torch.full((width,), _OPEN[chain.squeeze.gate.name], dtype=torch.float64)
-        expand.put(torch.cat([expand.weight, zeros]), torch.cat([expand.bias, open_]))
-    up = new.up.reshape(*new.up.shape, *[1] * (last.weight.dim() - 2))
-    last.put(torch.cat([last.weight, up], dim=1), last.bias + new.up_bias)
+        found |= _not_squeezed(chain.squeeze, own, width)
+    up = new.up.reshape(*new.up.shape, *[1] * (last[0].dim() - 2))
+    found[chain.last.node] = torch.cat([last[0], up], dim=1), last[1] + new.up_bias
+    return found
 
 
-def _widen_depthwise(layer: Layer, width: int, tap: tuple[int, ...]) -> None:
-    weight = layer.weight
+def _closed_gate(weight: torch.Tensor, width: int) -> _Parameters:
+    """Rows of a gate that lets through: it is 1 whatever it reads."""
+    return weight.new_zeros(width, *weight.shape[1:]), weight.new_ones(width)
+
+
+def _first_layer(chain: Chain, own: _Parameters, new: Bottleneck) -> _Parameters:
+    weight, bias = own
+    down = new.down.reshape(len(new.down), -1, *weight.shape[2:])
+    if chain.split is None:
+        return torch.cat([weight, down]), torch.cat([bias, new.down_bias])
+    rows = [(down, new.down_bias), _closed_gate(weight, len(down))][:: 1 if chain.split[1] == 0 else -1]
+    halves = list(zip(weight.chunk(2), bias.chunk(2), rows, strict=True))
+    return torch.cat([t for w, _, r in halves for t in (w, r[0])]), torch.cat(
+        [t for _, b, r in halves for t in (b, r[1])]
+    )
+
+
+def _with_deltas(own: _Parameters, width: int, tap: tuple[int, ...]) -> _Parameters:
+    """A depthwise convolution that leaves its new channels alone."""
+    weight, bias = own
     delta = weight.new_zeros(width, *weight.shape[1:])
     center: Any = (slice(None), 0, *tap)
     delta[center] = 1
-    layer.put(torch.cat([weight, delta]), torch.cat([layer.bias, weight.new_zeros(width)]))
-    widen_groups(layer.node, weight.shape[0] + width)
+    return torch.cat([weight, delta]), torch.cat([bias, weight.new_zeros(width)])
 
 
-def _widen_values(chain: Chain, width: int) -> None:
-    """The values between the layers have more channels now."""
-    hidden = chain.last.weight.shape[1]
-    before = hidden - width
+def _not_squeezed(squeeze: Squeeze, own: dict[fx.Node, _Parameters], width: int) -> dict[fx.Node, _Parameters]:
+    """A squeeze-excite that does not see the new channels, and whose gate is open for them."""
+    (reduce, reduce_bias), (expand, expand_bias) = own[squeeze.reduce.node], own[squeeze.expand.node]
+    unseen = reduce.new_zeros(len(reduce), width, *reduce.shape[2:])
+    still = expand.new_zeros(width, *expand.shape[1:])
+    open_ = torch.full((width,), _OPEN[squeeze.gate.name], dtype=torch.float64)
+    return {
+        squeeze.reduce.node: (torch.cat([reduce, unseen], dim=1), reduce_bias),
+        squeeze.expand.node: (torch.cat([expand, still]), torch.cat([expand_bias, open_])),
+    }
+
+
+def _widened_values(chain: Chain, before: int, width: int) -> list[Edit]:
+    """The values between the layers have more channels."""
+    hidden = before + width
     ends = {chain.last.node}
     squeezed = {chain.squeeze.reduce.node} if chain.squeeze is not None else set()
     frontier = [layer.node for layer in (chain.first, chain.gate) if layer is not None]
     frontier += [chain.squeeze.expand.node] if chain.squeeze is not None else []
     reached = set(frontier)
     sizes = {before: hidden, 2 * before: 2 * hidden} if chain.split is not None else {before: hidden}
+    edits: list[Edit] = []
     while frontier:
         node = frontier.pop()
-        if "value" in node.meta:
-            value = tensor(node)
+        if (value := value_of(node)) is not None:
             shape = tuple(sizes.get(d, d) if isinstance(d, int) else d for d in value.shape)
-            node.meta["value"] = Value(shape, value.dtype, value.device, value.storage)
+            edits.append(Retype(node, Value(shape, value.dtype, value.device, value.storage)))
         for user in node.users:
             if user not in reached | ends | squeezed:
                 reached.add(user)
                 frontier.append(user)
+    return edits
