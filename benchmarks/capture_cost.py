@@ -26,6 +26,7 @@ from torch import nn
 import utcompile as utc
 from benchmarks.capture_models import MODELS
 from benchmarks.measure import paired
+from utcompile.graph import info
 
 _HERE = Path(__file__).resolve().parent.parent
 _WORKER = Path(__file__).with_name("capture_models.py")
@@ -128,9 +129,9 @@ def checks(rounds: int, decisions: int = 8) -> str:
     """What a guard on sizes costs in a call: a graph with guards next to the same graph without its checks."""
     guarded = utc.capture(Chosen(decisions).eval(), torch.ones(2, 12, dtype=torch.int64))
     bare = copy.deepcopy(guarded)
-    nodes = [n for n in bare.graph.nodes if n.meta.get("check")]
+    nodes = [n for n in bare.graph.nodes if info(n).check]
     for node in reversed(bare.graph.nodes):
-        if node in nodes or (not node.users and node.meta.get("derived")):
+        if node in nodes or (not node.users and info(node).derived):
             bare.graph.erase_node(node)
     bare.recompile()
     x = torch.ones(3, 9, dtype=torch.int64)

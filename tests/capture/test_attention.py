@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import utcompile as utc
-from utcompile.graph import fused_arguments, is_fused_attention
+from utcompile.graph import fused_arguments, info, is_fused_attention
 
 T = torch.Tensor
 X = torch.randn(2, 6, 16)
@@ -249,7 +249,7 @@ def test_a_module_that_makes_the_mask() -> None:
     captured = utc.capture(Model().eval(), X, LENGTHS, verify="shapes")
     assert calls(captured)[0]["is_causal"]
     left = {*captured.graph.nodes}
-    assert left.issuperset(r for n in left for r in n.meta.get("ends_from", ()))
+    assert left.issuperset(r for n in left for r in info(n).ends_from)
     assert "make" not in str(captured.graph)
 
 

@@ -11,6 +11,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
+from utcompile.graph import info
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
@@ -81,9 +82,9 @@ def test_nodes_carry_scope_source_and_shape() -> None:
     model, x = zoo.make("vit")
     captured = utc.capture(model, x)
     node = next(n for n in captured.graph.nodes if n.name == "blocks_1_attn_reshape")
-    assert [f.path for f in node.meta["origin"].scope] == ["", "blocks", "blocks.1", "blocks.1.attn"]
-    assert node.meta["origin"].source.startswith("attention.py:")
-    assert str(node.meta["value"]).startswith("[B, ")
+    assert [f.path for f in info(node).origin.scope] == ["", "blocks", "blocks.1", "blocks.1.attn"]
+    assert info(node).origin.source.startswith("attention.py:")
+    assert str(info(node).value).startswith("[B, ")
 
 
 @pytest.mark.parametrize("kind", ["vit", pytest.param("efficientnet", marks=pytest.mark.full)])
@@ -93,7 +94,7 @@ def test_deepcopy_and_pickle_keep_graph_and_meta(kind: str) -> None:
     for other in (copy.deepcopy(captured), pickle.loads(pickle.dumps(captured))):
         assert isinstance(other, utc.CapturedModule)
         assert [n.name for n in other.graph.nodes] == [n.name for n in captured.graph.nodes]
-        assert [n.meta.get("value") for n in other.graph.nodes] == [n.meta.get("value") for n in captured.graph.nodes]
+        assert [info(n).value for n in other.graph.nodes] == [info(n).value for n in captured.graph.nodes]
         assert other.report == captured.report and other.batch_inputs == captured.batch_inputs
         assert other.state_dict().keys() == captured.state_dict().keys()
         with torch.no_grad():
@@ -180,7 +181,7 @@ def test_writes_become_functional_or_barriers(aliased: bool) -> None:
     captured = utc.capture(model, x, verify="full")
     assert bool(captured.report.barriers) == aliased
     assert model.act.inplace and captured.get_submodule("act").inplace
-    assert any("mutates" in n.meta for n in captured.graph.nodes) == aliased
+    assert any(info(n).mutates for n in captured.graph.nodes) == aliased
 
 
 def test_a_write_of_a_module_that_is_called_twice() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import utcompile as utc
-from utcompile.graph import GraphView
+from utcompile.graph import GraphView, Role, info
 
 T = torch.Tensor
 X = torch.randn(2, 4)
@@ -211,7 +211,7 @@ def regions() -> nn.Module:
 def test_regions_stay_around_what_they_enclosed() -> None:
     model = regions()
     captured = utc.capture(model, X, verify="full")
-    assert sum(bool(n.meta.get("region")) for n in captured.graph.nodes) == 4
+    assert sum(bool(info(n).region) for n in captured.graph.nodes) == 4
     with torch.no_grad():
         assert torch.equal(captured(X), model(X))
         assert not torch.is_grad_enabled()
@@ -259,10 +259,10 @@ def test_a_tuner_inside_an_autocast_region_runs_there() -> None:
 
     rules = "version: 1\nname: t\nrules:\n  - {name: r, match: {op: linear}, insert: {weight: h, tuner: {kind: lora, r: 2, alpha: 2}}}\n"
     tuned = utc.compile(toys.Calls(forward), rules, (X,))
-    region = [n.name for n in tuned.graph.nodes if n.meta.get("region")]
+    region = [n.name for n in tuned.graph.nodes if info(n).region]
     order = [n.name for n in tuned.graph.nodes]
     inside = order[order.index(region[0]) : order.index(region[1])]
-    assert all(n.name in inside for n in tuned.graph.nodes if n.meta.get("role") == "tuner")
+    assert all(n.name in inside for n in tuned.graph.nodes if info(n).role == Role.TUNER)
 
 
 @pytest.mark.parametrize(

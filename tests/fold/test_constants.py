@@ -8,6 +8,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
+from utcompile.graph import info
 
 TOKENS = """
 version: 1
@@ -41,7 +42,7 @@ def test_tokens_become_constants(kind: str, tuner: str) -> None:
     names = {n for n, _ in folded.named_parameters()}
     assert names == {n for n, _ in model.named_parameters()}
     # the frozen projections run once: on the image's tokens, and no more on the prompts
-    assert not any(n.meta.get("role") in ("tuner", "projection") for n in folded.graph.nodes)
+    assert not any(info(n).role in ("tuner", "projection") for n in folded.graph.nodes)
     if tuner == "prompt":
         assert all(s.parameters[0] > s.parameters[1] == 0 and s.flops[0] > s.flops[1] == 0 for s in report.sites)  # type: ignore[index]
 

@@ -11,7 +11,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
-from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_graph, flops
+from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_graph, flops, info
 
 
 class Calls(nn.Module):
@@ -165,5 +165,5 @@ def test_dependence() -> None:
     view = view_of(Calls(lambda x: torch.relu(x) + torch.tanh(x)), TOKENS)
     x, relu, tanh, add = (view.by_class[n][0] for n in ("placeholder", "relu", "tanh", "add"))
     assert view.depends(add, x) and view.depends(relu, x) and not view.depends(relu, tanh) and not view.depends(x, add)
-    found = sorted(n.name for n in dependence_graph(x.graph).successors(x) if not n.meta.get("check"))
+    found = sorted(n.name for n in dependence_graph(x.graph).successors(x) if not info(n).check)
     assert found == ["relu", "tanh"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import utcompile as utc
-from utcompile.graph import BATCH, GraphView, Operation, Size, Value, module_operation, operation
+from utcompile.graph import BATCH, GraphView, Operation, Size, Value, info, module_operation, operation
 from utcompile.graph.spellings import FUNCTIONS, METHODS, MODULES, Spelling, spelled
 from utcompile.graph.table import CREATED, ROWS, names_of
 from utcompile.rules import names
@@ -162,7 +162,7 @@ def read(kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """A call with a tensor wherever `"tensor"` stands, read."""
     graph = fx.Graph()
     tensor = graph.placeholder("x")
-    tensor.meta["value"] = Value((Size((((BATCH,), 1),)), 4), torch.float32, torch.device("cpu"), 0)
+    info(tensor).value = Value((Size((((BATCH,), 1),)), 4), torch.float32, torch.device("cpu"), 0)
     args, kwargs = fx.node.map_aggregate(
         (args, kwargs), lambda a: tensor if isinstance(a, str) and a == "tensor" else a
     )

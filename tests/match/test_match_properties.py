@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 import utcompile as utc
-from utcompile.graph import GraphView, is_state
+from utcompile.graph import GraphView, info, is_state
 from utcompile.match import Engine
 from utcompile.rules import Call, Expression, Name, Pattern, RuleSet, Step, library_patterns
 
@@ -107,7 +107,7 @@ def _key(env: dict[str, fx.Node]) -> tuple[tuple[str, str], ...]:
 
 def found_by_search(view: GraphView, pattern: Pattern) -> Found:
     """Every assignment of values to names under which every line of a spelling is true."""
-    values = [n for n in view.nodes if "value" in n.meta and not is_state(n)]
+    values = [n for n in view.nodes if info(n).value is not None and not is_state(n)]
     result: Found = set()
     for spelling in pattern.spellings:
         names = sorted(spelling.names)

@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
+from utcompile.graph import info
 from utcompile.match import Plan, Site
 from utcompile.tuners import Tuner, TunerConfig, TunerSite, base
 
@@ -65,7 +66,7 @@ def test_flops_are_those_that_torch_counts(kind: str, batch: int) -> None:
 def saved_in_truth(plan: Plan, site: Site) -> int:
     """What autograd saves on real tensors, as the definition says it."""
     operations = [plan.view.operations[t] for t in site.targets] if site.form == "weight" else []
-    values = [op.inputs[0].meta["value"] for op in operations] or [site.source.meta["value"]]
+    values = [info(op.inputs[0]).value for op in operations] or [info(site.source).value]
     inputs = [torch.randn(v.sizes(1)).requires_grad_() for v in values]
     tuner = site.build().train()
     kept: dict[int, torch.UntypedStorage] = {}
@@ -155,7 +156,7 @@ def test_half_precision_saves_half() -> None:
 
 def test_a_prefix_counts_its_products() -> None:
     plan = plan_of("vit", PREFIX)
-    tokens, channels = plan.sites[0].source.meta["value"].sizes(1)[1:]
+    tokens, channels = info(plan.sites[0].source).value.sizes(1)[1:]
     assert plan.cost.sites[plan.sites[0].id].flops == 2 * 2 * tokens * 10 * channels
     assert plan.cost.sites[plan.sites[0].id].saved_bytes == saved_in_truth(plan, plan.sites[0])
 

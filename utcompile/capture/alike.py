@@ -11,7 +11,7 @@ from functools import partial
 
 from utcompile.capture.expressions import Expression
 from utcompile.capture.recorder import Recorder
-from utcompile.graph import Symbol
+from utcompile.graph import Symbol, info
 
 Sizes = Mapping[Symbol, int]
 _FARTHEST = 64  # steps from the example
@@ -59,7 +59,7 @@ def _questions(
     recorder: Recorder, recorded: Sizes, sources: Mapping[Symbol, tuple[int, int]]
 ) -> Iterator[Callable[[Sizes], bool | None]]:
     """What was asked, as functions of the symbols."""
-    inputs = {(recorder.inputs[i].meta["serial"], dim): symbol for symbol, (i, dim) in sources.items()}
+    inputs = {(info(recorder.inputs[i]).serial, dim): symbol for symbol, (i, dim) in sources.items()}
 
     def symbol_of(reading: Expression) -> Symbol | int:
         """The symbol that a reading seems to be, by its place or its value; its value where it seems to be none."""

@@ -26,7 +26,7 @@ from utcompile.capture.sizes_alone import (
     telling_sizes,
     written_storages,
 )
-from utcompile.graph import fused_arguments, is_fused_attention, set_fused_arguments, tensor, value_of
+from utcompile.graph import fused_arguments, info, is_fused_attention, set_fused_arguments, tensor, value_of
 
 T = torch.Tensor
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16)
@@ -148,6 +148,7 @@ def _erase_unused(unread: frozenset[fx.Node], graph: fx.Graph) -> None:
 
 def _forget(node: fx.Node, erased: set[fx.Node]) -> None:
     """A module whose call began with what is erased has no call any more that a rule could name."""
-    if erased & {*node.meta.get("ends_from", ())}:
-        pairs = [p for p in zip(node.meta["ends"], node.meta["ends_from"], strict=True) if p[1] not in erased]
-        node.meta["ends"], node.meta["ends_from"] = (tuple(p[i] for p in pairs) for i in (0, 1))
+    if erased & {*info(node).ends_from}:
+        known = info(node)
+        pairs = [p for p in zip(known.ends, known.ends_from, strict=True) if p[1] not in erased]
+        known.ends, known.ends_from = tuple(frame for frame, _ in pairs), tuple(read for _, read in pairs)

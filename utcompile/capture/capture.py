@@ -24,7 +24,7 @@ from utcompile.capture.value_checks import join_value_checks
 from utcompile.capture.verify import check
 from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule, describe, is_state, set_inplace
+from utcompile.graph import UtcGraphModule, describe, info, is_state, set_inplace
 from utcompile.graph.calls import Signature
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 from utcompile.graph.ties import ties_of
@@ -167,7 +167,8 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
     fixed = [n for n in inputs if isinstance(arguments[str(n.target)], (bool, int, float, str, type(None)))]
     with graph.inserting_after(inputs[-1]):
         for node in reversed(fixed):
-            graph.call_function(captured_as, (node, arguments[str(node.target)], str(node.target))).meta["check"] = True
+            given = (node, arguments[str(node.target)], str(node.target))
+            info(graph.call_function(captured_as, given)).check = True
     for node in reversed(inputs):
         if node not in fixed:
             break
@@ -180,7 +181,7 @@ def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
         value = arguments[str(node.target)]
         if isinstance(value, (dict, tuple, list)):
             with graph.inserting_after(node):  # before its members are read
-                graph.call_function(StructureCheck.of(str(node.target), value), (node,)).meta["check"] = True
+                info(graph.call_function(StructureCheck.of(str(node.target), value), (node,))).check = True
 
 
 def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:
@@ -205,7 +206,7 @@ def _guard_values(graph: fx.Graph, root: nn.Module, fixed: dict[str, torch.Tenso
             with graph.inserting_after(inputs[-1]):
                 recorded = graph.get_attr(f"_recorded_{name}")
             with graph.inserting_after(recorded):
-                graph.call_function(same_values, (node, recorded, name)).meta["check"] = True
+                info(graph.call_function(same_values, (node, recorded, name))).check = True
 
 
 def _obeys_mode(node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import fx
 
 from utcompile.capture.derived import Apply
+from utcompile.graph import info
 
 Dims = tuple[bool, ...]
 Shapes = list[tuple[int, ...]]
@@ -67,7 +68,7 @@ class Exactness:
         self.shapes[node] = shapes
         if found is None:
             found = whole
-        if node.meta.get("size_of_data") or len(found) != len(whole):
+        if info(node).size_of_data or len(found) != len(whole):
             found = (False,) * len(whole)
         self.dims[node] = tuple(a and b for a, b in zip(found, whole, strict=True))
 
@@ -104,16 +105,16 @@ class Exactness:
             return all(self.dims[source])
         if source in self.inexact or self._is_piecewise(source, self.name(source)):
             return False
-        return "size" in source.meta or all(map(self._is_settled, source.all_input_nodes))
+        return info(source).size is not None or all(map(self._is_settled, source.all_input_nodes))
 
     def name(self, node: fx.Node) -> str:
         """A node's operation, by the name of its class, function or method; a property by its own."""
         if node.target is getattr and len(node.args) > 1:
             return str(node.args[1]).lower()
-        return str(node.meta.get("layer") or getattr(node.target, "__name__", node.target)).lower()
+        return (info(node).layer or str(getattr(node.target, "__name__", node.target))).lower()
 
     def _is_piecewise(self, node: fx.Node, name: str) -> bool:
-        if node.meta.get("opaque") or isinstance(node.target, Apply):
+        if info(node).opaque or isinstance(node.target, Apply):
             return self._varies(node, 0)
         if name in ("arange", "range"):
             return (len(node.args) > 2 or "step" in node.kwargs) and bool(node.all_input_nodes)
@@ -144,7 +145,7 @@ class Exactness:
     def _spatial(self, node: fx.Node, name: str, shapes: Shapes) -> Dims:
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         rank = len(shapes[0])
-        if source in self.dims and any(w in name for w in _SPATIAL) and not node.meta.get("opaque") and rank > 2:
+        if source in self.dims and any(w in name for w in _SPATIAL) and not info(node).opaque and rank > 2:
             same = [s[0] for s in self.shapes[source]] == [s[0] for s in shapes]
             return (self.dims[source][0] and same, True, *(False,) * (rank - 2))
         return self._none(shapes)
@@ -226,7 +227,7 @@ class Exactness:
         used = sum(i is not None and i is not Ellipsis for i in index)
         found: list[bool] = []
         for one in index:
-            if isinstance(one, (fx.Node, list)) and not (isinstance(one, fx.Node) and "size" in one.meta):
+            if isinstance(one, (fx.Node, list)) and not (isinstance(one, fx.Node) and info(one).size is not None):
                 return self._none(shapes)
             if one is None:
                 found.append(True)

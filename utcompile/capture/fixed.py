@@ -12,6 +12,7 @@ from torch import fx
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.nested import parts
 from utcompile.errors import UtcError
+from utcompile.graph import info
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, witho
         sizes = tuple((d, n) for d, n in enumerate(tensor.shape) if d not in varying)
         if sizes and name.partition("[")[0] not in without:
             with graph.inserting_after(last):
-                graph.call_function(FixedSizes(name, tensor.dim(), sizes, named), (node,)).meta["check"] = True
+                info(graph.call_function(FixedSizes(name, tensor.dim(), sizes, named), (node,))).check = True
 
 
 def _named(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ from torch import fx
 
 from utcompile.capture.guards import FlagCheck, Guard
 from utcompile.capture.size_nodes import SizeNodes
-from utcompile.graph import place_of
+from utcompile.graph import info, place_of
 
 
 def insert_flag_checks(sizes: SizeNodes) -> tuple[Guard, ...]:
@@ -25,7 +25,7 @@ def insert_flag_checks(sizes: SizeNodes) -> tuple[Guard, ...]:
         value, line = found[0]
         guard = Guard(f"{_shown(node)}.{name} is {value}", line)
         with sizes.graph.inserting_after(sizes.after if node.op == "placeholder" else node):
-            sizes.graph.call_function(FlagCheck(guard, name, value), (node,)).meta["check"] = True
+            info(sizes.graph.call_function(FlagCheck(guard, name, value), (node,))).check = True
         guards.append(guard)
     return tuple(guards)
 

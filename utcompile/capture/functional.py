@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.graph import InPlace, index_memory, is_state, value_of
+from utcompile.graph import InPlace, index_memory, info, is_state, value_of
 
 _OUT_OF_PLACE: dict[Any, Any] = {
     getattr(operator, f"i{name}"): getattr(operator, name if name not in ("and", "or") else f"{name}_")
@@ -26,7 +26,7 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
     """Convert what can be converted; returns the writes that remain."""
     position, by_storage, calls = index_memory(graph)
-    writes = [n for n in position if n.meta.get("mutates")]
+    writes = [n for n in position if info(n).mutates]
     # a storage number names memory as recorded; once a write has become out of place, what follows lives elsewhere
     aliased = {n: _is_aliased(n, by_storage, position) for n in writes}
     left = []
@@ -36,13 +36,13 @@ def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
         if aliased[node] or any(aliased.get(s) for s in siblings) or not _convert(node, root, inplace[node]):
             left.append(node)
         else:
-            del node.meta["mutates"]
+            del info(node).mutates
     return tuple(left)
 
 
 def _is_aliased(node: fx.Node, by_storage: dict[int, list[fx.Node]], position: dict[fx.Node, int]) -> bool:
     at = position[node]
-    for written in node.meta["mutates"]:
+    for written in info(node).mutates:
         value = value_of(written)
         if value is None or is_state(written):
             return True
@@ -58,27 +58,27 @@ def _is_inplace(node: fx.Node, root: nn.Module) -> bool:
 
 
 def _convert(node: fx.Node, root: nn.Module, inplace: bool) -> bool:
-    written = value_of(node.meta["mutates"][0])
+    written = value_of(info(node).mutates[0])
     yielded = value_of(node)
     if yielded is None or written is None or yielded.dtype != written.dtype or yielded.shape != written.shape:
         return False
     if node.op == "call_module":
         if inplace:
             root.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
-            node.meta["inplace"] = InPlace()
+            info(node).inplace = InPlace()
         return inplace
     if node.kwargs.get("inplace"):
         node.kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
-        node.meta["inplace"] = InPlace()
+        info(node).inplace = InPlace()
         return True
     plain = _out_of_place(node)
     if plain is not None:
-        node.meta["inplace"] = InPlace((node.op, node.target), plain)
+        info(node).inplace = InPlace((node.op, node.target), plain)
         node.op, node.target = plain
         return True
     if getattr(F, getattr(node.target, "__name__", ""), None) is node.target and node.args[-1:] == (True,):
         node.args = node.args[:-1]  # `F.relu(x, True)`: the last positional argument is the flag
-        node.meta["inplace"] = InPlace()
+        info(node).inplace = InPlace()
         return True
     return False
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.capture.sizes_alone import AtSizes, is_number, symbols_of
-from utcompile.graph import fused_arguments, operation, set_fused_arguments, tensor, value_of
+from utcompile.graph import fused_arguments, info, inserted, operation, set_fused_arguments, tensor, value_of
 
 _MOVES = frozenset("reshape expand getitem permute transpose contiguous identity repeat repeat_interleave".split())
 _WIDEST = 256  # channels of a head that fused kernels take
@@ -112,5 +112,5 @@ def _ordered(source: fx.Node, order: _Order, call: fx.Node) -> fx.Node:
     with call.graph.inserting_before(call):
         made = call.graph.call_method("permute", (source, *order))
     shape = tuple(tensor(source).shape[axis] for axis in order)
-    made.meta.update(origin=call.meta["origin"], value=replace(tensor(source), shape=shape), state=False)
+    inserted(made, info(call).origin, value=replace(tensor(source), shape=shape))
     return made

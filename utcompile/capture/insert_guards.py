@@ -13,7 +13,7 @@ from utcompile.capture.conditions import Conditions
 from utcompile.capture.expressions import PREFIXES, SIGNS, Expression
 from utcompile.capture.guards import Guard, SizeCheck
 from utcompile.capture.ways import Answers, Condition, shown
-from utcompile.graph import Size, Symbol
+from utcompile.graph import Size, Symbol, info
 
 
 def insert_guards(conditions: Conditions, ways: Sequence[Answers]) -> tuple[Guard, ...]:
@@ -44,7 +44,7 @@ class _Inserter:
             nodes = [self.sizes.symbol(s) for s in symbols]
             check = self._check([*early.values()], symbols, [])
             made = self.sizes.early("check", lambda: self.sizes.graph.call_function(check, tuple(nodes)))
-            made.meta["check"] = True
+            info(made).check = True
         for guard, ways in late.values():
             self._insert_late(guard, ways)
         # what an empty tensor alone would decide otherwise is checked, and not listed
@@ -129,11 +129,11 @@ class _Inserter:
             with graph.inserting_after(at):
                 at = graph.call_method(reading.op, (self.sizes.nodes[reading.args[0]], reading.args[1]))
             values = self.sizes.values(reading) or [1]
-            at.meta["size"] = Size((((Symbol("size", values[0]),), Fraction(1)),))
+            info(at).size = Size((((Symbol("size", values[0]),), Fraction(1)),))
             read.append(at)
         with graph.inserting_after(at):
             made = graph.call_function(self._check([(guard, ways)], symbols, free), (*given, *read))
-        made.meta["check"] = True
+        info(made).check = True
 
 
 def _code_of(terms: Sequence[tuple[tuple[Symbol, ...], Fraction]], names: dict[Symbol, str]) -> str:

@@ -15,10 +15,10 @@ from torch import fx
 
 from utcompile.capture.derived import by_mode, finfo
 from utcompile.capture.expressions import Expression
-from utcompile.capture.recorded import Seen, Sized, SizedFloat
+from utcompile.capture.recorded import Sized, SizedFloat
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.size_nodes import SizeNodes
-from utcompile.graph import Computed, Size, Symbol, value_of
+from utcompile.graph import Computed, Seen, Size, Symbol, info, value_of
 
 Sizes = Mapping[Symbol, int]
 # lengths at which numbers are compared, beside the probe's own: few share a factor
@@ -38,7 +38,7 @@ def translated(merged: SizeNodes, probe: Recorder, at: Sizes, varying: Iterable[
     """
     varying = list(varying)
     samples = [at, *({**at, **dict.fromkeys(varying, n)} for n in (_SPREAD if varying else ()))]
-    ours = [n for n in merged.graph.nodes if "serial" in n.meta]
+    ours = [n for n in merged.graph.nodes if info(n).serial]
     return _Match(samples, merged).run(ours, list(probe.graph.nodes))
 
 
@@ -70,8 +70,8 @@ class _Match:
 
     def _bind(self, theirs: fx.Node, ours: fx.Node) -> None:
         self.nodes[theirs] = ours
-        self.serials[theirs.meta["serial"]] = ours.meta["serial"]
-        self.by_serial[theirs.meta["serial"]] = ours, _seen_shape(theirs, self.samples[0])
+        self.serials[info(theirs).serial] = info(ours).serial
+        self.by_serial[info(theirs).serial] = ours, _seen_shape(theirs, self.samples[0])
 
     def _resolved(self, node: fx.Node) -> fx.Node:
         while node in self.alias:
@@ -96,7 +96,7 @@ class _Match:
     def _have_one_shape(self, ours: fx.Node, theirs: fx.Node) -> bool:
         """Whether the sizes that the graph knows without reading them are the probe's: `x[:6]` has six rows at the
         recorded batches, and one at a batch of 1."""
-        value, seen = value_of(ours), theirs.meta.get("seen")
+        value, seen = value_of(ours), info(theirs).seen
         if value is None or not isinstance(seen, Seen) or len(value.shape) != len(seen.shape):
             return True
         known = [d for d in range(len(seen.shape)) if self.exact(ours, d)]
@@ -135,8 +135,8 @@ class _Match:
         """What an argument of the graph is at some sizes."""
         if not isinstance(ours, fx.Node):
             return ours
-        if "size" in ours.meta:
-            return _at(ours.meta["size"], sizes)
+        if info(ours).size is not None:
+            return _at(info(ours).size, sizes)
         if ours.target is getattr:
             return getattr(value_of(ours.args[0]), str(ours.args[1]), _UNKNOWN)  # type: ignore[arg-type]
         if ours.target is by_mode:
@@ -188,5 +188,5 @@ def _at(size: Any, sizes: Sizes) -> Any:
 
 
 def _seen_shape(node: Any, sizes: Sizes) -> tuple[int, ...] | None:
-    seen = node.meta.get("seen") if isinstance(node, fx.Node) else None
+    seen = info(node).seen if isinstance(node, fx.Node) else None
     return seen.shape if isinstance(seen, Seen) else None

@@ -25,6 +25,7 @@ from utcompile.capture.unrecordable import Unrecordable
 from utcompile.capture.untouched import random_numbers_kept, values_kept
 from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
+from utcompile.graph import info
 from utcompile.graph.structure import attribute_tensors, named_state
 
 T = torch.Tensor
@@ -183,7 +184,7 @@ def _paths(model: nn.Module) -> dict[int, str]:
 
 def _failure(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:
     """The model's own forward failed while it was recorded."""
-    origin = last.meta.get("origin") if last is not None else None
+    origin = info(last).origin if last is not None else None
     place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None
     shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in arguments.items() if isinstance(v, T))
     return UtcError(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from utcompile.capture.expressions import Expression
+from utcompile.graph import Seen
 
 
 class Sized(int):
@@ -28,16 +26,6 @@ def with_expression(value: Any) -> Any:
     made = (Sized if isinstance(value.value, int) else SizedFloat)(value.value)
     made.expression = value.expression
     return made
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A recorded tensor: its sizes in this recording, and which storage it lives in."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    storage: int
 
 
 def holds_numbers(seen: Seen) -> bool:

@@ -32,13 +32,13 @@ from utcompile.capture.live import LiveNodes
 from utcompile.capture.nested import flat, is_named_tuple, parts, tensors
 from utcompile.capture.questions import Questions, slices
 from utcompile.capture.rebinding import original_of
-from utcompile.capture.recorded import Seen, holds_numbers, with_expression
+from utcompile.capture.recorded import holds_numbers, with_expression
 from utcompile.capture.source import source_line
 from utcompile.capture.torch_calls import OPERATORS, REFLECTED, fresh, has_size_of_data, version_of, without_override
 from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
 from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.graph import Frame, Origin, hooks_for_all, is_leaf
+from utcompile.graph import Frame, Origin, Seen, hooks_for_all, info, is_leaf
 
 T = torch.Tensor
 # functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
@@ -153,7 +153,7 @@ class Recorder(TorchFunctionMode):
         """From here on, the tensors in `value` are what `node` yields."""
         if isinstance(value, T):
             storage = self._nodes.bind(value, node)
-            node.meta["seen"] = Seen(tuple(value.shape), value.dtype, value.device, storage)
+            info(node).seen = Seen(tuple(value.shape), value.dtype, value.device, storage)
             return
         for name, part in parts(value):
             if tensors(part):
@@ -251,12 +251,12 @@ class Recorder(TorchFunctionMode):
 
     def _numbered(self, node: fx.Node) -> fx.Node:
         self._serial += 1
-        node.meta["serial"] = self._serial
+        info(node).serial = self._serial
         return node
 
     def _note(self, node: fx.Node) -> fx.Node:
         self._numbered(node)
-        node.meta["origin"] = Origin(tuple(self._scope), source_line())
+        info(node).origin = Origin(tuple(self._scope), source_line())
         return node
 
     def _unrecordable(self, reason: str, path: str | None = None, **more: Any) -> Unrecordable:
@@ -310,9 +310,9 @@ class Recorder(TorchFunctionMode):
             out = fresh(out, read, written)
             node = self._call(func, *self._given(given, named))
             if self._real and has_size_of_data(func, args):
-                node.meta["size_of_data"] = True
+                info(node).size_of_data = True
             result = self._yield(node, out, written)
-            self.questions.shape(cut, node.meta["serial"])
+            self.questions.shape(cut, info(node).serial)
             return result
 
     def _data_error(self, func: Any, args: Any, error: Exception) -> Unrecordable:
@@ -331,7 +331,7 @@ class Recorder(TorchFunctionMode):
         node = self._nodes.get(tensor)
         if node is None or node.op == "get_attr":
             return value
-        expression = Expression.reading(kind, node.meta["serial"], dim % max(1, tensor.dim()))
+        expression = Expression.reading(kind, info(node).serial, dim % max(1, tensor.dim()))
         self.readings[expression] = value
         return tracked(value, expression)
 
@@ -358,7 +358,7 @@ class Recorder(TorchFunctionMode):
             if func is T.__len__:
                 int(self._reading("size", tensor, 0, out))
             elif func in _FLAGS and isinstance(out, bool) and len(args) == 1 and not kwargs:
-                self.questions.flag(self._nodes[tensor].meta["serial"], _FLAGS[func], out)
+                self.questions.flag(info(self._nodes[tensor]).serial, _FLAGS[func], out)
         return out
 
     def _same_choice(self, tensor: T, value: Any) -> Any:
@@ -372,7 +372,7 @@ class Recorder(TorchFunctionMode):
     def _varies(self, args: Any) -> bool:
         """Whether a value may differ in another call: by an input whose values are not fixed, or by a size."""
         cone = self._cone(args)
-        return not self._sources(args) <= {*self._fixed} or any(n.meta.get("sized") for n in cone)
+        return not self._sources(args) <= {*self._fixed} or any(info(n).sized for n in cone)
 
     def _choice(self, func: Any, args: Any) -> Any:
         """Python reads a value: in a wide module that is recorded with the value, elsewhere the module is opaque."""
@@ -405,7 +405,7 @@ class Recorder(TorchFunctionMode):
         found: dict[str, None] = {}
         while nodes:
             node = nodes.pop()
-            seen = node.meta.get("seen")
+            seen = info(node).seen
             if node.op == "placeholder" and isinstance(seen, Seen) and holds_numbers(seen):
                 found[str(node.target)] = None
             elif node.op == "placeholder" or getattr(node.target, "__name__", node.target) not in _ELEMENTWISE:
@@ -427,9 +427,9 @@ class Recorder(TorchFunctionMode):
     def _yield(self, node: fx.Node, out: Any, written: list[T]) -> Any:
         self._note(node)
         if self._sized:
-            node.meta["sized"] = True
+            info(node).sized = True
         if written:
-            node.meta["mutates"] = tuple(self._known(written))
+            info(node).mutates = tuple(self._known(written))
         self.bind(out, node)
         return out
 
@@ -471,8 +471,8 @@ class Recorder(TorchFunctionMode):
             with self._silence:
                 out = fresh(out, read, written)
                 node = self.graph.call_module(path, *self._given(tuple(args), dict(kwargs)))
-                node.meta["layer"] = type(module).__name__
-                node.meta["opaque"] = path in self._leaves
+                info(node).layer = type(module).__name__
+                info(node).opaque = path in self._leaves
                 return self._yield(node, out, written)
         frame = Frame(path, type(module).__name__)
         self._scope.append(frame)
@@ -506,8 +506,8 @@ class Recorder(TorchFunctionMode):
         """Write on the node of a module's first output which call it ends, and what that call read first."""
         read, made = (next((self._nodes.get(t) for t in flat(v)), None) for v in (given, out))
         if read is not None and made is not None:
-            made.meta["ends"] = (*made.meta.get("ends", ()), frame)
-            made.meta["ends_from"] = (*made.meta.get("ends_from", ()), read)
+            info(made).ends = (*info(made).ends, frame)
+            info(made).ends_from = (*info(made).ends_from, read)
 
     # --- regions ------------------------------------------------------------------------------------------------
 
@@ -540,7 +540,7 @@ class Recorder(TorchFunctionMode):
             self.graph.erase_node(entered)
             return entered
         node = self._note(self.graph.call_function(function, args))
-        node.meta["region"] = True
+        info(node).region = True
         return node
 
     def output(self, out: Any) -> None:

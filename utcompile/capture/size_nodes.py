@@ -17,10 +17,10 @@ from torch import fx
 
 from utcompile.capture.exactness import Exactness
 from utcompile.capture.expressions import FUNCTIONS, Expression
-from utcompile.capture.recorded import Seen, Sized, SizedFloat
+from utcompile.capture.recorded import Sized, SizedFloat
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
-from utcompile.graph import Computed, Fitter, Size, Symbol, Value
+from utcompile.graph import Computed, Fitter, Seen, Size, Symbol, Value, info
 
 Polynomial = dict[tuple[Symbol, ...], Fraction]
 
@@ -42,7 +42,7 @@ class SizeNodes:
         self.fit = Fitter(list(sources), [s.sizes for s in samples])
         self.inputs = {s: (first.inputs[i], dim) for s, (i, dim) in sources.items()}
         self.order = {s: i for i, s in enumerate(sources)}
-        self.nodes = {n.meta["serial"]: n for n in self.graph.nodes if "serial" in n.meta}
+        self.nodes = {info(n).serial: n for n in self.graph.nodes if info(n).serial}
         self.place = {n: i for i, n in enumerate(self.graph.nodes)}
         entries = [n for n in self.graph.nodes if n.op == "placeholder" or n in first.inputs]
         self.after = max(entries, key=self.place.__getitem__)
@@ -63,11 +63,11 @@ class SizeNodes:
         for sizes in zip(*(s.shape for s in seen), strict=True):
             found = self.fit(sizes)
             whole.append(isinstance(found, int) or (found is not None and found.is_whole))
-            if found is None or (isinstance(found, Size) and node.meta.get("size_of_data")):
+            if found is None or (isinstance(found, Size) and info(node).size_of_data):
                 found = self._free.setdefault(sizes, free_size(f"s{len(self._free)}", sizes[0]))
             dims.append(found)
         number = self._storages.setdefault(seen[0].storage, len(self._storages))
-        node.meta["value"] = Value(tuple(dims), seen[0].dtype, seen[0].device, number)
+        info(node).value = Value(tuple(dims), seen[0].dtype, seen[0].device, number)
         self.exactness.visit(node, [s.shape for s in seen], tuple(whole))
 
     def is_exact(self, node: fx.Node | None, dim: int | None) -> bool:
@@ -295,8 +295,8 @@ class SizeNodes:
         operands = [self._made[a] for a in e.args]
         with self.graph.inserting_before(before):
             made = self.graph.call_function(FUNCTIONS[e.op], tuple(operands))
-        known = tuple(o.meta["size"] if isinstance(o, fx.Node) else o for o in operands)
-        made.meta.update(size=Computed(FUNCTIONS[e.op], known), derived=True)
+        known = tuple(info(o).size if isinstance(o, fx.Node) else o for o in operands)
+        info(made).size, info(made).derived = Computed(FUNCTIONS[e.op], known), True
         self.exactness.inexact.add(made)
         return made
 
@@ -306,7 +306,7 @@ class SizeNodes:
             made = self.graph.call_method(reading.op, (source, dim))
         values = self.values(reading) or [1]
         found = self.fit(values) if len(values) == len(self.recordings) else None
-        made.meta["size"] = found if isinstance(found, Size) else free_size("size", values[0])
+        info(made).size = found if isinstance(found, Size) else free_size("size", values[0])
         self.exactness.inexact.add(made)
         return made
 
@@ -352,7 +352,7 @@ class SizeNodes:
             with self.graph.inserting_after(self.after):
                 self._known[key] = self.after = build()
             if size is not None:
-                self.after.meta["size"] = size
+                info(self.after).size = size
         return self._known[key]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from utcompile.graph import BATCH, Size, Symbol, operation, tensor, value_of
+from utcompile.graph import BATCH, Size, Symbol, info, operation, tensor, value_of
 
 T = torch.Tensor
 _LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())  # they read no numbers
@@ -55,13 +55,13 @@ def from_sizes(graph: fx.Graph, root: nn.Module) -> frozenset[fx.Node]:
 
 def written_storages(graph: fx.Graph) -> frozenset[int]:
     """The memory that the graph writes into."""
-    writes = [n for n in graph.nodes if "mutates" in n.meta]
-    written = [value_of(n) for node in writes for n in (node, *node.meta["mutates"])]
+    writes = [n for n in graph.nodes if info(n).mutates]
+    written = [value_of(n) for node in writes for n in (node, *info(node).mutates)]
     return frozenset(v.storage for v in written if v is not None)
 
 
 def _is_from_sizes(node: fx.Node, found: set[fx.Node], root: nn.Module) -> bool:
-    if node.op not in ("call_function", "call_method") or "mutates" in node.meta or "region" in node.meta:
+    if node.op not in ("call_function", "call_method") or info(node).mutates or info(node).region:
         return False
     if is_reading(node):
         return True

@@ -23,13 +23,13 @@ from utcompile.capture.guards import Guard
 from utcompile.capture.insert_guards import insert_guards
 from utcompile.capture.probes import translated
 from utcompile.capture.questions import GRAD_MODE
-from utcompile.capture.recorded import Seen, Sized, SizedFloat
+from utcompile.capture.recorded import Sized, SizedFloat
 from utcompile.capture.recorder import Recorder
 from utcompile.capture.samples import Sample
 from utcompile.capture.size_nodes import SizeNodes
 from utcompile.capture.ways import Answers
 from utcompile.errors import UtcError
-from utcompile.graph import Symbol, describe
+from utcompile.graph import Seen, Symbol, describe, info
 
 _LIMITS = ("min", "max", "eps", "tiny", "smallest_normal", "resolution")
 
@@ -70,7 +70,7 @@ def unify(
     """
     graphs = [r.graph for r in recordings]
     rows = list(zip(*(list(g.nodes) for g in graphs), strict=True))
-    if any(len({n.meta.get("serial") for n in row}) > 1 for row in rows):
+    if any(len({info(n).serial for n in row}) > 1 for row in rows):
         raise Differs(_error("the model reads sizes in another order in other calls", rows[0][0], ""))
     sizes = SizeNodes(recordings, samples, sources)
     graph = _Merger(sizes, samples).merge(rows)
@@ -128,7 +128,7 @@ def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> N
         wired = {tuple(p[i] for i in n.all_input_nodes) for p, n in zip(places, row, strict=True)}
         if len(what) > 1 or len(wired) > 1:
             why = "; ".join(f"at {s}: {_shown(n)}" for s, n in zip(samples, row, strict=True))
-            at = next((n for n in row if n.meta.get("origin")), row[0])
+            at = next((n for n in row if info(n).origin), row[0])
             raise Differs(_error("the model runs different operations in different calls", at, why))
     if len({len(p) for p in places}) > 1:
         raise Differs(_error("the model runs more operations in some calls than in others", rows[-1][0], ""))
@@ -157,7 +157,9 @@ class _Merger:
             node = row[0]
             for field in ("args", "kwargs"):
                 setattr(node, field, self._value([getattr(n, field) for n in row], row))
-            seen = [n.meta.pop("seen", None) for n in row]
+            seen = [info(n).seen for n in row]
+            for n in row:
+                del info(n).seen
             if isinstance(seen[0], Seen):
                 self._describe(node, seen)
         return self.graph
@@ -223,7 +225,7 @@ class _Merger:
         if (name, key) not in self.known:
             with self.graph.inserting_after(source):
                 made = self.known[name, key] = self.graph.call_function(getattr, (source, name))
-            made.meta["derived"] = True
+            info(made).derived = True
         return self.known[name, key]
 
     def _limit(self, values: list[Any], node: fx.Node) -> fx.Node | None:
@@ -246,7 +248,7 @@ class _Merger:
         if key not in self.known:
             with self.graph.inserting_after(source):
                 made = self.known[key] = self.graph.call_function(function, (source, *rest))
-            made.meta["derived"] = True
+            info(made).derived = True
         return self.known[key]
 
     def _times(self, key: Any, source: fx.Node, factor: float) -> fx.Node:
@@ -263,12 +265,12 @@ class _Merger:
         if not all(isinstance(v, (bool, int, float, str, type(None))) for v in chosen.values()):
             return None
         training = self.sizes.early("training", lambda: self.graph.get_attr("training"))
-        training.meta.update(state=False, derived=True)
+        info(training).state, info(training).derived = False, True
         if chosen[True] is True and chosen[False] is False:
             return training
         choice = (training, chosen[True], chosen[False])
         made = self.sizes.early(("mode", repr(choice)), lambda: self.graph.call_function(by_mode, choice))
-        made.meta["derived"] = True
+        info(made).derived = True
         return made
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from utcompile.capture.derived import same_choice, same_values
+from utcompile.graph import info
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def join_value_checks(graph: fx.Graph) -> None:
     place = {n: i for i, n in enumerate(graph.nodes)}
     with graph.inserting_after(max([*choices, *values], key=place.__getitem__)):
         made = graph.call_function(check, (*(n.args[0] for n in choices), *(a for n in values for a in n.args[:2])))
-    made.meta["check"] = True
+    info(made).check = True
     if choices:
-        made.meta["origin"] = choices[-1].meta["origin"]
+        info(made).origin = info(choices[-1]).origin
     for node in [*choices, *values]:
         graph.erase_node(node)

@@ -17,24 +17,25 @@ from torch import fx
 from utcompile.fold.execute import as_real, double_copy
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Edit, Editor, New, Operand, Patch, Remove, Replace
-from utcompile.graph import is_state, origin_of, value_of
+from utcompile.fold.site import untuned
+from utcompile.graph import Role, info, is_state, origin_of, value_of
 from utcompile.rewrite import TunedSite, to_module, written_again
 from utcompile.tuners import Tuner
 
 _PIECE = 1 << 16
-_BETWEEN = ("parameter", "tuner")  # roles of nodes that hand a changed parameter on
+_BETWEEN = (Role.PARAMETER, Role.TUNER)  # roles of nodes that hand a changed parameter on
 
 
-def operations_of(nodes: dict[str, list[fx.Node]]) -> list[fx.Node]:
+def operations_of(nodes: dict[Role, list[fx.Node]]) -> list[fx.Node]:
     """The operations that a weight site changes, in graph order."""
-    if "branch" in nodes:
-        return [b.args[1] for b in nodes["branch"] if isinstance(b.args[1], fx.Node)]
+    if Role.BRANCH in nodes:
+        return [n for n in map(untuned, nodes[Role.BRANCH]) if n is not None]
     found: dict[fx.Node, None] = {}
-    stack = list(nodes["tuner"])
+    stack = list(nodes[Role.TUNER])
     while stack:
         for user in stack.pop().users:
             data = any(_is_data(n) for n in user.all_input_nodes)
-            if user.meta.get("role") in _BETWEEN or not data:
+            if info(user).role in _BETWEEN or not data:
                 stack.append(user)
             else:
                 found[user] = None
@@ -42,17 +43,17 @@ def operations_of(nodes: dict[str, list[fx.Node]]) -> list[fx.Node]:
 
 
 def _is_data(node: fx.Node) -> bool:
-    return (value_of(node) is not None or node.meta.get("role") == "padding") and not of_parameters(node)
+    return (value_of(node) is not None or info(node).role == Role.PADDING) and not of_parameters(node)
 
 
 def of_parameters(node: fx.Node) -> bool:
     """Whether a node is computed from parameters and weight tuners alone."""
     if is_state(node):
         return True
-    return node.meta.get("role") in _BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)
+    return info(node).role in _BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)
 
 
-def plan_absorption(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
+def plan_absorption(model: Folding, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Patch:
     """Find out whether a weight tuner can go into the parameters.
 
     Raises:
@@ -63,7 +64,7 @@ def plan_absorption(model: Folding, site: TunedSite, nodes: dict[str, list[fx.No
     operations = operations_of(nodes)
     names = list(site.tunes.values())
     for known in filter(None, names):
-        _check_readers(model, known, {*operations, *nodes.get("tuner", ())})
+        _check_readers(model, known, {*operations, *nodes.get(Role.TUNER, ())})
     before = [model.state(n) if n is not None else None for n in names]
     with torch.no_grad():
         made = double_copy(tuner).changed(*before)  # type: ignore[operator]
@@ -79,20 +80,20 @@ def plan_absorption(model: Folding, site: TunedSite, nodes: dict[str, list[fx.No
         elif value is not None:
             added[i] = _new_name(model, operations, draft.values)
             draft.values[added[i]] = New(value, homes[0] if homes else model.home)
-    if "branch" in nodes:
-        draft.edits += [Replace(b, by=n) for b, n in zip(nodes["branch"], operations, strict=True)]
+    if Role.BRANCH in nodes:
+        draft.edits += [Replace(b, by=n) for b, n in zip(nodes[Role.BRANCH], operations, strict=True)]
     else:
-        for node in nodes["tuner"]:
+        for node in nodes[Role.TUNER]:
             draft.edits += _restored(node, added)
         draft.edits += [CalledAgain(n) for n in operations]
-    outputs = nodes.get("branch") or operations
+    outputs = nodes.get(Role.BRANCH) or operations
     return draft.patch(map(_read_by, outputs), outputs, retained)
 
 
 def _read_by(output: fx.Node) -> fx.Node:
     """What an operation, or the branch beside it, reads."""
-    source = next(n for n in output.all_input_nodes if not of_parameters(n) and "size" not in n.meta)
-    return source.all_input_nodes[0] if source.meta.get("role") == "padding" else source
+    source = next(n for n in output.all_input_nodes if not of_parameters(n) and info(n).size is None)
+    return source.all_input_nodes[0] if info(source).role == Role.PADDING else source
 
 
 def _restored(tuner: fx.Node, added: Mapping[int, str]) -> list[Edit]:
@@ -123,29 +124,29 @@ class CalledAgain:
     def make(self, graph: Editor) -> None:
         """Do it."""
         node = self.node
-        if any(n.meta.get("role") in _BETWEEN and not _only_parameters(n) for n in node.all_input_nodes):
+        if any(info(n).role in _BETWEEN and not _only_parameters(n) for n in node.all_input_nodes):
             return
         graph.touch(node)
         before = node.all_input_nodes
         for read in before:  # a padding goes, and the operation reads what it read
             graph.given(read.all_input_nodes)
         written_again(node)
-        if "module_call" in node.meta:
+        if info(node).module_call is not None:
             to_module(node.graph, node)
-        node.meta.pop("role", None)
+        del info(node).role
         _sweep(graph, before)
 
 
 def _only_parameters(node: fx.Node) -> bool:
     """Whether a node reads parameters through no tuner."""
-    if node.meta.get("role") == "tuner":
+    if info(node).role == Role.TUNER:
         return False
     return all(_only_parameters(n) for n in node.all_input_nodes)
 
 
 def _new_name(model: Folding, operations: list[fx.Node], taken: Collection[str]) -> str:
     """A bias for an operation that had none: in its module, or under a new name next to the weight."""
-    path = next((str(n.meta["module_call"]) for n in operations if "module_call" in n.meta), None)
+    path = next((str(info(n).module_call) for n in operations if info(n).module_call is not None), None)
     if path is None:
         read = next(n for n in operations[0].all_input_nodes if of_parameters(n))
         while read.op != "get_attr":
@@ -187,7 +188,7 @@ def share_retained(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype
 def _sweep(graph: Editor, nodes: list[fx.Node]) -> None:
     """Take out what nothing reads any more: parameters, an explicit padding."""
     for node in nodes:
-        if not node.users and (is_state(node) or node.meta.get("role") in ("parameter", "padding")):
+        if not node.users and (is_state(node) or info(node).role in (Role.PARAMETER, Role.PADDING)):
             inputs = node.all_input_nodes
             graph.remove(node)
             _sweep(graph, inputs)

@@ -15,6 +15,7 @@ from torch import fx
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.layers import Layer
 from utcompile.fold.scales import Scale, scale_of
+from utcompile.fold.site import untuned
 from utcompile.graph import GraphView, Operation, readers, tensor
 
 _STILL = frozenset("reshape permute transpose contiguous identity detach to dropout".split())  # every number stays
@@ -87,9 +88,9 @@ class _Walk:
         self.shared: dict[fx.Node, set[fx.Node]] = {}
 
     def chain(self, end: fx.Node) -> Chain:
-        while end.meta.get("role") in ("sum", "branch"):  # other tuners beside the same branch
+        while (value := untuned(end)) is not None:  # other tuners next to the same branch
             self.single(end)
-            end = end.all_input_nodes[end.meta["role"] == "branch"]
+            end = value
         last = self.layer(self.back(end, "pointwise"))
         self.moved.clear()  # behind the last layer, nothing grows
         chain = Chain(last, last, scales=self.scales, moved=self.moved)

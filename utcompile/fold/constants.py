@@ -18,7 +18,7 @@ from torch import fx
 from utcompile.fold.execute import run_node
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Editor, New, Patch, Remove, Replace
-from utcompile.graph import Size, operation, origin_of, tensor, value_of
+from utcompile.graph import Role, Size, info, operation, origin_of, tensor, value_of
 from utcompile.rewrite import TunedSite
 
 _MADE_FROM_NOTHING = frozenset((torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye))
@@ -58,27 +58,27 @@ class ConstantNodes:
 def _is_start(node: fx.Node) -> bool:
     """Whether a node that reads no other is constant."""
     if node.op == "call_module":
-        return "site" in node.meta  # a module of the base that reads nothing may be random
+        return info(node).site is not None  # a module of the base that reads nothing may be random
     return node.op == "get_attr" or (node.op == "call_function" and node.target in _MADE_FROM_NOTHING)
 
 
 # --- learned tokens --------------------------------------------------------------------------------------------------
 
 
-def plan_tokens(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
+def plan_tokens(model: Folding, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Patch:
     """Find the learned keys and values of a site, and how they become constants.
 
     Raises:
         Unfoldable: they cannot be the same for every sample.
     """
-    (tuner,) = nodes["tuner"]
+    (tuner,) = nodes[Role.TUNER]
     return _from_stream(model, site, nodes) if not tuner.args else _from_tuner(model, site, tuner)
 
 
-def _from_stream(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
+def _from_stream(model: Folding, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Patch:
     """Everything up to what is repeated for each sample."""
     constant = constant_nodes(model.graph)
-    ends = [n for n in nodes.get("part", ()) if n in constant and any(u not in constant for u in n.users)]
+    ends = [n for n in nodes.get(Role.PART, ()) if n in constant and any(u not in constant for u in n.users)]
     if len(ends) != 2 or any(len(n.users) != 1 for n in ends):
         raise Unfoldable("what its tokens become depends on the input")
     repeated = [next(iter(n.users)) for n in ends]
@@ -160,7 +160,7 @@ def plan_constants(model: Folding) -> Iterator[tuple[str, Patch]]:
         names = [str(n.target) for n in sources if n.op == "get_attr"]
         read = next((n for n in names if model.is_parameter(n)), names[0] if names else None)
         costs = any(_costs(n, model) for n in sources)
-        tuned = any("site" in n.meta for n in sources)
+        tuned = any(info(n).site is not None for n in sources)
         if read is None or not costs or tuned or not _is_floating(node):
             continue
         name = f"{read}_constant"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.execute import run_node
-from utcompile.graph import Value, flops, operation, value_of
+from utcompile.graph import Role, Value, flops, info, operation, value_of
 
 _COUNTED = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul einsum sdpa".split()
@@ -54,14 +54,14 @@ def _parameters(root: nn.Module, node: fx.Node) -> dict[str, int]:
 def _flops(root: nn.Module, node: fx.Node) -> int:
     if node.op not in ("call_module", "call_function", "call_method"):
         return 0
-    if "site" in node.meta or node.meta.get("role") == "operation":
+    if info(node).site is not None or info(node).role == Role.OPERATION:
         return _measured(root, node)
     op = operation(node, root)
     if op.name not in _COUNTED:
         return 0
     if "weight" in op.parameters:
         path, _, name = op.parameters["weight"].rpartition(".")
-        node.meta["weight_shape"] = tuple(getattr(root.get_submodule(path), name).shape)
+        info(node).weight_shape = tuple(getattr(root.get_submodule(path), name).shape)
     return flops(node, op, 1)
 
 
@@ -72,8 +72,8 @@ def _measured(root: nn.Module, node: fx.Node) -> int:
     def value(n: fx.Node) -> Any:
         if n not in known:
             given = value_of(n)
-            if "size" in n.meta:
-                known[n] = n.meta["size"].at(1)
+            if (size := info(n).size) is not None:
+                known[n] = size.at(1)
             elif given is not None and not of_parameters(n):
                 known[n] = _on_meta(given)
             else:

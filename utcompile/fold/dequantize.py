@@ -13,12 +13,12 @@ from utcompile.fold.absorb import operations_of, share_retained
 from utcompile.fold.execute import double_copy, in_float64, run_node
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Editor, New, Patch, Redirect, Replace
-from utcompile.graph import is_state, origin_of, tensor, value_of
+from utcompile.graph import Role, is_state, origin_of, tensor, value_of
 from utcompile.graph.stored import is_stored, stored_in
 from utcompile.rewrite import TunedSite
 
 
-def plan_dequantised(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]], wanted: bool) -> Patch:
+def plan_dequantised(model: Folding, site: TunedSite, nodes: dict[Role, list[fx.Node]], wanted: bool) -> Patch:
     """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes.
 
     Args:
@@ -46,11 +46,11 @@ def plan_dequantised(model: Folding, site: TunedSite, nodes: dict[str, list[fx.N
     draft, name = Draft(), _name(model, site.path)
     device = next((t.device for t in model.root.parameters()), torch.device("cpu"))
     draft.values[name] = New(after, (home, device))
-    for branch, node, operand in zip(nodes["branch"], operations, operands, strict=True):
+    for branch, node, operand in zip(nodes[Role.BRANCH], operations, operands, strict=True):
         weight = Added("get_attr", name, (), node, origin_of(operand), state=True, value=tensor(operand))
         draft.edits += [weight, Redirect(node, operand, weight), Replace(branch, by=node), Swept(operand)]
-    sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in nodes["branch"])
-    return draft.patch(sources, nodes["branch"], share_retained(before, after, home))
+    sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in nodes[Role.BRANCH])
+    return draft.patch(sources, nodes[Role.BRANCH], share_retained(before, after, home))
 
 
 def _is_weight(operand: fx.Node, shape: tuple[int, ...]) -> bool:

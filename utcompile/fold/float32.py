@@ -14,7 +14,7 @@ from torch import fx
 from utcompile.fold.absorb import of_parameters
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Edit, Editor, New, Patch, Redirect, Replace
-from utcompile.graph import Value, origin_of, value_of
+from utcompile.graph import Value, info, origin_of, value_of
 
 
 def plan_float32(model: Folding, names: Collection[str], results: Sequence[fx.Node]) -> Patch:
@@ -31,7 +31,7 @@ def plan_float32(model: Folding, names: Collection[str], results: Sequence[fx.No
         read = _parameters_of(model, node)
         for name in read:
             draft.values[name] = New(model.state(name), (torch.float32, model.home_of(name)[1]))
-        if not node.meta.get("float32"):
+        if not info(node).float32:
             draft.edits += _between_casts(model, node, read[0])
     return draft.patch((), results)
 
@@ -91,7 +91,8 @@ class InFloat32:
     def make(self, graph: Editor) -> None:
         """Do it."""
         graph.touch(self.node)
-        self.node.meta.update(float32=True, value=self.value)
+        known = info(self.node)
+        known.float32, known.value = True, self.value
 
 
 def _is_floating(node: fx.Node) -> bool:

@@ -24,8 +24,9 @@ from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Draft, Patch, Remove, Replace
 from utcompile.fold.scales import Scale, scale_of
 from utcompile.fold.sinks import Parameters, after_layer, before_layer, beside_layer
+from utcompile.fold.site import untuned
 from utcompile.fold.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
-from utcompile.graph import Operation, operation, readers, tensor, value_of
+from utcompile.graph import Operation, Role, operation, readers, tensor, value_of
 from utcompile.tuners import ChannelMap
 
 
@@ -59,17 +60,17 @@ class Changes:
         draft.values |= self.values
 
 
-def plan_map(model: Folding, nodes: dict[str, list[fx.Node]], linear: ChannelMap) -> Patch:
+def plan_map(model: Folding, nodes: dict[Role, list[fx.Node]], linear: ChannelMap) -> Patch:
     """Find where a tuner that is one affine map of channels can go.
 
     Raises:
         Unfoldable: nowhere.
     """
-    (tuner,) = nodes["tuner"]
+    (tuner,) = nodes[Role.TUNER]
     source = tuner.args[0]
     assert isinstance(source, fx.Node)
-    if "sum" in nodes:
-        return _beside(model, tuner, nodes["sum"][0], source, _as_map(linear, tensor(tuner).rank))
+    if Role.SUM in nodes:
+        return _beside(model, tuner, nodes[Role.SUM][0], source, _as_map(linear, tensor(tuner).rank))
     m = _as_map(linear, tensor(source).rank)
     try:
         changes, outputs = _before(model, source, m, [tuner]), [tuner]
@@ -283,8 +284,8 @@ def _beside(model: Folding, tuner: fx.Node, total: fx.Node, source: fx.Node, m: 
             raise Unfoldable(f"{value.name} is read by {other.name} too")
         op = operation(value, model.root)
         found = scale_of(model, value, op)
-        if value.meta.get("role") in ("sum", "branch"):  # other tuners beside it
-            step = value.all_input_nodes[value.meta["role"] == "branch"]
+        if (below := untuned(value)) is not None:  # another tuner is added here
+            step = below
         elif found is not None:
             if scale is None:
                 scale = Elementwise(torch.ones((1,) * rank).double(), torch.zeros((1,) * rank).double())

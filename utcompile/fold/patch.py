@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from utcompile.graph import Origin, Value
+from utcompile.graph import Origin, Value, info
 
 Home = tuple[torch.dtype, torch.device]
 
@@ -135,7 +135,7 @@ class Retype:
     def make(self, graph: Editor) -> None:
         """Do it."""
         graph.touch(self.node)
-        self.node.meta["value"] = self.value
+        info(self.node).value = self.value
 
 
 @dataclass(frozen=True)

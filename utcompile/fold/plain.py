@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable
 
 from torch import fx, nn
 
+from utcompile.graph import info
 from utcompile.rewrite import TunedSite
 
 
 def sweep_graph(graph: fx.Graph) -> None:
     """Erase parameters, and what is computed from them, that nothing reads any more."""
     for node in reversed(list(graph.nodes)):
-        if node.meta.get("state") and not node.users:
+        if info(node).state and not node.users:
             graph.erase_node(node)
 
 

@@ -15,7 +15,8 @@ from utcompile.fold.constants import ConstantNodes
 from utcompile.fold.cost import count
 from utcompile.fold.execute import Cast, as_real, in_precision, run_node
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.graph import GraphView, UtcGraphModule, Value, value_of
+from utcompile.fold.site import untuned
+from utcompile.graph import GraphView, Role, UtcGraphModule, Value, info, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
 
@@ -23,7 +24,6 @@ _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
 _VECTORS = 4  # where no position is computed from another
 _ANY_SIZE = frozenset("conv norm activation dropout identity contiguous permute linear mul add".split())
-_MUTED = {"sum": 0, "branch": 1, "tuner": 0}  # which argument a node of a site is, were its tuner not there
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class SiteProof:
         stack = list(nodes)
         while stack:  # what tuners compute from parameters alone is part of the site
             given = self.draws[0].given
-            beside = [i for i in stack.pop().all_input_nodes if "site" in i.meta and i not in given]
+            beside = [i for i in stack.pop().all_input_nodes if info(i).site is not None and i not in given]
             stack += [i for i in beside if i not in nodes]
             nodes.update(beside)
         return count(self.model.root, sorted(nodes))
@@ -185,11 +185,11 @@ class SiteProof:
             return known[node]
 
         def compute(node: fx.Node) -> Any:
-            role = node.meta.get("role")
-            if muted and node.meta.get("site") == muted and role in _MUTED:
-                if role == "tuner" and len(node.args) > 1:  # of several parameters
-                    return fx.node.map_arg(node.args, value)
-                return value(node.args[_MUTED[role]])  # type: ignore[arg-type]
+            if muted and info(node).site == muted:
+                if (changed := untuned(node)) is not None:
+                    return value(changed)
+                if info(node).role == Role.TUNER:  # of one parameter or value, or of several
+                    return value(node.args[0]) if len(node.args) == 1 else fx.node.map_arg(node.args, value)  # type: ignore[arg-type]
             return run_node(self.model.root, node, value, cast)
 
         for node in nodes:
@@ -234,8 +234,8 @@ class _Draw:
     def _value(self, node: fx.Node, channels: int | None = None, positions: int | None = None) -> Any:
         batch = self.model.batch
         value = value_of(node)
-        if "size" in node.meta and value is None:
-            return node.meta["size"].at(batch)
+        if (size := info(node).size) is not None and value is None:
+            return size.at(batch)
         if value is not None and (value.dtype.is_floating_point or value.dtype.is_complex):
             return _drawn(value, self.generator, batch, channels, positions)
         table = rows_indexed(node, self.model.root) if self.number else None
@@ -259,7 +259,13 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
             return None
     inside = {*sources, *nodes}
     for n in nodes:
-        known = view.classes[n] & _ANY_SIZE or n.meta.get("role") in ("tuner", "branch", "sum", "operation", "padding")
+        known = view.classes[n] & _ANY_SIZE or info(n).role in (
+            Role.TUNER,
+            Role.BRANCH,
+            Role.SUM,
+            Role.OPERATION,
+            Role.PADDING,
+        )
         if not known or "tokenwise" in view.classes[n]:
             return None
         if not all(i in inside or of_parameters(i) for i in n.all_input_nodes):

@@ -22,7 +22,7 @@ from torch import fx
 
 from utcompile.fold.execute import run_node
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.graph import Operation, is_state, operation, tensor, value_of
+from utcompile.graph import Operation, info, is_state, operation, tensor, value_of
 
 _BATCH = 2
 _SAME = frozenset("dropout identity contiguous detach to".split())
@@ -280,8 +280,8 @@ def _run(
     def lookup(node: fx.Node) -> Any:
         if node in found:
             return found[node]
-        if "size" in node.meta:
-            return node.meta["size"].at(_BATCH)
+        if (size := info(node).size) is not None:
+            return size.at(_BATCH)
         if is_state(node):
             return model.evaluate(node)
         value = value_of(node)

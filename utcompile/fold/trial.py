@@ -15,6 +15,7 @@ from torch import fx, nn
 from utcompile.fold.execute import in_float64
 from utcompile.fold.folding import Folding
 from utcompile.fold.patch import Added, Home, New, Operand, Patch
+from utcompile.graph import inserted
 
 _MISSING = object()
 
@@ -119,10 +120,7 @@ class Trial:
         place = graph.inserting_after if added.behind else graph.inserting_before
         with place(added.place):
             made = graph.create_node(added.op, added.target, args)
-        made.meta.update(origin=added.origin, state=added.state)
-        if added.value is not None:
-            made.meta["value"] = added.value
-        self._made[added] = made
+        self._made[added] = inserted(made, added.origin, state=added.state, value=added.value)
         return made
 
     def remove(self, node: fx.Node) -> None:

@@ -34,7 +34,7 @@ from utcompile.fold.layers import Layer, widened_groups
 from utcompile.fold.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
 from utcompile.fold.scales import Scale, without_scale
 from utcompile.fold.sinks import own_tap
-from utcompile.graph import GraphView, Operation, Value, module_operation, tensor, value_of
+from utcompile.graph import GraphView, Operation, Role, Value, module_operation, tensor, value_of
 from utcompile.rewrite import TunedSite
 from utcompile.tuners import Adapter, Tuner
 
@@ -76,7 +76,7 @@ def bottleneck_of(tuner: Tuner) -> Bottleneck | None:
     return Bottleneck(*parts, activation(Operation(name, (), attributes)), tuple(stride))
 
 
-def plan_widening(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node]]) -> Patch:
+def plan_widening(model: Folding, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Patch:
     """Find out whether a parallel tuner can go into the chain beside it.
 
     Raises:
@@ -87,7 +87,7 @@ def plan_widening(model: Folding, site: TunedSite, nodes: dict[str, list[fx.Node
     bottleneck = bottleneck_of(tuner)
     if bottleneck is None:
         raise Unfoldable(f"a {site.tuner} is neither linear nor a bottleneck")
-    (call,), (total,) = nodes["tuner"], nodes["sum"]
+    (call,), (total,) = nodes[Role.TUNER], nodes[Role.SUM]
     end, source = total.args[0], call.args[0]
     assert isinstance(end, fx.Node) and isinstance(source, fx.Node)
     chain = find_chain(model, end, source)

@@ -5,10 +5,11 @@ from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.flops import flops
 from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
-from utcompile.graph.inplace import InPlace, clear_inplace, index_memory, set_inplace
+from utcompile.graph.info import Frame, InPlace, Origin, Role, Seen, info, inserted
+from utcompile.graph.inplace import clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
-from utcompile.graph.meta import Frame, Origin, describe, origin_of, place_of, readers, tensor, value_of
+from utcompile.graph.meta import describe, origin_of, place_of, readers, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.observed import autocast_dtype, runs_plainly
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
@@ -30,6 +31,8 @@ __all__ = [
     "Layout",
     "Operation",
     "Origin",
+    "Role",
+    "Seen",
     "Size",
     "Symbol",
     "UtcGraphModule",
@@ -46,6 +49,8 @@ __all__ = [
     "fused_arguments",
     "hooks_for_all",
     "index_memory",
+    "info",
+    "inserted",
     "is_fused_attention",
     "is_layer",
     "is_layout",

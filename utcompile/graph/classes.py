@@ -7,6 +7,7 @@ from types import EllipsisType
 
 from torch import fx
 
+from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state
 
@@ -95,7 +96,7 @@ def _spatial(node: fx.Node, op: Operation) -> bool:
 
 
 def _unit_kernel(node: fx.Node, op: Operation) -> bool:
-    shape = node.meta.get("weight_shape", ())
+    shape = info(node).weight_shape
     return len(shape) > 2 and all(k == 1 for k in shape[2:])
 
 

@@ -6,6 +6,7 @@ from math import prod
 
 from torch import fx
 
+from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
 
@@ -35,7 +36,7 @@ def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
     if value is None or op.name in _FREE:
         return 0
     made = prod(value.sizes(batch))
-    weight = node.meta.get("weight_shape", ())
+    weight = info(node).weight_shape
     if op.name == "linear" and weight:
         return 2 * made * weight[-1]
     if op.name in ("conv1d", "conv2d", "conv3d") and weight:

@@ -1,34 +1,20 @@
 """Writes that a model makes in place are recorded out of place, so that rules see values; here they are made in place
 again wherever nobody can tell the difference, because memory traffic is time: a ResNet-50 gains a tenth.
 
-A node that capture converted carries `meta["inplace"]`: how to write it either way.
+A node that capture converted carries `info(node).inplace`: how to write it either way.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
+from utcompile.graph.info import InPlace, Role, info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import is_state
 
-_KEEPING = ("tuner", "branch", "operation")  # what a tuner reads, autograd keeps for its backward
-
-
-@dataclass(frozen=True)
-class InPlace:
-    """How a converted node is written in place, and out of place.
-
-    Attributes:
-        written: (op, target) of the node that writes; None where a flag decides, of the module or of the call.
-        plain: (op, target) of the node that does not.
-    """
-
-    written: tuple[str, Any] | None = None
-    plain: tuple[str, Any] | None = None
+_KEEPING = (Role.TUNER, Role.BRANCH, Role.OPERATION)  # what a tuner reads, autograd keeps for its backward
 
 
 def index_memory(
@@ -50,7 +36,7 @@ def index_memory(
 def set_inplace(graph: fx.Graph, root: nn.Module) -> None:
     """Let every converted node write in place where nobody reads afterwards what it overwrites, and no tuner ever."""
     position, by_storage, calls = index_memory(graph)
-    free = {n: _is_free(n, by_storage, position) for n in position if "inplace" in n.meta}
+    free = {n: _is_free(n, by_storage, position) for n in position if info(n).inplace is not None}
     for node, alone in free.items():
         siblings = calls[str(node.target)] if node.op == "call_module" else [node]
         _write(node, root, alone and all(free.get(s, False) for s in siblings))
@@ -59,7 +45,7 @@ def set_inplace(graph: fx.Graph, root: nn.Module) -> None:
 def clear_inplace(graph: fx.Graph, root: nn.Module) -> None:
     """Write every converted node out of place, so that its nodes can be run one by one and again."""
     for node in graph.nodes:
-        if "inplace" in node.meta:
+        if info(node).inplace is not None:
             _write(node, root, False)
 
 
@@ -68,15 +54,15 @@ def _is_free(node: fx.Node, by_storage: dict[int, list[fx.Node]], position: dict
     value = value_of(source) if isinstance(source, fx.Node) else None
     if not isinstance(source, fx.Node) or value is None or source.op == "placeholder" or is_state(source):
         return False
-    if source.meta.get("role") == "tuner":  # it may keep its result for backward; a sum with it is a tensor of its own
+    if info(source).role == Role.TUNER:  # it may keep its result for backward; a sum with it is a tensor of its own
         return False
     here = position[node]
     readers = [u for n in by_storage[value.storage] if position[n] < here for u in n.users if u is not node]
-    return all(position[u] < here and u.meta.get("role") not in _KEEPING for u in readers)
+    return all(position[u] < here and info(u).role not in _KEEPING for u in readers)
 
 
 def _write(node: fx.Node, root: nn.Module, inplace: bool) -> None:
-    how: InPlace = node.meta["inplace"]
+    how = info(node).inplace or InPlace()
     if node.op == "call_module":
         root.get_submodule(str(node.target)).inplace = inplace  # type: ignore[assignment]
     elif how.written is not None and how.plain is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from utcompile.graph.info import info
+from utcompile.graph.meta import tensor as tensor_of
 from utcompile.graph.meta import value_of
 from utcompile.graph.spellings import FUNCTIONS, METHODS, Spelling, spelling_of_module
 from utcompile.graph.table import ACTIVATIONS as ACTIVATIONS
@@ -63,13 +65,13 @@ def is_state(node: object) -> bool:
     """Whether a node is a parameter, a buffer, or computed from these alone."""
     if not isinstance(node, fx.Node):
         return False
-    known = node.meta.get("state")
+    known = info(node).state
     if known is None:
         inputs = node.all_input_nodes
         known = node.op == "get_attr" or (
             node.op in ("call_function", "call_method") and bool(inputs) and all(is_state(n) for n in inputs)
         )
-        node.meta["state"] = known
+        info(node).state = known
     return bool(known)
 
 
@@ -134,7 +136,7 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
         if isinstance(argument, fx.Node) and is_state(argument):
             parameters[name] = state_name(argument) or argument.name
             if name == "weight" and tensors:
-                weight = tensors[0].meta["value"].shape
+                weight = tensor_of(tensors[0]).shape
         elif not tensors:
             attributes[name] = tuple(argument) if isinstance(argument, list) else argument
     refine = _REFINED.get(spelling.name)

@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from utcompile.graph.classes import CLASSES
 from utcompile.graph.composites import composites
+from utcompile.graph.info import Frame, info
 from utcompile.graph.layout import Layout, layouts
-from utcompile.graph.meta import Frame, origin_of, tensor, value_of
+from utcompile.graph.meta import origin_of, tensor, value_of
 from utcompile.graph.operations import Operation, operation
 
 _WIDEST = 16  # layouts of one value that are looked at
@@ -34,7 +35,7 @@ class GraphView:
         for node in self.nodes:
             op = self.operations[node] = operation(node, module)
             if "weight" in op.parameters:
-                node.meta["weight_shape"] = self._shape(op.parameters["weight"])
+                info(node).weight_shape = self._shape(op.parameters["weight"])
         self.operations |= composites(self.nodes, self.operations, module)
         self._frames: dict[fx.Node, tuple[Frame, ...]] = {}
 
@@ -186,7 +187,7 @@ class GraphView:
         """Storage number to the nodes that write into it: the barriers that capture could not remove."""
         found: dict[int, list[fx.Node]] = defaultdict(list)
         for node in self.nodes:
-            for written in node.meta.get("mutates", ()):
+            for written in info(node).mutates:
                 value = value_of(written)
                 if value is not None:
                     found[value.storage].append(node)

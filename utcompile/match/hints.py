@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from torch import fx
 
 from utcompile.errors import did_you_mean
-from utcompile.graph import Frame, GraphView, is_state, place_of, tensor, value_of
+from utcompile.graph import Frame, GraphView, info, is_state, place_of, tensor, value_of
 from utcompile.match.conditions import within
 from utcompile.match.engine import Bindings, Trace, same_attribute
 from utcompile.match.kin import FAMILIES, families
@@ -98,7 +98,7 @@ def _not_a(name: str, node: fx.Node, view: GraphView) -> str | None:
     op = view.operations[node]
     if "conv" not in view.classes[node]:
         return None
-    groups, shape = op.attributes.get("groups", 1), node.meta.get("weight_shape", ())
+    groups, shape = op.attributes.get("groups", 1), info(node).weight_shape
     if name == "pointwise" and "pointwise" not in view.classes[node]:
         why = f"its groups are {groups}" if groups != 1 else f"its kernel is {'x'.join(map(str, shape[2:]))}"
         return (

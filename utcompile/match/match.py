@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, place_of, value_of
+from utcompile.graph import Frame, GraphView, UtcGraphModule, collector_paused, info, place_of, value_of
 from utcompile.match.chain import make_chain
 from utcompile.match.conditions import enclosing, failing, within
 from utcompile.match.engine import Bindings, Engine, Trace, shown
@@ -139,7 +139,7 @@ def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
             continue
         if node.op == "call_module" and within(scope, view.frames(node)[-1:]) and view.operations[node].inputs:
             yield {"x": view.operations[node].inputs[0], "y": node}
-        for frame, read in zip(node.meta.get("ends", ()), node.meta.get("ends_from", ()), strict=True):
+        for frame, read in zip(info(node).ends, info(node).ends_from, strict=True):
             if within(scope, [frame]) and read is not node:
                 yield {"x": read, "y": node}
 
@@ -174,7 +174,7 @@ def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
     if isinstance(wanted, MatchModule):
         called = Scope(wanted.module, wanted.cls)
         frames = view.frames(env["y"])
-        ended = [f for f in env["y"].meta.get("ends", ()) if within(called, [f])]
+        ended = [f for f in info(env["y"]).ends if within(called, [f])]
         matched = ended[-1] if ended else frames[-1]
         return frames[: frames.index(matched) + 1] if matched in frames else (*frames, matched)
     if not isinstance(wanted, MatchPattern):
@@ -218,7 +218,7 @@ def _is_dead(node: fx.Node, view: GraphView) -> bool:
     found, stack = {node}, [node]
     while stack:
         for reader in stack.pop().users:
-            if reader.op == "output" or reader.meta.get("mutates"):
+            if reader.op == "output" or info(reader).mutates:
                 return False
             if reader not in found:
                 found.add(reader)

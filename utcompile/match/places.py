@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from utcompile.graph import GraphView
+from utcompile.graph import GraphView, info
 from utcompile.match.text import alike
 from utcompile.rules import glob_match
 
@@ -16,7 +16,7 @@ def places(view: GraphView) -> dict[str, str]:
     """The path of every module, in graph order, with its class; the root's is the empty text."""
     found = {"": type(view.module).__name__}
     for node in view.nodes:
-        for frame in (*view.frames(node), *node.meta.get("ends", ())):
+        for frame in (*view.frames(node), *info(node).ends):
             found.setdefault(frame.path, frame.cls)
     for path, module in view.module.named_modules():  # what the graph never calls, as far as it is kept
         found.setdefault(path, type(module).__name__)

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch import fx
 
-from utcompile.graph import GraphView, is_state, tensor, value_of
+from utcompile.graph import GraphView, info, is_state, tensor, value_of
 
 _LONGEST = 24
 _MISSES = {
@@ -122,9 +122,9 @@ class Tails:
         """The tensors that the model yields."""
         found = list(self.view.nodes[-1].all_input_nodes)
         for node in found:
-            if "value" not in node.meta:  # a dataclass that holds outputs
+            if info(node).value is None:  # a dataclass that holds outputs
                 found += [n for n in node.all_input_nodes if n not in found]
-        return tuple(n for n in found if "value" in n.meta and not is_state(n))
+        return tuple(n for n in found if info(n).value is not None and not is_state(n))
 
     def _walk(self, node: fx.Node, output: bool = False, norms: bool = False) -> tuple[fx.Node, ...]:
         found = [node]

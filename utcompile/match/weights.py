@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.graph import GraphView, Operation, describe, is_state, tensor, value_of
+from utcompile.graph import GraphView, Operation, describe, info, is_state, tensor, value_of
 from utcompile.graph.stored import is_stored
 from utcompile.match.engine import Bindings
 from utcompile.match.quantised import as_linear, quantised, quantised_module, quantised_operand
@@ -351,8 +351,8 @@ def _trace(packed: fx.Node, wanted: fx.Node, count: int, axis: int, view: GraphV
 
     def compute(node: fx.Node) -> Any:
         if node not in known:
-            if "size" in node.meta:
-                known[node] = node.meta["size"].at(_PROBED)
+            if (size := info(node).size) is not None:
+                known[node] = size.at(_PROBED)
             elif view.operations[node].name in ("identity", "dropout") and view.position[node] > view.position[packed]:
                 known[node] = compute(view.operations[node].inputs[0])
             elif view.position[node] < view.position[packed] or node.op not in ("call_function", "call_method"):

@@ -23,10 +23,13 @@ from torch import fx, nn
 
 from utcompile.graph import (
     GraphView,
-    Origin,
+    Role,
     affine_batch_norm,
     copy_graph,
+    info,
+    inserted,
     is_state,
+    origin_of,
     set_affine_norms,
     set_inplace,
     set_trainable_recurrence,
@@ -77,8 +80,8 @@ def apply_plan(plan: Plan) -> TunedModule:
 def _settle_earlier(graph: fx.Graph) -> None:
     """Tuners that an earlier fold kept are operations of the base as any other."""
     for node in graph.nodes:
-        for key in ("site", "role", "replaces", "instead_of"):
-            node.meta.pop(key, None)
+        known = info(node)
+        del known.site, known.role, known.replaces, known.instead_of
 
 
 def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, ...], base: fx.Graph) -> None:
@@ -129,13 +132,13 @@ class _Rewriter:
             elif site.form == "sequential" and site.reader is not None:
                 self._for_reader(site, name, target, self.mapping[site.reader])
             elif site.form == "sequential":
-                self._link(target, self._node(site, "tuner", target, name, (self._value(target),)))
+                self._link(target, self._node(site, Role.TUNER, target, name, (self._value(target),)))
             elif site.form == "weight":
                 self._branch(site, name, target)
             else:
-                added = self._node(site, "tuner", target, name, (source,))
+                added = self._node(site, Role.TUNER, target, name, (source,))
                 self._link(
-                    target, self._node(site, "sum", target, operator.add, (self._value(target), added), after=added)
+                    target, self._node(site, Role.SUM, target, operator.add, (self._value(target), added), after=added)
                 )
         how = tuner.how if site.form == "weight" else None
         return TunedSite(site.id, site.rule, site.path, site.form, site.tuner, name, site.config, how, dict(site.tunes))
@@ -145,7 +148,7 @@ class _Rewriter:
         added = writer.write()
         if added is not None:  # attention is spelled out
             node = writer.node
-            self._link(node, self._node(site, "sum", node, operator.add, (self._value(node), added), after=added))
+            self._link(node, self._node(site, Role.SUM, node, operator.add, (self._value(node), added), after=added))
 
     def _stage(self, site: Site, name: str, target: fx.Node) -> None:
         """A stage of a side network: no gradient leaves it for the backbone."""
@@ -153,24 +156,24 @@ class _Rewriter:
         source = self.mapping[site.source]
         is_end = place.end is not None and source is target
         value = self._value(source) if is_end else source
-        reads = [self._node(site, "detach", source, torch.detach, (value,))]
+        reads = [self._node(site, Role.DETACH, source, torch.detach, (value,))]
         if is_end:
             self.running.add((reads[0], value))
         if place.start is not None:
             start = self.mapping[place.start]
-            reads.append(self._node(site, "detach", start, torch.detach, (start,)))
+            reads.append(self._node(site, Role.DETACH, start, torch.detach, (start,)))
         elif place.before is not None:
             reads.append(self.states[place.before])
-        state = self.states[site.id] = self._node(site, "tuner", source, name, tuple(reads), after=reads[-1])
+        state = self.states[site.id] = self._node(site, Role.TUNER, source, name, tuple(reads), after=reads[-1])
         if (port := self._tuner(name).state) is not None:
-            state.meta["value"] = port.value
+            info(state).value = port.value
         if place.end is None:
             return
         if not self._tuner(name).joins:
-            state.meta["replaces"] = self._value(target).name
+            info(state).replaces = self._value(target).name
             self.current[target] = state
             return
-        self._link(target, self._node(site, "sum", target, operator.add, (self._value(target), state), after=state))
+        self._link(target, self._node(site, Role.SUM, target, operator.add, (self._value(target), state), after=state))
 
     def _tuner(self, name: str) -> Tuner:
         tuner = self.root.get_submodule(name)
@@ -181,7 +184,7 @@ class _Rewriter:
         """Add to the operation's own result; tuners that earlier rules placed on it read the sum."""
         recorded = next(t for t in site.targets if self.mapping[t] is target)
         source = self.mapping[self.view.operations[recorded].inputs[0]]
-        node = self._node(site, "branch", target, name, (source, target), after=target)
+        node = self._node(site, Role.BRANCH, target, name, (source, target), after=target)
         for reader, value in [link for link in self.running if link[1] is target]:
             reader.replace_input_with(target, node)
             self.running.remove((reader, value))
@@ -197,15 +200,13 @@ class _Rewriter:
         self.current[target] = node
 
     def _for_reader(self, site: Site, name: str, target: fx.Node, reader: fx.Node) -> None:
-        given = next(
-            (n for n in reader.all_input_nodes if n is target or n.meta.get("instead_of") == target.name), target
-        )
-        node = self._node(site, "tuner", target, name, (given,))
-        node.meta["instead_of"] = target.name
+        given = next((n for n in reader.all_input_nodes if n is target or info(n).instead_of == target.name), target)
+        node = self._node(site, Role.TUNER, target, name, (given,))
+        info(node).instead_of = target.name
         reader.replace_input_with(given, node)
 
     def _node(
-        self, site: Site, role: str, target: fx.Node, what: Any, args: tuple[Any, ...], after: fx.Node | None = None
+        self, site: Site, role: Role, target: fx.Node, what: Any, args: tuple[Any, ...], after: fx.Node | None = None
     ) -> fx.Node:
         with self.graph.inserting_after(self._after_inputs(after or self._value(target))):
             if isinstance(what, str):
@@ -213,8 +214,8 @@ class _Rewriter:
             else:
                 node = self.graph.call_function(what, args)
         node._rename(f"{re.sub(r'[^0-9A-Za-z_]', '_', site.id)}_{role}")
-        origin = target.meta.get("origin", Origin())  # an input of the model has none
-        node.meta.update(site=site.id, role=role, origin=origin, value=tensor(target), state=False)
+        origin = origin_of(target)  # an input of the model has none
+        inserted(node, origin, value=tensor(target), role=role, site=site.id)
         return node
 
     def _after_inputs(self, node: fx.Node) -> fx.Node:
@@ -237,7 +238,7 @@ class _Rewriter:
         """Every reader of a changed value reads what it has become."""
         for target, value in self.current.items():
             for reader in list(target.users):
-                if (reader, target) not in self.running and not reader.meta.get("check"):
+                if (reader, target) not in self.running and not info(reader).check:
                     reader.replace_input_with(target, value)
             if target.op == "get_attr":  # what is computed from a tuned parameter is no parameter any more
                 _forget_state(value)
@@ -259,7 +260,8 @@ def _forget_state(node: fx.Node) -> None:
     stack = list(node.users)
     while stack:
         user = stack.pop()
-        if user.meta.pop("state", False):
+        known, info(user).state = info(user).state, None
+        if known:
             stack += user.users
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import describe, module_operation, more_than_its_class, value_of
+from utcompile.graph import Role, describe, info, inserted, module_operation, more_than_its_class, value_of
 from utcompile.tuners import RECURRENT, edges
 
 _LAYERS: dict[str, Callable[..., Any]] = {
@@ -22,7 +22,7 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx.Node]:
     """Turn a call of a leaf module into a function call, in place.
 
-    The node keeps its name, readers and meta; `meta["module_call"]` remembers the module.
+    The node keeps its name, readers and meta; `info(node).module_call` remembers the module.
 
     Returns:
         The nodes that yield the leaf's parameters, by the parameters' names.
@@ -45,21 +45,22 @@ def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx
         for key in [*leaf._parameters, *leaf._buffers]:
             if leaf._parameters.get(key) is not None or leaf._buffers.get(key) is not None:
                 state[key] = graph.get_attr(f"{path}.{key}")
-                state[key].meta.update(origin=node.meta["origin"], state=True)
+                inserted(state[key], info(node).origin, state=True)
         function, args, kwargs = _spelled(graph, leaf, name, attributes, source, state, more)
     node.op, node.target = "call_function", function
     node.args, node.kwargs = args, kwargs
-    node.meta["module_call"] = path
+    info(node).module_call = path
     return {k: v for k, v in state.items() if leaf._parameters.get(k) is not None}
 
 
 def to_module(graph: fx.Graph, node: fx.Node) -> None:
     """Turn a function call that `to_function` made back into the call of its module, in place."""
-    source, *_ = (n for n in node.all_input_nodes if n.meta.get("role") == "padding" or value_of(n) is not None)
+    source, *_ = (n for n in node.all_input_nodes if info(n).role == Role.PADDING or value_of(n) is not None)
     hidden = node.args[2] if node.target in (recurrent, recurrent_cell) else None
-    if source.meta.get("role") == "padding":
+    if info(source).role == Role.PADDING:
         source = source.all_input_nodes[0]
-    node.op, node.target = "call_module", node.meta.pop("module_call")
+    node.op, node.target = "call_module", str(info(node).module_call)
+    del info(node).module_call
     hidden = tuple(hidden) if isinstance(hidden, (list, tuple)) else hidden
     node.args, node.kwargs = (source,) if hidden is None else (source, hidden), {}
 
@@ -75,7 +76,7 @@ def _spelled(
         if a["padding_mode"] != "zeros":
             sides = edges(padding, leaf.kernel_size, a["dilation"])
             padded = graph.call_function(F.pad, (x, sides), {"mode": a["padding_mode"]})
-            padded.meta.update(role="padding", origin=x.meta.get("origin"), state=False)
+            inserted(padded, info(x).origin, role=Role.PADDING)
             x, padding = padded, 0
         return _LAYERS[name], (x, weight, bias, a["stride"], padding, a["dilation"], a["groups"]), {}
     if name.startswith("conv_transpose"):

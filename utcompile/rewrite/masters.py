@@ -13,12 +13,11 @@ import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Origin
+from utcompile.graph import Role, info, inserted, origin_of
 from utcompile.rewrite.functional import to_function, to_module
 from utcompile.tuners import HALVES
 
 logger = logging.getLogger(__name__)
-_ROLE = "master"
 
 
 def raise_precision(graph: fx.Graph, root: nn.Module, originals: Mapping[str, str]) -> None:
@@ -64,17 +63,15 @@ def _rounded(graph: fx.Graph, node: fx.Node, original: str) -> None:
         like = graph.get_attr(original)
     with graph.inserting_after(like):
         rounded = graph.call_method("type_as", (node, like))
-    origin = node.meta.get("origin", Origin())
-    like.meta.update(origin=origin, state=True)
-    rounded.meta.update(origin=origin, role=_ROLE, state=True)
-    if "value" in node.meta:
-        rounded.meta["value"] = node.meta["value"]
+    origin = origin_of(node)
+    inserted(like, origin, state=True)
+    inserted(rounded, origin, state=True, role=Role.MASTER, value=info(node).value)
     node.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not rounded)
 
 
 def settle_precision(graph: fx.Graph, root: nn.Module) -> None:
     """Undo it: what trained has the base's dtype again, and layers that nothing else changed are called as such."""
-    for node in [n for n in graph.nodes if n.meta.get("role") == _ROLE]:
+    for node in [n for n in graph.nodes if info(n).role == Role.MASTER]:
         master, like = node.args
         assert isinstance(master, fx.Node) and isinstance(like, fx.Node)
         path, _, attribute = str(master.target).rpartition(".")
@@ -88,9 +85,9 @@ def settle_precision(graph: fx.Graph, root: nn.Module) -> None:
         graph.erase_node(node)
         if not like.users:
             graph.erase_node(like)
-    for node in [n for n in graph.nodes if "module_call" in n.meta]:
+    for node in [n for n in graph.nodes if info(n).module_call is not None]:
         read = node.all_input_nodes
-        if not any(n.meta.get("role") in ("parameter", "tuner") for n in read) and node.meta.get("role") != "operation":
+        if not any(info(n).role in (Role.PARAMETER, Role.TUNER) for n in read) and info(node).role != Role.OPERATION:
             to_module(graph, node)
             for state in read:
                 if state.op == "get_attr" and not state.users:

@@ -8,7 +8,7 @@ import networkx as nx
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import dependence_graph, describe
+from utcompile.graph import dependence_graph, describe, info
 
 
 def sort_graph(graph: fx.Graph) -> None:
@@ -25,14 +25,14 @@ def sort_graph(graph: fx.Graph) -> None:
     if all(position[source] < position[n] for n in nodes for source in n.all_input_nodes):
         return
     flow = dependence_graph(graph)
-    if any(n.meta.get("mutates") or n.meta.get("region") for n in nodes):
-        flow.add_edges_from(pairwise(n for n in nodes if "site" not in n.meta))
+    if any(info(n).mutates or info(n).region for n in nodes):
+        flow.add_edges_from(pairwise(n for n in nodes if info(n).site is None))
     try:
         ordered = list(nx.lexicographical_topological_sort(flow, key=position.__getitem__))
     except nx.NetworkXUnfeasible:
-        stuck = next(a for a, _ in nx.find_cycle(flow) if "site" in a.meta)
+        stuck = next(a for a, _ in nx.find_cycle(flow) if info(a).site is not None)
         raise UtcError(
-            f"site {stuck.meta['site']} reads what it changes, by way of another tuner",
+            f"site {info(stuck).site} reads what it changes, by way of another tuner",
             where=describe(stuck),
             fix="narrow one of the rules with `where:`",
         ) from None

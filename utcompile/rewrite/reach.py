@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import describe, operation, value_of
+from utcompile.graph import Role, describe, info, operation, value_of
 from utcompile.rewrite.tuned import TunedSite
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _sources(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         read = (value_of(n) for n in node.all_input_nodes)
         written = [w for v in read if v is not None for w in writers.get(v.storage, ())]
         found[node] = [*node.all_input_nodes, *written]
-        for value in map(value_of, node.meta.get("mutates", ())):
+        for value in map(value_of, info(node).mutates):
             if value is not None:
                 writers.setdefault(value.storage, []).append(node)
     return found
@@ -102,7 +102,7 @@ def _blocked(graph: fx.Graph) -> dict[fx.Node, str]:
     enabled, before = True, dict[fx.Node, bool]()
     for node in graph.nodes:
         name = getattr(node.target, "__name__", str(node.target))
-        if name == "set_grad_enabled" and node.meta.get("region"):
+        if name == "set_grad_enabled" and info(node).region:
             given = node.args[0]
             before[node] = enabled
             enabled = before[given] if isinstance(given, fx.Node) else bool(given)
@@ -123,7 +123,7 @@ def _zeros(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, str]:
     zero = {n for n, p in named.items() if not p.requires_grad and not n.startswith("tuners.") and _is_zero(p)}
     found = {}
     for node in graph.nodes if zero else ():
-        if node.meta.get("role") in ("tuner", "operation", "branch"):  # its parameters are tuned
+        if info(node).role in (Role.TUNER, Role.OPERATION, Role.BRANCH):  # its parameters are tuned
             continue
         read = {f"{node.target}.weight"} if node.op == "call_module" else {str(n.target) for n in node.all_input_nodes}
         if read.isdisjoint(zero):
@@ -152,7 +152,7 @@ def _refused(
     below = _below(tuners, sources)
     if alive.isdisjoint(tuners):
         end = max(below, key=list(sources).index)
-        instead = next((n.meta["site"] for n in sources if n.meta.get("replaces") == end.name), None)
+        instead = next((info(n).site for n in sources if info(n).replaces == end.name), None)
         why = f"its way ends at {describe(end)}, which nothing reads"
         if instead is not None:
             why = f"its way ends at {describe(end)}, which site {instead} replaces"

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import Size, Value, fused_arguments, is_state, tensor, value_of
+from utcompile.graph import Role, Size, Value, fused_arguments, info, inserted, is_state, tensor, value_of
 from utcompile.match import Attention, Projection, Site
 from utcompile.tuners import HALVES, Tuner
 
@@ -62,8 +62,8 @@ class TokensWriter:
 
     def _from_tuner(self) -> tuple[fx.Node, fx.Node]:
         k, v = (self.mapping[n] for n in (self.attention.key, self.attention.value))
-        pair = self._call_module("tuner", self.name, (k, v), None)
-        keys, values = (self._call("part", operator.getitem, (pair, i), self._learned(i)) for i in (0, 1))
+        pair = self._call_module(Role.TUNER, self.name, (k, v), None)
+        keys, values = (self._call(Role.PART, operator.getitem, (pair, i), self._learned(i)) for i in (0, 1))
         return keys, values
 
     def _learned(self, part: int) -> Value:
@@ -79,13 +79,13 @@ class TokensWriter:
             self.tuner.register_buffer(name, torch.tensor(index, device=device), persistent=False)
         stream = tensor(way.stream)
         tokens: fx.Node = self._call_module(
-            "tuner", self.name, (), replace(stream, shape=(1, self.tuner.length, stream.shape[-1]), storage=-1)
+            Role.TUNER, self.name, (), replace(stream, shape=(1, self.tuner.length, stream.shape[-1]), storage=-1)
         )
         if stream.dtype in HALVES:  # the prompts may be in float32, and the projections are not
             self.tuner.register_buffer("like", torch.empty(0, dtype=stream.dtype, device=device), persistent=False)
             like = self.graph.get_attr(f"{self.name}.like")
-            like.meta.update(origin=self.node.meta["origin"], state=True)
-            tokens = self._call("part", "type_as", (tokens, like), tensor(tokens))
+            inserted(like, info(self.node).origin, state=True)
+            tokens = self._call(Role.PART, "type_as", (tokens, like), tensor(tokens))
         if way.norm is not None:
             tokens = self._again(way.norm, tokens)
         made: dict[fx.Node, fx.Node] = {}
@@ -94,11 +94,11 @@ class TokensWriter:
             if linear not in made:
                 made[linear] = self._again(linear, tokens)
             channels = self.graph.get_attr(f"{self.name}.{_INDICES[part]}")
-            channels.meta.update(origin=self.node.meta["origin"], state=True)
-            heads = self._call("part", operator.getitem, (made[linear], (slice(None), slice(None), channels)), None)
-            heads = self._call("part", "transpose", (heads, 1, 2), None)  # (1, heads, length, d)
-            batch = self._call("part", "size", (self.mapping[operand], 0), None)
-            found.append(self._call("part", "expand", (heads, batch, -1, -1, -1), self._learned(part)))
+            inserted(channels, info(self.node).origin, state=True)
+            heads = self._call(Role.PART, operator.getitem, (made[linear], (slice(None), slice(None), channels)), None)
+            heads = self._call(Role.PART, "transpose", (heads, 1, 2), None)  # (1, heads, length, d)
+            batch = self._call(Role.PART, "size", (self.mapping[operand], 0), None)
+            found.append(self._call(Role.PART, "expand", (heads, batch, -1, -1, -1), self._learned(part)))
         return found[0], found[1]
 
     def _again(self, recorded: fx.Node, source: fx.Node) -> fx.Node:
@@ -107,8 +107,9 @@ class TokensWriter:
         read = self.mapping[_data(recorded)]
         found = self.graph.node_copy(original, lambda n: source if n is read else n)
         shape = (*tensor(source).shape[:-1], tensor(recorded).shape[-1])
-        found.meta = {"value": replace(tensor(recorded), shape=shape, storage=-1), "origin": original.meta["origin"]}
-        found.meta.update(site=self.site.id, role="projection")
+        found.meta = {}
+        value = replace(tensor(recorded), shape=shape, storage=-1)
+        inserted(found, info(original).origin, value=value, role=Role.PROJECTION, site=self.site.id)
         return found
 
     # --- fused --------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class TokensWriter:
         given = fused_arguments(self.node)
         mask = self._mask(given)
         key, value = (
-            self._call("operation", torch.cat, ((learned, given[name]), -2), self._longer(tensor(given[name]), -2))
+            self._call(Role.OPERATION, torch.cat, ((learned, given[name]), -2), self._longer(tensor(given[name]), -2))
             for name, learned in (("key", keys), ("value", values))
         )
         if mask is not None and given["enable_gqa"] is True:  # no fused CUDA kernel takes a mask and shared keys
@@ -138,29 +139,29 @@ class TokensWriter:
         *batch, heads, length, channels = tensor(node).shape
         assert isinstance(heads, int)
         value = replace(tensor(node), shape=(*batch, heads * repeats, length, channels), storage=-1)
-        return self._call("operation", "repeat_interleave", (node, repeats, -3), value)
+        return self._call(Role.OPERATION, "repeat_interleave", (node, repeats, -3), value)
 
     def _mask(self, given: Mapping[str, Any]) -> fx.Node | None:
         mask, key = given["attn_mask"], given["key"]
         if mask is None and not given["is_causal"]:
             return None
         if mask is None:
-            lengths = tuple(self._call("mask", "size", (given[n], -2), None) for n in ("query", "key"))
+            lengths = tuple(self._call(Role.MASK, "size", (given[n], -2), None) for n in ("query", "key"))
             value = replace(
                 tensor(key), shape=(tensor(given["query"]).shape[-2], tensor(key).shape[-2]), dtype=torch.bool
             )
-            ones = self._call("mask", "new_ones", (key, lengths), value, {"dtype": torch.bool})
-            mask = self._call("mask", torch.tril, (ones,), value)
+            ones = self._call(Role.MASK, "new_ones", (key, lengths), value, {"dtype": torch.bool})
+            mask = self._call(Role.MASK, torch.tril, (ones,), value)
         elif not isinstance(mask, fx.Node) or value_of(mask) is None:
             raise UtcError(f"the mask of the attention at site {self.site.id} is no tensor of the graph")
         elif tensor(mask).shape[-1] == 1:  # one entry for all keys
-            length = self._call("mask", "size", (key, -2), None)
+            length = self._call(Role.MASK, "size", (key, -2), None)
             sizes = (*[-1] * (tensor(mask).rank - 1), length)
             value = replace(tensor(mask), shape=(*tensor(mask).shape[:-1], tensor(key).shape[-2]))
-            mask = self._call("mask", "expand", (mask, *sizes), value)
+            mask = self._call(Role.MASK, "expand", (mask, *sizes), value)
         seen = {"value": True if tensor(mask).dtype == torch.bool else 0.0}
         longer = self._longer(tensor(mask), -1)
-        return self._call("mask", F.pad, (mask, (self.tuner.length, 0)), longer, seen)
+        return self._call(Role.MASK, F.pad, (mask, (self.tuner.length, 0)), longer, seen)
 
     # --- spelled out --------------------------------------------------------------------------------------------------
 
@@ -172,26 +173,27 @@ class TokensWriter:
         value = tensor(scores)
         part = replace(value, shape=(*value.shape[:-1], length), storage=-1)
         with self.graph.inserting_before(self.node):
-            turned = self._call("operation", "transpose", (keys, -1, -2), None)
-            learned = self._call("operation", torch.matmul, (query, turned), part)
+            turned = self._call(Role.OPERATION, "transpose", (keys, -1, -2), None)
+            learned = self._call(Role.OPERATION, torch.matmul, (query, turned), part)
             for scale in place.scales:
                 learned = self._scaled(self.mapping[scale], learned, part)
-            joined = self._call("operation", torch.cat, ((learned, scores), -1), self._longer(value, -1))
+            joined = self._call(Role.OPERATION, torch.cat, ((learned, scores), -1), self._longer(value, -1))
             softmax.replace_input_with(scores, joined)
             for node in _between(softmax, weights):
-                node.meta["value"] = self._longer(tensor(node), -1)
+                info(node).value = self._longer(tensor(node), -1)
             readers = list(weights.users)
-            mine = self._call("operation", operator.getitem, (weights, (..., slice(None, length))), part)
-            others = self._call("operation", operator.getitem, (weights, (..., slice(length, None))), value)
+            mine = self._call(Role.OPERATION, operator.getitem, (weights, (..., slice(None, length))), part)
+            others = self._call(Role.OPERATION, operator.getitem, (weights, (..., slice(length, None))), value)
             for reader in readers:
                 reader.replace_input_with(weights, others)
-            return self._call("operation", torch.matmul, (mine, values), tensor(self.node))
+            return self._call(Role.OPERATION, torch.matmul, (mine, values), tensor(self.node))
 
     def _scaled(self, scale: fx.Node, learned: fx.Node, value: Value) -> fx.Node:
         """A factor of the scores, on the learned ones."""
         read = _data(scale)
         node = self.graph.node_copy(scale, lambda n: learned if n is read else n)
-        node.meta = {"site": self.site.id, "role": "operation", "origin": self.node.meta["origin"], "value": value}
+        node.meta = {}
+        inserted(node, info(self.node).origin, value=value, role=Role.OPERATION, site=self.site.id)
         return node
 
     # --- nodes --------------------------------------------------------------------------------------------------------
@@ -202,12 +204,12 @@ class TokensWriter:
         shape[axis] = _plus(shape[axis], self.tuner.length)
         return replace(value, shape=tuple(shape), storage=-1)
 
-    def _call_module(self, role: str, target: str, args: tuple[Any, ...], value: Value | None) -> fx.Node:
+    def _call_module(self, role: Role, target: str, args: tuple[Any, ...], value: Value | None) -> fx.Node:
         return self._noted(self.graph.call_module(target, args), role, value)
 
     def _call(
         self,
-        role: str,
+        role: Role,
         target: Callable[..., Any] | str,
         args: tuple[Any, ...],
         value: Value | None,
@@ -217,10 +219,10 @@ class TokensWriter:
             return self._noted(self.graph.call_method(target, args, kwargs), role, value)
         return self._noted(self.graph.call_function(target, args, kwargs), role, value)
 
-    def _noted(self, node: fx.Node, role: str, value: Value | None) -> fx.Node:
-        node.meta.update(site=self.site.id, role=role, origin=self.node.meta["origin"], state=False)
+    def _noted(self, node: fx.Node, role: Role, value: Value | None) -> fx.Node:
+        inserted(node, info(self.node).origin, role=role, site=self.site.id)
         if value is not None:
-            node.meta["value"] = value
+            info(node).value = value
         return node
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule
+from utcompile.graph import Role, UtcGraphModule, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.module import own_code
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
@@ -255,12 +255,13 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for n, p in module.named_parameters() if not n.startswith(f"{NAME}."))
 
 
-def site_nodes(graph: fx.Graph, site_id: str) -> dict[str, list[fx.Node]]:
+def site_nodes(graph: fx.Graph, site_id: str) -> dict[Role, list[fx.Node]]:
     """The nodes that rewriting made for a site, by role: `tuner`, `sum`, `branch`."""
-    found: dict[str, list[fx.Node]] = {}
+    found: dict[Role, list[fx.Node]] = {}
     for node in graph.nodes:
-        if node.meta.get("site") == site_id:
-            found.setdefault(node.meta["role"], []).append(node)
+        role = info(node).role
+        if role is not None and info(node).site == site_id:
+            found.setdefault(role, []).append(node)
     return found
 
 

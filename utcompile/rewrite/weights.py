@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.graph import Operation, is_state
+from utcompile.graph import Operation, Role, info, inserted, is_state
 from utcompile.match import Site
 from utcompile.rewrite.functional import recurrent, to_function
 from utcompile.tuners import HALVES, recomputed
@@ -62,12 +62,12 @@ def reparametrise(graph: fx.Graph, root: nn.Module, site: Site, name: str, targe
                     node, _like_weight(graph, node, made[role], site), site.build_from.operation or Operation("?")
                 )
         _call_recomputed(node, site)
-        node.meta["role"] = "operation"
+        info(node).role = Role.OPERATION
 
 
 def _changed_parameters(graph: fx.Graph, site: Site, name: str, first: fx.Node) -> dict[str, fx.Node]:
     """What the tuner yields by role; a role stays out where the operation will have no such parameter."""
-    origin = first.meta["origin"] if "origin" in first.meta else site.targets[0].meta.get("origin")
+    origin = info(first).origin if info(first).origin is not None else info(site.targets[0]).origin
     place = graph.inserting_after(first) if first.op == "get_attr" else graph.inserting_before(first)
     with place:
         given: list[fx.Node | None] = []
@@ -75,10 +75,10 @@ def _changed_parameters(graph: fx.Graph, site: Site, name: str, first: fx.Node) 
             read = None
             if parameter is not None:
                 read = first if first.op == "get_attr" else graph.get_attr(parameter)
-                read.meta.update(origin=origin, state=True)
+                inserted(read, origin, state=True)
             given.append(read)
         tuner = graph.call_module(name, tuple(given))
-    tuner.meta.update(site=site.id, role="tuner", origin=origin, state=False)
+    inserted(tuner, origin, role=Role.TUNER, site=site.id)
     if len(given) == 1:
         return {next(iter(site.tunes)): tuner}
     result: dict[str, fx.Node] = {}
@@ -88,7 +88,7 @@ def _changed_parameters(graph: fx.Graph, site: Site, name: str, first: fx.Node) 
             continue
         with graph.inserting_after(after):
             after = result[role] = graph.call_function(operator.getitem, (tuner, i))
-        after.meta.update(role="parameter", origin=origin, state=False)
+        inserted(after, origin, role=Role.PARAMETER)
     return result
 
 
@@ -103,7 +103,7 @@ def _adds(site: Site, role: str) -> bool:
 
 def _replace_everywhere(node: fx.Node, made: fx.Node) -> None:
     for reader in list(node.users):
-        if reader.meta.get("role") != "tuner":
+        if info(reader).role != Role.TUNER:
             reader.replace_input_with(node, made)
 
 
@@ -136,7 +136,7 @@ def _replace(graph: fx.Graph, node: fx.Node, parameter: str, made: fx.Node) -> N
             if is_state(operand) and any(changed(n) is not n for n in operand.all_input_nodes):
                 with graph.inserting_before(node):
                     copies[operand] = graph.node_copy(operand, changed)
-                copies[operand].meta.update(role="parameter", state=False)
+                inserted(copies[operand], info(operand).origin, role=Role.PARAMETER)
         return copies[operand]
 
     for operand in [n for n in node.all_input_nodes if is_state(n)]:
@@ -152,7 +152,7 @@ def _like_weight(graph: fx.Graph, node: fx.Node, bias: fx.Node, site: Site) -> f
         return bias
     with graph.inserting_before(node):
         cast = graph.call_method("type_as", (bias, weight))
-    cast.meta.update(role="parameter", origin=node.meta["origin"], state=False)
+    inserted(cast, info(node).origin, role=Role.PARAMETER)
     return cast
 
 
@@ -176,14 +176,15 @@ def _call_recomputed(node: fx.Node, site: Site) -> None:
         function = _RECOMPUTED[node.target]
     else:
         return
-    node.meta["written_as"] = (node.op, node.target)
+    info(node).written_as = (node.op, node.target)
     node.op, node.target = "call_function", recomputed
     node.args = (function, *node.args)
 
 
 def written_again(node: fx.Node) -> None:
     """Undo `_call_recomputed`."""
-    how = node.meta.pop("written_as", None)
+    how = info(node).written_as
     if how is not None:
+        del info(node).written_as
         node.op, node.target = how
         node.args = node.args[1:]

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import fx
 
-from utcompile.graph import ACTIVATIONS, GraphView, Operation, is_state, state_name, value_of
+from utcompile.graph import ACTIVATIONS, GraphView, Operation, Role, info, is_state, state_name, value_of
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 
 _LISTED = ACTIVATIONS | frozenset(
@@ -72,17 +72,17 @@ def place_of_site(tuned: TunedModule, site: TunedSite) -> list[str]:
     if site.form == "weight":
         return [f"{role} {name}" for role, name in sorted(site.tunes.items())]
     sources = wiring(tuned).sources
-    nodes = [n for n in tuned.graph.nodes if n.meta.get("site") == site.id and n.meta["role"] in ("tuner", "sum")]
+    nodes = [n for n in tuned.graph.nodes if info(n).site == site.id and info(n).role in (Role.TUNER, Role.SUM)]
     reads = [[_of_base(n) for n in node.all_input_nodes] for node in nodes]
     return [
-        f"{node.meta['role']} {', '.join(s for n in before for s in sources.get(n.name, (n.op,)))}"
+        f"{info(node).role} {', '.join(s for n in before for s in sources.get(n.name, (n.op,)))}"
         for node, before in zip(nodes, reads, strict=True)
     ]
 
 
 def _of_base(node: fx.Node) -> fx.Node:
     """The value of the base that a value has grown from."""
-    while "site" in node.meta and node.all_input_nodes:
+    while info(node).site is not None and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
 
