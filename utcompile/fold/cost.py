@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utcompile.fold.absorb import of_parameters
+from utcompile.fold.algebra.parameters import of_parameters
 from utcompile.fold.execute import run_node
 from utcompile.graph import Role, Value, flops, info, operation, value_of
 

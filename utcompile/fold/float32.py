@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from utcompile.fold.absorb import of_parameters
+from utcompile.fold.algebra.parameters import of_parameters
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Edit, Editor, New, Patch, Redirect, Replace
 from utcompile.graph import Value, info, origin_of, value_of

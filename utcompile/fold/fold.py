@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utcompile.errors import UtcError
+from utcompile.fold.driver import Driver
 from utcompile.fold.folding import Folding, Options
 from utcompile.fold.inputs import ProofInputs
 from utcompile.fold.plain import changes_of_names, drop_state, drop_tuners, state_read, sweep_graph
 from utcompile.fold.proof import count_flops
 from utcompile.fold.report import FoldedSite, FoldReport
-from utcompile.fold.sites import SiteFolder
 from utcompile.fold.whole import compare, is_proven, refusal
 from utcompile.graph import (
     UtcGraphModule,
@@ -164,7 +164,7 @@ def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) ->
     for node in model.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm
-    folder = SiteFolder(model)
+    driver = Driver(model)
     read_before = state_read(model.graph, model.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done: dict[str, FoldedSite] = {}
@@ -172,13 +172,11 @@ def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) ->
     waiting = sorted(sites, key=lambda s: s.form != "weight")
     while waiting:
         for site in waiting:
-            done[site.id] = folder.fold(site)
+            done[site.id] = driver.fold(site)
         # what was kept because another tuner stood in its way may have none there now
         kept = [s for s in waiting if done[s.id].status == "kept"]
-        waiting = [s for s in kept if s.id not in folder.disproved] if len(kept) < len(waiting) else []
-    if sites:
-        folder.move_biases()
-    base = list(folder.fold_base())
+        waiting = [s for s in kept if s.id not in driver.disproved] if len(kept) < len(waiting) else []
+    base = list(driver.fold_base())
     model.settle(all=True)
     sweep_graph(model.graph)
     drop_tuners(model.root, [s for s in sites if done[s.id].status != "kept"])

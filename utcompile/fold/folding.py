@@ -103,6 +103,10 @@ class Folding:
         """The batch size of the proofs."""
         return self.inputs.batch
 
+    def stamp(self) -> Stamp:
+        """What the model is, to be compared with what it is later."""
+        return Stamp.of(self)
+
     # --- parameters and buffers ---------------------------------------------------------------------------------------
 
     @property
@@ -214,3 +218,21 @@ class Folding:
         if readers or len(named) > 1:
             other = readers[0].name if readers else named[1]
             raise Unfoldable(f"the weight {op.parameters['weight']} is shared with {other}")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The objects that a graph and its parameters are made of."""
+
+    objects: tuple[object, ...]
+
+    @classmethod
+    def of(cls, model: Folding) -> Stamp:
+        """Those of a model, as it is."""
+        nodes = (o for n in model.graph.nodes for o in (n, n.target, n.args, n.kwargs))
+        return cls((*nodes, *model.root.parameters(), *model.root.buffers()))
+
+    def is_of(self, model: Folding) -> bool:
+        """Whether a model is still made of the same objects."""
+        now = Stamp.of(model).objects
+        return len(now) == len(self.objects) and all(a is b for a, b in zip(now, self.objects, strict=True))

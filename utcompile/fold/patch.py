@@ -149,6 +149,19 @@ class Remove:
         graph.remove(self.node)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """An edit: nodes that come in graph order go, last first, where nothing reads them any more."""
+
+    nodes: tuple[fx.Node, ...]
+
+    def make(self, graph: Editor) -> None:
+        """Do it."""
+        for node in reversed(self.nodes):
+            if not node.users:
+                graph.remove(node)
+
+
 class Edit(Protocol):
     """A change of the graph, made by the methods of an editor, which can take it back."""
 

@@ -10,8 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from utcompile.fold.absorb import of_parameters
-from utcompile.fold.constants import ConstantNodes
+from utcompile.fold.algebra.constant_nodes import ConstantNodes
+from utcompile.fold.algebra.parameters import of_parameters
 from utcompile.fold.cost import count
 from utcompile.fold.execute import Cast, as_real, in_precision, run_node
 from utcompile.fold.folding import Folding, Unfoldable

@@ -1,23 +1,4 @@
-"""Widening: a parallel tuner becomes extra channels of the frozen layers beside it; the same operations, wider.
-
-With D, d the tuner's Down, U, u its Up times its scale, σ_T its activation, and σ that of the layers beside it
-(cases of docs/folding.md):
-
-E1. Beside an ffn that reads what the tuner reads, σ_T = σ:
-    `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + [b1; d]) + (b2 + u)`.
-    Gated, `W2 (σ(W1 n + b1) ⊙ (W3 n + b3))`: the gate's extra rows are zero with bias 1, packed or not.
-E2. Where σ_T is another, but `σ_T(z) = α σ(z) + β σ(−z)`: twice the channels, `[D; −D]` and `[αU, βU]`. So a linear
-    tuner goes beside GELU, SiLU, Hardswish (`σ(z) − σ(−z) = z`) and ReLU, and LeakyReLU beside ReLU.
-E3. With a depthwise convolution between (inverted residuals, Mix-FFN): its extra channels have a delta kernel, at the
-    tap that meets the input at stride · p, so the tuner strides as it does. With σ before and σ' behind it, what counts
-    is σ'∘σ; known ones are those where the second leaves alone what the first makes: `relu(relu(z)) = relu(z)`.
-E4. With a squeeze-excite between: the new channels are not squeezed (zeros), and their gate is open: the sigmoid of 40
-    is 1 in floating point.
-E5. A frozen affine map between the value that the tuner reads and the first layer (a BatchNorm) goes into that layer.
-
-Frozen affine maps between (BatchNorm in eval, LayerScale γ) are first absorbed into the layer before them: into W2,
-never by dividing U by γ, which may be 1e-6.
-"""
+"""Widening: a parallel tuner becomes extra channels of the frozen layers beside it; the same operations, wider."""
 
 from __future__ import annotations
 
@@ -27,22 +8,72 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.fold.activations import IDENTITY, Function, activation, combination, composed
-from utcompile.fold.chain import Chain, Squeeze, find_chain
+from utcompile.errors import UtcError
+from utcompile.fold.algebra.activations import IDENTITY, Function, activation, combination, composed
+from utcompile.fold.algebra.beside import Chain, Squeeze, find_chain
+from utcompile.fold.algebra.layers import Layer, widened_groups
+from utcompile.fold.algebra.scales import Scale, without_scale
+from utcompile.fold.algebra.sinks import own_tap
+from utcompile.fold.base import Fold
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.fold.layers import Layer, widened_groups
 from utcompile.fold.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
-from utcompile.fold.scales import Scale, without_scale
-from utcompile.fold.sinks import own_tap
-from utcompile.graph import GraphView, Operation, Role, Value, module_operation, tensor, value_of
-from utcompile.rewrite import TunedSite
-from utcompile.tuners import Adapter, Tuner
+from utcompile.fold.site import Site
+from utcompile.graph import GraphView, Operation, Value, module_operation, tensor, value_of
 
 _OPEN = {"sigmoid": 40.0, "hardsigmoid": 4.0}  # a gate's input at which it is 1 in floating point
 
 
+class Widen(Fold):
+    """A tuner becomes more hidden channels of the layers beside it.
+
+    With D, d the tuner's Down, U, u its Up times its scale, σ_T its activation, and σ that of the layers beside it:
+
+        W2 σ(W1 n + b1) + b2  +  U σ(D n + d) + u  =  [W2, U] σ([W1; D] n + [b1; d]) + (b2 + u)
+
+    Frozen affine maps between (BatchNorm in eval, LayerScale γ) are first absorbed into the layer before them: into W2,
+    never by dividing U by γ, which may be 1e-6.
+    """
+
+    status = "widened"
+
+    def requires(self, site: Site, model: Folding) -> bool:
+        """A parallel tuner that is linear or a bottleneck."""
+        try:
+            return site.form == "parallel" and (site.linear is not None or site.bottleneck is not None)
+        except UtcError:
+            return True  # it is one that cannot be widened; planning says why
+
+    def plan(self, site: Site, model: Folding) -> Patch:
+        """Find out whether the tuner can go into the chain of layers beside it.
+
+        Raises:
+            Unfoldable: the chain, the activation or the tuner's form does not allow it.
+        """
+        channels = _channels(site)
+        call, total, source = site.call, site.total, site.source
+        end = None if total is None else total.args[0]
+        assert total is not None and isinstance(end, fx.Node)
+        chain = find_chain(model, end, source)
+        view = model.view()
+        channels = _matched(chain, view, channels)
+        tap = _check_depthwise(chain, channels)
+        if chain.squeeze is not None and chain.squeeze.gate.name not in _OPEN:
+            raise Unfoldable(f"the squeeze-excite's gate is {chain.squeeze.gate.name}, which is never 1")
+        hidden = chain.last.weight.shape[1]
+        sizes = [_resized(node, axis, hidden, hidden + len(channels.down)) for node, axis in chain.moved]
+
+        draft = Draft()
+        draft.edits += [Arguments(node, args, node.kwargs) for (node, _), args in zip(chain.moved, sizes, strict=True)]
+        _write_layers(draft, chain, channels, tap)
+        draft.edits += _widened_values(chain, hidden, len(channels.down))
+        draft.edits += [without_scale(s.node) for layer in chain.layers for s in chain.scales[layer.node]]
+        draft.edits += [without_scale(scale.node) for scale in chain.entry]
+        draft.edits += [Replace(total, by=end), Remove(call)]
+        return draft.patch((view.without_layout(source),), (total,))
+
+
 @dataclass(frozen=True)
-class Bottleneck:
+class Channels:
     """`up · activation(down · x + down_bias) + up_bias`, in float64 on the CPU; down reads every stride-th position."""
 
     down: torch.Tensor
@@ -53,63 +84,36 @@ class Bottleneck:
     stride: tuple[int, ...]
 
 
-def bottleneck_of(tuner: Tuner) -> Bottleneck | None:
-    """A parallel tuner as a bottleneck, where it is one: an adapter, or anything linear, by its singular values.
+def _channels(site: Site) -> Channels:
+    """A parallel tuner as new channels: a bottleneck's own, or those of anything linear, by its singular values.
 
     Raises:
-        Unfoldable: it is one whose scale depends on the input.
+        Unfoldable: it is neither, or its bottleneck cannot be widened.
     """
-    linear = tuner.channel_map()
+    linear = site.linear
     if linear is not None and linear.matrix.dim() == 2:
         u, s, v = torch.linalg.svd(linear.matrix, full_matrices=False)
         rank = max(1, int((s > 1e-14 * s[0]).sum()))
         root = s[:rank].sqrt()
         down, up = root[:, None] * v[:rank], u[:, :rank] * root
-        return Bottleneck(down, down.new_zeros(rank), up, linear.shift, IDENTITY, ())
-    if not isinstance(tuner, Adapter):
-        return None
-    parts = tuner.bottleneck()
-    if parts is None:
-        raise Unfoldable("its scale depends on the input")
-    stride = tuner.strides or getattr(tuner.down, "stride", ())
-    name, attributes = module_operation(tuner.activation)
-    return Bottleneck(*parts, activation(Operation(name, (), attributes)), tuple(stride))
+        return Channels(down, down.new_zeros(rank), up, linear.shift, IDENTITY, ())
+    try:
+        found = site.bottleneck
+    except UtcError as error:
+        raise Unfoldable(error.what) from error
+    if found is None:
+        raise Unfoldable(f"a {site.tuned.tuner} is neither linear nor a bottleneck")
+    name, attributes = module_operation(found.activation)
+    down, up = (t.detach().cpu().double() for t in (found.down, found.up))
+    biases = [
+        like.new_zeros(len(like)) if bias is None else bias.detach().cpu().double()
+        for bias, like in ((found.down_bias, down), (found.up_bias, up))
+    ]
+    function = activation(Operation(name, (), attributes))
+    return Channels(down, biases[0], up, biases[1], function, found.stride)
 
 
-def plan_widening(model: Folding, site: TunedSite, nodes: dict[Role, list[fx.Node]]) -> Patch:
-    """Find out whether a parallel tuner can go into the chain beside it.
-
-    Raises:
-        Unfoldable: the chain, the activation or the tuner's form does not allow it.
-    """
-    tuner = model.root.get_submodule(site.name)
-    assert isinstance(tuner, Tuner)
-    bottleneck = bottleneck_of(tuner)
-    if bottleneck is None:
-        raise Unfoldable(f"a {site.tuner} is neither linear nor a bottleneck")
-    (call,), (total,) = nodes[Role.TUNER], nodes[Role.SUM]
-    end, source = total.args[0], call.args[0]
-    assert isinstance(end, fx.Node) and isinstance(source, fx.Node)
-    chain = find_chain(model, end, source)
-    view = model.view()
-    bottleneck = _matched(chain, view, bottleneck)
-    tap = _check_depthwise(chain, bottleneck)
-    if chain.squeeze is not None and chain.squeeze.gate.name not in _OPEN:
-        raise Unfoldable(f"the squeeze-excite's gate is {chain.squeeze.gate.name}, which is never 1")
-    hidden = chain.last.weight.shape[1]
-    sizes = [_resized(node, axis, hidden, hidden + len(bottleneck.down)) for node, axis in chain.moved]
-
-    draft = Draft()
-    draft.edits += [Arguments(node, args, node.kwargs) for (node, _), args in zip(chain.moved, sizes, strict=True)]
-    _write_layers(draft, chain, bottleneck, tap)
-    draft.edits += _widened_values(chain, hidden, len(bottleneck.down))
-    draft.edits += [without_scale(s.node) for layer in chain.layers for s in chain.scales[layer.node]]
-    draft.edits += [without_scale(scale.node) for scale in chain.entry]
-    draft.edits += [Replace(total, by=end), Remove(call)]
-    return draft.patch((view.without_layout(source),), (total,))
-
-
-def _matched(chain: Chain, view: GraphView, mine: Bottleneck) -> Bottleneck:
+def _matched(chain: Chain, view: GraphView, mine: Channels) -> Channels:
     """The bottleneck with the activation of the chain."""
     before, after = (activation(view.operations[n]) if n is not None else IDENTITY for n in (chain.before, chain.after))
     theirs = composed(before, after)
@@ -125,7 +129,7 @@ def _matched(chain: Chain, view: GraphView, mine: Bottleneck) -> Bottleneck:
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 
-def _check_depthwise(chain: Chain, bottleneck: Bottleneck) -> tuple[int, ...]:
+def _check_depthwise(chain: Chain, bottleneck: Channels) -> tuple[int, ...]:
     """The tap at which the delta of the new channels stands.
 
     Raises:
@@ -175,7 +179,7 @@ def _resized(node: fx.Node, axis: int, before: int, after: int) -> tuple[Any, ..
 _Parameters = tuple[torch.Tensor, torch.Tensor]  # a layer's weight and bias
 
 
-def _write_layers(draft: Draft, chain: Chain, new: Bottleneck, tap: tuple[int, ...]) -> None:
+def _write_layers(draft: Draft, chain: Chain, new: Channels, tap: tuple[int, ...]) -> None:
     """Every layer of a chain with its new channels, and with the frozen affine maps behind it."""
     own = {layer.node: _absorbed(layer, chain.scales[layer.node]) for layer in chain.layers}
     for layer in filter(None, (chain.first, chain.gate)):
@@ -208,7 +212,7 @@ def _entered(own: _Parameters, entry: list[Scale]) -> _Parameters:
 
 
 def _widened(
-    chain: Chain, own: dict[fx.Node, _Parameters], new: Bottleneck, tap: tuple[int, ...]
+    chain: Chain, own: dict[fx.Node, _Parameters], new: Channels, tap: tuple[int, ...]
 ) -> dict[fx.Node, _Parameters]:
     first, last, width = own[chain.first.node], own[chain.last.node], len(new.down)
     found = {chain.first.node: _first_layer(chain, first, new)}
@@ -231,7 +235,7 @@ def _closed_gate(weight: torch.Tensor, width: int) -> _Parameters:
     return weight.new_zeros(width, *weight.shape[1:]), weight.new_ones(width)
 
 
-def _first_layer(chain: Chain, own: _Parameters, new: Bottleneck) -> _Parameters:
+def _first_layer(chain: Chain, own: _Parameters, new: Channels) -> _Parameters:
     weight, bias = own
     down = new.down.reshape(len(new.down), -1, *weight.shape[2:])
     if chain.split is None:

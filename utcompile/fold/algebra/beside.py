@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from utcompile.fold.algebra.layers import Layer
+from utcompile.fold.algebra.scales import Scale, scale_of
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.fold.layers import Layer
-from utcompile.fold.scales import Scale, scale_of
 from utcompile.fold.site import untuned
 from utcompile.graph import GraphView, Operation, readers, tensor
 

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import fx, nn
 
-from utcompile.fold.absorb import plan_absorption
-from utcompile.fold.batch_norms import plan_batch_norms
-from utcompile.fold.biases import plan_biases
-from utcompile.fold.constants import plan_constants, plan_tokens
-from utcompile.fold.dequantize import plan_dequantised
+from utcompile.fold.base import BaseFold, Fold, registered_folds
 from utcompile.fold.float32 import plan_float32
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.fold.maps import plan_map
+from utcompile.fold.folds import BASE_FOLDS
 from utcompile.fold.patch import Patch
 from utcompile.fold.proof import Proof, SiteProof
 from utcompile.fold.report import FoldedSite, Status
+from utcompile.fold.site import Part, Site
 from utcompile.fold.trial import Trial
-from utcompile.fold.widen import plan_widening
-from utcompile.rewrite import TunedSite, site_nodes
-from utcompile.tuners import Adapter, Tuner
+from utcompile.rewrite import TunedSite
 
 # a fold is exact in real arithmetic; float64 leaves 2.2e-16 an operation, sums of some thousand terms less than this
 _TOLERANCE = 1e-9
 _RETAINED = 0.95  # below this share of the tuner's effect, rounding has eaten it
 
 
-class SiteFolder:
+@dataclass(frozen=True)
+class _Attempt:
+    """A patch on trial, of a site or of a part of the base.
+
+    Attributes:
+        id, status: for the report, if it holds.
+        muted: the site whose effect is measured, where what rounding leaves of it is not known.
+        fold, ensured: the name of the fold, and what of its promise is not so in the patched graph.
+    """
+
+    id: str
+    status: Status
+    patch: Patch
+    muted: str = ""
+    fold: str = ""
+    ensured: Callable[[], str] = str
+
+
+class Driver:
     """Folds the sites of one model.
 
     Args:
@@ -42,78 +56,75 @@ class SiteFolder:
         self.disproved: set[str] = set()
         self.ties = _ties(model.root)
 
-    def fold(self, site: TunedSite) -> FoldedSite:
+    def fold(self, tuned: TunedSite) -> FoldedSite:
         """Fold a tuner and prove it; a reason where it must be kept."""
+        site = Site.of(tuned, self.model.graph, self.model.root)
         try:
-            patch, status = self._plan(site)
+            fold, patch = self._plan(site)
         except Unfoldable as reason:
             return FoldedSite(site.id, "kept", reason=str(reason))
         share = patch.retained
         if share is not None and share < _RETAINED and not self.model.options.float32:
             return FoldedSite(site.id, "kept", reason=_eaten(share), retained=share)
-        return self._try(site.id, patch, status, measured=share is None or share < _RETAINED)
+        muted = site.id if share is None or share < _RETAINED else ""
 
-    def _plan(self, site: TunedSite) -> tuple[Patch, Status]:
-        tuner = self.model.root.get_submodule(site.name)
-        assert isinstance(tuner, Tuner)
-        nodes = site_nodes(self.model.graph, site.id)
-        if site.form == "weight":
-            if not any(site.tunes.values()) and "weight" in site.tunes:
-                return plan_dequantised(self.model, site, nodes, self.model.options.dequantize), "absorbed"
-            return plan_absorption(self.model, site, nodes), "absorbed"
-        if site.form == "tokens":
-            return plan_tokens(self.model, site, nodes), "constant"
-        linear = tuner.channel_map() if site.form in ("parallel", "sequential") else None
-        widens = site.form == "parallel" and (linear is not None or isinstance(tuner, Adapter))
-        if linear is None and widens:
-            return plan_widening(self.model, site, nodes), "widened"
-        if linear is None:
-            raise Unfoldable(f"no exact fold is known for a {site.form} {site.tuner}")
-        try:
-            return plan_map(self.model, nodes, linear), "absorbed"
-        except Unfoldable as alone:
-            if not widens:
-                raise
+        def ensured() -> str:
+            return fold.ensures(site, self.model, patch)
+
+        return self._try(_Attempt(site.id, fold.status, patch, muted, fold.name, ensured))
+
+    def _plan(self, site: Site) -> tuple[Fold, Patch]:
+        """The first fold that is for a site and whose conditions hold, and its patch."""
+        reasons = []
+        for fold in registered_folds():
+            if not fold.requires(site, self.model):
+                continue
+            if not fold.local:
+                self.model.view()  # its proof reads layouts that tuners hid
             try:
-                return plan_widening(self.model, site, nodes), "widened"
-            except Unfoldable as beside:
-                raise Unfoldable(f"{alone}; {beside}") from None
-
-    def move_biases(self) -> None:
-        """Let biases that folding added move on to layers that had one, where they can."""
-        for name, patch in plan_biases(self.model):
-            self._try(name, patch, "absorbed")
+                return fold, fold(site, self.model)
+            except Unfoldable as reason:
+                reasons.append(str(reason))
+        raise Unfoldable("; ".join(reasons) or f"no exact fold is known for a {site.form} {site.tuned.tuner}")
 
     def fold_base(self) -> Iterator[FoldedSite]:
         """Fold what the base itself computes for nothing."""
-        options = self.model.options
-        for name, patch in plan_batch_norms(self.model) if options.batch_norms else ():
-            if isinstance(patch, str):
-                yield FoldedSite(name, "kept", reason=patch)
-            else:
-                yield self._try(name, patch, "absorbed")
-        for name, patch in plan_constants(self.model) if options.constants else ():
-            yield self._try(name, patch, "constant")
+        for fold in BASE_FOLDS:
+            if fold.wanted(self.model.options):
+                found = (self._fold_part(fold, part) for part in fold.parts(self.model))
+                yield from (site for site in found if fold.reported)
 
-    def _try(self, name: str, patch: Patch, status: Status, *, measured: bool = False) -> FoldedSite:
-        """Apply a patch and prove it; where it is disproved, nothing of it remains."""
+    def _fold_part(self, fold: BaseFold, part: Part) -> FoldedSite:
+        self.model.view()
         try:
-            proof = SiteProof(self.model, patch.sources, patch.outputs, name if measured else "")
+            patch = fold.plan(part, self.model)
         except Unfoldable as reason:
-            return FoldedSite(name, "kept", reason=str(reason))
+            return FoldedSite(part.id, "kept", reason=str(reason))
+        return self._try(_Attempt(part.id, fold.status, patch))
+
+    def _try(self, attempt: _Attempt) -> FoldedSite:
+        """Apply a patch and prove it; where it is disproved, nothing of it remains."""
+        patch = attempt.patch
+        try:
+            proof = SiteProof(self.model, patch.sources, patch.outputs, attempt.muted)
+        except Unfoldable as reason:
+            return FoldedSite(attempt.id, "kept", reason=str(reason))
         trial = Trial(self.model)
         try:
-            found = self._proven(trial, proof, patch, status, name)
+            found = self._proven(trial, proof, attempt)
         except Unfoldable as reason:
             trial.undo()
-            self.disproved.add(name)
-            return FoldedSite(name, "kept", reason=str(reason))
+            self.disproved.add(attempt.id)
+            return FoldedSite(attempt.id, "kept", reason=str(reason))
         trial.keep()
         return found
 
-    def _proven(self, trial: Trial, proof: SiteProof, patch: Patch, status: Status, name: str) -> FoldedSite:
-        results, notes, eaten = trial.apply(patch), "", None
-        retained = patch.retained if patch.retained is not None and not proof.muted else proof.retained(results)
+    def _proven(self, trial: Trial, proof: SiteProof, attempt: _Attempt) -> FoldedSite:
+        share = attempt.patch.retained
+        results, notes, eaten = trial.apply(attempt.patch), "", None
+        if broken := attempt.ensured():
+            raise Unfoldable(f"the fold {attempt.fold} breaks its promise: {broken}")
+        retained = share if share is not None and not attempt.muted else proof.retained(results)
         if retained < _RETAINED:
             notes = _eaten(retained)
             try:
@@ -128,8 +139,8 @@ class SiteFolder:
         if cloned:
             notes = "; ".join(filter(None, (notes, f"{cloned:,} bytes of tied weights are cloned")))
         return FoldedSite(
-            name,
-            status,
+            attempt.id,
+            attempt.status,
             found.error,
             notes,
             retained,

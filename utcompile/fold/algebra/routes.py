@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from utcompile.fold.algebra.scales import Scale, scale_of
+from utcompile.fold.algebra.sinks import Parameters, after_layer, before_layer
+from utcompile.fold.algebra.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.fold.patch import Draft, Patch, Remove, Replace
-from utcompile.fold.scales import Scale, scale_of
-from utcompile.fold.sinks import Parameters, after_layer, before_layer, beside_layer
-from utcompile.fold.site import untuned
-from utcompile.fold.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
-from utcompile.graph import Operation, Role, operation, readers, tensor, value_of
-from utcompile.tuners import ChannelMap
+from utcompile.fold.patch import Draft
+from utcompile.graph import Operation, operation, readers, tensor, value_of
 
 
 @dataclass
@@ -60,44 +58,10 @@ class Changes:
         draft.values |= self.values
 
 
-def plan_map(model: Folding, nodes: dict[Role, list[fx.Node]], linear: ChannelMap) -> Patch:
-    """Find where a tuner that is one affine map of channels can go.
-
-    Raises:
-        Unfoldable: nowhere.
-    """
-    (tuner,) = nodes[Role.TUNER]
-    source = tuner.args[0]
-    assert isinstance(source, fx.Node)
-    if Role.SUM in nodes:
-        return _beside(model, tuner, nodes[Role.SUM][0], source, _as_map(linear, tensor(tuner).rank))
-    m = _as_map(linear, tensor(source).rank)
-    try:
-        changes, outputs = _before(model, source, m, [tuner]), [tuner]
-    except Unfoldable as first:
-        try:
-            changes, outputs = map_after(model, tuner, m)
-            changes.sources = [source]
-        except Unfoldable as second:
-            raise Unfoldable(f"before it, {first}; after it, {second}") from None
-
-    draft = Draft()
-    changes.make(draft)
-    draft.edits.append(Replace(tuner, by=source))
-    return draft.patch(changes.sources, outputs)
-
-
-def _as_map(linear: ChannelMap, rank: int) -> Map:
-    if linear.matrix.dim() > 1:
-        return Mixing(linear.axis, linear.matrix, linear.shift)
-    shape = [-1 if a == linear.axis else 1 for a in range(rank)]
-    return Elementwise(linear.matrix.reshape(shape), linear.shift.reshape(shape))
-
-
 # --- back to what makes a value --------------------------------------------------------------------------------------
 
 
-def _before(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
+def map_before(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
     """Changes that turn what a node yields into `m` of it; `path` is what reads it and wants that."""
     op = operation(value, model.root)
     if op.name == "getitem" and operation(value.args[0], model.root).name == "split":  # type: ignore[arg-type]
@@ -118,7 +82,7 @@ def _before(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> Chan
         return _before_product(model, value, op, m)
     if passes(op) and len(op.inputs) == 1:
         (source,) = op.inputs
-        return _before(model, source, backward(model, [value], source, m), [value])
+        return map_before(model, source, backward(model, [value], source, m), [value])
     raise Unfoldable(why)
 
 
@@ -129,7 +93,7 @@ def _before_split(model: Folding, part: fx.Node, m: Map, path: list[fx.Node]) ->
     (source,) = operation(split, model.root).inputs
     if isinstance(m, Mixing):
         raise Unfoldable(f"{part.name} is a part of {source.name}, and a full matrix cannot be taken to a part")
-    return _before(model, source, backward(model, [split, part], source, m), [split, part])
+    return map_before(model, source, backward(model, [split, part], source, m), [split, part])
 
 
 def _before_scale(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) -> Changes:
@@ -138,7 +102,7 @@ def _before_scale(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) -> 
     if scale.number is not None and bool((f == f.flatten()[0]).all()) and not bool(t.any()):
         if scale.number == 0:
             raise Unfoldable(f"{scale.node.name} multiplies by zero")
-        return _before(model, scale.source, _map(m, m.shift / f.flatten()[0]), path)
+        return map_before(model, scale.source, _map(m, m.shift / f.flatten()[0]), path)
     role = set(scale.parameters or ())
     if role == {"bias"}:
         return _before_addition(model, scale, m, path)
@@ -150,7 +114,7 @@ def _before_scale(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) -> 
             model.check_read_once(scale.node, name)
             return Changes(values={name: factor.reshape(model.state(name).shape)}, sources=[scale.source])
     found = Changes(values=scale.neutral(model))
-    found.add(_before(model, scale.source, _after_scale(m, f, t, tensor(scale.node).rank), path))
+    found.add(map_before(model, scale.source, _after_scale(m, f, t, tensor(scale.node).rank), path))
     return found
 
 
@@ -168,7 +132,7 @@ def _before_addition(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) 
     if added.shape != p.shape:
         raise Unfoldable(f"{name}, which is added between, has not the size that would take the shift")
     found = Changes(values={name: added.reshape(model.state(name).shape)})
-    found.add(_before(model, scale.source, _map(m, torch.zeros_like(m.shift)), path))
+    found.add(map_before(model, scale.source, _map(m, torch.zeros_like(m.shift)), path))
     return found
 
 
@@ -181,8 +145,8 @@ def _before_sum(model: Folding, value: fx.Node, op: Operation, m: Map) -> Change
     reasons = []
     for first, second in ((a, b), (b, a)):
         try:
-            found = _before(model, first, m, [value])
-            found.add(_before(model, second, bare, [value]))
+            found = map_before(model, first, m, [value])
+            found.add(map_before(model, second, bare, [value]))
             return found
         except Unfoldable as reason:
             reasons.append(str(reason))
@@ -195,7 +159,7 @@ def _before_product(model: Folding, value: fx.Node, op: Operation, m: Elementwis
     for operand in dict.fromkeys(op.inputs):
         if tensor(operand).shape == tensor(value).shape and op.inputs.count(operand) == 1:
             try:
-                return _before(model, operand, m, [value])
+                return map_before(model, operand, m, [value])
             except Unfoldable as reason:
                 reasons.append(str(reason))
     raise Unfoldable(reasons[0] if reasons else f"mul ({value.name}) stands between")
@@ -266,48 +230,6 @@ def _carried(model: Folding, path: list[fx.Node], op: Operation, value: fx.Node,
     if len(path) > 1 or passes(op) or op.name == "cat":
         return forward(model, path, value, m)
     return None
-
-
-# --- beside a layer --------------------------------------------------------------------------------------------------
-
-
-def _beside(model: Folding, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map) -> Patch:
-    """Into the layer that reads what the tuner reads, through the frozen scales that stand between it and the sum."""
-    value, reader = total.args[0], total
-    assert isinstance(value, fx.Node)
-    rank = tensor(total).rank
-    scale: Elementwise | None = None
-    neutral: dict[str, torch.Tensor] = {}
-    while True:
-        if len(readers(value)) != 1:
-            other = next(u for u in readers(value) if u is not reader)
-            raise Unfoldable(f"{value.name} is read by {other.name} too")
-        op = operation(value, model.root)
-        found = scale_of(model, value, op)
-        if (below := untuned(value)) is not None:  # another tuner is added here
-            step = below
-        elif found is not None:
-            if scale is None:
-                scale = Elementwise(torch.ones((1,) * rank).double(), torch.zeros((1,) * rank).double())
-            f, t = found.map.factor, found.map.shift
-            scale = Elementwise(scale.factor * f, scale.factor * t + scale.shift)
-            neutral |= found.neutral(model)
-            step = found.source
-        elif op.name in ("dropout", "identity", "contiguous"):
-            (step,) = op.inputs
-        else:
-            break
-        value, reader = step, value
-    if op.inputs != (source,):
-        reads = op.inputs[0].name if op.inputs else "nothing"
-        raise Unfoldable(f"it reads {source.name}, and {op.name} ({value.name}) beside it reads {reads}")
-    changes = Changes([beside_layer(model, value, op, m, scale)], neutral)
-
-    draft = Draft()
-    changes.make(draft)
-    assert isinstance(total.args[0], fx.Node)
-    draft.edits += [Replace(total, by=total.args[0]), Remove(tuner)]
-    return draft.patch((source,), (total,))
 
 
 # --- maps ------------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from utcompile.fold.algebra.layers import Layer
+from utcompile.fold.algebra.travel import Elementwise, Map, Mixing
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.fold.layers import Layer
-from utcompile.fold.travel import Elementwise, Map, Mixing
 from utcompile.graph import Operation, tensor
 from utcompile.tuners import outputs_of
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from utcompile.fold.algebra.travel import Elementwise
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Replace
-from utcompile.fold.travel import Elementwise
 from utcompile.graph import Operation, is_state, state_name, tensor, value_of
 
 

@@ -1,0 +1,77 @@
+"""On request, what the base computes from parameters alone in each call is computed once, into a buffer.
+
+Gathers of a relative position bias, weight standardisation, tables of positions of a fixed length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from utcompile.fold.algebra.buffers import new_buffer
+from utcompile.fold.algebra.constant_nodes import constant_nodes
+from utcompile.fold.base import BaseFold
+from utcompile.fold.folding import Folding, Options
+from utcompile.fold.patch import Draft, Patch, Replace, Unread
+from utcompile.fold.site import Part
+from utcompile.graph import info, operation, value_of
+
+# what costs next to nothing: a constant that only these make is a view of a parameter
+_FREE = frozenset("reshape permute transpose contiguous detach identity expand getitem split to dropout".split())
+
+
+class Constants(BaseFold):
+    """`f(W)`, W alone, becomes a buffer that holds its value."""
+
+    status = "constant"
+
+    def wanted(self, options: Options) -> bool:
+        """With `constants=True`."""
+        return options.constants
+
+    def parts(self, model: Folding) -> Iterator[Part]:
+        """What the base computes from parameters alone, each with the name of the buffer that it becomes."""
+        constant = constant_nodes(model.graph)
+        for node in list(model.graph.nodes):
+            if node not in constant or node.op == "get_attr" or all(u in constant for u in node.users):
+                continue
+            while operation(node, model.root).name == "expand":  # which would be written out
+                (node,) = node.all_input_nodes
+            sources = _ancestors(node)
+            names = [str(n.target) for n in sources if n.op == "get_attr"]
+            read = next((n for n in names if model.is_parameter(n)), names[0] if names else None)
+            costs = any(_costs(n, model) for n in sources)
+            tuned = any(info(n).site is not None for n in sources)
+            if read is not None and costs and not tuned and _is_floating(node):
+                yield Part(f"{read}_constant", node)
+
+    def plan(self, part: Part, model: Folding) -> Patch:
+        """The value, computed once in float64."""
+        node, draft = part.node, Draft()
+        path, _, attribute = part.id.rpartition(".")
+        buffer = new_buffer(model, draft, path, attribute, model.evaluate(node), node)
+        dead = [n for n in reversed(_ancestors(node)) if n.op != "get_attr" and n is not node]
+        draft.edits += [Replace(node, by=buffer), Unread(tuple(dead))]
+        return draft.patch((), (node,), 1.0)
+
+
+def _costs(node: fx.Node, model: Folding) -> bool:
+    gathers = len(node.all_input_nodes) > 1  # indices from a table, and no part of a tensor
+    return node.op != "get_attr" and (gathers or operation(node, model.root).name not in _FREE)
+
+
+def _ancestors(node: fx.Node) -> list[fx.Node]:
+    """A constant and all it is computed from, readers before what they read."""
+    found, stack = {node}, [node]
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                stack.append(source)
+    return sorted(found, reverse=True)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = value_of(node)
+    return value is not None and value.dtype.is_floating_point
