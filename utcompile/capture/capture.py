@@ -24,7 +24,7 @@ from utcompile.capture.value_checks import join_value_checks
 from utcompile.capture.verify import check
 from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule, describe, info, is_state, set_inplace
+from utcompile.graph import UtcGraphModule, describe, info, is_state, owner_of, owner_path, set_inplace
 from utcompile.graph.calls import Signature
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 from utcompile.graph.ties import ties_of
@@ -218,15 +218,14 @@ def _obeys_mode(node: fx.Node) -> bool:
 
 
 def _keep_constant(root: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    path, _, attribute = name.rpartition(".")
-    owner = root.get_submodule(path)
+    owner, attribute = owner_of(root, name)
     owner.__dict__.pop(attribute, None)
     owner.register_buffer(attribute, tensor.detach(), persistent=False)
 
 
 def _unreachable(root: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
     read = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
-    tied = {id(t) for name, t in named_state(root).items() if name in read or name.rpartition(".")[0] in read}
+    tied = {id(t) for name, t in named_state(root).items() if name in read or owner_path(name) in read}
     return tuple(
         name
         for name, t in named_state(root).items()

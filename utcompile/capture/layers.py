@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from utcompile.capture.dropped import HOOKED
 from utcompile.errors import UtcError
+from utcompile.graph import owner_path
 from utcompile.graph.leaves import is_layer, more_than_its_class
 
 _SHOWN = 3  # names of one note
@@ -133,7 +134,7 @@ def _tied(model: nn.Module) -> Iterator[str]:
         found[id(parameter)].append(name)
     shared = {path for path, _ in model.named_modules(remove_duplicate=False)} - {p for p, _ in model.named_modules()}
     for names in found.values():
-        ways = [n for n in names if n.rpartition(".")[0] not in shared]
+        ways = [n for n in names if owner_path(n) not in shared]
         if len(ways) > 1:
             yield f"{' and '.join(ways)} are one tensor: a tuner that changes one use alone needs `all_uses: true`"
 

@@ -38,7 +38,7 @@ from utcompile.capture.torch_calls import OPERATORS, REFLECTED, fresh, has_size_
 from utcompile.capture.tracked import Sizes, is_tracked, plain, tracked
 from utcompile.capture.transforms import operator_name, running_transform
 from utcompile.capture.unrecordable import DATA_ERRORS, READS_DATA, READS_SIZES, Unrecordable
-from utcompile.graph import Frame, Origin, Seen, hooks_for_all, info, is_leaf
+from utcompile.graph import Frame, Origin, Seen, ancestors, hooks_for_all, info, is_leaf
 
 T = torch.Tensor
 # functions of torch whose own code is recorded, not the call: they use weights that a tuner may want
@@ -164,16 +164,9 @@ class Recorder(TorchFunctionMode):
 
     def above(self, values: Iterable[T]) -> set[fx.Node]:
         """The nodes that values are computed from, their own included; empty where one is not known."""
-        stack = [self._nodes.get(value) for value in values]
-        seen: set[fx.Node] = set()
-        while stack:
-            node = stack.pop()
-            if node is None:
-                return set()
-            if node not in seen:
-                seen.add(node)
-                stack += node.all_input_nodes
-        return seen
+        nodes = [self._nodes.get(value) for value in values]
+        known = [n for n in nodes if n is not None]
+        return set(ancestors(known)) if len(known) == len(nodes) else set()
 
     def node_of(self, value: T) -> fx.Node | None:
         """The node that made a tensor, where one is known."""
@@ -384,14 +377,7 @@ class Recorder(TorchFunctionMode):
 
     def _cone(self, args: Any) -> set[fx.Node]:
         """The nodes that tensors are computed from."""
-        stack = self._known(flat(args))
-        seen: set[fx.Node] = set()
-        while stack:
-            node = stack.pop()
-            if node not in seen:
-                seen.add(node)
-                stack += node.all_input_nodes
-        return seen
+        return set(ancestors(self._known(flat(args))))
 
     def _sources(self, args: Any) -> set[str]:
         """The inputs that tensors are computed from; a leaf counts as one."""

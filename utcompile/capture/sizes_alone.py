@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from utcompile.graph import BATCH, Size, Symbol, info, operation, tensor, value_of
+from utcompile.graph import BATCH, Size, Symbol, ancestors, info, operation, tensor, value_of
 
 T = torch.Tensor
 _LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())  # they read no numbers
@@ -179,14 +179,8 @@ def _check_exact(node: fx.Node, result: Any, factors: Iterable[Any]) -> None:
 
 def cone(node: fx.Node, alone: frozenset[fx.Node]) -> list[fx.Node]:
     """A node and what it is computed from, as far as that depends on sizes alone, in graph order."""
-    found: dict[fx.Node, None] = {}
-    stack = [node]
-    while stack:
-        last = stack.pop()
-        if last in alone and last not in found:
-            found[last] = None
-            stack += [] if is_reading(last) else last.all_input_nodes
-    return sorted(found)
+    above = ancestors([node], until=lambda n: n not in alone or is_reading(n))
+    return sorted(n for n in above if n in alone)
 
 
 def symbols_of(nodes: Iterable[fx.Node]) -> dict[Symbol, int]:

@@ -6,7 +6,7 @@ random numbers, is put back after it, and is compared too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ from utcompile.capture.state import Snapshot
 from utcompile.capture.untouched import random_numbers_kept, seed, values_kept
 from utcompile.capture.watch import Watch, lasting_error
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule
+from utcompile.graph import UtcGraphModule, every_name
 
 T = torch.Tensor
 _EXAMPLE = "at the example inputs"
@@ -171,7 +171,7 @@ class _Both:
     def _run(self, module: nn.Module, calls: Sequence[dict[str, Any]], gradients: bool) -> _Outcome:
         """Call a module under seed 0 and put everything back."""
         own = Snapshot.of_model(module)  # the capture has state where it has opaque modules
-        state = dict(_state_of(module))
+        state = dict(every_name(module))
         flags = nullcontext() if module is self.model else trainable_as(module, self.model)
         try:
             with flags, random_numbers_kept(module) as gpus, values_kept(module) as memory:
@@ -182,7 +182,7 @@ class _Both:
                     self._call(module, arguments, gradients, outcome)
                 # what lives in memory that is put back must be copied first
                 outcome.outputs = [o.clone() if memory.shares(o) else o for o in outcome.outputs]
-                outcome.written = _written(dict(_state_of(module)), before, memory.is_written)
+                outcome.written = _written(dict(every_name(module)), before, memory.is_written)
                 return outcome
         finally:
             own.put_back()
@@ -208,11 +208,6 @@ class _Both:
             outcome.gradients = None
         else:
             outcome.gradients = [torch.zeros(()) if g is None else g for g in grads]
-
-
-def _state_of(module: nn.Module) -> Iterator[tuple[str, T]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _written(state: dict[str, T], before: dict[str, T], is_written: Callable[[T], bool]) -> dict[str, T]:

@@ -14,7 +14,7 @@ from torch import fx
 from utcompile.fold.algebra.parameters import of_parameters
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Edit, Editor, New, Patch, Redirect, Replace
-from utcompile.graph import Value, info, origin_of, value_of
+from utcompile.graph import Value, ancestors, descendants, info, origin_of, owner_path, value_of
 
 
 def plan_float32(model: Folding, names: Collection[str], results: Sequence[fx.Node]) -> Patch:
@@ -37,13 +37,10 @@ def plan_float32(model: Folding, names: Collection[str], results: Sequence[fx.No
 
 
 def _readers(model: Folding, names: Collection[str]) -> list[fx.Node]:
-    owners = {n.rpartition(".")[0] for n in names}
+    owners = {owner_path(n) for n in names}
     found = [n for n in model.nodes() if n.op == "call_module" and str(n.target) in owners]
-    stack = [n for n in model.nodes() if n.op == "get_attr" and str(n.target) in names]
-    while stack:
-        for user in stack.pop().users:
-            (stack if of_parameters(user) else found).append(user)
-    found = list(dict.fromkeys(found))
+    read = [n for n in model.nodes() if n.op == "get_attr" and str(n.target) in names]
+    found += [n for n in descendants(read, until=lambda n: not of_parameters(n)) if not of_parameters(n)]
     if several := next((n for n in found if value_of(n) is None), None):
         raise Unfoldable(f"{several.name} yields several values, and cannot stand between casts")
     return found
@@ -55,13 +52,9 @@ def _parameters_of(model: Folding, node: fx.Node) -> list[str]:
         leaf, path = model.root.get_submodule(str(node.target)), str(node.target)
         every = [*leaf.named_parameters(), *leaf.named_buffers()]
         return [f"{path}.{n}" for n, t in every if t.is_floating_point()]
-    found, stack = [], [n for n in node.all_input_nodes if of_parameters(n)]
-    while stack:
-        state = stack.pop(0)
-        if state.op == "get_attr" and model.state(str(state.target)).is_floating_point():
-            found.append(str(state.target))
-        stack += state.all_input_nodes
-    return list(dict.fromkeys(found))
+    read = ancestors([n for n in node.all_input_nodes if of_parameters(n)])
+    names = dict.fromkeys(str(n.target) for n in read if n.op == "get_attr")
+    return [n for n in names if model.raw(n).is_floating_point()]
 
 
 def _between_casts(model: Folding, node: fx.Node, weight: str) -> list[Edit]:

@@ -13,7 +13,7 @@ from utcompile.errors import UtcError
 from utcompile.fold.driver import Driver
 from utcompile.fold.folding import Folding, Options
 from utcompile.fold.inputs import ProofInputs
-from utcompile.fold.plain import changes_of_names, drop_state, drop_tuners, state_read, sweep_graph
+from utcompile.fold.plain import changes_of_names, drop_tuners, state_read, sweep_graph
 from utcompile.fold.proof import count_flops
 from utcompile.fold.report import FoldedSite, FoldReport
 from utcompile.fold.whole import compare, is_proven, refusal
@@ -22,6 +22,7 @@ from utcompile.graph import (
     affine_batch_norm,
     clear_inplace,
     copy_graph,
+    drop_state,
     set_affine_norms,
     set_inplace,
     set_trainable_recurrence,

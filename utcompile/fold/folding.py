@@ -10,10 +10,21 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from utcompile.fold.execute import in_float64, in_precision, run_node
+from utcompile.fold.execute import in_float64, in_precision
 from utcompile.fold.inputs import ProofInputs
 from utcompile.fold.patch import Home
-from utcompile.graph import GraphView, Operation, is_state
+from utcompile.graph import (
+    GraphView,
+    Operation,
+    descendants,
+    every_name,
+    is_parameter,
+    is_state,
+    owner_path,
+    replace_state,
+    run_node,
+    state_at,
+)
 
 
 class Unfoldable(Exception):
@@ -96,7 +107,7 @@ class Folding:
         return result
 
     def _evaluate(self, node: fx.Node) -> Any:
-        return run_node(self.root, node, self._evaluate)
+        return run_node(self.root, node, self._evaluate, in_float64)
 
     @property
     def batch(self) -> int:
@@ -134,18 +145,11 @@ class Folding:
 
     def raw(self, name: str) -> torch.Tensor:
         """A parameter or buffer as it is now."""
-        path, _, attribute = name.rpartition(".")
-        found = getattr(self.root.get_submodule(path), attribute)
-        assert isinstance(found, torch.Tensor)
-        return found
+        return state_at(self.root, name)
 
     def is_parameter(self, name: str) -> bool:
         """Whether a name is a parameter's, and not a buffer's or that of a value computed from several."""
-        path, _, attribute = name.rpartition(".")
-        try:
-            return self.root.get_submodule(path)._parameters.get(attribute) is not None
-        except AttributeError:
-            return False
+        return is_parameter(self.root, name)
 
     def cast(self, name: str, state: torch.Tensor) -> torch.Tensor:
         """For `run_node`: everything in float64; a tuner's own state is not kept."""
@@ -180,30 +184,20 @@ class Folding:
                 continue
             del self.changed[name]
             value = self._rounded.pop(name, self.raw(name).detach())
-            self._set(name, value.to(device, dtype))
+            replace_state(self.root, name, value.to(device, dtype))
         self._rounded.clear()
-
-    def _set(self, name: str, value: torch.Tensor) -> None:
-        path, _, attribute = name.rpartition(".")
-        owner = self.root.get_submodule(path)
-        if attribute in owner._buffers:
-            owner._buffers[attribute] = value
-        else:
-            owner.register_parameter(attribute, nn.Parameter(value, requires_grad=False))
 
     # --- conditions ---------------------------------------------------------------------------------------------------
 
     def check_read_once(self, node: fx.Node, name: str) -> None:
         """Refuse a parameter or buffer that anything but one node reads, or that has a second name."""
-        owner = name.rpartition(".")[0]
+        owner = owner_path(name)
         readers = [n for n in self.nodes() if n.op == "call_module" and str(n.target) == owner]
-        stack = [n for n in self.nodes() if n.op == "get_attr" and str(n.target) == name]
-        while stack:
-            for user in stack.pop().users:
-                (stack if is_state(user) else readers).append(user)
+        read = [n for n in self.nodes() if n.op == "get_attr" and str(n.target) == name]
+        readers += [n for n in descendants(read, until=lambda n: not is_state(n)) if not is_state(n)]
         tensor = self.raw(name)
-        every = (*self.root.named_parameters(remove_duplicate=False), *self.root.named_buffers(remove_duplicate=False))
-        others = [r.name for r in readers if r is not node] + [n for n, t in every if t is tensor and n != name]
+        others = [r.name for r in readers if r is not node]
+        others += [n for n, t in every_name(self.root) if t is tensor and n != name]
         if others:
             raise Unfoldable(f"{name} is shared with {others[0]}")
 

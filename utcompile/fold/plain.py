@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from torch import fx, nn
 
-from utcompile.graph import info
+from utcompile.graph import every_name, info
 from utcompile.rewrite import TunedSite
 
 
@@ -25,22 +25,8 @@ def state_read(graph: fx.Graph, root: nn.Module) -> set[str]:
             found.add(str(node.target))
         elif node.op == "call_module":
             leaf = root.get_submodule(str(node.target))
-            every = (*leaf.named_parameters(remove_duplicate=False), *leaf.named_buffers(remove_duplicate=False))
-            found |= {f"{node.target}.{name}" for name, _ in every}
+            found |= {f"{node.target}.{name}" for name, _ in every_name(leaf)}
     return found
-
-
-def drop_state(root: nn.Module, names: Iterable[str]) -> None:
-    """Delete parameters and buffers, and the modules that are then empty."""
-    for name in names:
-        path, _, attribute = name.rpartition(".")
-        owner = root.get_submodule(path)
-        owner._parameters.pop(attribute, None)
-        owner._buffers.pop(attribute, None)
-        while path and not [*owner._parameters, *owner._buffers, *owner._modules]:
-            path, _, child = path.rpartition(".")
-            owner = root.get_submodule(path)
-            owner._modules.pop(child, None)
 
 
 def drop_tuners(root: nn.Module, sites: Collection[TunedSite]) -> None:

@@ -13,10 +13,10 @@ from torch import fx
 from utcompile.fold.algebra.constant_nodes import ConstantNodes
 from utcompile.fold.algebra.parameters import of_parameters
 from utcompile.fold.cost import count
-from utcompile.fold.execute import Cast, as_real, in_precision, run_node
+from utcompile.fold.execute import as_real, in_precision
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.site import untuned
-from utcompile.graph import GraphView, Role, UtcGraphModule, Value, info, value_of
+from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, ancestors, info, run_node, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
 
@@ -276,8 +276,6 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
 def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
     """The nodes between: computed from the sources, and needed for the output, in graph order."""
     below: set[fx.Node] = {*sources}
-    upward: set[fx.Node] = set()
-    stack = [output]
     order: list[fx.Node] = []
     started = False
     for node in output.graph.nodes:
@@ -287,12 +285,7 @@ def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
             order.append(node)
         if node is output:
             break
-    while stack:
-        node = stack.pop()
-        if node in upward or node not in below or node in sources:
-            continue
-        upward.add(node)
-        stack.extend(node.all_input_nodes)
+    upward = set(ancestors([output], until=lambda n: n not in below or n in sources))
     return [n for n in order if n in upward]
 
 

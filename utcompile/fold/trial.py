@@ -15,7 +15,7 @@ from torch import fx, nn
 from utcompile.fold.execute import in_float64
 from utcompile.fold.folding import Folding
 from utcompile.fold.patch import Added, Home, New, Operand, Patch
-from utcompile.graph import inserted
+from utcompile.graph import inserted, owner_of
 
 _MISSING = object()
 
@@ -53,8 +53,8 @@ class Trial:
         """Change the model; returns the nodes that then yield the values of the patch's outputs."""
         root = self.model.root
         for path, module in patch.modules.items():
-            parent, _, child = path.rpartition(".")
-            self._put(root.get_submodule(parent)._modules, child, module)
+            parent, child = owner_of(root, path)
+            self._put(parent._modules, child, module)
         for name, value in patch.values.items():
             self._set(name, value)
         for edit in patch.edits:
@@ -161,8 +161,7 @@ class Trial:
 
     def _set(self, name: str, value: torch.Tensor | New | None) -> None:
         model = self.model
-        path, _, attribute = name.rpartition(".")
-        owner = model.root.get_submodule(path)
+        owner, attribute = owner_of(model.root, name)
         known = attribute in owner._buffers or owner._parameters.get(attribute) is not None
         self.names[name] = None
         if value is None:

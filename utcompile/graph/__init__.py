@@ -3,6 +3,7 @@
 from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
+from utcompile.graph.evaluate import Cast, as_it_is, run_node
 from utcompile.graph.flops import flops
 from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
 from utcompile.graph.info import Frame, InPlace, Origin, Role, Seen, info, inserted
@@ -15,14 +16,27 @@ from utcompile.graph.observed import autocast_dtype, runs_plainly
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
 from utcompile.graph.precision import full_precision
 from utcompile.graph.recurrence import set_trainable_recurrence
+from utcompile.graph.state import (
+    drop_state,
+    every_name,
+    find_state,
+    is_parameter,
+    owner_of,
+    owner_path,
+    replace_state,
+    set_parameter,
+    state_at,
+)
 from utcompile.graph.value import BATCH, Computed, Fitter, Size, Symbol, Value
 from utcompile.graph.view import GraphView, dependence_graph
+from utcompile.graph.walk import ancestors, between, descendants
 
 __all__ = [
     "ACTIVATIONS",
     "BATCH",
     "CLASSES",
     "KINDS",
+    "Cast",
     "Computed",
     "Fitter",
     "Frame",
@@ -38,12 +52,19 @@ __all__ = [
     "UtcGraphModule",
     "Value",
     "affine_batch_norm",
+    "ancestors",
+    "as_it_is",
     "autocast_dtype",
+    "between",
     "clear_inplace",
     "collector_paused",
     "copy_graph",
     "dependence_graph",
+    "descendants",
     "describe",
+    "drop_state",
+    "every_name",
+    "find_state",
     "flops",
     "full_precision",
     "fused_arguments",
@@ -55,6 +76,7 @@ __all__ = [
     "is_layer",
     "is_layout",
     "is_leaf",
+    "is_parameter",
     "is_slice",
     "is_state",
     "keep_state",
@@ -62,13 +84,19 @@ __all__ = [
     "more_than_its_class",
     "operation",
     "origin_of",
+    "owner_of",
+    "owner_path",
     "place_of",
     "readers",
+    "replace_state",
+    "run_node",
     "runs_plainly",
     "set_affine_norms",
     "set_fused_arguments",
     "set_inplace",
+    "set_parameter",
     "set_trainable_recurrence",
+    "state_at",
     "state_name",
     "tensor",
     "value_of",

@@ -10,6 +10,8 @@ from torch import fx
 from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state
+from utcompile.graph.state import is_parameter
+from utcompile.graph.walk import ancestors
 
 _NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"])
 _CONVS = frozenset(("conv1d", "conv2d", "conv3d"))
@@ -70,15 +72,9 @@ def _rank(node: fx.Node) -> int | None:
 
 def _is_made_of_parameters(node: fx.Node) -> bool:
     """Whether a state node reads a parameter; a table that the model keeps in a buffer is a fixed transform."""
-    module, stack = node.graph.owning_module, [node]
-    while stack:
-        current = stack.pop()
-        if current.op == "get_attr":
-            path, _, name = str(current.target).rpartition(".")
-            if module is None or name in module.get_submodule(path)._parameters:
-                return True
-        stack += current.all_input_nodes
-    return False
+    module = node.graph.owning_module
+    reads = (str(n.target) for n in ancestors([node]) if n.op == "get_attr")
+    return any(module is None or is_parameter(module, name) for name in reads)
 
 
 def _pointwise(node: fx.Node, op: Operation) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from utcompile.graph.meta import value_of
+from utcompile.graph.walk import ancestors
 
 
 def is_stored(node: fx.Node) -> bool:
@@ -24,14 +25,4 @@ def is_stored(node: fx.Node) -> bool:
 
 def stored_in(node: fx.Node) -> list[fx.Node]:
     """The nodes that read the parameters and buffers of which a value is made, in the order in which they are met."""
-    stack, seen = [node], {node}
-    found = []
-    while stack:
-        one = stack.pop()
-        if one.op == "get_attr":
-            found.append(one)
-        for operand in one.all_input_nodes:
-            if operand not in seen:
-                seen.add(operand)
-                stack.append(operand)
-    return found
+    return [n for n in ancestors([node]) if n.op == "get_attr"]

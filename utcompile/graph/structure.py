@@ -14,6 +14,7 @@ from utcompile.errors import UtcError
 from utcompile.graph.closures import remap_functions
 from utcompile.graph.memory import KeptMemory
 from utcompile.graph.scripted import share_scripted
+from utcompile.graph.state import every_name
 
 _CONTAINERS = frozenset([OrderedDict, dict, list, set])
 _ATOMS = frozenset([bool, int, float, str, type(None)])
@@ -145,8 +146,7 @@ def aliased_modules(model: nn.Module) -> tuple[str, ...]:
 def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by name (tied ones under each name)."""
     return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(every_name(model)),
     }
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from utcompile.graph.state import set_parameter
+
 Ties = tuple[tuple[str, ...], ...]
 
 
@@ -55,8 +57,8 @@ def cut_ties(module: nn.Module, ties: Ties) -> tuple[str, ...]:
         for i, name in enumerate(present[1:], 1):
             kept = next((n for n in present[:i] if _is_same(named[n], named[name])), None)
             if kept is not None:
-                path, _, attribute = name.rpartition(".")
-                module.get_submodule(path)._parameters[attribute] = named[name] = named[kept]
+                named[name] = named[kept]
+                set_parameter(module, name, named[name])
             else:
                 found.append(f"{name} is no longer tied to {present[0]}")
     return tuple(found)

@@ -15,6 +15,8 @@ from utcompile.graph.info import Frame, info
 from utcompile.graph.layout import Layout, layouts
 from utcompile.graph.meta import origin_of, tensor, value_of
 from utcompile.graph.operations import Operation, operation
+from utcompile.graph.state import find_state
+from utcompile.graph.walk import ancestors
 
 _WIDEST = 16  # layouts of one value that are looked at
 
@@ -51,8 +53,7 @@ class GraphView:
         return found
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        path, _, attribute = name.rpartition(".")
-        found = getattr(self.module.get_submodule(path), attribute, None)
+        found = find_state(self.module, name)
         return tuple(found.shape) if found is not None else ()
 
     @cached_property
@@ -168,19 +169,8 @@ class GraphView:
 
     def depends(self, node: fx.Node, on: fx.Node) -> bool:
         """Whether a node is computed from another (or is that node)."""
-        if self.position[node] < self.position[on]:
-            return False
-        seen, stack = {node}, [node]
         floor = self.position[on]
-        while stack:
-            current = stack.pop()
-            if current is on:
-                return True
-            for source in current.all_input_nodes:
-                if source not in seen and self.position[source] >= floor:
-                    seen.add(source)
-                    stack.append(source)
-        return False
+        return on in ancestors([node], until=lambda n: self.position[n] <= floor)
 
     @cached_property
     def mutations(self) -> dict[int, list[fx.Node]]:

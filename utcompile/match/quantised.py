@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from utcompile.graph import GraphView, Operation, value_of
+from utcompile.graph import GraphView, Operation, find_state, value_of
 from utcompile.graph.stored import stored_in
 
 _OURS = ("torch.nn.parameter", "torch._subclasses", "torch.distributed", "torch")
@@ -75,7 +75,6 @@ def _size(node: fx.Node) -> int:
 def _behind(operand: fx.Node, view: GraphView) -> Iterator[tuple[str, torch.Tensor]]:
     """The parameters and buffers that a value is made of."""
     for node in stored_in(operand):
-        path, _, attribute = str(node.target).rpartition(".")
-        found = getattr(view.module.get_submodule(path), attribute)
-        if isinstance(found, torch.Tensor):
+        found = find_state(view.module, str(node.target))
+        if found is not None:
             yield str(node.target), found

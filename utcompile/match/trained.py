@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.graph import GraphView
+from utcompile.graph import GraphView, owner_path
 from utcompile.graph.ties import tied_to, ties_of
 from utcompile.match.engine import Engine, named, shown
 from utcompile.match.places import wider_glob
@@ -99,7 +99,7 @@ def _no_classifier(engine: Engine) -> str:
 def _of_glob(line: Train, engine: Engine) -> list[str]:
     names = _names(engine.view)
     of_module = line.kind == "module"
-    found = [n for n in names if glob_match(line.glob, n.rpartition(".")[0] if of_module else n)]
+    found = [n for n in names if glob_match(line.glob, owner_path(n) if of_module else n)]
     if of_module and not found:  # the glob may name a container
         found = [n for n in names if any(glob_match(line.glob, p) for p in _prefixes(n))]
     return found
@@ -117,7 +117,7 @@ def _selects_nothing(line: Train, engine: Engine) -> tuple[str, str]:
             return "it matches, and nothing that it covers has a parameter of the model's own", "name another pattern"
         return "the pattern matches nowhere", "see `utcompile inspect` for what there is"
     names = _names(engine.view)
-    owners = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
+    owners = list(dict.fromkeys(owner_path(n) for n in names))
     found = wider_glob(line.glob, owners if line.kind == "module" else names)
     why = "no parameter has such a name" if line.kind != "module" else "no module of such a name has a parameter"
     return why, f"write {line.kind}:{found}" if found else "see `utcompile inspect`"

@@ -32,6 +32,7 @@ from utcompile.graph import (
     origin_of,
     set_affine_norms,
     set_inplace,
+    set_parameter,
     set_trainable_recurrence,
     tensor,
 )
@@ -91,8 +92,7 @@ def _clone_trained(root: nn.Module, names: tuple[str, ...], untied: tuple[str, .
     originals = Originals(names, parameters)
     originals.add_twins(base, root)
     for name, clone in clones(parameters, untied).items():
-        path, _, attribute = name.rpartition(".")
-        root.get_submodule(path)._parameters[attribute] = clone
+        set_parameter(root, name, clone)
     root.add_module(NAME, originals)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx, nn
 
+from utcompile.graph import find_state
+
 
 def device_at(node: fx.Node, root: nn.Module) -> torch.device | None:
     """The device of the parameters or buffers that are read nearest to a node: on the way to it, else after it.
@@ -34,11 +36,10 @@ def _nearest(node: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]], root: 
 
 
 def _tensors(node: fx.Node, root: nn.Module) -> Iterable[torch.Tensor]:
-    path, _, attribute = str(node.target).rpartition(".")
     if node.op == "call_module":
         layer = root.get_submodule(str(node.target))
         return (*layer.parameters(), *layer.buffers())
     if node.op == "get_attr":
-        found = getattr(root.get_submodule(path), attribute, None)
-        return (found,) if isinstance(found, torch.Tensor) else ()
+        found = find_state(root, str(node.target))
+        return () if found is None else (found,)
     return ()

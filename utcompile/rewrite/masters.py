@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Role, info, inserted, origin_of
+from utcompile.graph import Role, info, inserted, origin_of, owner_of, owner_path, set_parameter, state_at
 from utcompile.rewrite.functional import to_function, to_module
 from utcompile.tuners import HALVES
 
@@ -34,8 +33,7 @@ def raise_precision(graph: fx.Graph, root: nn.Module, originals: Mapping[str, st
         old = halves[name]
         if id(old) not in made:
             made[id(old)] = nn.Parameter(old.detach().float(), requires_grad=True)
-        path, _, attribute = name.rpartition(".")
-        root.get_submodule(path)._parameters[attribute] = made[id(old)]
+        set_parameter(root, name, made[id(old)])
         for node in [n for n in graph.nodes if n.op == "get_attr" and str(n.target) == name]:
             _rounded(graph, node, originals[name])
 
@@ -49,7 +47,7 @@ def _called_as_functions(graph: fx.Graph, root: nn.Module, halves: Mapping[str, 
         if not inside:
             continue
         try:
-            if any(n.rpartition(".")[0] != path for n in inside):
+            if any(owner_path(n) != path for n in inside):
                 raise UtcError(f"{path} is one node, with layers inside")
             to_function(graph, node, root)
         except UtcError as error:
@@ -74,9 +72,8 @@ def settle_precision(graph: fx.Graph, root: nn.Module) -> None:
     for node in [n for n in graph.nodes if info(n).role == Role.MASTER]:
         master, like = node.args
         assert isinstance(master, fx.Node) and isinstance(like, fx.Node)
-        path, _, attribute = str(master.target).rpartition(".")
-        owner = root.get_submodule(path)
-        before, dtype = owner._parameters[attribute], _value(root, str(like.target)).dtype
+        owner, attribute = owner_of(root, str(master.target))
+        before, dtype = owner._parameters[attribute], state_at(root, str(like.target)).dtype
         if before is not None and before.dtype != dtype:
             rounded = nn.Parameter(before.detach().to(dtype), requires_grad=False)
             for other in root.modules():  # under all names of a tie
@@ -92,10 +89,3 @@ def settle_precision(graph: fx.Graph, root: nn.Module) -> None:
             for state in read:
                 if state.op == "get_attr" and not state.users:
                     graph.erase_node(state)
-
-
-def _value(root: nn.Module, name: str) -> torch.Tensor:
-    path, _, attribute = name.rpartition(".")
-    found = getattr(root.get_submodule(path), attribute)
-    assert isinstance(found, torch.Tensor)
-    return found

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
+from utcompile.graph import owner_path
 
 if TYPE_CHECKING:
     from utcompile.rewrite.tuned import TunedModule
@@ -110,9 +111,9 @@ def _as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
     """A number of rows may differ where it is that of classes: in a matrix, and in the bias of its module."""
     differing = [key for key, mine in wanted.items() if found[key].shape != mine.shape]
-    heads = {key.rpartition(".")[0] for key in differing if wanted[key].dim() > 1}
+    heads = {owner_path(key) for key in differing if wanted[key].dim() > 1}
     for key in differing:
-        if key.rpartition(".")[0] not in heads:
+        if owner_path(key) not in heads:
             raise UtcError(
                 f"{key} has the shape {list(found[key].shape)} in the checkpoint, {list(wanted[key].shape)} here",
                 where=where,

@@ -13,6 +13,7 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.files import path_of
+from utcompile.graph import owner_path
 from utcompile.rewrite.base_print import fingerprint, whole
 from utcompile.rewrite.checkpoint import tuned_module
 from utcompile.rewrite.pair import write_pair
@@ -123,7 +124,7 @@ def _mixed(sites: list[_Site]) -> Problems:
 
 def _saved(tuned: TunedModule) -> list[str]:
     """The outermost modules that own what `train:` names, and those that PEFT takes for them: it compares endings."""
-    owners = sorted({name.rpartition(".")[0] for name in tuned.trained})
+    owners = sorted({owner_path(name) for name in tuned.trained})
     outer = [p for p in owners if not any(p.startswith(f"{q}.") for q in owners)]
     every = [n for n, _ in tuned.named_modules() if n and n.partition(".")[0] not in ("tuners", "base_values")]
     return [n for n in every if any(n.endswith(p) for p in outer if p)]

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Role, UtcGraphModule, info
+from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.module import own_code
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
@@ -271,8 +271,7 @@ def state_of_base(tuned: TunedModule) -> dict[str, Any]:
     Tuners that an earlier fold kept are part of the base.
     """
     every: dict[str, Any] = {
-        **dict(tuned.named_parameters(remove_duplicate=False)),
-        **dict(tuned.named_buffers(remove_duplicate=False)),
+        **dict(every_name(tuned)),
     }
     mine = (f"{NAME}.", *(f"{s.name}." for s in tuned.sites))
     return {k: v for k, v in every.items() if not k.startswith(mine)} | tuned.originals()

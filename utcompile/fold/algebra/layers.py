@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Argument, Draft, Edit, New
-from utcompile.graph import Operation, is_state, origin_of
+from utcompile.graph import Operation, is_state, origin_of, owner_path
 
 _CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 
@@ -62,7 +62,7 @@ class Layer:
         name = self.op.parameters["weight"]
         home = self.model.home_of(name)
         if self.node.op == "call_module":
-            path = name.rpartition(".")[0]
+            path = owner_path(name)
             draft.modules[path] = self._resized_module(weight.shape, self.model.root.get_submodule(path).training)
         elif not self.op.parameters.get("bias"):
             draft.edits += self._bias_operand()
@@ -72,7 +72,7 @@ class Layer:
     @property
     def _bias(self) -> str:
         """The name of a bias that is added."""
-        return f"{self.op.parameters['weight'].rpartition('.')[0]}.bias".lstrip(".")
+        return f"{owner_path(self.op.parameters['weight'])}.bias".lstrip(".")
 
     def _resized_module(self, shape: torch.Size, training: bool) -> nn.Module:
         new: nn.Module

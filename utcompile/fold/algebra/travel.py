@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.fold.execute import run_node
+from utcompile.fold.execute import in_float64
 from utcompile.fold.folding import Folding, Unfoldable
-from utcompile.graph import Operation, info, is_state, operation, tensor, value_of
+from utcompile.graph import Operation, info, is_state, operation, run_node, tensor, value_of
 
 _BATCH = 2
 _SAME = frozenset("dropout identity contiguous detach to".split())
@@ -293,7 +293,7 @@ def _run(
         op = operation(node, model.root)
         if op.name == "pad" and op.attributes.get("mode", "constant") == "constant" and op.attributes.get("value"):
             raise Unfoldable(f"{node.name} pads with a number that is not zero")
-        found[node] = run_node(model.root, node, lookup)
+        found[node] = run_node(model.root, node, lookup, in_float64)
     result = found[path[-1]]
     assert isinstance(result, torch.Tensor)
     return result

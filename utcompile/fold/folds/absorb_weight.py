@@ -15,7 +15,7 @@ from utcompile.fold.execute import double_copy
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Edit, Editor, New, Operand, Patch, Remove, Replace
 from utcompile.fold.site import Site
-from utcompile.graph import Role, info, is_state, origin_of
+from utcompile.graph import Role, info, is_state, origin_of, owner_path
 from utcompile.rewrite import to_module, written_again
 
 
@@ -132,7 +132,7 @@ def _new_name(model: Folding, operations: list[fx.Node], taken: Collection[str])
         read = next(n for n in operations[0].all_input_nodes if of_parameters(n))
         while read.op != "get_attr":
             read = read.all_input_nodes[0]
-        path = str(read.target).rpartition(".")[0]
+        path = owner_path(str(read.target))
     name = f"{path}.bias".lstrip(".")
     while name in taken or name in dict(model.root.named_parameters(remove_duplicate=False)):
         name += "_"
@@ -141,7 +141,7 @@ def _new_name(model: Folding, operations: list[fx.Node], taken: Collection[str])
 
 def _check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
     """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
-    owner = name.rpartition(".")[0]
+    owner = owner_path(name)
     for node in model.graph.nodes:
         reads = node.op == "call_module" and str(node.target) == owner
         reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine

@@ -10,7 +10,7 @@ from utcompile.fold.base import BaseFold
 from utcompile.fold.folding import Folding, Options, Unfoldable
 from utcompile.fold.patch import Draft, Patch
 from utcompile.fold.site import Part
-from utcompile.graph import operation, readers
+from utcompile.graph import operation, owner_path, readers
 
 
 class BatchNorms(BaseFold):
@@ -27,7 +27,7 @@ class BatchNorms(BaseFold):
         for node in list(model.graph.nodes):
             op = operation(node, model.root)
             if op.name == "batch_norm" and op.inputs:
-                path = op.parameters.get("running_mean", node.name).rpartition(".")[0]
+                path = owner_path(op.parameters.get("running_mean", node.name))
                 yield Part(path or node.name, node)
 
     def plan(self, part: Part, model: Folding) -> Patch:

@@ -15,7 +15,7 @@ from utcompile.fold.base import BaseFold
 from utcompile.fold.folding import Folding, Options
 from utcompile.fold.patch import Draft, Patch, Replace, Unread
 from utcompile.fold.site import Part
-from utcompile.graph import info, operation, value_of
+from utcompile.graph import ancestors, info, operation, value_of
 
 # what costs next to nothing: a constant that only these make is a view of a parameter
 _FREE = frozenset("reshape permute transpose contiguous detach identity expand getitem split to dropout".split())
@@ -38,7 +38,7 @@ class Constants(BaseFold):
                 continue
             while operation(node, model.root).name == "expand":  # which would be written out
                 (node,) = node.all_input_nodes
-            sources = _ancestors(node)
+            sources = _above(node)
             names = [str(n.target) for n in sources if n.op == "get_attr"]
             read = next((n for n in names if model.is_parameter(n)), names[0] if names else None)
             costs = any(_costs(n, model) for n in sources)
@@ -51,7 +51,7 @@ class Constants(BaseFold):
         node, draft = part.node, Draft()
         path, _, attribute = part.id.rpartition(".")
         buffer = new_buffer(model, draft, path, attribute, model.evaluate(node), node)
-        dead = [n for n in reversed(_ancestors(node)) if n.op != "get_attr" and n is not node]
+        dead = [n for n in reversed(_above(node)) if n.op != "get_attr" and n is not node]
         draft.edits += [Replace(node, by=buffer), Unread(tuple(dead))]
         return draft.patch((), (node,), 1.0)
 
@@ -61,15 +61,9 @@ def _costs(node: fx.Node, model: Folding) -> bool:
     return node.op != "get_attr" and (gathers or operation(node, model.root).name not in _FREE)
 
 
-def _ancestors(node: fx.Node) -> list[fx.Node]:
+def _above(node: fx.Node) -> list[fx.Node]:
     """A constant and all it is computed from, readers before what they read."""
-    found, stack = {node}, [node]
-    while stack:
-        for source in stack.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                stack.append(source)
-    return sorted(found, reverse=True)
+    return sorted(ancestors([node]), reverse=True)
 
 
 def _is_floating(node: fx.Node) -> bool:

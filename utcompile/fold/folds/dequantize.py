@@ -11,11 +11,11 @@ from torch import fx
 from utcompile.fold.algebra.parameters import operations_of
 from utcompile.fold.algebra.rounding import share_retained
 from utcompile.fold.base import Fold
-from utcompile.fold.execute import double_copy, in_float64, run_node
+from utcompile.fold.execute import double_copy, in_float64
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, New, Patch, Redirect, Replace, Unread
 from utcompile.fold.site import Site
-from utcompile.graph import Role, is_state, origin_of, tensor, value_of
+from utcompile.graph import Role, ancestors, is_state, origin_of, run_node, tensor, value_of
 from utcompile.graph.stored import is_stored, stored_in
 
 
@@ -64,13 +64,7 @@ class Dequantize(Fold):
 
 def _behind(operand: fx.Node) -> tuple[fx.Node, ...]:
     """A weight's computation, in graph order."""
-    found, stack = {operand}, [operand]
-    while stack:
-        for node in stack.pop().all_input_nodes:
-            if node not in found and node.op != "placeholder":
-                found.add(node)
-                stack.append(node)
-    return tuple(sorted(found))
+    return tuple(sorted(n for n in ancestors([operand]) if n.op != "placeholder"))
 
 
 def _is_weight(operand: fx.Node, shape: tuple[int, ...]) -> bool:
@@ -96,7 +90,7 @@ def _evaluated(model: Folding, operand: fx.Node) -> torch.Tensor:
     def value(node: fx.Node) -> Any:
         if node.op == "placeholder":
             return torch.empty(0, dtype=torch.float64)
-        return run_node(model.root, node, value)
+        return run_node(model.root, node, value, in_float64)
 
     found = value(operand)
     assert isinstance(found, torch.Tensor)

@@ -10,11 +10,11 @@ from torch import fx
 from utcompile.fold.algebra.buffers import new_buffer
 from utcompile.fold.algebra.constant_nodes import constant_nodes
 from utcompile.fold.base import Fold
-from utcompile.fold.execute import run_node
+from utcompile.fold.execute import in_float64
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Patch, Remove, Replace, Unread
 from utcompile.fold.site import Site
-from utcompile.graph import Role, Size, origin_of, tensor
+from utcompile.graph import Role, Size, origin_of, run_node, tensor
 
 
 class ConstantTokens(Fold):
@@ -73,7 +73,7 @@ def _from_tuner(model: Folding, site: Site) -> Patch:
 
     example = {n: torch.zeros(tensor(n).sizes(1), dtype=torch.float64) for n in given}
     try:
-        made = run_node(model.root, tuner, example.__getitem__)
+        made = run_node(model.root, tuner, example.__getitem__, in_float64)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise Unfoldable(f"it does not run alone: {type(error).__name__}: {error}".partition("\n")[0]) from error
     draft = Draft()

@@ -18,7 +18,7 @@ from utcompile.fold.base import Fold
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
 from utcompile.fold.site import Site
-from utcompile.graph import GraphView, Operation, Value, module_operation, tensor, value_of
+from utcompile.graph import GraphView, Operation, Value, descendants, module_operation, tensor, value_of
 
 _OPEN = {"sigmoid": 40.0, "hardsigmoid": 4.0}  # a gate's input at which it is 1 in floating point
 
@@ -271,20 +271,13 @@ def _not_squeezed(squeeze: Squeeze, own: dict[fx.Node, _Parameters], width: int)
 def _widened_values(chain: Chain, before: int, width: int) -> list[Edit]:
     """The values between the layers have more channels."""
     hidden = before + width
-    ends = {chain.last.node}
-    squeezed = {chain.squeeze.reduce.node} if chain.squeeze is not None else set()
-    frontier = [layer.node for layer in (chain.first, chain.gate) if layer is not None]
-    frontier += [chain.squeeze.expand.node] if chain.squeeze is not None else []
-    reached = set(frontier)
+    ends = {chain.last.node} | ({chain.squeeze.reduce.node} if chain.squeeze is not None else set())
+    starts = [layer.node for layer in (chain.first, chain.gate) if layer is not None]
+    starts += [chain.squeeze.expand.node] if chain.squeeze is not None else []
     sizes = {before: hidden, 2 * before: 2 * hidden} if chain.split is not None else {before: hidden}
     edits: list[Edit] = []
-    while frontier:
-        node = frontier.pop()
-        if (value := value_of(node)) is not None:
+    for node in descendants(starts, until=ends.__contains__):
+        if node not in ends and (value := value_of(node)) is not None:
             shape = tuple(sizes.get(d, d) if isinstance(d, int) else d for d in value.shape)
             edits.append(Retype(node, Value(shape, value.dtype, value.device, value.storage)))
-        for user in node.users:
-            if user not in reached | ends | squeezed:
-                reached.add(user)
-                frontier.append(user)
     return edits

@@ -1,0 +1,58 @@
+"""Run one node of a graph on given values, with its parameters and buffers as they are or as a cast makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from utcompile.graph.state import state_at
+
+Cast = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def as_it_is(name: str, state: torch.Tensor) -> torch.Tensor:
+    """The cast that changes nothing."""
+    return state
+
+
+def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], cast: Cast = as_it_is) -> Any:
+    """The value of a node. Nothing is written into parameters and buffers, and no gradient is recorded.
+
+    Args:
+        root: what the graph's targets name; it stays as it is.
+        node: the node.
+        lookup: the values of the nodes it reads.
+        cast: makes of each parameter and buffer, given with its name, what the node is run with.
+    """
+    target = str(node.target)
+    if node.op == "get_attr":
+        return cast(target, state_at(root, target))
+    args: Any = fx.node.map_arg(node.args, lookup)
+    kwargs: Any = fx.node.map_arg(node.kwargs, lookup)
+    with torch.no_grad():
+        if node.op == "call_module":
+            leaf = root.get_submodule(target)
+            state = {n: cast(f"{target}.{n}", t) for n, t in _state(leaf)}
+            if getattr(leaf, "max_norm", None) is not None:  # it writes into its weight
+                state = {n: t.clone() for n, t in state.items()}
+            return torch.func.functional_call(leaf, state, args, kwargs, tie_weights=False)
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        function: Any = node.target
+        if "max_norm" in kwargs and len(args) > 1:
+            args = (args[0], args[1].clone(), *args[2:])
+        return function(*args, **kwargs)
+
+
+def _state(leaf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of every module once.
+
+    For a module with two names, `functional_call` would otherwise put our substitute back instead of the original.
+    """
+    for path, module in leaf.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}".lstrip("."), tensor
