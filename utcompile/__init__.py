@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from utcompile.capture import CapturedModule, capture
     from utcompile.deploy import ExportResult, export_onnx
     from utcompile.errors import UtcError
-    from utcompile.fold import FoldReport, fold
+    from utcompile.fold import FoldReport, fold, register_fold
     from utcompile.match import Plan
     from utcompile.rewrite import (
         TunedModule,
@@ -48,6 +48,7 @@ _HOMES = {
     "load_tuners": "rewrite",
     "match": "api",
     "peft_rules": "rewrite",
+    "register_fold": "fold",
     "register_tuner": "tuners",
     "save_peft": "rewrite",
     "save_tuners": "rewrite",
@@ -70,6 +71,7 @@ __all__ = [
     "load_tuners",
     "match",
     "peft_rules",
+    "register_fold",
     "register_tuner",
     "save_peft",
     "save_tuners",

@@ -4,49 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import ClassVar, get_args
 
 from utcompile.errors import UtcError, check_type
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Options, Unfoldable
 from utcompile.fold.patch import Added, Patch
 from utcompile.fold.report import Status
 from utcompile.fold.site import Part, Site
 from utcompile.graph import Role, info
 
-_OF_THE_TUNER = (Role.TUNER, Role.SUM, Role.BRANCH)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One numbered case of a fold: an equation, and when it holds.
-
-    Attributes:
-        number: as `A1`; cases with one number are rows of one case, and only the first has an equation.
-        equation: what is equal to what, in words and `code`.
-        condition: when it holds.
-        counter_example: what goes wrong without the condition; empty where there is no condition.
-        test: the test that shows the counter-example, `test_widen.py::test_kept_with_its_reason[SiLU twice]`.
-    """
-
-    number: str
-    equation: str
-    condition: str
-    counter_example: str = ""
-    test: str = ""
-
 
 class _Rewrite:
     """What folds of tuners and of the base have in common.
 
     Attributes:
+        name: what it is called in the documentation and in errors.
         status: what the report calls a site that was folded so.
         cases: when it is exact, and counter-examples.
         local: whether it reads and changes no more of the graph than the site's own nodes.
     """
 
+    name: ClassVar[str]
     status: ClassVar[Status]
     cases: ClassVar[tuple[Case, ...]] = ()
     local: ClassVar[bool] = False
@@ -59,8 +40,6 @@ class Fold(_Rewrite, ABC):
     done for it: that planning changed nothing is checked; the patch is applied, `ensures` is asked, and the site is
     proven in float64 on random inputs. What is disproved is taken back, and its tuner is kept.
     """
-
-    name: ClassVar[str]
 
     @abstractmethod
     def requires(self, site: Site, model: Folding) -> bool:
@@ -79,7 +58,8 @@ class Fold(_Rewrite, ABC):
 
         An absorbed or widened tuner leaves no node, and adds no operation; of a constant one, no call is left.
         """
-        left = (n for n in model.nodes() if info(n).site == site.id and info(n).role in _OF_THE_TUNER)
+        roles = (Role.TUNER,) if self.status == "constant" else (Role.TUNER, Role.SUM, Role.BRANCH)
+        left = (n for n in model.nodes() if info(n).site == site.id and info(n).role in roles)
         if (node := next(left, None)) is not None:
             return f"{node.name} of the tuner is still there"
         added = (e for e in patch.edits if isinstance(e, Added) and e.op != "get_attr")

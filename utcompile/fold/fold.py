@@ -152,7 +152,8 @@ def _unwrapped(model: Any) -> Any:
     return found
 
 
-def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> _Folded:
+def to_fold(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> Folding:
+    """A copy of a tuned model in which operations are what folds read: out of place, and BatchNorms as such."""
     names: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(tuned.graph, names)
     original = frozenset(n for n, _ in tuned.named_parameters(remove_duplicate=False))
@@ -165,6 +166,11 @@ def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) ->
     for node in model.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm
+    return model
+
+
+def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> _Folded:
+    model = to_fold(tuned, inputs, options)
     driver = Driver(model)
     read_before = state_read(model.graph, model.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()

@@ -1,15 +1,7 @@
-"""Absorption of tuners that are one affine map of channels, `v -> M v + c`.
+"""The way of an affine map of channels, `v -> M v + c`: back to layers that make a value, or on to those that read it.
 
-A sequential tuner goes back through what lies between (`travel`) to layers that take it at their output (`sinks`);
-where there are none, on to those that take it at their input, all of them. A parallel one goes into the layer beside it
-that reads the same x. On the way back (cases of docs/folding.md):
-
-A8.  an addition wants both of its operands changed, `T(a + b) = (M a + c) + M b`;
-A9.  a product of two values wants one of them changed, and c = 0;
-A10. a frozen factor γ is never divided by, for it may be 1e-6: the layer takes it, `W' = M γ W`, and γ becomes 1, so
-     that the module that holds it can stay;
-A11. a BatchNorm that cannot take the map itself is treated likewise;
-A12. an added parameter p takes the shift, `M (z + p) + c = M z + (M p + c)`.
+A frozen factor γ is never divided by, for it may be 1e-6: the layer takes it, and γ becomes 1, so that the module that
+holds it can stay.
 """
 
 from __future__ import annotations
@@ -23,9 +15,50 @@ from torch import fx
 from utcompile.fold.algebra.scales import Scale, scale_of
 from utcompile.fold.algebra.sinks import Parameters, after_layer, before_layer
 from utcompile.fold.algebra.travel import Elementwise, Map, Mixing, backward, forward, passes, seen
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Draft
 from utcompile.graph import Operation, operation, readers, tensor, value_of
+
+CASES = (
+    Case(
+        "A8",
+        "an addition, on the way back: `M (a + b) + c = (M a + c) + M b`",
+        "both operands take their share",
+        "a residual stream is read by all later blocks",
+        "fold/test_through.py::test_kept_with_its_reason[ssf on a value that is read twice]",
+    ),
+    Case(
+        "A9",
+        "a product of two values: `m (a ⊙ g) = (m a) ⊙ g`",
+        "c = 0",
+        "`(a ⊙ g) + c` is no multiple of g",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after a product of two layers]",
+    ),
+    Case(
+        "A10",
+        "a frozen factor γ: `M γ (W x + b) + c`, by `W' = M γ W`, `b' = M γ b + c`, `γ' = 1`. Without c, γ takes "
+        "a diagonal M itself",
+        "γ is read once. It is never divided by",
+        "`W' = W`, `b' = b + c/γ` at γ = 1e-6 turns 0.1 into 1e5, more than float16 holds (65,504); γ = 0 has no "
+        "solution",
+        "fold/test_through.py::test_absorbed[ssf after a LayerScale]",
+    ),
+    Case(
+        "A11",
+        "a frozen BatchNorm before a full M: the layer takes it as in A10, and its statistics become 0 and 1 − ε",
+        "it is called once",
+        "the other call would lose its statistics",
+        "fold/test_through.py::test_kept_with_its_reason[rep_adapter after a BatchNorm that is called twice]",
+    ),
+    Case(
+        "A12",
+        "an added parameter, `M (z + p) + c = M z + (M p + c)`",
+        "p is read once and has the size",
+        "a position embedding that another block reads too",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after a shared position]",
+    ),
+)
 
 
 @dataclass

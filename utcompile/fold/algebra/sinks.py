@@ -1,12 +1,4 @@
-"""The layers that take an affine map of channels into their parameters, at their output or at their input
-(cases of docs/folding.md).
-
-A1. After a layer: `M (W x + b) + c = (M W) x + (M b + c)`. A diagonal M goes into grouped and transposed convolutions,
-    norms and embeddings too.
-A2. Before a layer: `W (M v + c) + b = (W M) v + (W c + b)`; not where zeros are padded, which have no c.
-A3. Beside a layer that reads the same x: `W x + b + M x + c = (W + M) x + (b + c)`, M at that tap of the kernel which
-    meets x at its own position.
-"""
+"""The layers that take an affine map of channels into their parameters: at their output, at their input, or beside."""
 
 from __future__ import annotations
 
@@ -17,9 +9,51 @@ from torch import fx
 
 from utcompile.fold.algebra.layers import Layer
 from utcompile.fold.algebra.travel import Elementwise, Map, Mixing
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.graph import Operation, tensor
 from utcompile.tuners import outputs_of
+
+CASES = (
+    Case(
+        "A1",
+        "after a layer: `M (W x + b) + c = (M W) x + (M b + c)`",
+        "nothing else sees what T changes",
+        "a second reader of v would see `T(v)`",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after a layer that something else reads]",
+    ),
+    Case(
+        "A1",
+        "",
+        "a full M needs a linear or an ungrouped convolution; a diagonal one goes into grouped and transposed "
+        "convolutions, norms, BatchNorm and embeddings too",
+        "with groups, an output channel sees a part of the inputs, and `M W` all of them",
+        "fold/test_through.py::test_kept_with_its_reason[rep_adapter after a grouped convolution]",
+    ),
+    Case(
+        "A2",
+        "before a layer: `W (M v + c) + b = (W M) v + (W c + b)`, in every layer that reads it",
+        "linear or convolution (a diagonal M into a frozen BatchNorm and, without c, a transposed convolution)",
+        "a transposed convolution lays c over itself, differently at the border",
+        "fold/test_through.py::test_kept_with_its_reason[ssf on to a transposed convolution]",
+    ),
+    Case(
+        "A2",
+        "",
+        "if c ≠ 0, no zero padding",
+        "a 3×3 kernel of ones, padding 1, c = 1: inside, nine ones are added, in a corner four. Reflected padding "
+        "is harmless",
+        "fold/test_through.py::test_kept_with_its_reason[ssf before zeros]",
+    ),
+    Case(
+        "A3",
+        "beside a layer: `W x + b + M x + c = (W + M) x + (b + c)`",
+        "the layer reads the same x at the same stride; of a k×k kernel the tap that meets x at its own position "
+        "takes M; grouped, M has the groups' blocks",
+        "the tap next to it would add the neighbour's value",
+        "fold/test_through.py::test_kept_beside_a_layer[no tap at its own position]",
+    ),
+)
 
 CONVS = ("conv1d", "conv2d", "conv3d")
 _DENSE = ("linear", *CONVS)

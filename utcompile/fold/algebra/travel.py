@@ -1,14 +1,7 @@
-"""How an affine map of a value passes the operations around it, exactly.
+"""How an affine map of a value passes the operations around it, exactly: `T(v) = factor ⊙ v + shift`, or
+`matrix · v + shift` along one axis, with an operation `w = g(v)` between.
 
-`T(v) = factor ⊙ v + shift`, or `matrix · v + shift` along one axis. With an operation `w = g(v)` between (cases of
-docs/folding.md):
-
-A4. g moves numbers about (reshape, permute, roll, windows, slices, padding): running g on the indices of the numbers
-    says where each of them goes.
-A5. g averages positions of one channel (average pooling, interpolation): `g(m v + c) = m g(v) + c` where its weights
-    sum to one; where they do not, at a zero-padded border, only for c = 0.
-A6. g takes the largest of some positions of one channel: the same, for m > 0.
-A7. g is positively homogeneous (ReLU, LeakyReLU): `g(m v) = m g(v)` for m > 0; a shift does not pass.
+What moves numbers about is run on the indices of the numbers, which says where each of them goes.
 """
 
 from __future__ import annotations
@@ -20,9 +13,56 @@ from typing import Any
 import torch
 from torch import fx
 
+from utcompile.fold.case import Case
 from utcompile.fold.execute import in_float64
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.graph import Operation, info, is_state, operation, run_node, tensor, value_of
+
+CASES = (
+    Case(
+        "A4",
+        "what moves numbers about: reshape, permute, heads, windows, slices, parts of a split, pixel shuffles, "
+        "concatenation (on the way on), padding",
+        "the numbers that T treats alike stay together",
+        "factors of 2 for one channel and 3 for another cannot follow both into one number",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after a repetition]",
+    ),
+    Case(
+        "A4",
+        "",
+        "a full M needs its axis whole",
+        "a head has a part of the channels that M mixes",
+        "fold/test_through.py::test_kept_with_its_reason[rep_adapter after heads]",
+    ),
+    Case(
+        "A4",
+        "",
+        "c needs no padded zeros. The other parts of a split may be read by anyone",
+        "a zero that is padded behind T has no c",
+        "fold/test_through.py::test_kept_with_its_reason[ssf before explicit zeros]",
+    ),
+    Case(
+        "A5",
+        "average pooling, means of positions, interpolation: `g(m v + c) = m g(v) + c`",
+        "its weights sum to one, or c = 0",
+        "an average over a zero-padded border: in a 3×3 corner 4/9 of c",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after padded averages]",
+    ),
+    Case(
+        "A6",
+        "max pooling: `max(m v + c) = m max(v) + c`",
+        "m > 0",
+        "m = −1 turns the largest into the smallest",
+        "fold/test_through.py::test_kept_with_its_reason[ssf through max pooling, with a negative factor]",
+    ),
+    Case(
+        "A7",
+        "ReLU, LeakyReLU: `σ(m v) = m σ(v)`",
+        "m > 0, c = 0",
+        "relu(−1 + 1) = 0, relu(−1) + 1 = 1",
+        "fold/test_through.py::test_kept_with_its_reason[ssf through ReLU]",
+    ),
+)
 
 _BATCH = 2
 _SAME = frozenset("dropout identity contiguous detach to".split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from utcompile.fold.algebra import routes, sinks, travel
 from utcompile.fold.algebra.routes import Changes, map_after, map_before
 from utcompile.fold.algebra.scales import scale_of
 from utcompile.fold.algebra.sinks import beside_layer
@@ -26,6 +27,7 @@ class AbsorbMap(Fold):
     """
 
     status = "absorbed"
+    cases = (*sinks.CASES, *travel.CASES, *routes.CASES)
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A tuner of values that is one linear map of channels."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from utcompile.fold.algebra.scales import scale_of, without_scale
 from utcompile.fold.algebra.sinks import after_layer
 from utcompile.fold.base import BaseFold
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Options, Unfoldable
 from utcompile.fold.patch import Draft, Patch
 from utcompile.fold.site import Part
@@ -16,7 +17,17 @@ from utcompile.graph import operation, owner_path, readers
 class BatchNorms(BaseFold):
     """`γ (W x + b − μ)/√(σ² + ε) + β = (f W) x + (f b + t)`, f = γ/√(σ² + ε)."""
 
+    name = "batch_norms"
     status = "absorbed"
+    cases = (
+        Case(
+            "C2",
+            "`batch_norms=True`: `γ (W x + b − μ)/√(σ² + ε) + β = (f W) x + (f b + t)`, f = γ/√(σ² + ε)",
+            "nothing else reads the convolution; and no second operation its weight",
+            "a second reader would see it scaled",
+            "fold/test_constants.py::test_a_batch_norm_stays_where_more_than_it_reads_the_convolution",
+        ),
+    )
 
     def wanted(self, options: Options) -> bool:
         """With `batch_norms=True`."""

@@ -15,6 +15,7 @@ from utcompile.fold.algebra.routes import map_after
 from utcompile.fold.algebra.sinks import CONVS
 from utcompile.fold.algebra.travel import Elementwise
 from utcompile.fold.base import BaseFold
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Options, Unfoldable
 from utcompile.fold.patch import Arguments, Draft, Patch, Remove
 from utcompile.fold.site import Part
@@ -24,7 +25,17 @@ from utcompile.graph import operation, tensor
 class MoveBiases(BaseFold):
     """`W' (W x + b) + b' = W' (W x) + (W' b + b')`, b a bias that folding has added."""
 
+    name = "move_biases"
     status = "absorbed"
+    cases = (
+        Case(
+            "B1",
+            "a bias that folding added moves on: `W' (W x + b) + b' = W' (W x) + (W' b + b')`",
+            "everything that reads it had a bias before",
+            "it would be a new tensor there too",
+            "fold/test_plain.py::test_an_added_bias_moves_to_the_batch_norm_behind_unless_something_else_sees_it",
+        ),
+    )
     reported = False
 
     def wanted(self, options: Options) -> bool:

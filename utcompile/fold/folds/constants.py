@@ -12,6 +12,7 @@ from torch import fx
 from utcompile.fold.algebra.buffers import new_buffer
 from utcompile.fold.algebra.constant_nodes import constant_nodes
 from utcompile.fold.base import BaseFold
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Options
 from utcompile.fold.patch import Draft, Patch, Replace, Unread
 from utcompile.fold.site import Part
@@ -24,7 +25,18 @@ _FREE = frozenset("reshape permute transpose contiguous detach identity expand g
 class Constants(BaseFold):
     """`f(W)`, W alone, becomes a buffer that holds its value."""
 
+    name = "constants"
     status = "constant"
+    cases = (
+        Case(
+            "C1",
+            "`constants=True`: what the base computes from parameters alone in every call becomes a buffer, "
+            "`….weight_constant`: gathers of a relative position bias, weight standardisation",
+            "it depends on no input and on no tuner that was kept, and is more than a view",
+            "a view costs nothing, and a buffer would be a second copy of the weight",
+            "fold/test_constants.py::test_constants_of_the_base_on_request",
+        ),
+    )
 
     def wanted(self, options: Options) -> bool:
         """With `constants=True`."""

@@ -11,6 +11,7 @@ from torch import fx
 from utcompile.fold.algebra.parameters import operations_of
 from utcompile.fold.algebra.rounding import share_retained
 from utcompile.fold.base import Fold
+from utcompile.fold.case import Case
 from utcompile.fold.execute import double_copy, in_float64
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, New, Patch, Redirect, Replace, Unread
@@ -23,6 +24,23 @@ class Dequantize(Fold):
     """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
 
     status = "absorbed"
+    cases = (
+        Case(
+            "W2",
+            "beside a quantised weight, `y = OP(x; deq(Q)) + s·B(A(x)) = OP(x; deq(Q) + s·BA)`",
+            "the weight holds floating-point or complex numbers; or `dequantize=True`: the operation reads a new "
+            "parameter `….weight_dequantized`, in the dtype that it computed in, and the quantised tensors go",
+            "an int8 weight plus `s·BA` is no int8 weight: the tuner is kept",
+            "tuners/test_quantised.py::test_lora_stands_beside_a_quantised_weight",
+        ),
+        Case(
+            "W2",
+            "",
+            "the operation reads a weight that is computed before",
+            "a layer that reads the quantised tensors in its own operation (an `autograd.Function`) is always kept",
+            "tuners/test_quantised.py::test_lora_stands_beside_a_layer_with_its_own_backward",
+        ),
+    )
     local = True
 
     def requires(self, site: Site, model: Folding) -> bool:

@@ -10,6 +10,7 @@ from torch import fx
 from utcompile.fold.algebra.buffers import new_buffer
 from utcompile.fold.algebra.constant_nodes import constant_nodes
 from utcompile.fold.base import Fold
+from utcompile.fold.case import Case
 from utcompile.fold.execute import in_float64
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Draft, Patch, Remove, Replace, Unread
@@ -25,6 +26,16 @@ class ConstantTokens(Fold):
     """
 
     status = "constant"
+    cases = (
+        Case(
+            "T1",
+            "learned keys and values: a prefix holds them; a prompt P has them by the frozen norm and "
+            "projections, `K_p = W_k LN(P) + b_k`",
+            "they are the same for every sample: a user's own tokens tuner is asked once",
+            "keys that depend on x are others for the next x; the proof finds out",
+            "fold/test_own_folds.py::test_tokens_that_depend_on_the_input_are_kept",
+        ),
+    )
     local = True
 
     def requires(self, site: Site, model: Folding) -> bool:

@@ -15,10 +15,98 @@ from utcompile.fold.algebra.layers import Layer, widened_groups
 from utcompile.fold.algebra.scales import Scale, without_scale
 from utcompile.fold.algebra.sinks import own_tap
 from utcompile.fold.base import Fold
+from utcompile.fold.case import Case
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
 from utcompile.fold.site import Site
 from utcompile.graph import GraphView, Operation, Value, descendants, module_operation, tensor, value_of
+
+CASES = (
+    Case(
+        "E1",
+        "the same activation, beside one ffn: `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + "
+        "[b1; d]) + (b2 + u)`. Where the ffn is gated, `W2 (σ(W1 n + b1) ⊙ (W3 n + b3))`, the gate gets rows of "
+        "zeros with bias 1; W1 and W3 may be halves of one packed layer",
+        "σ's attributes are the same; PReLU is refused for its parameter per channel",
+        "at 1, ReLU is 1 and GELU 0.841: one elementwise function cannot be both",
+        "fold/test_fold.py::test_a_gate_or_another_activation_is_kept[none-relu]",
+    ),
+    Case(
+        "E1",
+        "",
+        "the tuner reads what `W1` reads",
+        "U-Tuning's own form reads the stream x, and `W1` reads LayerNorm(x): `[W1; D]` has one input, not two",
+        "fold/test_fold.py::test_reading_the_stream_before_the_norm_is_kept",
+    ),
+    Case(
+        "E1",
+        "",
+        "between the layers only layout, dropout (off), frozen affine maps",
+        "a LayerNorm or GRN of the hidden layer averages over the new channels too",
+        "fold/test_widen.py::test_kept_with_its_reason[a norm of the hidden layer]",
+    ),
+    Case(
+        "E1",
+        "",
+        "each value in between is read once, no weight is shared",
+        "a second reader would see more channels",
+        "fold/test_widen.py::test_kept_with_its_reason[a hidden value that is read twice]",
+    ),
+    Case(
+        "E1",
+        "",
+        "`scale` is not `input`; the tuner is `parallel`",
+        "a gate that depends on x is no constant factor of U; a sequential adapter reads what the ffn made",
+        "fold/test_fold.py::test_a_gate_or_another_activation_is_kept[input-same as a]",
+    ),
+    Case(
+        "E2",
+        "another activation, `σ_T(z) = α σ(z) + β σ(−z)`: twice the channels, `[D; −D]`, `[αU, βU]`",
+        "a linear tuner beside GELU (both forms), SiLU, Hardswish: `σ(z) − σ(−z) = z`, for `Φ(z) + Φ(−z) = 1`; "
+        "identity, ReLU and LeakyReLU beside ReLU or LeakyReLU",
+        "ReLU6: `relu6(8) − relu6(−8) = 6`. ReLU beside GELU: `gelu(−1) = −0.159`",
+        "fold/test_widen.py::test_kept_with_its_reason[a linear tuner beside ReLU6]",
+    ),
+    Case(
+        "E3",
+        "a depthwise convolution between, and at most one activation on each side (inverted residuals, Mix-FFN): "
+        "the new channels have the delta kernel δ, and σ is `σ'∘σ`",
+        "the second activation leaves alone what the first makes: ReLU or sigmoid, then ReLU; ReLU6 twice; ReLU, "
+        "then ReLU6; or there is only one",
+        "`silu(1) = 0.731, silu(silu(1)) = 0.493`. Hardswish: 0.667 and 0.407",
+        "fold/test_widen.py::test_kept_with_its_reason[SiLU twice]",
+    ),
+    Case(
+        "E3",
+        "",
+        "δ is at the tap that meets the input at stride · p, and the tuner strides as the convolutions do",
+        "padded by 1 with dilation 2, taps meet p − 1 and p + 1, and none p",
+        "fold/test_widen.py::test_kept_with_its_reason[no tap at its own position]",
+    ),
+    Case(
+        "E3",
+        "",
+        "one filter per channel",
+        "with two, δ would double the new channels",
+        "fold/test_widen.py::test_kept_with_its_reason[several filters a channel]",
+    ),
+    Case(
+        "E4",
+        "a squeeze-excite between: `(v ⊙ s(mean v))` with s's new columns zero and its new rows zero with bias 40 "
+        "(hard sigmoid: 4)",
+        "its gate is a sigmoid or hard sigmoid: `1 / (1 + e⁻⁴⁰)` is 1 in float64",
+        "tanh and softmax gates are never 1, and would scale U by data",
+        "fold/test_widen.py::test_kept_with_its_reason[a gate that is never open]",
+    ),
+    Case(
+        "E5",
+        "a frozen affine map (BatchNorm) before `W1`, and the tuner reads what it reads: `W1 (f x + t) + b1 = (W1 "
+        "f) x + (W1 t + b1)`",
+        "nothing else reads its result",
+        "the other way, `D x = (D/f) (f x)`, divides by f, which may be 0",
+        "fold/test_widen.py::test_kept_with_its_reason[a BatchNorm that something else reads too]",
+    ),
+)
 
 _OPEN = {"sigmoid": 40.0, "hardsigmoid": 4.0}  # a gate's input at which it is 1 in floating point
 
@@ -35,6 +123,7 @@ class Widen(Fold):
     """
 
     status = "widened"
+    cases = CASES
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A parallel tuner that is linear or a bottleneck."""
