@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from utcompile.graph import Origin, Value, info
+from utcompile.graph import Origin, Value, info, set_operand
 
 Home = tuple[torch.dtype, torch.device]
 
@@ -94,21 +94,16 @@ class Redirect:
 
 @dataclass(frozen=True)
 class Argument:
-    """An edit: one argument of a node, by its place where the call has so many, else by its name."""
+    """An edit: one argument of a call, by its name in the operation's signature."""
 
     node: fx.Node
-    place: int
-    name: str
+    role: str
     value: Any
 
     def make(self, graph: Editor) -> None:
         """Do it."""
         graph.touch(self.node)
-        value, args = graph.given(self.value), self.node.args
-        if len(args) > self.place:
-            self.node.args = (*args[: self.place], value, *args[self.place + 1 :])
-        else:
-            self.node.kwargs = {**self.node.kwargs, self.name: value}
+        set_operand(self.node, self.role, graph.given(self.value))
 
 
 @dataclass(frozen=True)

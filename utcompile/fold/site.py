@@ -65,6 +65,21 @@ class Site:
         return next(iter(self.nodes.get(Role.SUM, ())), None)
 
     @property
+    def is_weight(self) -> bool:
+        """Whether the tuner changes parameters."""
+        return self.form == "weight"
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether the tuner yields learned tokens."""
+        return self.form == "tokens"
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether what the tuner yields is added next to what it reads."""
+        return self.form == "parallel"
+
+    @property
     def is_quantised(self) -> bool:
         """Whether the tuned weight is no parameter of floating-point numbers."""
         return not any(self.tuned.tunes.values()) and "weight" in self.tuned.tunes
@@ -77,7 +92,7 @@ class Site:
     @cached_property
     def bottleneck(self) -> Bottleneck | None:
         """What a parallel tuner computes, where it is a bottleneck."""
-        return self.tuner.bottleneck() if self.form == "parallel" else None
+        return self.tuner.bottleneck() if self.is_parallel else None
 
 
 @dataclass(frozen=True)

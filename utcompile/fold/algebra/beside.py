@@ -17,8 +17,9 @@ from utcompile.fold.algebra.scales import Scale, scale_of
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.site import untuned
 from utcompile.graph import GraphView, Operation, readers, tensor
+from utcompile.ops import Trait, having
 
-_STILL = frozenset("reshape permute transpose contiguous identity detach to dropout".split())  # every number stays
+_STILL = having(Trait.AXES | Trait.SAME | Trait.DROPOUT)  # every number stays
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class _Walk:
         found: list[fx.Node] = []
         node = gate
         for wanted in ("activation", "pointwise", "activation", "pointwise", "pool"):
-            while operations[node].name in _STILL | {"expand"} and len(readers(node)) == 1:
+            while (operations[node].name in _STILL or operations[node].name == "expand") and len(readers(node)) == 1:
                 node = self.input(node)
             if wanted not in classes[node] or len(readers(node)) != 1:
                 return None

@@ -10,9 +10,7 @@ from torch import fx, nn
 
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Argument, Draft, Edit, New
-from utcompile.graph import Operation, is_state, origin_of, owner_path
-
-_CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+from utcompile.graph import Operation, is_state, module_of, origin_of, owner_path
 
 
 @dataclass
@@ -81,7 +79,8 @@ class Layer:
         else:
             a = self.op.attributes
             grouped = a["groups"] != 1
-            new = _CONVS[self.op.name](
+            make: Any = module_of(self.op.name)
+            new = make(
                 shape[0] if grouped else shape[1],
                 shape[0],
                 tuple(shape[2:]),
@@ -97,9 +96,9 @@ class Layer:
     def _bias_operand(self) -> list[Edit]:
         """A function without a bias gets one."""
         read = Added("get_attr", self._bias, (), self.node, origin_of(self.node), state=True)
-        return [read, Argument(self.node, 2, "bias", read)]
+        return [read, Argument(self.node, "bias", read)]
 
 
 def widened_groups(node: fx.Node, groups: int) -> list[Edit]:
     """Set the groups of a depthwise convolution that is a function; a module was rebuilt with them."""
-    return [Argument(node, 6, "groups", groups)] if node.op == "call_function" else []
+    return [Argument(node, "groups", groups)] if node.op == "call_function" else []

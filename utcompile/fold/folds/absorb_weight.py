@@ -53,7 +53,7 @@ class AbsorbWeight(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of a weight that holds floating-point numbers."""
-        return site.form == "weight" and not site.is_quantised
+        return site.is_weight and not site.is_quantised
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Find out whether the tuner can go into the parameters.

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from utcompile.fold.algebra.routes import map_after
-from utcompile.fold.algebra.sinks import CONVS
+from utcompile.fold.algebra.sinks import DENSE
 from utcompile.fold.algebra.travel import Elementwise
 from utcompile.fold.base import BaseFold
 from utcompile.fold.case import Case
@@ -47,7 +47,7 @@ class MoveBiases(BaseFold):
         for node in list(model.graph.nodes):
             op = operation(node, model.root)
             name = op.parameters.get("bias")
-            if op.name in ("linear", *CONVS) and name and name not in model.original and model.is_parameter(name):
+            if op.name in DENSE and name and name not in model.original and model.is_parameter(name):
                 yield Part(name, node)  # others are computed from several
 
     def plan(self, part: Part, model: Folding) -> Patch:

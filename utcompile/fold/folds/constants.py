@@ -17,9 +17,10 @@ from utcompile.fold.folding import Folding, Options
 from utcompile.fold.patch import Draft, Patch, Replace, Unread
 from utcompile.fold.site import Part
 from utcompile.graph import ancestors, info, operation, value_of
+from utcompile.ops import Trait, having
 
 # what costs next to nothing: a constant that only these make is a view of a parameter
-_FREE = frozenset("reshape permute transpose contiguous detach identity expand getitem split to dropout".split())
+_FREE = having(Trait.VIEW | Trait.SAME | Trait.DROPOUT)
 
 
 class Constants(BaseFold):

@@ -45,7 +45,7 @@ class Dequantize(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of a quantised weight."""
-        return site.form == "weight" and site.is_quantised
+        return site.is_weight and site.is_quantised
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Make one weight of floating-point numbers.

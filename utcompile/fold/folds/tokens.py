@@ -40,7 +40,7 @@ class ConstantTokens(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of learned tokens."""
-        return site.form == "tokens"
+        return site.is_tokens
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Find the learned keys and values, and how they become constants.
