@@ -36,6 +36,7 @@ from utcompile.graph import (
     set_trainable_recurrence,
     tensor,
 )
+from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
 from utcompile.match import Plan, Site, Stage, TunerDtype, require_sites
@@ -60,6 +61,8 @@ def apply_plan(plan: Plan) -> TunedModule:
     require_sites(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
+    if plan.module.follows_mode:
+        own_statistics(root, plan.module.graph)
     _clone_trained(root, plan.trained, plan.untied, plan.module.graph)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
