@@ -33,6 +33,10 @@ settings.load_profile("same")
 # torch is imported where it is used: the process that hands out the tests to the workers needs none.
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the texts of tests/golden anew")
+
+
 def pytest_collectstart() -> None:
     """What a file draws while it is imported is the same too."""
     import torch

@@ -12,13 +12,14 @@ import utcompile as utc
 
 PACKAGE = Path(utc.__file__).parent
 ROOMS = {
-    "graph": set(),
-    "capture": {"graph"},
-    "tuners": {"graph"},
-    "rules": {"tuners"},
-    "match": {"rules", "graph", "tuners"},
-    "rewrite": {"match", "tuners", "graph", "rules"},
-    "fold": {"rewrite", "tuners", "graph"},
+    "ops": set(),
+    "graph": {"ops"},
+    "capture": {"graph", "ops"},
+    "tuners": {"graph", "ops"},
+    "rules": {"tuners", "ops"},
+    "match": {"rules", "graph", "tuners", "ops"},
+    "rewrite": {"match", "tuners", "graph", "rules", "ops"},
+    "fold": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "fold", "graph"},
     "train": {"rewrite"},
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from support.train import shake as shake
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -116,12 +117,3 @@ def draw_norms(model: nn.Module) -> None:
             nn.init.normal_(m.running_mean)
             nn.init.normal_(m.weight)
             nn.init.normal_(m.bias)
-
-
-def shake(tuned: nn.Module, std: float = 0.02) -> None:
-    """Move every trainable parameter off its start, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))

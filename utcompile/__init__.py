@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from utcompile.deploy import ExportResult, export_onnx
     from utcompile.errors import UtcError
     from utcompile.fold import FoldReport, fold
-    from utcompile.match import Plan
+    from utcompile.plan import Plan
     from utcompile.rewrite import (
         TunedModule,
         disable_tuners,
@@ -35,7 +35,7 @@ _HOMES = {
     "CapturedModule": "capture",
     "ExportResult": "deploy",
     "FoldReport": "fold",
-    "Plan": "match",
+    "Plan": "plan",
     "RuleSet": "rules",
     "TunedModule": "rewrite",
     "UtcError": "errors",

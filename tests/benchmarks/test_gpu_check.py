@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,11 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+from benchmarks.gpu import __main__ as command  # noqa: E402
 from benchmarks.gpu.known import KNOWN, Known, judged  # noqa: E402
 from benchmarks.gpu.plan import checks  # noqa: E402
 from benchmarks.gpu.row import Row  # noqa: E402
 from benchmarks.gpu.supervisor import Job, run  # noqa: E402
 from benchmarks.gpu.table import counted, line, page  # noqa: E402
+from benchmarks.gpu.worker import load, perform  # noqa: E402
 
 TOYS = Job("gpu_toys:checks", "cpu", quick=True, budget=300, grace=10)
 
@@ -104,23 +105,41 @@ def test_the_table_can_stand_in_a_page() -> None:
     assert counted(rows) == "1 known, 3 ok" and "a reason" in line(rows[1])
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.CompletedProcess[str], list[dict]]]:
-    folder = tmp_path_factory.mktemp("gpu")
-    command = [sys.executable, "-m", "benchmarks.gpu", "--quick", "--device", "cpu", "--budget", "900", "--out", folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    rows = [json.loads(text) for text in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    yield ended, rows
+def test_on_a_cpu_each_row_is_ok_or_a_known_failure() -> None:
+    """The rows of `--quick`, in this process: what a child costs is imports."""
+    asked = checks("cpu", True)
+    with warnings.catch_warnings(action="ignore"):
+        rows = [judged(perform(check, 900, "cpu"), "cpu") for check in asked]
+    assert [row.key for row in rows] == [check.key for check in asked]
+    assert [row for row in rows if row.alarming] == []
+    assert all(row.why for row in rows if row.status in ("known", "not run"))
+    assert {row.why for row in rows if row.status == "not run"} == {"it needs a GPU"}
+    assert "| speed:" not in page(rows) and "PEFT, LoRA" in page(rows)
 
 
-def test_on_a_cpu_each_row_is_ok_or_a_known_failure(
-    quick: tuple[subprocess.CompletedProcess[str], list[dict]],
+def test_the_command_writes_rows_and_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended, rows = quick
-    wrong = [row for row in rows if row["status"] in ("failed", "mended")]
-    assert wrong == [] and ended.returncode == 0, ended.stderr[-2000:]
-    assert all(row["why"] for row in rows if row["status"] in ("known", "not run"))
-    assert [row["key"] for row in rows] == [check.key for check in checks("cpu", True)]
-    assert {row["why"] for row in rows if row["status"] == "not run"} == {"it needs a GPU"}
-    assert "| speed:" not in ended.stdout and "PEFT, LoRA" in ended.stdout
+    assert load(command.PLAN) is checks
+    monkeypatch.setattr(command, "PLAN", TOYS.plan)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    given = [
+        "benchmarks.gpu",
+        "--quick",
+        "--device",
+        "cpu",
+        "--budget",
+        "300",
+        "--out",
+        str(tmp_path / "new"),
+        "--only",
+    ]
+    for only, code in ((["passes"], 0), (["passes", "raises"], 1)):
+        monkeypatch.setattr(sys, "argv", [*given, *only])
+        assert command.main() == code
+        assert ("These rows need attention" in capsys.readouterr().out) == bool(code)
+    rows = [json.loads(text) for text in (tmp_path / "new" / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["key"].removeprefix("toy: ") for row in rows] == [
+        "passes", "prints and passes", "passes", "raises", "prints and passes",
+    ]  # fmt: skip
+    assert "raises" in (tmp_path / "new" / "table.md").read_text(encoding="utf-8")

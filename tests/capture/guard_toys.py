@@ -168,6 +168,23 @@ class Caches(nn.Module):
         return x + self.positions(x.shape) + self.half(batch) + self.third(length) + self.own(batch - length)
 
 
+def quarter(n: int) -> int:
+    return n // 4
+
+
+@functools.cache
+@with_cache
+def fifth(n: int) -> int:
+    return n // 5
+
+
+class OfItsModule(nn.Module):
+    """Calls functions of its module, which may have caches."""
+
+    def forward(self, x: T) -> T:
+        return x + quarter(x.shape[0]) + fifth(x.shape[1])
+
+
 class OneQuery(nn.Module):
     """Causal attention that says so for more than one query only."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import pickle
 from collections.abc import Callable
@@ -190,6 +191,22 @@ def test_functions_with_a_cache_are_computed_anew() -> None:
     for shape in ((1, 4), (7, 1), (5, 9)):
         x = torch.randn(shape)
         assert torch.equal(captured(x), model(x))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_cache_that_came_since_the_last_capture_is_bypassed_too(
+    monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    model, x = toys.OfItsModule().eval(), torch.randn(4, 10)
+    utc.capture(model, x, {"x": {0: "B", 1: "L"}})
+    if cached:
+        monkeypatch.setattr(toys, "quarter", functools.cache(toys.quarter))
+    held = toys.quarter, toys.fifth
+    captured = utc.capture(model, x, {"x": {0: "B", 1: "L"}})
+    assert captured.guards == () and held == (toys.quarter, toys.fifth)
+    for sizes in ((9, 3), (1, 31), (40, 5)):
+        y = torch.randn(sizes)
+        assert torch.equal(captured(y), model(y))
 
 
 def test_decisions_that_change_nothing_at_a_size_of_1_are_no_guards() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import psutil
 import pytest
 import torch
 from cli_toys import parsed, passed, utc
+from support.zoo_toys import behave
 
 from utcompile.cli.zoo.page import page
 from utcompile.cli.zoo.pool import Limits, run_tasks
@@ -20,24 +19,6 @@ from utcompile.cli.zoo.rows import Row, RowFile, Task, smallest_of_each_class
 from utcompile.cli.zoo.weights import shake, unwritten
 from utcompile.cli.zoo.work import work
 from utcompile.errors import UtcError
-
-
-def behave(task, tell):
-    """A worker's job whose name says what goes wrong."""
-    row = Row("toys", task.name, "ok", cls="Toy", parameters=3, nodes=5, verify=task.verify)
-    tell(replace(row, status="built", nodes=0))
-    if task.name == "crashes":
-        os._exit(3)
-    if task.name == "hangs":
-        time.sleep(60)
-    if task.name == "raises":
-        raise RuntimeError("no luck")
-    if task.name == "floods":
-        kept = bytearray(2_000_000_000)
-        kept[::4096] = b"x" * len(kept[::4096])
-        time.sleep(60)
-    return row
-
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -91,7 +72,7 @@ def test_what_goes_wrong_in_a_worker_becomes_a_row():
 
 
 def test_a_flood_of_memory_is_stopped():
-    limits = Limits(seconds=30, memory=1.5e9)  # a fresh worker that has imported torch takes a third of it
+    limits = Limits(seconds=30, memory=0.5e9)  # a fresh worker without torch takes a tenth of it
     (row,) = run_tasks([Task("toys", "floods")], behave, 1, limits)
     assert row.status == "failed"
     assert "GB of memory" in row.reason

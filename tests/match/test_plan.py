@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
 from utcompile.graph import info
-from utcompile.match import Plan, Site
+from utcompile.match import Site
+from utcompile.plan import Plan
 from utcompile.tuners import Tuner, TunerConfig, TunerSite, base
 
 RULES = {
@@ -196,6 +197,14 @@ def test_a_tuner_that_needs_values_is_not_counted_and_the_plan_says_so(monkeypat
     assert plan.cost.flops == 0 and len(plan.cost.unknown) == 6
     assert "not counted: 6 sites; r/blocks.0/0: " in str(plan)
     assert plan.to_dict()["sites"][0]["flops"] is None
+
+
+@pytest.mark.parametrize("init", ["xavier", "houlsby"])
+def test_how_a_tuner_draws_its_start_says_nothing_of_its_cost(init: str) -> None:
+    """torch's truncated normal reads what it has drawn."""
+    rules = "version: 1\nname: n\nrules:\n  - {name: r, match: ffn, insert: {parallel: x -> y, tuner: {kind: adapter, dim: 2, init: KIND}}}\n"
+    zero, other = (plan_of("vit", rules.replace("KIND", kind)).cost for kind in ("zero", init))
+    assert other.unknown == {} and other.sites == zero.sites
 
 
 def test_the_table_and_the_data_say_what_is_inserted_and_what_it_costs() -> None:

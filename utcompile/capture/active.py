@@ -20,6 +20,11 @@ def current() -> Recorder | None:
     return stack[-1] if stack else None
 
 
+def is_nested() -> bool:
+    """Whether this thread's recording runs inside of another one."""
+    return len(getattr(_LOCAL, "stack", ())) > 1
+
+
 def exclusive() -> AbstractContextManager[object]:
     """While it is entered, no other thread records."""
     return _LOCK

@@ -8,39 +8,67 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 CACHED = type(functools.lru_cache(abs))
-# what namespaces hold most, sorted out quickly
-_NO_FUNCTIONS = frozenset([type, types.ModuleType, str, int, float, bool, type(None), dict, list, tuple, OrderedDict])
+_WRAPPERS = (types.FunctionType, staticmethod, classmethod, property, functools.partial, CACHED)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Where namespaces hold functions with a cache: under names of theirs, and in the closures of decorators.
+
+    Looking for them takes longer than a recording of a small model: it is done once in a capture.
+    """
+
+    names: list[tuple[dict[str, Any], str]]
+    cells: list[types.CellType]
+
+    @classmethod
+    def of(cls, namespaces: Sequence[dict[str, Any]]) -> Caches:
+        """Look through all values of namespaces."""
+        names = [
+            (held, name)
+            for held in namespaces
+            if CACHED in set(map(type, held.values()))
+            for name, value in held.items()
+            if type(value) is CACHED
+        ]
+        return cls(names, _cells(namespaces))
 
 
 @contextmanager
-def without_caches(holders: Sequence[type], namespaces: Sequence[dict[str, Any]]) -> Iterator[None]:
+def without_caches(holders: Sequence[type], known: Sequence[Caches]) -> Iterator[None]:
     """Put the functions in the place of their cached forms: in classes, in modules, and in the closures of decorators.
 
     Args:
         holders: classes whose methods the model calls.
-        namespaces: globals that its code reads.
+        known: those of the globals that its code reads.
     """
-    with ExitStack() as undo:
-        for names in namespaces:
-            for name, cached in [(n, v) for n, v in names.items() if type(v) is CACHED]:
-                names[name] = cached.__wrapped__
-                undo.callback(names.__setitem__, name, cached)
-        for cls in holders:
-            for name, held in list(vars(cls).items()):
-                bare = _bare(held)
-                if bare is not None:
-                    setattr(cls, name, bare)
-                    undo.callback(setattr, cls, name, held)
-        for cell in _cells([*map(vars, holders), *namespaces]):
-            cached, cell.cell_contents = cell.cell_contents, cell.cell_contents.__wrapped__
-            undo.callback(_fill, cell, cached)
+    names = [(held, n, held[n]) for found in known for held, n in found.names if type(held.get(n)) is CACHED]
+    methods = [
+        (cls, name, held) for cls in holders for name, held in list(vars(cls).items()) if _bare(held) is not None
+    ]
+    closures = [cell for found in known for cell in found.cells] + _cells([*map(vars, holders)])
+    cells = [(cell, cell.cell_contents) for cell in closures if type(_content(cell)) is CACHED]
+    try:
+        for held, name, cached in names:
+            held[name] = cached.__wrapped__
+        for cls, name, method in methods:
+            setattr(cls, name, _bare(method))
+        for cell, cached in cells:
+            cell.cell_contents = cached.__wrapped__
         yield
+    finally:
+        for cell, cached in cells:
+            cell.cell_contents = cached
+        for cls, name, method in methods:
+            setattr(cls, name, method)
+        for held, name, cached in names:
+            held[name] = cached
 
 
 def _bare(held: Any) -> Any:
@@ -56,8 +84,7 @@ def _bare(held: Any) -> Any:
 
 def _cells(namespaces: Iterable[Any]) -> list[types.CellType]:
     """The variables of closures that hold a function with a cache: a decorator keeps it there."""
-    held = [value for names in namespaces for value in names.values() if type(value) not in _NO_FUNCTIONS]
-    stack = [f for value in held for f in _functions(value)]
+    stack = [f for names in namespaces for value in _wrappers(names) for f in _functions(value)]
     seen: dict[int, types.CellType] = {}
     found = []
     while stack:
@@ -72,6 +99,16 @@ def _cells(namespaces: Iterable[Any]) -> list[types.CellType]:
     return found
 
 
+def _wrappers(names: Any) -> list[Any]:
+    """What may be or hold a function with a closure: a few of the thousands of values that are looked at."""
+    values = list(names.values())
+    kinds = {kind for kind in set(map(type, values)) if issubclass(kind, _WRAPPERS)}
+    if not kinds:
+        return []
+    plain = types.FunctionType
+    return [v for v in values if type(v) in kinds and (type(v) is not plain or v.__closure__)]
+
+
 def _functions(value: Any) -> list[Callable[..., Any]]:
     """The Python functions behind what a namespace holds."""
     if isinstance(value, (staticmethod, classmethod)):
@@ -80,6 +117,8 @@ def _functions(value: Any) -> list[Callable[..., Any]]:
         value = value.fget
     elif isinstance(value, functools.partial):
         value = value.func
+    if type(value) is CACHED:
+        value = value.__wrapped__
     return [value] if isinstance(value, types.FunctionType) and value.__closure__ else []
 
 
@@ -88,7 +127,3 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # an empty cell
         return None
-
-
-def _fill(cell: types.CellType, content: Any) -> None:
-    cell.cell_contents = content

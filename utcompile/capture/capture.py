@@ -20,6 +20,7 @@ from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
+from utcompile.capture.rebinding import look_anew
 from utcompile.capture.value_checks import join_value_checks
 from utcompile.capture.verify import check
 from utcompile.capture.watch import Watch
@@ -96,6 +97,7 @@ def capture(
             fix="wrap the model in a module that keeps it under another name",
         )
     check_layers(model)
+    look_anew()
     copied = structural_copy(model)
     drop_backward_hooks(copied)
     inputs = read_inputs(copied, example_inputs, dynamic)

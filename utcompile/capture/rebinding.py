@@ -13,18 +13,18 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from utcompile.capture.active import current
-from utcompile.capture.caches import CACHED, without_caches
+from utcompile.capture.active import current, is_nested
+from utcompile.capture.caches import CACHED, Caches, without_caches
 from utcompile.capture.expressions import Expression
 from utcompile.capture.tracked import TrackedFloat, TrackedInt, compute, expression_of, is_tracked, plain
 
-_MISSING = object()
 # packages whose code is no model's: torch runs with plain sizes, and the others never see one
 _FOREIGN = frozenset(
     {"torch", "numpy", "utcompile", "pytest", "_pytest", "typing_extensions", "onnx", "onnxruntime", "pydantic"}
@@ -168,14 +168,42 @@ def _leaked(value: Any) -> Any:
     return original_of(value)
 
 
-def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Reached:
+    """Globals that code can name, and what in them is replaced: functions of `math`, functions with a cache."""
+
+    namespaces: list[dict[str, Any]]
+    math: list[tuple[dict[str, Any], str]]
+    caches: Caches
+
+    @classmethod
+    def by(cls, namespaces: list[dict[str, Any]]) -> _Reached:
+        """Look through all values of namespaces."""
+        builtin = types.BuiltinFunctionType
+        named = [
+            (names, name)
+            for names in namespaces
+            if builtin in set(map(type, names.values()))
+            for name, value in names.items()
+            if type(value) is builtin and value in _MATH
+        ]
+        return cls(namespaces, named, Caches.of(namespaces))
+
+
+def look_anew() -> None:
+    """Forget what was found in namespaces: a module may have changed since the last capture."""
+    _reached.cache_clear()
+
+
+def _places(model: nn.Module) -> list[_Reached]:
     """The globals of the code that the model runs: of its classes, and of the functions that these can name."""
     modules = list(model.modules())
     held = [value for m in modules for value in vars(m).values()]  # a patched forward, a function given to it
-    own = [f.__globals__ for f in held if isinstance(f, types.FunctionType)]
-    found = {id(names): names for names in _reached(frozenset(map(type, modules)))}
-    found |= {id(names): names for names in own if not _is_foreign(names)}
-    return list(found.values())
+    find = _reached.__wrapped__ if is_nested() else _reached  # inside of another recording namespaces have twins
+    known = find(frozenset(map(type, modules)))
+    seen = set(map(id, known.namespaces))
+    own = {id(f.__globals__): f.__globals__ for f in held if isinstance(f, types.FunctionType)}
+    return [known, _Reached.by([names for at, names in own.items() if at not in seen and not _is_foreign(names)])]
 
 
 def _is_foreign(names: dict[str, Any]) -> bool:
@@ -183,7 +211,7 @@ def _is_foreign(names: dict[str, Any]) -> bool:
 
 
 @functools.lru_cache(maxsize=4)  # the recordings of one capture ask for the same
-def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
+def _reached(classes: frozenset[type]) -> _Reached:
     found: dict[int, dict[str, Any]] = {}
     stack = [
         function.__globals__
@@ -204,7 +232,7 @@ def _reached(classes: frozenset[type]) -> list[dict[str, Any]]:
                 stack.append(value.__globals__)
             elif isinstance(value, types.ModuleType):
                 stack.append(vars(value))
-    return list(found.values())
+    return _Reached.by(list(found.values()))
 
 
 def _own_classes(model: nn.Module) -> list[type]:
@@ -216,10 +244,11 @@ def _own_classes(model: nn.Module) -> list[type]:
 def rebound(model: nn.Module) -> Iterator[None]:
     """Give the model's modules the twins, for as long as a recording runs."""
     old: list[tuple[dict[str, Any], str, Any]] = []
-    namespaces = _namespaces(model)
+    added: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    places = _places(model)
 
     def put(names: dict[str, Any], name: str, value: Any) -> None:
-        old.append((names, name, names.get(name, _MISSING)))
+        old.append((names, name, names[name]))
         names[name] = value
 
     try:
@@ -227,18 +256,19 @@ def rebound(model: nn.Module) -> Iterator[None]:
             put(vars(math), original.__name__, twin)
         for name in _NUMPY:
             put(vars(np), name, _of_numpy(getattr(np, name)))
-        for names in namespaces:
-            for name, value in [one for one in names.items() if type(one[1]) is types.BuiltinFunctionType]:
-                if value in _MATH:
-                    put(names, name, _MATH[value])
-            for name, twin in _TWINS.items():
-                if name not in names:
-                    put(names, name, twin)
-        with without_caches(_own_classes(model), [*namespaces, *map(vars, model.modules())]):
+        for names, name in [one for place in places for one in place.math]:
+            if type(names.get(name)) is types.BuiltinFunctionType and names[name] in _MATH:
+                put(names, name, _MATH[names[name]])
+        for names in [names for place in places for names in place.namespaces]:
+            twins = _TWINS if _TWINS.keys().isdisjoint(names) else {n: t for n, t in _TWINS.items() if n not in names}
+            added.append((names, twins))
+            names.update(twins)
+        of_instances = Caches.of([*map(vars, model.modules())])
+        with without_caches(_own_classes(model), [*(place.caches for place in places), of_instances]):
             yield
     finally:
-        for names, name, value in reversed(old):
-            if value is _MISSING:
+        for names, twins in added:
+            for name in twins:
                 names.pop(name, None)
-            else:
-                names[name] = value
+        for names, name, value in reversed(old):
+            names[name] = value

@@ -6,13 +6,14 @@ from typing import Any
 
 from utcompile.fold.layers import Unfoldable
 from utcompile.graph import Operation
+from utcompile.ops import Trait, having
 
 Function = tuple[str, dict[str, Any]]  # its canonical name and attributes
 
 IDENTITY: Function = ("identity", {})
-_POSITIVE = frozenset("relu relu6 sigmoid hardsigmoid softplus".split())  # never below zero
-_FIXING = frozenset("relu leaky_relu elu celu".split())  # the identity above zero
-_ODD_PART = frozenset("gelu silu hardswish".split())  # σ(z) − σ(−z) = z
+_POSITIVE = having(Trait.POSITIVE)
+_FIXING = having(Trait.IDENTITY_ABOVE_ZERO)
+_ODD_PART = having(Trait.ODD_PART)
 
 
 def activation(op: Operation) -> Function:

@@ -13,7 +13,7 @@ from torch import fx
 
 from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.fold.maps import map_after
-from utcompile.fold.sinks import CONVS
+from utcompile.fold.sinks import DENSE
 from utcompile.fold.travel import Elementwise
 from utcompile.graph import operation, tensor
 
@@ -27,7 +27,7 @@ def plan_biases(work: Work, original: Collection[str]) -> Iterator[tuple[str, Pl
     for node in list(work.graph.nodes):
         op = operation(node, work.root)
         name = op.parameters.get("bias")
-        if op.name not in ("linear", *CONVS) or name is None or name in original or not work.is_parameter(name):
+        if op.name not in DENSE or name is None or name in original or not work.is_parameter(name):
             continue  # or it is computed from others
         try:
             yield name, _plan(work, node, name, original)

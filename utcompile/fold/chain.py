@@ -15,8 +15,9 @@ from torch import fx
 from utcompile.fold.layers import Layer, Unfoldable, Work
 from utcompile.fold.scales import Scale, scale_of
 from utcompile.graph import GraphView, Operation, Role, info, readers, tensor
+from utcompile.ops import Trait, having
 
-_STILL = frozenset("reshape permute transpose contiguous identity detach to dropout".split())  # every number stays
+_STILL = having(Trait.AXES | Trait.SAME | Trait.DROPOUT)  # every number stays
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class _Walk:
         found: list[fx.Node] = []
         node = gate
         for wanted in ("activation", "pointwise", "activation", "pointwise", "pool"):
-            while operations[node].name in _STILL | {"expand"} and len(readers(node)) == 1:
+            while (operations[node].name in _STILL or operations[node].name == "expand") and len(readers(node)) == 1:
                 node = self.input(node)
             if wanted not in classes[node] or len(readers(node)) != 1:
                 return None

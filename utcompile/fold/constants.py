@@ -18,11 +18,12 @@ from torch import fx
 from utcompile.fold.execute import in_float64
 from utcompile.fold.layers import Planned, Unfoldable, Work
 from utcompile.graph import Role, Size, info, inserted, operation, origin_of, run_node, tensor, value_of
+from utcompile.ops import Trait, having
 from utcompile.rewrite import TunedSite
 
 _MADE_FROM_NOTHING = frozenset((torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye))
 # what costs next to nothing: a constant that only these make is a view of a parameter
-_FREE = frozenset("reshape permute transpose contiguous detach identity expand getitem split to dropout".split())
+_FREE = having(Trait.VIEW | Trait.SAME | Trait.DROPOUT)
 
 
 def constant_nodes(graph: fx.Graph) -> set[fx.Node]:

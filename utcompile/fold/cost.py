@@ -11,10 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utcompile.fold.absorb import of_parameters
 from utcompile.graph import Role, Value, flops, info, operation, run_node, value_of
+from utcompile.ops import Trait, having
 
-_COUNTED = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul einsum sdpa".split()
-)
+_COUNTED = having(Trait.COUNTED)
 
 
 def count(root: nn.Module, nodes: Iterable[fx.Node]) -> tuple[int, int | None]:

@@ -20,14 +20,14 @@ from utcompile.graph import (
     inserted,
     is_parameter,
     is_state,
+    module_of,
     owner_path,
     replace_state,
     run_node,
+    set_operand,
     set_parameter,
     state_at,
 )
-
-_CONVS: dict[str, Any] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 
 
 class Unfoldable(Exception):
@@ -300,7 +300,8 @@ class Layer:
         else:
             a = self.op.attributes
             grouped = a["groups"] != 1
-            new = _CONVS[self.op.name](
+            make: Any = module_of(self.op.name)
+            new = make(
                 shape[0] if grouped else shape[1],
                 shape[0],
                 tuple(shape[2:]),
@@ -323,19 +324,10 @@ class Layer:
         with self.work.graph.inserting_before(self.node):
             node = self.work.graph.get_attr(name)
         inserted(node, info(self.node).origin, state=True)
-        args = list(self.node.args)
-        if len(args) > 2:
-            self.node.args = (*args[:2], node, *args[3:])
-        else:
-            self.node.kwargs = {**self.node.kwargs, "bias": node}
+        set_operand(self.node, "bias", node)
 
 
 def widen_groups(node: fx.Node, groups: int) -> None:
     """Set the groups of a depthwise convolution that is a function; a module was rebuilt with them."""
     if node.op == "call_function":
-        args, kwargs = list(node.args), dict(node.kwargs)
-        if len(args) > 6:
-            args[6] = groups
-        else:
-            kwargs["groups"] = groups
-        node.args, node.kwargs = tuple(args), kwargs
+        set_operand(node, "groups", groups)

@@ -18,11 +18,13 @@ from utcompile.fold.layers import Unfoldable, Work
 from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, info, run_node, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
+from utcompile.ops import Trait, having
 
 _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
 _VECTORS = 4  # where no position is computed from another
-_ANY_SIZE = frozenset("conv norm activation dropout identity contiguous permute linear mul add".split())
+_ANY_SIZE = frozenset("conv norm activation dropout linear permute".split())
+_ELEMENTWISE = having(Trait.SAME | Trait.ARITHMETIC)
 _SIZED = (Role.TUNER, Role.BRANCH, Role.SUM, Role.OPERATION, Role.PADDING)  # their values have known sizes
 _MUTED = {Role.SUM: 0, Role.BRANCH: 1, Role.TUNER: 0}  # which argument a node of a site is, were its tuner not there
 
@@ -259,7 +261,7 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
             return None
     inside = {*sources, *nodes}
     for n in nodes:
-        known = view.classes[n] & _ANY_SIZE or info(n).role in _SIZED
+        known = view.classes[n] & _ANY_SIZE or view.operations[n].name in _ELEMENTWISE or info(n).role in _SIZED
         if not known or "tokenwise" in view.classes[n]:
             return None
         if not all(i in inside or of_parameters(i) for i in n.all_input_nodes):

@@ -75,7 +75,7 @@ def scale_of(work: Work, node: fx.Node, op: Operation) -> Scale | None:
     else:
         return None
     t = t.reshape((1,) * (value.rank - t.dim()) + tuple(t.shape))
-    first = node.args[0] is source
+    first = op.operands.get("input") is source
     if op.name == "mul":
         found = Elementwise(t, torch.zeros_like(t))
     elif op.name == "div" and first:

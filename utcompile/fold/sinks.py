@@ -18,12 +18,13 @@ from torch import fx
 from utcompile.fold.layers import Layer, Unfoldable, Work
 from utcompile.fold.travel import Elementwise, Map, Mixing
 from utcompile.graph import Operation, tensor
+from utcompile.ops import Trait, having
 from utcompile.tuners import outputs_of
 
-CONVS = ("conv1d", "conv2d", "conv3d")
-_DENSE = ("linear", *CONVS)
-_NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
-_SHIFTED = ("embedding", "batch_norm", "layer_norm", "group_norm", "instance_norm")
+_CONVS = having(Trait.CONV)
+_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
+DENSE = having(Trait.OUTPUTS_FIRST)  # a linear, or a convolution
+_LAYERS = having(Trait.LAYER)
 
 Parameters = tuple[Layer, torch.Tensor, torch.Tensor | None]  # a layer, its weight to be, its bias to be
 
@@ -34,15 +35,15 @@ def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
     Raises:
         Unfoldable: it has none that could.
     """
-    takes = op.name in (*_DENSE, *_NORMS, "embedding") or op.name.startswith("conv_transpose")
+    takes = op.name in _LAYERS
     if not takes or "weight" not in op.parameters or (op.name == "instance_norm" and "bias" not in op.parameters):
         raise Unfoldable(f"{op.name} ({node.name}) has no weight that could take it")
     layer = _layer(work, node, op)
     weight = layer.weight
     if isinstance(m, Mixing):
-        if op.name not in _DENSE or op.attributes.get("groups", 1) != 1:
+        if op.name not in DENSE or op.attributes.get("groups", 1) != 1:
             raise Unfoldable(f"{op.name} ({node.name}) cannot take a full matrix")
-        if m.axis != (1 if op.name in CONVS else tensor(node).rank - 1):
+        if m.axis != (1 if op.name in _CONVS else tensor(node).rank - 1):
             raise Unfoldable(f"the channels that it mixes are not {op.name}'s outputs")
         return layer, torch.tensordot(m.matrix, weight, ([1], [0])), m.matrix @ layer.bias + m.shift
     factor, shift = (_of_outputs(node, op, weight, t) for t in (m.factor, m.shift))
@@ -61,8 +62,8 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     Raises:
         Unfoldable: it has none that could.
     """
-    transposed = op.name.startswith("conv_transpose")
-    takes = op.name in (*_DENSE, "batch_norm") or transposed
+    transposed = op.name in _TRANSPOSED
+    takes = op.name in DENSE or op.name == "batch_norm" or transposed
     if not takes or "weight" not in op.parameters or op.inputs != (value,):
         raise Unfoldable(f"{op.name} ({node.name}), which reads it, is no linear or convolution")
     axis = tensor(value).rank - 1 if op.name == "linear" else 1
@@ -86,7 +87,7 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
             raise Unfoldable(f"{node.name} is transposed: what it makes of a shift is no constant")
         return layer, weight * factor.reshape(-1, *[1] * (weight.dim() - 1)), None
     _check_border(node, op, shift)
-    groups = op.attributes.get("groups", 1) if op.name in CONVS else 1
+    groups = op.attributes.get("groups", 1) if op.name in _CONVS else 1
     added = (weight * _by_input(shift, groups, weight)).flatten(1).sum(1)
     return layer, weight * _by_input(factor, groups, weight), layer.bias + added
 
@@ -107,7 +108,7 @@ def beside_layer(work: Work, node: fx.Node, op: Operation, m: Map, scale: Elemen
     Raises:
         Unfoldable: it has none that could.
     """
-    if op.name not in _DENSE or "weight" not in op.parameters:
+    if op.name not in DENSE or "weight" not in op.parameters:
         raise Unfoldable(f"{op.name} ({node.name}) beside it is no linear or convolution")
     layer = _layer(work, node, op)
     if scale is None:
@@ -116,8 +117,8 @@ def beside_layer(work: Work, node: fx.Node, op: Operation, m: Map, scale: Elemen
         _, weight, scaled = after_layer(work, node, op, scale)
         assert scaled is not None
         bias = scaled
-    axis = 1 if op.name in CONVS else tensor(node).rank - 1
-    groups = op.attributes.get("groups", 1) if op.name in CONVS else 1
+    axis = 1 if op.name in _CONVS else tensor(node).rank - 1
+    groups = op.attributes.get("groups", 1) if op.name in _CONVS else 1
     if isinstance(m, Mixing):
         if m.axis != axis:
             raise Unfoldable(f"the channels that it mixes are not {op.name}'s")

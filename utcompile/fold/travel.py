@@ -23,14 +23,12 @@ from torch import fx
 from utcompile.fold.execute import in_float64
 from utcompile.fold.layers import Unfoldable, Work
 from utcompile.graph import Operation, info, is_state, operation, run_node, tensor, value_of
+from utcompile.ops import Trait, having
 
 _BATCH = 2
-_SAME = frozenset("dropout identity contiguous detach to".split())
-_MOVES = frozenset(
-    "reshape permute transpose roll flip pad expand getitem select narrow repeat pixel_shuffle pixel_unshuffle "
-    "channel_shuffle unfold sliding_window".split()
-)
-_HOMOGENEOUS = frozenset(["relu", "leaky_relu"])
+_SAME = having(Trait.SAME | Trait.DROPOUT)
+_MOVES = having(Trait.MOVES | Trait.PADS)
+_HOMOGENEOUS = having(Trait.HOMOGENEOUS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def compressed(t: torch.Tensor) -> torch.Tensor:
 
 def passes(op: Operation) -> bool:
     """Whether an operation with one input lets maps through, on conditions."""
-    return op.name in _SAME | _MOVES | _HOMOGENEOUS or _pools(op)
+    return op.name in _SAME or op.name in _MOVES or op.name in _HOMOGENEOUS or _pools(op)
 
 
 def backward(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Map) -> Map:

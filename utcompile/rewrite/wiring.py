@@ -14,13 +14,11 @@ from weakref import WeakKeyDictionary
 
 from torch import fx
 
-from utcompile.graph import ACTIVATIONS, GraphView, Operation, Role, info, is_state, state_name, value_of
+from utcompile.graph import GraphView, Operation, Role, info, is_state, state_name, value_of
+from utcompile.ops import Trait, having
 from utcompile.rewrite.tuned import TunedModule, TunedSite
 
-_LISTED = ACTIVATIONS | frozenset(
-    """batch_norm layer_norm group_norm instance_norm rms_norm normalize softmax log_softmax sdpa pool matmul einsum
-    add sub mul div pow mean sum cat""".split()
-)
+_LISTED = having(Trait.ACTIVATION | Trait.NORM | Trait.LISTED)
 # modes, and sizes that the shapes of the weights have, of which those of a head may differ
 _OF_NO_MATTER = frozenset(
     "training inplace in_features out_features in_channels out_channels num_embeddings embedding_dim".split()
@@ -70,7 +68,7 @@ def wiring(tuned: TunedModule) -> Wiring:
 
 def place_of_site(tuned: TunedModule, site: TunedSite) -> list[str]:
     """What a site's nodes read, in terms of the base's operations; of a weight tuner, the parameters it changes."""
-    if site.form == "weight":
+    if site.tunes:
         return [f"{role} {name}" for role, name in sorted(site.tunes.items())]
     sources = wiring(tuned).sources
     nodes = [n for n in tuned.graph.nodes if info(n).site == site.id and info(n).role in (Role.TUNER, Role.SUM)]

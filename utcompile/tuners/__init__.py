@@ -3,11 +3,8 @@
 from utcompile.tuners.adapter import Adapter, AdapterConfig
 from utcompile.tuners.base import (
     ChannelMap,
-    Form,
-    Port,
     Tuner,
     TunerConfig,
-    TunerSite,
     config_for,
     register_tuner,
     tuner_class,
@@ -29,9 +26,11 @@ from utcompile.tuners.recompute import recomputed
 from utcompile.tuners.recurrent import RECURRENT, EachParameter, build_tuner
 from utcompile.tuners.rep_adapter import RepAdapter, RepAdapterConfig
 from utcompile.tuners.side_chain import Bypass, BypassConfig, Ladder, LadderConfig
+from utcompile.tuners.sites import FORMS, ChainSite, Form, Port, TokensSite, TunerSite, ValueSite, WeightSite
 from utcompile.tuners.ssf import Ssf, SsfConfig
 
 __all__ = [
+    "FORMS",
     "HALVES",
     "RECURRENT",
     "Adapter",
@@ -40,6 +39,7 @@ __all__ = [
     "BiasConfig",
     "Bypass",
     "BypassConfig",
+    "ChainSite",
     "ChannelMap",
     "ConvAdapter",
     "ConvAdapterConfig",
@@ -67,9 +67,12 @@ __all__ = [
     "RepAdapterConfig",
     "Ssf",
     "SsfConfig",
+    "TokensSite",
     "Tuner",
     "TunerConfig",
     "TunerSite",
+    "ValueSite",
+    "WeightSite",
     "build_tuner",
     "config_for",
     "edges",

@@ -10,8 +10,9 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.tuners.activations import check_activation, make_activation
-from utcompile.tuners.base import ChannelMap, Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import ChannelMap, Tuner, TunerConfig, register_tuner
 from utcompile.tuners.projection import stride_between
+from utcompile.tuners.sites import Port, ValueSite
 
 Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Scale = Literal["none", "scalar", "channel", "input"]
@@ -107,7 +108,7 @@ class Adapter(Tuner):
                 nn.init.normal_(layer.bias, std=1e-6) if init == "xavier" else nn.init.zeros_(layer.bias)
 
     @classmethod
-    def build(cls, config: AdapterConfig, site: TunerSite) -> Adapter:
+    def build(cls, config: AdapterConfig, site: ValueSite) -> Adapter:
         """Choose the linear or convolutional form, the stride and the activation from the site."""
         source, target = site.source, site.target
         _ = source.channels, target.channels  # both must be known
@@ -118,7 +119,7 @@ class Adapter(Tuner):
             )
         stride = stride_between(source, target)
         activation = make_activation(config.activation, site.captures)
-        return cls(config, source, target, activation, stride, residual=site.form == "sequential")
+        return cls(config, source, target, activation, stride, residual=site.replaces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, …, C_x)` or `(B, C_x, …)` -> the shape of the target."""

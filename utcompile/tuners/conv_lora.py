@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
+from utcompile.tuners.sites import ValueSite
 
 _CONVS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 
@@ -51,7 +52,7 @@ class ConvLora(Tuner):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
 
     @classmethod
-    def build(cls, config: ConvLoraConfig, site: TunerSite) -> ConvLora:
+    def build(cls, config: ConvLoraConfig, site: ValueSite) -> ConvLora:
         """Take kernel, stride, padding and groups from the convolution that makes the target."""
         op = site.captures.get(site.target.name)
         if op is None or op.name not in _CONVS:

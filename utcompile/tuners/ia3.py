@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import TunerConfig, register_tuner
 from utcompile.tuners.outputs import inputs_of
 from utcompile.tuners.scaling import Scaling
+from utcompile.tuners.sites import ValueSite, WeightSite
 from utcompile.tuners.slices import Slices
 
 
@@ -39,15 +40,14 @@ class Ia3(Scaling):
     of_inputs: bool = False
 
     @classmethod
-    def build(cls, config: Ia3Config, site: TunerSite) -> Ia3:
+    def build(cls, config: Ia3Config, site: ValueSite | WeightSite) -> Ia3:
         """One factor a channel of the value, or an output (or input) channel of the weight."""
         if not config.inputs:
             return cls(**cls.arguments(site, shift=False, slices=config.slices))
-        if site.form != "weight" or config.slices:
+        if config.slices or not isinstance(site, WeightSite):
             what = "`slices:`" if config.slices else f"`{site.form}:`"
             raise UtcError(f"inputs: true does not go with {what}", fix="use `weight: h` without slices")
         arguments = cls.arguments(site, shift=False, slices=None)
-        assert site.operation is not None
         found = inputs_of(site.operation, site.weight_shape)
         tuner = cls(**(arguments | {"channels": found.count, "outputs": found}))
         tuner.of_inputs = True

@@ -9,10 +9,11 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
+from utcompile.ops import Trait, having
 
-_FIRST = frozenset(["linear", "conv1d", "conv2d", "conv3d", "parameter"])
-_LAST = frozenset(["matmul", "embedding"])
-NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
+_FIRST = having(Trait.OUTPUTS_FIRST)
+_LAST = having(Trait.OUTPUTS_LAST)
+NORMS = having(Trait.AFFINE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
     """
     if op.name in NORMS:
         return Outputs((prod(shape),), (0,))
-    if op.name in _FIRST:
+    if op.name in _FIRST or op.name == "parameter":
         return Outputs((shape[0], prod(shape[1:])), (0,))
     if op.name.startswith("conv_transpose"):
         groups = op.attributes.get("groups", 1)

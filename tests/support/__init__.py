@@ -1,0 +1,1 @@
+"""What tests share: models, modules and training steps."""
