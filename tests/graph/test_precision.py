@@ -13,7 +13,8 @@ from utcompile.graph import full_precision
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `torch.backends.disable_global_flags()`, which importing torch's own test helpers calls."""
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    own = torch.backends.disable_global_flags.__globals__
+    monkeypatch.setitem(own, "__allow_nonbracketed_mutation_flag", False)
 
 
 @pytest.mark.usefixtures("locked")
