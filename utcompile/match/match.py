@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, UtcGraphModule, collector_paused, info
+from utcompile.graph import GraphView, UtcGraphModule, collector_paused, descendants, info
 from utcompile.match.engine import Bindings, Engine
 from utcompile.match.explain import Miss, nearest, too_few, too_many
 from utcompile.match.hints import unlisted
@@ -90,15 +90,8 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
 
 def _is_dead(node: fx.Node, view: GraphView) -> bool:
     """Whether the base computes a value for nothing; one that is written into memory may be read from there."""
-    found, stack = {node}, [node]
-    while stack:
-        for reader in stack.pop().users:
-            if reader.op == "output" or info(reader).mutates:
-                return False
-            if reader not in found:
-                found.add(reader)
-                stack.append(reader)
-    return True
+    readers = (n for n in descendants([node]) if n is not node)
+    return not any(reader.op == "output" or info(reader).mutates for reader in readers)
 
 
 def _check_sites(sites: Sequence[Site]) -> None:

@@ -19,6 +19,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import (
     affine_batch_norm,
     copy_graph,
+    descendants,
     info,
     is_state,
     set_affine_norms,
@@ -148,12 +149,8 @@ def _finish(writer: Writer, follows_mode: bool) -> None:
 
 
 def _forget_state(node: fx.Node) -> None:
-    stack = list(node.users)
-    while stack:
-        user = stack.pop()
-        known, info(user).state = info(user).state, None
-        if known:
-            stack += user.users
+    for user in [*descendants(node.users, until=lambda n: not info(n).state)]:
+        info(user).state = None
 
 
 def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module], tuner_dtype: TunerDtype) -> Tuner:
