@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from utcompile.errors import UtcError
     from utcompile.fold import FoldReport, fold, register_fold
     from utcompile.plan import Plan
+    from utcompile.register import register_operation
     from utcompile.rewrite import (
         TunedModule,
         disable_tuners,
@@ -49,6 +50,7 @@ _HOMES = {
     "match": "api",
     "peft_rules": "rewrite",
     "register_fold": "fold",
+    "register_operation": "register",
     "register_tuner": "tuners",
     "save_peft": "rewrite",
     "save_tuners": "rewrite",
@@ -72,6 +74,7 @@ __all__ = [
     "match",
     "peft_rules",
     "register_fold",
+    "register_operation",
     "register_tuner",
     "save_peft",
     "save_tuners",

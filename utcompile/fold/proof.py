@@ -19,13 +19,14 @@ from utcompile.fold.site import untuned
 from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, ancestors, info, run_node, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
-from utcompile.ops import Trait, having
+from utcompile.ops import Axes, Trait, having
 
 _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
 _VECTORS = 4  # where no position is computed from another
-_ANY_SIZE = frozenset("conv norm activation dropout linear permute".split())
-_ELEMENTWISE = having(Trait.SAME | Trait.ARITHMETIC)
+_ANY_SIZE = frozenset("conv norm activation dropout linear".split())
+_KEPT = having(Trait.SAME | Trait.ARITHMETIC)
+_TURNED = having(Axes.PERMUTE)
 _SIZED = (Role.TUNER, Role.BRANCH, Role.SUM, Role.OPERATION, Role.PADDING)  # their values have known sizes
 
 
@@ -262,7 +263,12 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
             return None
     inside = {*sources, *nodes}
     for n in nodes:
-        known = view.classes[n] & _ANY_SIZE or view.operations[n].name in _ELEMENTWISE or info(n).role in _SIZED
+        known = (
+            view.classes[n] & _ANY_SIZE
+            or (name := view.operations[n].name) in _KEPT
+            or name in _TURNED
+            or info(n).role in _SIZED
+        )
         if not known or "tokenwise" in view.classes[n]:
             return None
         if not all(i in inside or of_parameters(i) for i in n.all_input_nodes):
