@@ -13,7 +13,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
-from utcompile.fold import Added, Fold, Patch, Replace, Unfoldable, base, registered_folds
+from utcompile.fold import Added, Argument, Fold, Patch, Remove, Replace, Unfoldable, base, registered_folds
 from utcompile.graph import origin_of, readers
 from utcompile.tuners import Bottleneck, Tuner, TunerConfig
 from utcompile.tuners import base as tuners
@@ -196,6 +196,32 @@ def test_a_fold_that_breaks_its_promise_is_taken_back() -> None:
         folded, report = utc.fold(tuned)
         assert report.sites[0].status == "kept" and expected in report.sites[0].reason
         assert str(folded.graph) == str(tuned.graph) and "threshold" not in dict(folded.named_parameters())
+
+
+BROKEN = {
+    "a bias of another size": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(3)}, edits=(Replace(site.call, by=site.source),)), "folded, the site does not run"),
+    "a name of no module": (lambda site, bias: Patch((site.source,), (site.call,), {"none.bias": torch.ones(3)}), "its patch cannot be applied: AttributeError"),
+    "a node that is read": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(8)}, edits=(Remove(site.source),)), "its patch cannot be applied: RuntimeError"),
+    "an argument that the call has not": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(8)}, edits=(Argument(site.call, "no", 1),)), "its patch cannot be applied: UtcError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_patch_that_makes_no_sense_is_taken_back(name: str) -> None:
+    make, expected = BROKEN[name]
+
+    class Broken(FoldThreshold):
+        def plan(self, site: Any, model: Any) -> Patch:
+            layer = site.source.args[0]
+            patch = make(site, f"{layer.target}.bias")
+            return replace(patch, sources=(layer.args[0],))
+
+    utc.register_fold("threshold")(Broken)
+    tuned = thresholded(0.2)
+    folded, report = utc.fold(tuned)
+    assert report.sites[0].status == "kept" and expected in report.sites[0].reason
+    assert str(folded.graph) == str(tuned.graph)
+    assert torch.equal(folded.get_parameter("0.bias"), tuned.get_parameter("0.bias"))
 
 
 def test_what_cannot_be_registered() -> None:

@@ -103,6 +103,8 @@ def test_what_is_disproved_leaves_nothing(name: str, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any) -> None:
         raise Unfoldable("not today")
 
+    for fold in driver.registered_folds():
+        monkeypatch.setattr(type(fold), "trusted", False)  # that planning changes nothing is checked too
     monkeypatch.setattr(driver, "Trial", Watched)
     monkeypatch.setattr(driver, "_checked", refuse)
     tuned = tune(*PATCHES[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -17,6 +18,8 @@ from utcompile.fold.report import FoldedSite, Status
 from utcompile.fold.site import Part, Site
 from utcompile.fold.trial import Trial
 from utcompile.rewrite import TunedSite
+
+_T = TypeVar("_T")
 
 # a fold is exact in real arithmetic; float64 leaves 2.2e-16 an operation, sums of some thousand terms less than this
 _TOLERANCE = 1e-9
@@ -121,10 +124,10 @@ class Driver:
 
     def _proven(self, trial: Trial, proof: SiteProof, attempt: _Attempt) -> FoldedSite:
         share = attempt.patch.retained
-        results, notes, eaten = trial.apply(attempt.patch), "", None
+        results, notes, eaten = _applied(trial, attempt), "", None
         if broken := attempt.ensured():
             raise Unfoldable(f"the fold {attempt.fold} breaks its promise: {broken}")
-        retained = share if share is not None and not attempt.muted else proof.retained(results)
+        retained = share if share is not None and not attempt.muted else _run(proof.retained, results)
         if retained < _RETAINED:
             notes = _eaten(retained)
             try:
@@ -156,7 +159,7 @@ class Driver:
         if not self.model.options.float32:
             raise Unfoldable(notes)
         results = trial.apply(plan_float32(self.model, sorted(trial.names), results))
-        return results, proof.retained(results)
+        return results, _run(proof.retained, results)
 
     def _cloned(self, names: Collection[str]) -> int:
         """Bytes of the parameters that were tied to others before a patch changed them alone."""
@@ -171,16 +174,38 @@ class Driver:
         return found
 
 
+def _applied(trial: Trial, attempt: _Attempt) -> list[fx.Node]:
+    """The nodes that yield the values of a patch's outputs.
+
+    Raises:
+        Unfoldable: it names what is not there, or takes out what is still read.
+    """
+    try:
+        return trial.apply(attempt.patch)
+    except Exception as error:  # whatever a user's patch may have in it
+        said = str(error).partition("\n")[0]
+        raise Unfoldable(f"its patch cannot be applied: {type(error).__name__}: {said}") from error
+
+
+def _run(measure: Callable[[Sequence[fx.Node]], _T], results: Sequence[fx.Node]) -> _T:
+    """What a proof measures of a site.
+
+    Raises:
+        Unfoldable: it does not run.
+    """
+    try:
+        return measure(results)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise Unfoldable(f"folded, the site does not run: {error}".partition("\n")[0]) from error
+
+
 def _checked(proof: SiteProof, results: Sequence[fx.Node]) -> Proof:
     """What a proof finds of a patch that has been applied.
 
     Raises:
-        Unfoldable: the site's values have moved.
+        Unfoldable: the site's values have moved, or it does not run.
     """
-    try:
-        found = proof.check(results)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise Unfoldable(f"folded, the site does not run: {error}".partition("\n")[0]) from error
+    found = _run(proof.check, results)
     if found.error > _TOLERANCE:
         raise Unfoldable(f"folded, the site differs by {found.error:.1e}; what stands between is not what it seems")
     return found

@@ -73,7 +73,7 @@ class Folding:
 
     def nodes(self) -> Iterator[fx.Node]:
         """The nodes of the graph, without those that a patch on trial has taken out."""
-        return (n for n in self.graph.nodes if n not in self.gone)
+        return (n for n in self.graph.nodes if n not in self.gone) if self.gone else iter(self.graph.nodes)
 
     def view(self) -> GraphView:
         """An index of the graph as it is."""

@@ -71,7 +71,6 @@ class SiteProof:
     def __init__(self, model: Folding, sources: Sequence[fx.Node], outputs: Sequence[fx.Node], muted: str = "") -> None:
         self.model, self.sources, self.outputs = model, dict.fromkeys(sources), list(outputs)
         nodes = dict.fromkeys(n for output in outputs for n in _cone(output, self.sources))
-        self.muted = muted
         self._own = model.home[0]
         self._generator = torch.Generator().manual_seed(0)
         self.draws: list[_Draw] = []

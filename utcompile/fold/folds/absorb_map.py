@@ -27,6 +27,7 @@ class AbsorbMap(Fold):
     """
 
     status = "absorbed"
+    trusted = True
     cases = (*sinks.CASES, *travel.CASES, *routes.CASES)
 
     def requires(self, site: Site, model: Folding) -> bool:

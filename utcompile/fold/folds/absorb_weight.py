@@ -30,6 +30,7 @@ class AbsorbWeight(Fold):
     """
 
     status = "absorbed"
+    trusted = True
     cases = (
         Case(
             "W1",

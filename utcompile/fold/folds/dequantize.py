@@ -24,6 +24,7 @@ class Dequantize(Fold):
     """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
 
     status = "absorbed"
+    trusted = True
     cases = (
         Case(
             "W2",

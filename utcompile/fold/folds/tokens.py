@@ -26,6 +26,7 @@ class ConstantTokens(Fold):
     """
 
     status = "constant"
+    trusted = True
     cases = (
         Case(
             "T1",

@@ -123,6 +123,7 @@ class Widen(Fold):
     """
 
     status = "widened"
+    trusted = True
     cases = CASES
 
     def requires(self, site: Site, model: Folding) -> bool:
