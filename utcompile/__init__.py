@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from utcompile.capture import CapturedModule, capture
     from utcompile.deploy import ExportResult, export_onnx
     from utcompile.errors import UtcError
-    from utcompile.fold import FoldReport, fold
-    from utcompile.match import Plan
+    from utcompile.fold import FoldReport, fold, register_fold
+    from utcompile.plan import Plan
+    from utcompile.register import register_operation
     from utcompile.rewrite import (
         TunedModule,
         disable_tuners,
@@ -35,7 +36,7 @@ _HOMES = {
     "CapturedModule": "capture",
     "ExportResult": "deploy",
     "FoldReport": "fold",
-    "Plan": "match",
+    "Plan": "plan",
     "RuleSet": "rules",
     "TunedModule": "rewrite",
     "UtcError": "errors",
@@ -48,6 +49,8 @@ _HOMES = {
     "load_tuners": "rewrite",
     "match": "api",
     "peft_rules": "rewrite",
+    "register_fold": "fold",
+    "register_operation": "register",
     "register_tuner": "tuners",
     "save_peft": "rewrite",
     "save_tuners": "rewrite",
@@ -70,6 +73,8 @@ __all__ = [
     "load_tuners",
     "match",
     "peft_rules",
+    "register_fold",
+    "register_operation",
     "register_tuner",
     "save_peft",
     "save_tuners",

@@ -1,4 +1,4 @@
-"""The public verbs that join the rooms: `match` with a rewriter, and `compile`."""
+"""The public verbs that join the rooms: `match` and `compile`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from utcompile.capture.example import Example
 from utcompile.capture.inputs import Examples, bind_inputs
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
-from utcompile.match import Plan, TunerDtype
+from utcompile.match import TunerDtype
 from utcompile.match import match as find
+from utcompile.plan import Plan
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.start import insert_and_check
@@ -48,7 +49,7 @@ def match(
             why="tuners that are not folded have no second layer of tuners",
             fix="put all the rules in one file and match the captured model; or fold first, and tune the folded model",
         )
-    return find(captured, rules, vars, insert_and_check, train)
+    return Plan.of(find(captured, rules, vars, train))
 
 
 def compile(
@@ -90,8 +91,7 @@ def compile(
     if isinstance(model, UtcGraphModule):
         return _compile_again(model, ruleset, example_inputs, dynamic, base, verify, tuner_dtype)
     plan = match(capture(model, example_inputs, dynamic, base, verify), ruleset)
-    tuned: TunedModule = plan.apply(tuner_dtype)
-    return tuned
+    return plan.apply(tuner_dtype)
 
 
 def _compile_again(

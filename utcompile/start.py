@@ -9,7 +9,7 @@ Nothing where the capture computed nothing (`verify="shapes"`): then the result 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -18,22 +18,30 @@ from utcompile.capture.example import Example
 from utcompile.capture.nested import map_tensors, tensors
 from utcompile.capture.untouched import random_numbers_kept, seed, values_kept
 from utcompile.errors import UtcError
-from utcompile.match import Plan
+from utcompile.match import PlanData, TunerDtype
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
 
 IDENTITY = "identity at the start, on the example inputs"
 
 
-def insert_and_check(plan: Plan, example: Example | None = None) -> TunedModule:
+def insert_and_check(plan: PlanData, example: Example | None = None) -> TunedModule:
     """Insert the tuners of a plan and check what they promise; `tuned.proven` says what was proven.
+
+    Every door leads here: `plan.apply()`, `utc.compile` and the command line.
+
+    Requires: what `apply_plan` requires.
+    Ensures: what `apply_plan` ensures; and, where the capture computed something, that each parameter of each kind of
+    tuner gets a gradient, and that tuners which say that they are the identity at the start are it.
 
     Args:
         plan: of a captured or folded module.
         example: what to compare on; by default the example that the module was captured with.
 
     Raises:
-        UtcError: as `apply_plan`; a parameter of a tuner gets no gradient; or an output differs at the start.
+        UtcError: one of these does not hold.
     """
+    if plan.tuner_dtype not in get_args(TunerDtype):
+        raise UtcError(f"tuner_dtype is {plan.tuner_dtype!r}", fix="say 'float32', or 'base' for the model's own dtype")
     tuned = apply_plan(plan)
     example = example or plan.module.example_inputs
     if example is not None and not example.compared:
@@ -44,7 +52,7 @@ def insert_and_check(plan: Plan, example: Example | None = None) -> TunedModule:
     return tuned
 
 
-def _prove(plan: Plan, tuned: TunedModule, example: Example | None) -> str:
+def _prove(plan: PlanData, tuned: TunedModule, example: Example | None) -> str:
     others = dict.fromkeys(s.tuner for s in tuned.sites if not tuned.tuner(s.id).identity_at_start)
     if others:
         return f"unproven: {', '.join(others)} tuners are not the identity at the start"

@@ -72,3 +72,58 @@ def test_rows_that_are_counted(example: int) -> None:
 
 def test_a_number_that_is_computed_gives_rows_that_are_right_everywhere() -> None:
     assert set(_calls(Joined(CUTS["narrow"]), 7).values()) == {"equal"}
+
+
+class Halved(nn.Module):
+    """Rows by the number of those that are left, which is nought in two recordings of three."""
+
+    def __init__(self, number: Callable[[T], float]) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: T) -> T:
+        h = x[3:] if x.shape[1] >= 8 else x
+        return h + self.number(h)
+
+
+@pytest.mark.parametrize(
+    "number", [lambda h: float(h.shape[0]), lambda h: h.shape[0] // 2, lambda h: h.numel() / 4, lambda h: len(h)]
+)
+def test_a_size_that_is_cut_off_in_some_recordings_only_is_read(number: Callable[[T], float]) -> None:
+    model = Halved(number)
+    captured = utc.capture(model, torch.randn(2, 12, 4), dynamic={"x": {0: "B", 1: "L"}})
+    for batch in (1, 2, 3, 4, 7, 12):
+        x = torch.randn(batch, 12, 4)
+        assert torch.equal(captured(x), model(x)), batch
+
+
+class Counted(nn.Module):
+    """A number in the input is a bound or a size, and what it makes is counted."""
+
+    def __init__(self, make: Callable[[T, T], T]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: T, k: T) -> T:
+        h = self.make(x, k)
+        return h.sum() / (h.shape[0] + 1) * (h.shape[0] // 2)
+
+
+SIZED = {
+    "stop": lambda x, k: x[:k],
+    "start": lambda x, k: x[k:],
+    "step": lambda x, k: x[::k],
+    "narrow": lambda x, k: x.narrow(0, 0, k),
+    "repeat": lambda x, k: x.repeat(k, 1),
+    "zeros": lambda x, k: x.new_zeros(k) + 1,
+    "arange": lambda x, k: torch.arange(k),
+    "pad": lambda x, k: F.pad(x, (0, 0, 0, k)),
+}
+
+
+@pytest.mark.parametrize("how", SIZED)
+def test_a_size_that_a_number_in_the_input_makes_is_read(how: str) -> None:
+    model, x = Counted(SIZED[how]), torch.randn(8, 4)
+    captured = utc.capture(model, (x, torch.tensor(1)), dynamic={})
+    for k in (1, 2, 3, 5, 8):
+        assert torch.equal(captured(x, torch.tensor(k)), model(x, torch.tensor(k))), k

@@ -17,7 +17,8 @@ from torch import fx, nn
 import utcompile as utc
 from utcompile.graph import BATCH, GraphView, Operation, Size, Value, info, module_operation, operation
 from utcompile.graph.spellings import FUNCTIONS, METHODS, MODULES, Spelling, spelled
-from utcompile.graph.table import CREATED, ROWS, names_of
+from utcompile.ops import ROWS
+from utcompile.ops.made import MADE
 from utcompile.rules import names
 
 X, IMAGE = torch.randn(2, 6, 8), torch.randn(2, 4, 6, 6)
@@ -199,7 +200,9 @@ def test_positional_keyword_and_default_arguments_read_alike(
     assert "." not in found.name
 
 
-@pytest.mark.parametrize("word", sorted({word for _, _, words in ROWS for word in words.split()}))
+@pytest.mark.parametrize(
+    "word", sorted({word for row in ROWS.values() for _, words in row.spellings for word in words.split()})
+)
 def test_every_word_of_the_table_is_torchs(word: str) -> None:
     assert spelled(word), f"torch {torch.__version__} has no {word}"
 
@@ -312,5 +315,5 @@ def test_what_is_not_in_the_table_keeps_its_own_name() -> None:
 
 
 def test_the_words_of_patterns_are_the_names_of_the_table() -> None:
-    assert names.OPERATIONS.keys() | {"dropout"} == names_of(ROWS) - names_of(CREATED)
-    assert not names_of(CREATED) & names.RESERVED
+    assert names.OPERATIONS.keys() | {"dropout"} == ROWS.keys() - {row.name for row in MADE}
+    assert not {row.name for row in MADE} & names.RESERVED

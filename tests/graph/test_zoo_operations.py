@@ -40,7 +40,7 @@ def unlisted(captured: utc.CapturedModule) -> set[str]:
     view = GraphView(captured.graph, captured)
     seen = {node: spelling_of(node, captured) for node in view.nodes}
     unknown = {text for node, text in seen.items() if text and "." in view.operations[node].name}
-    assert not unknown, f"in no row of utcompile/graph/table.py: {', '.join(sorted(unknown))}"
+    assert not unknown, f"in no row of utcompile/ops: {', '.join(sorted(unknown))}"
     assert all("." in view.operations[n].name for n, text in seen.items() if text is None and n.op == "call_module")
     return {text for text in seen.values() if text} - known_spellings()
 

@@ -241,7 +241,7 @@ def test_an_explanation_costs_nothing_until_it_is_asked_for(monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise AssertionError("explained")
 
-    monkeypatch.setattr(sys.modules["utcompile.match.match"], "_misses", refuse)
+    monkeypatch.setattr(sys.modules["utcompile.match.plan"], "misses", refuse)
     plan = utc.match(captured_of(VIT), rule("ffn", ADAPT))
     with pytest.raises(AssertionError, match="explained"):
         plan.explain()

@@ -73,6 +73,7 @@ def _class_of(model: str) -> type:
         ("prefix/prefix", {}, 261_220),
         ("u_tuning/single_mha_prefix", {"scale": "none"}, 261_220),
         ("prompt/vpt_deep", {}, 169_060),
+        ("prompt/vpt_shallow", {}, 84_580),  # ten prompts of 768, and a head of 768 · 100 + 100
         ("adapter/adaptformer", {}, 1_266_532),
         ("res_tuning/single", {}, 169_060),
         ("res_tuning/dual", {}, 482_644),

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
 from utcompile.graph import info
-from utcompile.match import Plan, Site
+from utcompile.match import Site
+from utcompile.plan import Plan
 from utcompile.tuners import Tuner, TunerConfig, TunerSite, base
 
 RULES = {

@@ -13,7 +13,7 @@ from torch import nn
 
 import utcompile as utc
 from utcompile.capture.example import Drawn, Example
-from utcompile.tuners import base
+from utcompile.tuners import TunerSite, base
 
 HEAD = "version: 1\nname: t\nrules:\n"
 LORA = HEAD + "  - {name: w, match: {op: linear}, except: head, insert: {weight: h, tuner: {kind: lora, r: 2}}}\n"
@@ -52,7 +52,7 @@ class _Liar(base.Tuner):
         self.shift = nn.Parameter(torch.ones(1))
 
     @classmethod
-    def build(cls, config: base.TunerConfig, site: base.TunerSite) -> _Liar:
+    def build(cls, config: base.TunerConfig, site: TunerSite) -> _Liar:
         return cls()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import zoo
 from torch import nn
 
 import utcompile as utc
-from utcompile.tuners import base
+from utcompile.tuners import TunerSite, base
 
 
 def rules(*entries: tuple[str, str], train: str = "") -> str:
@@ -304,7 +304,7 @@ def test_a_parameter_of_a_tuner_that_gets_no_gradient_is_named(monkeypatch: pyte
             self.extra = nn.Parameter(torch.ones(3)) if fault == "forgotten" else None
 
         @classmethod
-        def build(cls, config: Config, site: base.TunerSite) -> Dead:
+        def build(cls, config: Config, site: TunerSite) -> Dead:
             shape = site.weight_shape or (site.target.channels, site.source.channels)
             return cls(config.fault, shape, site.form)
 

@@ -31,6 +31,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
+    GPT2LMHeadModel,
     GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
@@ -409,10 +410,12 @@ def written(tmp_path: Path) -> tuple[nn.Module, torch.Tensor, Path]:
     ("change", "words"),
     [
         ({"peft_type": "ADALORA"}, "ADALORA is not read"),
-        ({"bias": "all"}, 'bias: "all"'),
-        ({"lora_bias": True}, "lora_bias: true"),
+        ({"bias": "boft_only"}, 'bias: "boft_only"'),
+        ({"lora_bias": True}, "the tensors of block.fc are not a whole tuner"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights: "pissa"'),
-        ({"target_parameters": ["fc.weight"]}, "target_parameters"),
+        ({"target_parameters": ["fc.weight", "fc.bias"]}, "which parameters of block.fc are tuned is unclear"),
+        ({"target_parameters": "fc.weight"}, "target_parameters is no list of names"),
+        ({"rank_pattern": ["fc"], "target_parameters": ["fc.weight"]}, "rank_pattern is no table"),
         ({"kasa_config": {"beta": 1}}, "kasa_config"),
         ({"of_a_later_version": True}, "of_a_later_version: true"),
         ({"lora_alpha": "8}"}, "is no number"),
@@ -453,21 +456,134 @@ def test_broken_files_are_refused(written: tuple[nn.Module, torch.Tensor, Path])
         utc.peft_rules(folder)
 
 
-def test_multihead_attention_of_peft_is_refused(tmp_path: Path) -> None:
-    model = made(Odd)
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["mha"])).save_pretrained(tmp_path)
-    with pytest.raises(utc.UtcError) as refused:
-        utc.peft_rules(tmp_path)
-    assert "tuners inside tuners, as on nn.MultiheadAttention, are not read" in str(refused.value)
+def test_tuners_inside_tuners_are_refused(written: tuple[nn.Module, torch.Tensor, Path]) -> None:
+    file = written[2] / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for inner in ("block.fc.base_layer", "fc.base_layer.in_proj"):
+        inside = {f"base_model.model.{inner}.lora_{n}.weight": torch.ones(3, 3) for n in "AB"}
+        save_file(tensors | inside, file)
+        with pytest.raises(utc.UtcError, match="no tensor of a plain LoRA or DoRA") as refused:
+            utc.peft_rules(written[2])
+        assert inner in str(refused.value)
 
 
-def test_a_grouped_convolution_of_peft_is_refused(tmp_path: Path) -> None:
-    model, x = made(Odd), torch.randn(2, 5, 8, dtype=torch.float64)
-    peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["grouped"])).save_pretrained(tmp_path)
+class Leaking(nn.Module):
+    """Parameters that are also read outside of the calls in which PEFT changes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mha, self.own = nn.MultiheadAttention(8, 2, batch_first=True), Own()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.own(self.mha(x, x, x)[0] @ self.mha.in_proj_weight[:8]) @ self.own.weight
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["mha"]}, {"target_modules": [], "target_parameters": ["own.weight"]}]
+)
+def test_a_parameter_that_is_read_outside_of_its_module_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    model, x = made(Leaking), torch.randn(2, 5, 8, dtype=torch.float64)
+    peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**options)).save_pretrained(tmp_path)
     tuned = compiled(model, utc.peft_rules(tmp_path), x)
     with pytest.raises(utc.UtcError, match="does not fit the model") as refused:
         utc.load_peft(tuned, tmp_path)
-    assert "lora/grouped/0: its groups=2, and PEFT's A reads all channels" in str(refused.value)
+    assert "where PEFT's tuner has no effect" in str(refused.value)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.tanh(self.conv(x)))
+
+
+def test_a_grouped_convolution_that_is_called_twice_is_refused(tmp_path: Path) -> None:
+    model, x = made(Twice), torch.randn(2, 8, 5, dtype=torch.float64)
+    peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["conv"])).save_pretrained(tmp_path)
+    tuned = compiled(model, utc.peft_rules(tmp_path), x)
+    with pytest.raises(utc.UtcError, match="its module is called several times"):
+        utc.load_peft(tuned, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+def test_statistics_that_peft_trained_are_refused(tmp_path: Path) -> None:
+    """LayerNorm tuning of a BatchNorm moves its running statistics, which are frozen here."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    theirs = peft.get_peft_model(copy.deepcopy(model), peft.LNTuningConfig(target_modules=["1"])).train()
+    theirs(x)
+    theirs.save_pretrained(tmp_path)
+    tuned = compiled(model, utc.peft_rules(tmp_path), x)
+    with pytest.raises(utc.UtcError, match=r"1\.running_mean.*it is frozen here, and other than the checkpoint's"):
+        utc.load_peft(tuned, tmp_path)
+
+
+@pytest.mark.parametrize("inputs", [False, True])
+def test_factors_of_ia3_that_do_not_fit_are_refused(inputs: bool, tmp_path: Path) -> None:
+    config = peft.IA3Config(target_modules=["0"], feedforward_modules=["0"] if inputs else [])
+    model, x = nn.Sequential(nn.Linear(4, 6)).double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(tmp_path)
+    other = f"kind: ia3, inputs: {str(not inputs).lower()}"
+    tuned = compiled(model, rules("linear", other).replace("    except: [head]\n", ""), x)
+    with pytest.raises(utc.UtcError, match="the checkpoint scales what its module"):
+        utc.load_peft(tuned, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"feedforward_modules": [] if inputs else ["0"]}))
+    with pytest.raises(utc.UtcError, match="are not on what it"):
+        utc.peft_rules(tmp_path)
+
+
+def gqa() -> nn.Module:
+    config = LlamaConfig(**SMALL | {"num_attention_heads": 4}, num_key_value_heads=2, max_position_embeddings=32)
+    return LlamaForCausalLM(config)
+
+
+def gpt2_head() -> nn.Module:
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, n_positions=32, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config)
+
+
+POSITIONS = {"position_ids": torch.arange(3, 8).repeat(2, 1), "use_cache": False}  # behind a prefix of 3
+
+
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # by transformers, for PEFT
+@pytest.mark.parametrize("make", [gqa, gpt2_head])
+def test_prefix_tuning(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """Rotary and learned positions; heads that share keys."""
+    model = made(make)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    theirs = peft.get_peft_model(copy.deepcopy(model), config).double().eval()
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path)
+    expected = output(theirs, IDS)
+    tuned = utc.load_peft(utc.compile(model, utc.peft_rules(tmp_path), IDS | POSITIONS), tmp_path).eval()
+    assert error(output(tuned, IDS | POSITIONS), expected) < EXACT < 1e-4 < error(output(model, IDS), expected)
+    assert error(output(utc.fold(tuned)[0], IDS | POSITIONS), expected) < EXACT
+
+    without = utc.compile(model, utc.peft_rules(tmp_path), IDS | {"use_cache": False})
+    with pytest.raises(utc.UtcError, match=r"PEFT counts positions from 3 on .* without position_ids"):
+        utc.load_peft(without, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    said = json.loads(file.read_text())
+    for change, words in (
+        ({"task_type": "SEQ_CLS"}, "language models that only decode"),
+        ({"num_layers": 5}, "do not fit num_layers"),
+    ):
+        file.write_text(json.dumps(said | change))
+        with pytest.raises(utc.UtcError, match=words):
+            utc.peft_rules(tmp_path)
 
 
 def test_loading_is_all_or_nothing(written: tuple[nn.Module, torch.Tensor, Path]) -> None:

@@ -18,6 +18,7 @@ from utcompile.tuners import (
     AdapterConfig,
     Bypass,
     BypassConfig,
+    ChainSite,
     ConvAdapter,
     ConvAdapterConfig,
     Port,
@@ -25,18 +26,18 @@ from utcompile.tuners import (
     PrefixConfig,
     Prompt,
     PromptConfig,
-    TunerSite,
+    ValueSite,
 )
 
 TOKENS = (2, 5, 8)
 
 
 def port(shape: tuple[int, ...], axis: int | None, name: str = "x", grid: tuple[int, int] | None = None) -> Port:
-    return Port(Value(shape, torch.float32, torch.device("cpu"), 0), axis, name, lambda: grid)
+    return Port(Value(shape, torch.float32, torch.device("cpu"), 0), axis, name, grid)
 
 
-def site(source: Port, target: Port | None = None, form: str = "parallel", **kwargs: Any) -> TunerSite:
-    return TunerSite(form, source, target or source, **kwargs)  # type: ignore[arg-type]
+def site(source: Port, target: Port | None = None, replaces: bool = False, **kwargs: Any) -> ValueSite:
+    return ValueSite(source=source, target=target or source, replaces=replaces, **kwargs)
 
 
 def shaken(tuner: nn.Module) -> Any:
@@ -256,9 +257,7 @@ def test_convpass_and_mona_are_their_formulas() -> None:
     down, conv, up = (m for m in convpass.layers if isinstance(m, nn.Conv2d))
     torch.testing.assert_close(convpass(x), up(F.gelu(conv(F.gelu(down(x))))))
     mona = shaken(
-        ConvAdapter.build(
-            ConvAdapterConfig(dim=4, layers=LAYERS["mona"]), site(port((2, 8, 6, 6), 1), form="sequential")
-        )
+        ConvAdapter.build(ConvAdapterConfig(dim=4, layers=LAYERS["mona"]), site(port((2, 8, 6, 6), 1), replaces=True))
     )
     mix, down, op, _, up = mona.layers
     n = (
@@ -347,4 +346,4 @@ def test_no_gradient_enters_the_backbone() -> None:
 
 def test_a_stage_says_what_it_cannot_bring_where() -> None:
     with pytest.raises(utc.UtcError, match=r"cannot bring 'state' .* to 'z'"):
-        Bypass.build(BypassConfig(), site(port((2, 5, 8), 2), port((2, 4, 8), 2, "z"), "chain", is_last=True))
+        Bypass.build(BypassConfig(), ChainSite(source=port((2, 5, 8), 2), target=port((2, 4, 8), 2, "z"), is_last=True))

@@ -20,6 +20,8 @@ from utcompile.tuners import (
     Prefix,
     PrefixConfig,
     TunerSite,
+    ValueSite,
+    WeightSite,
     config_for,
     tuner_kinds,
 )
@@ -31,8 +33,12 @@ def port(shape: tuple[int, ...], axis: int | None, name: str = "x") -> Port:
     return Port(Value(shape, torch.float32, torch.device("cpu"), 0), axis, name)
 
 
-def site(source: Port, target: Port | None = None, form: str = "parallel", **kwargs: Any) -> TunerSite:
-    return TunerSite(form, source, target or source, **kwargs)  # type: ignore[arg-type]
+def site(source: Port, target: Port | None = None, replaces: bool = False, **kwargs: Any) -> ValueSite:
+    return ValueSite(source=source, target=target or source, replaces=replaces, **kwargs)
+
+
+def weight_site(port: Port, operation: Operation, shape: tuple[int, ...] = ()) -> WeightSite:
+    return WeightSite(source=port, target=port, operation=operation, weight_shape=shape)
 
 
 TOKENS, MAPS = port((2, 5, 8), 2), port((2, 8, 6, 6), 1)
@@ -81,7 +87,7 @@ def test_an_adapter_says_why_it_does_not_fit(source: Port, target: Port, message
 
 
 def test_a_sequential_adapter_starts_as_the_identity() -> None:
-    tuner = Adapter.build(AdapterConfig(), site(TOKENS, form="sequential"))
+    tuner = Adapter.build(AdapterConfig(), site(TOKENS, replaces=True))
     x = torch.randn(2, 5, 8)
     assert torch.equal(tuner(x), x)
 
@@ -156,10 +162,10 @@ def test_lora_is_the_layer_with_another_weight(name: str) -> None:
 def test_lora_refuses_what_has_no_weight_to_share() -> None:
     pool = Operation("pool")
     with pytest.raises(utc.UtcError, match="LoRA does not apply to pool"):
-        Lora.build(LoraConfig(), site(TOKENS, form="weight", operation=pool))
+        Lora.build(LoraConfig(), weight_site(TOKENS, pool))
     grouped = Operation("conv2d", (), {"groups": 2})
     with pytest.raises(utc.UtcError, match="LoRA with dropout does not apply here: the convolution is grouped"):
-        Lora.build(LoraConfig(dropout=0.1), site(MAPS, form="weight", operation=grouped, weight_shape=(6, 4, 3, 3)))
+        Lora.build(LoraConfig(dropout=0.1), weight_site(MAPS, grouped, (6, 4, 3, 3)))
 
 
 def test_lora_dropout_acts_in_training_alone() -> None:

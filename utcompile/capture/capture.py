@@ -28,6 +28,7 @@ from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, info, is_state, owner_of, owner_path, set_inplace
 from utcompile.graph.calls import Signature
+from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 from utcompile.graph.ties import ties_of
 
@@ -125,6 +126,8 @@ def capture(
     captured = CapturedModule(copied, graph, type(model).__name__)
     captured.requires_grad_(False)
     captured.batch_inputs, captured.follows_mode = inputs.batch_inputs, base == "follow"
+    if captured.follows_mode:
+        own_statistics(captured, graph)
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from utcompile.capture.expressions import Expression
-from utcompile.capture.source import in_message, source_line
+from utcompile.capture.messages import in_message
+from utcompile.capture.source import source_line
 from utcompile.capture.tracked import expression_of, is_tracked, plain
 
 T = torch.Tensor
@@ -24,14 +25,12 @@ class Questions:
         asked: comparison -> (answer, line).
         shaping: comparison -> (answer, line, dimensions as serial number of the node and index): it decides by which
             formula the sizes of these come from those of the node's inputs, and nothing else.
-        untracked: expressions that became the text of a message, with the line.
         flags: (serial number of a node, property) -> (value, line).
     """
 
     def __init__(self) -> None:
         self.asked: dict[Expression, tuple[bool, str]] = {}
         self.shaping: dict[Expression, tuple[bool, str, list[tuple[int, int | None]]]] = {}
-        self.untracked: dict[Expression, str] = {}
         self.flags: dict[tuple[int, str], tuple[Any, str]] = {}
 
     def ask(self, question: Expression, answer: bool) -> None:
@@ -41,9 +40,7 @@ class Questions:
 
     def leak(self, how: str, expression: Expression, value: Any) -> None:
         """A value went where no further use of it is seen: the recording is right for this value only."""
-        if how == _TEXT and in_message():
-            self.untracked.setdefault(expression, source_line())
-        else:
+        if not (how == _TEXT and in_message()):
             self.ask(Expression.of("eq", expression, Expression.const(value)), True)
 
     def flag(self, serial: int, name: str, value: Any) -> None:

@@ -302,7 +302,7 @@ class Recorder(TorchFunctionMode):
                 return out
             out = fresh(out, read, written)
             node = self._call(func, *self._given(given, named))
-            if self._real and has_size_of_data(func, args):
+            if self._real and has_size_of_data(func, args, kwargs):
                 info(node).size_of_data = True
             result = self._yield(node, out, written)
             self.questions.shape(cut, info(node).serial)

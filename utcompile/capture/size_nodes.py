@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -60,15 +62,32 @@ class SizeNodes:
         """Write the value of a merged node, and note whether its sizes are known exactly."""
         dims: list[int | Size] = []
         whole: list[bool] = []
+        cut = self._cut_both_ways[info(node).serial]
         for sizes in zip(*(s.shape for s in seen), strict=True):
             found = self.fit(sizes)
-            whole.append(isinstance(found, int) or (found is not None and found.is_whole))
+            exact = isinstance(found, int) or (found is not None and found.is_whole)
+            whole.append(exact and not cut.intersection((len(whole), None)))
             if found is None or (isinstance(found, Size) and info(node).size_of_data):
                 found = self._free.setdefault(sizes, free_size(f"s{len(self._free)}", sizes[0]))
             dims.append(found)
         number = self._storages.setdefault(seen[0].storage, len(self._storages))
         info(node).value = Value(tuple(dims), seen[0].dtype, seen[0].device, number)
         self.exactness.visit(node, [s.shape for s in seen], tuple(whole))
+
+    @cached_property
+    def _cut_both_ways(self) -> Mapping[int, set[int | None]]:
+        """By serial number of a node, its dimensions that a slice cuts off in some recordings and not in others.
+
+        Their sizes have two formulas, so none that goes through the samples says anything (None: any dimension).
+        """
+        found: dict[int, set[int | None]] = defaultdict(set)
+        answers: dict[Expression, bool] = {}
+        for shaping in (r.questions.shaping for r in self.recordings):
+            for question, (answer, _, dims) in shaping.items():
+                if answers.setdefault(question, answer) != answer:
+                    for serial, dim in dims:
+                        found[serial].add(dim)
+        return found
 
     def is_exact(self, node: fx.Node | None, dim: int | None) -> bool:
         """Whether a polynomial gives a node's size at every size."""

@@ -11,9 +11,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from utcompile.capture.nested import flat, map_tensors
+from utcompile.ops import Trait, callables, callables_with, having
 
 T = torch.Tensor
-_SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
+_SIZE_OF_DATA = callables(having(Trait.SIZE_OF_DATA))
+# calls that take sizes, bounds or counts, which may be given as tensors of one whole number
+_MADE_OF_SIZES = {"logspace"} | callables_with("size", "start", "n", "row", without="input")
+_SIZED_BY_ARGUMENTS = {"resize_"} | _MADE_OF_SIZES | callables_with(
+    "size", "shape", "sizes", "step", "start", "repeats", "chunks", "k", "num_classes", "pad",
+    "split_size_or_sections", "indices_or_sections",
+)  # fmt: skip
 _NAMES = "add sub mul truediv floordiv mod matmul pow"
 _UNREFLECTED = "neg eq ne lt le gt ge"
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -48,12 +55,15 @@ def without_override(function: Any) -> Callable[..., Any]:
     return copied
 
 
-def has_size_of_data(func: Any, args: Any) -> bool:
-    """Whether the size of a call's result depends on values: `x[mask]`, `nonzero`, repeats given as a tensor."""
+def has_size_of_data(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the size of a call's result depends on values: `x[mask]`, `x[:k]`, `nonzero`, repeats as a tensor."""
     name = getattr(func, "__name__", "")
     if func is T.__getitem__:
-        return any(t.dtype == torch.bool for t in flat(args[1:]))
-    return name in _SIZE_OF_DATA or (name == "repeat_interleave" and len(flat(args)) > 1)
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        bounds = [(i.start, i.stop, i.step) for i in index if isinstance(i, slice)]
+        return any(t.dtype == torch.bool for t in flat(index)) or bool(flat(bounds))
+    numbers = flat((args, kwargs)) if name in _MADE_OF_SIZES else flat((args[1:], kwargs))
+    return name in _SIZE_OF_DATA or (name in _SIZED_BY_ARGUMENTS and bool(numbers))
 
 
 def version_of(t: T) -> int:

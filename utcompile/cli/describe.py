@@ -53,7 +53,7 @@ def insertion(rule: Rule, quote: str = "") -> str:
         ['lora weight h at every linear but head']
     """
     insert = rule.insert
-    target = f"{insert.source} -> {insert.target}" if insert.source else insert.target
+    target = " -> ".join(insert.named)
     where = _matched(rule.match, quote)
     less = f" but {' and '.join(f'{quote}{n}{quote}' for n in rule.exclude)}" if rule.exclude else ""
     few = " (the first)" if rule.select.first == 1 else ""

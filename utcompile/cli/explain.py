@@ -26,7 +26,8 @@ from utcompile.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from utcompile.match import Plan, Site
+    from utcompile.match import Site
+    from utcompile.plan import Plan
 
 EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",

@@ -11,7 +11,7 @@ from utcompile.errors import UtcError, did_you_mean
 
 if TYPE_CHECKING:
     from utcompile.capture import CapturedModule
-    from utcompile.match import Plan
+    from utcompile.plan import Plan
     from utcompile.rules import RuleSet, RuleTest
 
 Result = dict[str, Any]

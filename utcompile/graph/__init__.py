@@ -13,9 +13,19 @@ from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_i
 from utcompile.graph.meta import describe, origin_of, place_of, readers, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
 from utcompile.graph.observed import autocast_dtype, runs_plainly
-from utcompile.graph.operations import ACTIVATIONS, Operation, is_state, module_operation, operation, state_name
+from utcompile.graph.operations import (
+    ACTIVATIONS,
+    Operation,
+    is_state,
+    module_operation,
+    operand,
+    operation,
+    set_operand,
+    state_name,
+)
 from utcompile.graph.precision import full_precision
 from utcompile.graph.recurrence import set_trainable_recurrence
+from utcompile.graph.spellings import function_of, module_of
 from utcompile.graph.state import (
     drop_state,
     every_name,
@@ -67,6 +77,7 @@ __all__ = [
     "find_state",
     "flops",
     "full_precision",
+    "function_of",
     "fused_arguments",
     "hooks_for_all",
     "index_memory",
@@ -80,8 +91,10 @@ __all__ = [
     "is_slice",
     "is_state",
     "keep_state",
+    "module_of",
     "module_operation",
     "more_than_its_class",
+    "operand",
     "operation",
     "origin_of",
     "owner_of",
@@ -94,6 +107,7 @@ __all__ = [
     "set_affine_norms",
     "set_fused_arguments",
     "set_inplace",
+    "set_operand",
     "set_parameter",
     "set_trainable_recurrence",
     "state_at",

@@ -12,10 +12,16 @@ from utcompile.graph.meta import value_of
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state
 from utcompile.graph.state import is_parameter
 from utcompile.graph.walk import ancestors
+from utcompile.ops import Trait, having
 
-_NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize"])
-_CONVS = frozenset(("conv1d", "conv2d", "conv3d"))
-_LAYOUT = frozenset("reshape permute transpose contiguous detach identity roll pad expand to".split())
+_CONVS = having(Trait.CONV)
+_CONVS_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
+_CUTS = having(Trait.CUTS)
+_DROPOUT = having(Trait.DROPOUT)
+_LAYOUT = having(Trait.LAYOUT)
+_NORMS = having(Trait.NORM)
+_POOLS = having(Trait.POOL)
+_RESAMPLES = having(Trait.RESAMPLE)
 
 
 def is_slice(op: Operation) -> bool:
@@ -26,7 +32,7 @@ def is_slice(op: Operation) -> bool:
 
 
 def is_layout(node: fx.Node, op: Operation) -> bool:
-    """Whether a node only moves one tensor's numbers about: reshape, permute, roll, crop, zero padding, identity."""
+    """Whether a node only moves one tensor's numbers: reshape, permute, roll, flip, crop, zero padding, identity."""
     if (
         value_of(node) is None or not op.inputs or (len(op.inputs) > 1 and op.name not in ("to", "reshape"))
     ):  # type_as, view_as
@@ -38,13 +44,13 @@ def is_layout(node: fx.Node, op: Operation) -> bool:
 
 def is_dropout(node: fx.Node, op: Operation) -> bool:
     """Dropout; an identity at inference."""
-    return op.name == "dropout"
+    return op.name in _DROPOUT
 
 
 def is_pool(node: fx.Node, op: Operation) -> bool:
     """A pooling, or a mean over two or more dimensions (a global average)."""
     dims = op.attributes.get("dim")
-    return op.name == "pool" or (op.name == "mean" and isinstance(dims, (tuple, list)) and len(dims) > 1)
+    return op.name in _POOLS or (op.name == "mean" and isinstance(dims, (tuple, list)) and len(dims) > 1)
 
 
 def _depthwise(node: fx.Node, op: Operation) -> bool:
@@ -100,7 +106,7 @@ CLASSES: dict[str, Callable[[fx.Node, Operation], bool]] = {
     "conv": lambda node, op: op.name in _CONVS,
     "depthwise_conv": _depthwise,
     "spatial_conv": _spatial,
-    "conv_transpose": lambda node, op: op.name.startswith("conv_transpose"),
+    "conv_transpose": lambda node, op: op.name in _CONVS_TRANSPOSED,
     "linear": _linear,
     "pointwise": _pointwise,
     "activation": lambda node, op: op.name in ACTIVATIONS,
@@ -108,6 +114,6 @@ CLASSES: dict[str, Callable[[fx.Node, Operation], bool]] = {
     "dropout": is_dropout,
     "pool": is_pool,
     "layout": is_layout,
-    "split": lambda node, op: op.name in ("split", "getitem"),
-    "resample": lambda node, op: op.name in ("interpolate", "pixel_shuffle", "pixel_unshuffle"),
+    "split": lambda node, op: op.name in _CUTS,
+    "resample": lambda node, op: op.name in _RESAMPLES,
 }

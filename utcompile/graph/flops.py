@@ -9,11 +9,14 @@ from torch import fx
 from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
+from utcompile.ops import ROWS, Axes, Trait, having
 
-_FREE = frozenset(
-    "reshape permute transpose contiguous detach identity expand split getitem to dropout cat stack roll pad "
-    "placeholder output get_attr size embedding".split()
-)
+# what moves numbers, and what reads a row of a table, computes nothing
+_FREE = having(Trait.SAME | Trait.DROPOUT | Trait.MOVES | Trait.PADS | Trait.CUTS | Trait.JOINS)
+_LOOKUPS = having(Axes.EMBEDDING)
+_NO_CALLS = ("placeholder", "output", "get_attr")
+_CONVS = having(Trait.CONV)
+_CONVS_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
 
 
 def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
@@ -33,16 +36,20 @@ def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
         {'_0': 64, '_1': 8}
     """
     value = value_of(node)
-    if value is None or op.name in _FREE:
+    if value is None or op.name in _FREE or op.name in _LOOKUPS or node.op in _NO_CALLS:
         return 0
     made = prod(value.sizes(batch))
+    row = ROWS.get(op.name)
+    if row is not None and row.flops is not None:
+        read = [tuple(v.sizes(batch)) for i in node.all_input_nodes if (v := value_of(i)) is not None]
+        return row.flops(read, tuple(value.sizes(batch)))
     weight = info(node).weight_shape
     if op.name == "linear" and weight:
         return 2 * made * weight[-1]
-    if op.name in ("conv1d", "conv2d", "conv3d") and weight:
+    if op.name in _CONVS and weight:
         return 2 * made * prod(weight[1:])
     sizes = [prod(v.sizes(batch)) for i in op.inputs if (v := value_of(i)) is not None]
-    if op.name.startswith("conv_transpose") and weight:
+    if op.name in _CONVS_TRANSPOSED and weight:
         return 2 * sizes[0] * prod(weight[1:])
     spelled_out = op.name == "sdpa" and getattr(node.target, "__name__", "") != "scaled_dot_product_attention"
     if op.name == "matmul" or spelled_out:  # the last product of a spelled-out attention stands for the whole

@@ -1,6 +1,6 @@
-"""The axes of every value of a graph: each operation carries those of what it reads to what it makes.
+"""The axes of the values of a graph as they become known, and what operations say of them.
 
-An operation that is in neither table makes axes that nobody knows; nothing is guessed from sizes.
+The functions that carry axes through operations are in `flow_moves` and `flow_layers`; `layout` calls them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,8 @@ from utcompile.graph.axes import (
     same,
     whole,
 )
-from utcompile.graph.flow_layers import LAYERS
-from utcompile.graph.flow_moves import MOVES, part_of
-from utcompile.graph.meta import value_of
-from utcompile.graph.operations import Operation, is_state
+from utcompile.graph.operations import Operation
 from utcompile.graph.value import BATCH, Size
-
-_HANDLERS: Mapping[str, Callable[..., Found]] = {**MOVES, **LAYERS}
 
 
 class Flow:
@@ -43,28 +38,6 @@ class Flow:
         self.position: dict[fx.Node, int] = {}
         self.size = Sizes()
         self._count = 0
-
-    def visit(self, node: fx.Node) -> None:
-        """Find the axes of a node's value; its inputs have theirs."""
-        self.position[node] = len(self.position)
-        value = value_of(node)
-        if value is None or is_state(node):
-            return
-        sizes = [self.size(s) for s in value.shape]
-        op = self.operations[node]
-        if op.attributes.get("spelled_out"):
-            op = self.written(node)
-        known = all(i in self.axes for i in op.inputs)
-        handler = _HANDLERS.get(op.name) if known and op.inputs else None
-        found = handler(self, node, op, sizes) if handler else None
-        if op.name == "getitem" and not op.inputs and isinstance(node.args[0], fx.Node):
-            found = part_of(self, node, node.args[0], sizes)
-        if found is None or len(found) != len(sizes):
-            found = [None] * len(sizes)
-        self.axes[node] = [
-            axis if axis is not None and prod(a.size for a in axis) == size else self.fresh(size, shape=dim)
-            for axis, size, dim in zip(found, sizes, value.shape, strict=True)
-        ]
 
     # --- making and naming axes -----------------------------------------------------------------------------------
 
@@ -134,3 +107,9 @@ class Flow:
                 else:
                     found[i] = axis
         return found
+
+
+def keep(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    """The axes of the first value that an operation reads."""
+    axes = flow.read(op.inputs[0])
+    return [*axes] if len(axes) == len(sizes) else None

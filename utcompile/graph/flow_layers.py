@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import TYPE_CHECKING
 
 from torch import fx
 
 from utcompile.graph.axes import Axis, Found, regrouped, resolved, role_of, same, whole
+from utcompile.graph.flow import Flow, keep
 from utcompile.graph.operations import Operation
+from utcompile.ops import Axes
 
-if TYPE_CHECKING:
-    from utcompile.graph.flow import Flow
-
-from utcompile.graph.flow_moves import keep
-
-_NORMS = frozenset("batch_norm instance_norm group_norm local_response_norm".split())
 _LETTERS = {1: "L", 2: "HW", 3: "DHW"}
 
 
@@ -115,6 +110,8 @@ def _unlike(rows: Axis, columns: Axis) -> tuple[Axis | None, Axis | None]:
 
 
 def _sdpa(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    if len(op.inputs) < 3:
+        return None
     q, v = flow.read(op.inputs[0]), flow.read(op.inputs[2])
     if len(q) != len(v) or len(q) != len(sizes):
         return None
@@ -162,15 +159,14 @@ def _einsum(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found
     return [None if axis and clear & {a.origin for a in axis} else axis for axis in result]
 
 
-LAYERS: Mapping[str, Callable[..., Found]] = {
-    **dict.fromkeys(_NORMS, _channel_norm),
-    **dict.fromkeys(("layer_norm", "rms_norm"), _last_norm),
-    **dict.fromkeys((f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)), _conv),
-    **dict.fromkeys(("linear", "gru_cell", "rnn_cell"), _linear),
-    "addmm": _addmm,
-    "baddbmm": _addmm,
-    "embedding": _embedding,
-    "matmul": _matmul,
-    "sdpa": _sdpa,
-    "einsum": _einsum,
+LAYERS: Mapping[Axes, Callable[..., Found]] = {
+    Axes.CHANNEL_NORM: _channel_norm,
+    Axes.LAST_NORM: _last_norm,
+    Axes.CONV: _conv,
+    Axes.LINEAR: _linear,
+    Axes.ADDMM: _addmm,
+    Axes.EMBEDDING: _embedding,
+    Axes.MATMUL: _matmul,
+    Axes.SDPA: _sdpa,
+    Axes.EINSUM: _einsum,
 }

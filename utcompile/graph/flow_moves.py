@@ -7,7 +7,7 @@ from itertools import accumulate
 from math import prod
 from operator import mul
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
@@ -24,27 +24,9 @@ from utcompile.graph.axes import (
     seal,
     whole,
 )
+from utcompile.graph.flow import Flow, keep
 from utcompile.graph.operations import Operation
-from utcompile.graph.table import ELEMENTWISE
-
-if TYPE_CHECKING:
-    from utcompile.graph.flow import Flow
-
-_KEPT = frozenset(
-    "contiguous detach identity to softmax log_softmax normalize tril triu scatter scatter_add index_copy "
-    "scatter_reduce index_add index_fill index_put masked_scatter copy fill requires_grad real imag "
-    "fftshift ifftshift".split()
-)
-_REDUCED = frozenset(
-    "mean sum prod max min std var median nanmean nansum logsumexp vector_norm all any argmax argmin "
-    "count_nonzero".split()
-)
-_ALONG = frozenset("cumsum cumprod cummax logcumsumexp sort argsort diff topk gather index_select narrow glu".split())
-
-
-def keep(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
-    axes = flow.read(op.inputs[0])
-    return [*axes] if len(axes) == len(sizes) else None
+from utcompile.ops import Axes
 
 
 def _elementwise(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
@@ -331,24 +313,24 @@ def _permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-MOVES: Mapping[str, Callable[..., Found]] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_KEPT, keep),
-    **dict.fromkeys(_REDUCED, _reduce),
-    **dict.fromkeys(_ALONG, _along),
-    **dict.fromkeys(("pool", "interpolate", "pad"), _resized),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _pixels),
-    **dict.fromkeys(("permute", "transpose"), _permute),
-    "reshape": _reshape,
-    "expand": _expand,
-    "roll": _roll,
-    "flip": _flip,
-    "channel_shuffle": _channel_shuffle,
-    "repeat": _repeat,
-    "repeat_interleave": _repeat_interleave,
-    "unfold": _unfold,
-    "select": _select,
-    "cat": _cat,
-    "stack": _stack,
-    "getitem": _getitem,
+MOVES: Mapping[Axes, Callable[..., Found]] = {
+    Axes.TOGETHER: _elementwise,
+    Axes.KEEP: keep,
+    Axes.REDUCE: _reduce,
+    Axes.ALONG: _along,
+    Axes.RESIZE: _resized,
+    Axes.PIXELS: _pixels,
+    Axes.PERMUTE: _permute,
+    Axes.RESHAPE: _reshape,
+    Axes.EXPAND: _expand,
+    Axes.ROLL: _roll,
+    Axes.FLIP: _flip,
+    Axes.CHANNEL_SHUFFLE: _channel_shuffle,
+    Axes.REPEAT: _repeat,
+    Axes.REPEAT_EACH: _repeat_interleave,
+    Axes.UNFOLD: _unfold,
+    Axes.SELECT: _select,
+    Axes.JOIN: _cat,
+    Axes.STACK: _stack,
+    Axes.GETITEM: _getitem,
 }

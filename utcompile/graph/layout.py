@@ -6,7 +6,8 @@ is read says so too. An addition shows that two axes hold the same places.
 
 What a claim means: let the output channels of the operations in `made_by` be permuted, all alike, in a way that keeps
 the parts together into which the graph divides them (heads, groups, slices). Then exactly the axis `axis` of the value
-is permuted. Where nothing of the kind is known, there is no layout.
+is permuted. Where nothing of the kind is known, there is no layout. An operation whose row says nothing of axes makes
+axes of which nothing is known; nothing is guessed from sizes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from math import prod
 
 from torch import fx
 
-from utcompile.graph.axes import Atom, Axis, Origin, is_divided, resolved, whole
+from utcompile.graph.axes import Atom, Axis, Found, Origin, is_divided, resolved, whole
 from utcompile.graph.flow import Flow
-from utcompile.graph.operations import Operation
+from utcompile.graph.flow_layers import LAYERS
+from utcompile.graph.flow_moves import MOVES, part_of
+from utcompile.graph.meta import value_of
+from utcompile.graph.operations import Operation, is_state
+from utcompile.ops import ROWS, Axes
+
+_CARRIED: Mapping[Axes, Callable[..., Found]] = {**MOVES, **LAYERS}
 
 KINDS: Mapping[str, str] = {
     "NCHW": "feature maps, (B, C, H, W)",
@@ -67,8 +74,31 @@ def layouts(
     """
     flow = Flow(operations, written)
     for node in nodes:
-        flow.visit(node)
+        _visit(flow, node)
     return {n: _layout(_seen(n, flow.axes[n], operations[n])) if n in flow.axes else None for n in nodes}
+
+
+def _visit(flow: Flow, node: fx.Node) -> None:
+    """Find the axes of a node's value; its inputs have theirs."""
+    flow.position[node] = len(flow.position)
+    value = value_of(node)
+    if value is None or is_state(node):
+        return
+    sizes = [flow.size(s) for s in value.shape]
+    op = flow.operations[node]
+    if op.attributes.get("spelled_out"):
+        op = flow.written(node)
+    known = all(i in flow.axes for i in op.inputs)
+    carry = _CARRIED.get(ROWS[op.name].axes) if known and op.inputs and op.name in ROWS else None
+    found = carry(flow, node, op, sizes) if carry else None
+    if op.name == "getitem" and not op.inputs and isinstance(node.args[0], fx.Node):
+        found = part_of(flow, node, node.args[0], sizes)
+    if found is None or len(found) != len(sizes):
+        found = [None] * len(sizes)
+    flow.axes[node] = [
+        axis if axis is not None and prod(a.size for a in axis) == size else flow.fresh(size, shape=dim)
+        for axis, size, dim in zip(found, sizes, value.shape, strict=True)
+    ]
 
 
 def _seen(node: fx.Node, axes: list[Axis], op: Operation) -> list[Axis]:

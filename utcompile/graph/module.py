@@ -203,6 +203,16 @@ def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> No
             _register(module, f"{path}.{name}" if path else name, parameter, None)
         for name, buffer in owner._buffers.items():
             _register(module, f"{path}.{name}" if path else name, buffer, name not in owner._non_persistent_buffers_set)
+        if len(owner._parameters) > 1:
+            _sort_like(owner._parameters, module.get_submodule(path)._parameters)
+
+
+def _sort_like(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Put a module's parameters in the order of the original's; fx has put them in the order of their reads."""
+    if list(before) != list(after):
+        for name in (*before, *(n for n in after if n not in before)):
+            if name in after:
+                after[name] = after.pop(name)
 
 
 def _is_bare(module: nn.Module, path: str) -> bool:

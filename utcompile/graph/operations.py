@@ -1,8 +1,8 @@
 """One name for every spelling of an operation: module, function, method and operator.
 
 `operation(node)` reads a node as an `Operation`: its canonical name, the tensors it reads, its attributes by schema
-name with their defaults, and the parameters it uses. The spellings are rows of `table`. What is in no row keeps the
-full name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
+name with their defaults, and the parameters it uses. The spellings are rows of `ops`. What is in no row keeps the full
+name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from utcompile.errors import UtcError
 from utcompile.graph.info import info
 from utcompile.graph.meta import tensor as tensor_of
 from utcompile.graph.meta import value_of
 from utcompile.graph.spellings import FUNCTIONS, METHODS, Spelling, spelling_of_module
-from utcompile.graph.table import ACTIVATIONS as ACTIVATIONS
+from utcompile.ops import Trait, having
+
+ACTIVATIONS = having(Trait.ACTIVATION)
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class Operation:
         attributes: everything else by schema name. A size that applies to each spatial dimension stands once for each;
             of a commutative operation with a number, the number is `other`.
         parameters: role (`weight`, `bias` …) to the qualified name of the state it reads.
+        operands: role of the signature to the node that plays it, whatever the node yields; of a module call, without
+            the module's own state.
     """
 
     name: str
     inputs: tuple[fx.Node, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    operands: Mapping[str, fx.Node] = field(default_factory=dict, compare=False)
 
 
 def operation(node: fx.Node, module: nn.Module) -> Operation:
@@ -50,12 +56,9 @@ def operation(node: fx.Node, module: nn.Module) -> Operation:
     """
     if node.op == "call_module":
         return _from_module(node, module.get_submodule(str(node.target)))
-    if node.op == "call_function":
-        spelling = FUNCTIONS.get(node.target)  # type: ignore[arg-type]
-    elif node.op == "call_method":
-        spelling = METHODS.get(str(node.target))
-    else:
+    if node.op not in ("call_function", "call_method"):
         return Operation(node.op)
+    spelling = _spelling(node)
     if spelling is None:
         return Operation(_full_name(node.target), _data(node.all_input_nodes))
     return _from_call(node, spelling)
@@ -117,7 +120,9 @@ def _from_module(node: fx.Node, leaf: nn.Module) -> Operation:
     held = (n for kind in (leaf._parameters, leaf._buffers) for n, tensor in kind.items() if tensor is not None)
     parameters = {n: f"{node.target}.{n}" for n in held if n != "num_batches_tracked"}  # no output depends on it
     name, attributes = module_operation(leaf)
-    return Operation(name, _data(node.all_input_nodes), attributes, parameters)
+    spelling = spelling_of_module(leaf)
+    given = _arguments(node, spelling) if spelling is not None else {}
+    return Operation(name, _data(node.all_input_nodes), attributes, parameters, _nodes(given))
 
 
 def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
@@ -139,9 +144,56 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
                 weight = tensor_of(tensors[0]).shape
         elif not tensors:
             attributes[name] = tuple(argument) if isinstance(argument, list) else argument
-    refine = _REFINED.get(spelling.name)
-    name = (refine(node, attributes, parameters, inputs) if refine else None) or spelling.name
-    return Operation(name, tuple(inputs), _finished(spelling, attributes, weight), parameters)
+    operands = _nodes(given)
+    refine = _REFINED.get(spelling.name) or (_commutative if spelling.name in _COMMUTATIVE else None)
+    name = (refine(_Read(attributes, parameters, operands, inputs)) if refine else None) or spelling.name
+    return Operation(name, tuple(inputs), _finished(spelling, attributes, weight), parameters, operands)
+
+
+def _nodes(given: Mapping[str, Any]) -> dict[str, fx.Node]:
+    return {role: value for role, value in given.items() if isinstance(value, fx.Node)}
+
+
+def operand(node: fx.Node, role: str) -> Any:
+    """What a call is given for an argument of its operation's signature; None where it is given nothing.
+
+    >>> graph = fx.Graph()
+    >>> x, w = graph.placeholder("x"), graph.placeholder("w")
+    >>> operand(graph.call_function(torch.nn.functional.linear, (x,), {"weight": w}), "weight")
+    w
+    """
+    spelling = _spelling(node)
+    return _arguments(node, spelling).get(role) if spelling is not None else None
+
+
+def set_operand(node: fx.Node, role: str, value: Any) -> None:
+    """Give a call another value, or one, for an argument of its operation's signature: in its place, or by its name.
+
+    Args:
+        node: a call of a function or a method of the table.
+        role: the argument's name in the signature.
+        value: a node, or what an argument of fx may be.
+
+    >>> graph = fx.Graph()
+    >>> conv = graph.call_function(torch.nn.functional.conv2d, (graph.placeholder("x"), graph.placeholder("w")))
+    >>> set_operand(conv, "groups", 4), conv.args, conv.kwargs
+    (None, (x, w), {'groups': 4})
+    """
+    spelling = _spelling(node)
+    if spelling is None or role not in spelling.schema:
+        raise UtcError(f"{node.name} has no argument {role!r}", why=f"it calls {_full_name(node.target)}")
+    place = spelling.schema.index(role)
+    if place < len(node.args):
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+    else:
+        others = {k: v for k, v in node.kwargs.items() if spelling.renamed.get(k, k) != role}
+        node.kwargs = {**others, role: value}
+
+
+def _spelling(node: fx.Node) -> Spelling | None:
+    if node.op == "call_function":
+        return FUNCTIONS.get(node.target)  # type: ignore[arg-type]
+    return METHODS.get(str(node.target)) if node.op == "call_method" else None
 
 
 def _arguments(node: fx.Node, spelling: Spelling) -> dict[str, Any]:
@@ -196,41 +248,68 @@ def _full_name(target: Any) -> str:
 
 # --- what an argument's kind decides ----------------------------------------------------------------------------------
 
-_Refine = Callable[[fx.Node, dict[str, Any], dict[str, str], list[fx.Node]], str | None]
+
+@dataclass(frozen=True)
+class _Read:
+    """A call as it is read so far; to be changed in place."""
+
+    attributes: dict[str, Any]
+    parameters: dict[str, str]
+    operands: dict[str, fx.Node]
+    inputs: list[fx.Node]
 
 
-def _commutative(node: fx.Node, attributes: dict[str, Any], parameters: dict[str, str], _: list[fx.Node]) -> None:
+_Refine = Callable[[_Read], str | None]
+
+
+def _commutative(read: _Read) -> None:
     """`2 * x` is `x * 2`: what is no value of the graph is `other`."""
-    for held in (attributes, parameters):
-        if "input" in held and "other" not in {**attributes, **parameters} and attributes.get("alpha", 1) == 1:
+    for held in (read.attributes, read.parameters):
+        given = {**read.attributes, **read.parameters}
+        if "input" in held and "other" not in given and given.get("alpha", 1) == 1:
             held["other"] = held.pop("input")
+            _exchange(read.operands, "input", "other")
 
 
-def _addmm(node: fx.Node, attributes: dict[str, Any], parameters: dict[str, str], _: list[fx.Node]) -> None:
+def _exchange(operands: dict[str, fx.Node], one: str, other: str) -> None:
+    found = {one: operands.pop(other, None), other: operands.pop(one, None)}
+    operands.update((role, node) for role, node in found.items() if node is not None)
+
+
+def _addmm(read: _Read) -> None:
     """`addmm(b, x, W)` is a linear: its weight and bias have these names too."""
-    if {"input", "mat2"} <= parameters.keys() and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1:
-        parameters |= {"weight": parameters["mat2"], "bias": parameters["input"]}
+    read.operands.update(
+        (role, read.operands[known])
+        for role, known in (("weight", "mat2"), ("bias", "input"))
+        if known in read.operands
+    )
+    alike = read.attributes.get("alpha", 1) == read.attributes.get("beta", 1) == 1
+    if {"input", "mat2"} <= read.parameters.keys() and alike:
+        read.parameters.update(weight=read.parameters["mat2"], bias=read.parameters["input"])
 
 
 def _extreme(name: str) -> _Refine:
     """`torch.max(x, y)` of two tensors is no reduction."""
 
-    def refine(
-        node: fx.Node, attributes: dict[str, Any], parameters: dict[str, str], inputs: list[fx.Node]
-    ) -> str | None:
-        if len(inputs) < 2 and "dim" not in parameters and "other" not in parameters:
+    def refine(read: _Read) -> str | None:
+        attributes, parameters = read.attributes, read.parameters
+        if len(read.inputs) < 2 and "dim" not in parameters and "other" not in parameters:
             return None
         for role in ("dim", "keepdim"):
             attributes.pop(role, None)
         if "dim" in parameters:
             parameters["other"] = parameters.pop("dim")
+        if "dim" in read.operands:
+            read.operands["other"] = read.operands.pop("dim")
+        _commutative(read)
         return name
 
     return refine
 
 
-def _to(node: fx.Node, attributes: dict[str, Any], parameters: dict[str, str], _: list[fx.Node]) -> None:
+def _to(read: _Read) -> None:
     """`x.to(dtype)`, `x.to(device)` and `x.to(device, dtype)` by the kind of what is given."""
+    attributes = read.attributes
     target = attributes.pop("target", ())
     for part in target if isinstance(target, tuple) else (target,):
         attributes[_target_kind(part)] = part
@@ -247,14 +326,15 @@ def _target_kind(part: Any) -> str:
     return "device" if isinstance(part, (str, int, torch.device)) and not isinstance(part, bool) else "target"
 
 
-def _reshape(node: fx.Node, attributes: dict[str, Any], *_: Any) -> str | None:
+def _reshape(read: _Read) -> str | None:
     """`x.view(torch.int32)` reads the same bits as another dtype."""
-    shape = attributes.get("shape", ())
+    shape = read.attributes.get("shape", ())
     return "bitcast" if isinstance(shape, torch.dtype) or (shape and isinstance(shape[0], torch.dtype)) else None
 
 
-def _property(node: fx.Node, attributes: dict[str, Any], _: dict[str, str], inputs: list[fx.Node]) -> str | None:
+def _property(read: _Read) -> str | None:
     """`x.T`, `x.mT`, `x.real`."""
+    attributes, inputs = read.attributes, read.inputs
     name = attributes.get("name")
     if name in ("T", "mT", "H", "mH"):
         value = value_of(inputs[0]) if inputs else None
@@ -270,15 +350,15 @@ def _property(node: fx.Node, attributes: dict[str, Any], _: dict[str, str], inpu
     return None
 
 
-def _arange(node: fx.Node, attributes: dict[str, Any], *_: Any) -> None:
+def _arange(read: _Read) -> None:
+    attributes = read.attributes
     if attributes.get("end", 0) is None and "start" in attributes:  # else a node says where it ends
         attributes["start"], attributes["end"] = 0, attributes["start"]
 
 
+_COMMUTATIVE = having(Trait.COMMUTATIVE)
 _REFINED: Mapping[str, _Refine] = {
-    "add": _commutative,
     "addmm": _addmm,
-    "mul": _commutative,
     "max": _extreme("maximum"),
     "min": _extreme("minimum"),
     "to": _to,

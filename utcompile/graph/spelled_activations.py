@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
+from utcompile.ops import Trait, having
 
 _KNOWN: tuple[tuple[str, dict[str, Any], Callable[[torch.Tensor], torch.Tensor]], ...] = (
     ("silu", {}, F.silu),
@@ -28,8 +29,9 @@ _KNOWN: tuple[tuple[str, dict[str, Any], Callable[[torch.Tensor], torch.Tensor]]
 )
 _POINTS = torch.linspace(-7, 7, 57, dtype=torch.float64)
 _EXACT = 1e-6  # the two forms of GELU differ by 5e-4; constants such as 0.7978845608 are rounded at 1e-10
-_ARITHMETIC = frozenset("add sub mul div pow neg square to contiguous".split())
-_CURVES = frozenset("sigmoid tanh erf relu6 hardtanh clamp softplus hardsigmoid exp relu".split())
+_SAME = having(Trait.SAME)
+_ARITHMETIC = having(Trait.ARITHMETIC | Trait.SAME)
+_CURVES = having(Trait.ARITHMETIC | Trait.SAME | Trait.SATURATES | Trait.POSITIVE)
 _LONGEST = 8  # arithmetic nodes below the curve
 _LARGEST = 24  # nodes in all; the tanh form of GELU has 8
 
@@ -42,7 +44,7 @@ class SpelledActivations:
         module: what the nodes' targets name.
     """
 
-    anchors = frozenset("sigmoid tanh erf relu6 hardtanh clamp hardsigmoid".split())
+    anchors = having(Trait.SATURATES)
 
     def __init__(self, operations: Mapping[fx.Node, Operation], module: nn.Module) -> None:
         self.operations, self.module = operations, module
@@ -111,7 +113,7 @@ class SpelledActivations:
             return "x"
         left[0] -= 1
         op = self.operations[node]
-        if left[0] < 0 or op.parameters or not op.inputs or op.name not in _ARITHMETIC | _CURVES:
+        if left[0] < 0 or op.parameters or not op.inputs or op.name not in _CURVES:
             return None
         inner = [self._formula(n, root, left) for n in op.inputs]
         if any(i is None for i in inner):
@@ -127,7 +129,7 @@ class SpelledActivations:
         inputs = {n: self._evaluate(n, root) for n in self.operations[node].inputs}
         if any(v is None for v in inputs.values()):
             return None
-        if self.operations[node].name in ("to", "contiguous"):
+        if self.operations[node].name in _SAME:
             return next(iter(inputs.values()))
         args = [inputs[a].clone() if isinstance(a, fx.Node) else a for a in node.args]  # type: ignore[union-attr]
         try:

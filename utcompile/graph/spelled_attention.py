@@ -13,10 +13,12 @@ from torch import fx
 from utcompile.graph.classes import is_layout
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
+from utcompile.ops import Trait, having
 
 _Operations = Mapping[fx.Node, Operation]
-_SCORES = frozenset("add sub mul div masked_fill where clamp tanh to cat dropout max linear conv2d".split())
-_WEIGHTS = frozenset("dropout to mul linear conv2d add sub div masked_fill nan_to_num batch_norm".split())
+_MIXED = Trait.OUTPUTS_FIRST  # a linear or a convolution over the heads
+_SCORES = having(Trait.ARITHMETIC | Trait.MASKS | Trait.SATURATES | Trait.SAME | Trait.DROPOUT | Trait.JOINS | _MIXED)
+_WEIGHTS = having(Trait.ARITHMETIC | Trait.MASKS | Trait.SAME | Trait.DROPOUT | Trait.AFFINE | _MIXED)
 _LONGEST = 10
 _WIDEST = 24  # nodes looked at above one softmax
 
@@ -32,7 +34,7 @@ def spelled_attention(softmax: fx.Node, operations: _Operations) -> tuple[fx.Nod
     before, product = weighted
     q, k = operations[scores].inputs[-2:]
     v = next(n for n in operations[product].inputs if n is not before)
-    return product, Operation("sdpa", (q, k, v), {"spelled_out": True})
+    return product, Operation("sdpa", (q, k, v), {"spelled_out": True}, {}, {"query": q, "key": k, "value": v})
 
 
 def _is_product(op: Operation) -> bool:
@@ -54,7 +56,7 @@ def _above(softmax: fx.Node, operations: _Operations) -> fx.Node | None:
                 op = operations[source]
                 if _is_product(op):
                     return source
-                if op.name in _SCORES or is_layout(source, op):
+                if op.name in _SCORES or op.name == "max" or is_layout(source, op):
                     following.append(source)
         frontier = following
     return None

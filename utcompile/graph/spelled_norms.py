@@ -17,9 +17,10 @@ from torch import fx
 
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation, is_state
+from utcompile.ops import Trait, having
 
 _Operations = Mapping[fx.Node, Operation]
-_CASTS = frozenset(("to", "contiguous", "detach", "identity"))
+_CASTS = having(Trait.SAME)
 
 
 def spelled_norm(statistic: fx.Node, operations: _Operations) -> tuple[fx.Node, Operation] | None:
@@ -157,7 +158,8 @@ def _with_parameter(node: fx.Node, by: str, operations: _Operations) -> tuple[fx
 def _plain_name(state: fx.Node, operations: _Operations) -> str | None:
     """The parameter that a state node is, through casts and reshapes; None where it is computed (`1 + weight`)."""
     while state.op != "get_attr":
-        if operations[state].name not in _CASTS | {"reshape", "getitem", "expand"} or len(state.all_input_nodes) != 1:
+        name = operations[state].name
+        if (name not in _CASTS and name not in ("reshape", "getitem", "expand")) or len(state.all_input_nodes) != 1:
             return None
         state = state.all_input_nodes[0]
     return str(state.target)

@@ -7,7 +7,7 @@ import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utcompile.graph.affine_norm import affine_batch_norm
-from utcompile.graph.table import ROWS
+from utcompile.ops import ROWS
 
 _HOMES: Mapping[str, Any] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
 # what torch also accepts, or what a module calls otherwise
@@ -67,7 +67,8 @@ class Spelling:
         return argument.startswith("_") or argument in ("inplace", "out")
 
 
-def _read(name: str, text: str, spatial: int) -> Spelling:
+def read_signature(name: str, text: str, spatial: int) -> Spelling:
+    """A row's signature; raises SyntaxError or ValueError where it is none."""
     signature, _, stated = text.partition(";")
     arguments = ast.parse(f"def f({signature}): pass").body[0].args  # type: ignore[attr-defined]
     plain = [*arguments.posonlyargs, *arguments.args]
@@ -142,19 +143,46 @@ def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], 
     methods: dict[str, Spelling] = {}
     modules: dict[type, Spelling] = {}
     tables: dict[str, dict[Any, Spelling]] = {"function": functions, "method": methods, "module": modules}
-    for name, signature, words in ROWS:
-        for word in words.split():
-            spelling = _read(name, signature, _digit(word))
-            for kind, value in spelled(word):
-                tables[kind].setdefault(value, spelling)
+    for row in ROWS.values():
+        for signature, words in row.spellings:
+            for word in words.split():
+                spelling = read_signature(row.name, signature, _digit(word))
+                for kind, value in spelled(word):
+                    tables[kind].setdefault(value, spelling)
     functions[affine_batch_norm] = functions[F.batch_norm]  # ours, the same call
     return functions, methods, modules
 
 
-_functions, _methods, _modules = _tables()
-FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(_functions)
+functions, _methods, modules = _tables()  # what is registered enters these
+FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(functions)
 METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
-MODULES: Mapping[type, Spelling] = MappingProxyType(_modules)
+MODULES: Mapping[type, Spelling] = MappingProxyType(modules)
+
+
+@cache
+def function_of(name: str) -> Callable[..., Any]:
+    """The function of torch that is an operation, of `torch.nn.functional` where there is one.
+
+    >>> function_of("conv2d") is F.conv2d, function_of("einsum") is torch.einsum
+    (True, True)
+    """
+    return next(value for kind, value in _spelled_by(name) if kind == "function")
+
+
+@cache
+def module_of(name: str) -> type[nn.Module] | None:
+    """The class of torch whose modules are an operation; None where there is none.
+
+    >>> module_of("silu"), module_of("add")
+    (<class 'torch.nn.modules.activation.SiLU'>, None)
+    """
+    return next((value for kind, value in _spelled_by(name) if kind == "module"), None)
+
+
+def _spelled_by(name: str) -> Iterator[tuple[str, Any]]:
+    for _, words in ROWS[name].spellings:
+        for word in words.split():
+            yield from spelled(word)
 
 
 def spelling_of_module(leaf: nn.Module) -> Spelling | None:

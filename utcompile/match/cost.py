@@ -16,7 +16,7 @@ Both are found by running the tuners on fake tensors, and only when they are ask
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,15 +27,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from utcompile.graph import GraphView, Value, flops, tensor
+from utcompile.graph import GraphView, Value, flops
 from utcompile.match.fitting import site_key
 from utcompile.match.sites import Site
 from utcompile.match.text import amount, counted, percent
+from utcompile.ops import Trait, having
 from utcompile.tuners import Tuner
 
-_COUNTED = frozenset(  # what FlopCounterMode counts, by canonical name
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul einsum sdpa".split()
-)
+_COUNTED = having(Trait.COUNTED)
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def plan_cost(sites: Sequence[Site], view: GraphView, batch: int) -> PlanCost:
     unknown: dict[str, str] = {}
     known: dict[tuple[Hashable, ...], tuple[int, int, tuple[bool, ...]]] = {}
     for site in sites:
-        read = list(_read(site, view))
+        read = site.place.read(view)
         key = _key(site, read)
         try:
             if key not in known:
@@ -127,15 +126,6 @@ def plan_cost(sites: Sequence[Site], view: GraphView, batch: int) -> PlanCost:
 def model_flops(view: GraphView, batch: int) -> int:
     """The FLOPs of a captured model's forward, by the measure of `FlopCounterMode`."""
     return sum(flops(node, op, batch) for node, op in view.operations.items() if op.name in _COUNTED)
-
-
-def _read(site: Site, view: GraphView) -> Iterator[Value]:
-    """What the tuner reads: once, or in each call of the operation whose weight it tunes."""
-    if site.form != "weight":
-        yield from site.given
-        return
-    calls = [view.operations[target].inputs for target in site.targets]
-    yield from (tensor(inputs[0] if inputs else site.source) for inputs in calls)  # a parameter itself reads nothing
 
 
 def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
@@ -160,7 +150,7 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
             return saved
 
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda saved: saved):
-            keeps = _forward(site, tuner, inputs)
+            keeps = site.place.run(tuner, inputs)
         for parameter in (*tuner.parameters(), *tuner.buffers()):
             storages.pop(parameter.untyped_storage()._cdata, None)
         addresses = [t.untyped_storage()._cdata for t in inputs]
@@ -186,24 +176,6 @@ def _give_state(tuner: Tuner, dtype: torch.dtype) -> None:
 def _empty(state: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     both_floating = state.is_floating_point() and dtype.is_floating_point
     return torch.empty(state.shape, dtype=dtype if both_floating else state.dtype)
-
-
-def _forward(site: Site, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
-    """Run a tuner as it will run; whether the operation then saves what it reads, for its weight's gradient.
-
-    A branch runs in each call, a weight is changed once for all of them.
-    """
-    if site.form == "weight" and tuner.how == "reparametrised":
-        dtype = site.build_from.target.value.dtype
-        shapes = site.build_from.parameters.values()
-        tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
-        return any(role != "bias" for role in site.tunes)
-    if site.form in ("tokens", "chain"):  # one call reads all of them
-        tuner(*inputs)
-        return False
-    for value in inputs:
-        tuner(value)
-    return False
 
 
 def _input(value: Value, batch: int) -> torch.Tensor:

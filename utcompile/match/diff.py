@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from utcompile.match.plan import PlanData
 from utcompile.match.sites import Site
 from utcompile.match.text import alike, counted, run
-
-if TYPE_CHECKING:
-    from utcompile.match.plan import Plan
 
 Change = tuple[Any, Any]
 
@@ -87,7 +85,7 @@ class PlanDiff:
         )
 
 
-def diff(before: Plan, after: Plan) -> PlanDiff:
+def diff(before: PlanData, after: PlanData) -> PlanDiff:
     """Compare two plans of one model by the identity of their sites: rule name, module path and ordinal."""
     old, new = ({s.id: s for s in plan.sites} for plan in (before, after))
     both = [(old[key], site) for key, site in new.items() if key in old]

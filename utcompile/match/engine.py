@@ -17,14 +17,15 @@ from utcompile.errors import UtcError
 from utcompile.graph import GraphView, describe, is_state, tensor, value_of
 from utcompile.match.kin import Kin, kin
 from utcompile.match.tails import Tails
-from utcompile.rules import CLASSES, OPERATIONS, Call, Expression, Head, Name, Path, Pattern, Spelling, Step
+from utcompile.ops import Trait, having, words
+from utcompile.rules import CLASSES, Call, Expression, Head, Name, Path, Pattern, Spelling, Step
 
 Bindings = dict[str, fx.Node]
 Holds = Callable[[Bindings], bool]
 
 CAP = 2_000_000  # attempts for one rule; ViT-B/16 under every shipped rule needs fewer than 20,000
-_COMMUTATIVE = frozenset(("add", "mul"))
-_PLAIN = frozenset({*OPERATIONS, *CLASSES})  # heads that one node's classes answer
+_COMMUTATIVE = having(Trait.COMMUTATIVE)
+_PLAIN = words(CLASSES)  # heads that one node's classes answer
 
 
 class Trace:
@@ -87,8 +88,14 @@ class Engine:
         self._needs: dict[int, frozenset[str]] = {}
 
     def start(self) -> None:
-        """Begin a new rule: its count of attempts starts at nought."""
+        """Begin a new rule: its count of attempts starts at zero."""
         self._attempts = 0
+
+    def again(self) -> Engine:
+        """The engine for another match, with what it found of its named patterns; patterns of rules are forgotten."""
+        self.trace, self._current = None, None
+        self._possible, self._needs = {}, {}
+        return self
 
     # --- anchors ------------------------------------------------------------------------------------------------
 

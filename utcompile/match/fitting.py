@@ -5,14 +5,16 @@ Repeated blocks are alike in all that a tuner is built from, so one of them is t
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
+from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, build_tuner, tuner_class
+from utcompile.tuners import Port, Tuner, TunerConfig, TunerSite, ValueSite, build_tuner, tuner_class
 
 _MOST = 2**31  # parameters of one tuner: 8 GiB in float32
 _SMALLER = "give it smaller sizes"
@@ -28,11 +30,11 @@ class Fitted:
     """
 
     parameters: int
-    how: str
+    how: Literal["branch", "reparametrised"]
 
 
 class Fitting:
-    """What tuners are by config and site, each kind of site tried once."""
+    """What tuners are by class, config and site, each kind of site tried once."""
 
     def __init__(self) -> None:
         self._fitted: dict[Hashable, Fitted] = {}
@@ -43,19 +45,25 @@ class Fitting:
         Raises:
             UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
         """
-        key = (type(config), str(config), *site_key(site))
+        cls: Any = tuner_class(config.kind)
+        key = (cls, type(config), str(config), *site_key(site))
         if key not in self._fitted:
             self._fitted[key] = _tried(config, site)
         return self._fitted[key]
 
 
-def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
+def check_form(config: TunerConfig, site: TunerSite) -> None:
+    """Raise where a tuner is not made for a site's form."""
     cls = tuner_class(config.kind)
-    if site.form not in cls.forms:
+    if not site.takes(cls.forms, cls.reads_stream):
         what = f"a {config.kind} tuner cannot be inserted as '{site.form}'"
         raise UtcError(what, fix=f"use: {', '.join(cls.forms)}")
-    tuner = _on_meta(cls, config, site)
-    if site.form in ("parallel", "sequential"):
+
+
+def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
+    check_form(config, site)
+    tuner = _on_meta(tuner_class(config.kind), config, site)
+    if isinstance(site, ValueSite):
         for batch in (2, 3):
             given, wanted = site.source.value.sizes(batch), site.target.value.sizes(batch)
             with torch.no_grad():
@@ -87,19 +95,22 @@ def _on_meta(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
 
 def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     """All of a site that a tuner may be built from, the names of parameters and nodes aside."""
-    captures = tuple((name, _operation_key(op)) for name, op in site.captures.items())
-    operation = _operation_key(site.operation) if site.operation is not None else None
-    ports = _port_key(site.source), _port_key(site.target)
-    previous = _port_key(site.previous) if site.previous is not None else None
-    place = site.heads, site.repeats, previous, site.is_last
-    weights = (site.weight_shape, tuple(site.parameters.items()), site.direct, site.rows, site.held)
-    return site.form, *ports, operation, weights, captures, *place
+    given = ((f.name, _key(getattr(site, f.name))) for f in fields(site) if f.name != "shared")
+    return type(site), *given
 
 
-def _port_key(port: Port) -> Hashable:
-    grid = port.grid if port.value.rank == 3 else None  # of tokens
-    return port.name, port.channel_axis, port.value.shape, port.value.dtype, grid
+def _key(value: Any) -> Hashable:
+    match value:
+        case Port():
+            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid
+        case Operation():
+            return value.name, str(_without_nodes(value.attributes)), tuple(value.parameters), len(value.inputs)
+        case Mapping():
+            return tuple((name, _key(part)) for name, part in value.items())
+    found: Hashable = value
+    return found
 
 
-def _operation_key(op: Operation) -> Hashable:
-    return op.name, str(op.attributes), tuple(op.parameters), len(op.inputs)
+def _without_nodes(attributes: Mapping[str, Any]) -> Any:
+    """Attributes in which every value of the graph is the same word: its name says nothing of what it is."""
+    return fx.node.map_arg(dict(attributes), lambda node: "node")

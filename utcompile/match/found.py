@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from utcompile.errors import UtcError
 from utcompile.match.explain import nearest, too_few
-from utcompile.match.plan import Plan
+from utcompile.match.plan import PlanData
 
 
-def require_sites(plan: Plan) -> Plan:
+def require_sites(plan: PlanData) -> PlanData:
     """The plan, where its rules have found a place, or where there are no rules and something is trained itself.
 
     Raises:

@@ -8,11 +8,12 @@ from weakref import WeakKeyDictionary
 from torch import fx
 
 from utcompile.graph import GraphView, value_of
+from utcompile.ops import Trait, having
 
 Grid = tuple[int, int]
 _KNOWN: WeakKeyDictionary[GraphView, dict[fx.Node, tuple[Grid, ...]]] = WeakKeyDictionary()
 _MOST_EXTRA = 16  # class, distillation and register tokens beside the patches
-_MAKES = frozenset("pool interpolate batch_norm group_norm layer_norm linear add".split())
+_MAKES = having(Trait.LAYER | Trait.POOL | Trait.RESAMPLE)
 
 
 def grid_of(node: fx.Node, view: GraphView) -> Grid | None:
@@ -44,7 +45,7 @@ def _grids(view: GraphView) -> dict[fx.Node, tuple[Grid, ...]]:
 def _own(node: fx.Node, view: GraphView) -> Grid | None:
     """The size of a feature map, `(B, C, H, W)` or `(B, H, W, C)`; windows are none, for they are more than B."""
     value, name = value_of(node), view.operations[node].name
-    if value is None or value.rank != 4 or not (name in _MAKES or name.startswith("conv")):
+    if value is None or value.rank != 4 or (name not in _MAKES and name != "add"):
         return None
     axis = view.channel_axis[node]
     spatial = value.shape[2:] if axis == 1 else value.shape[1:3] if axis == 3 else ()

@@ -7,10 +7,12 @@ from enum import IntEnum
 from torch import fx
 
 from utcompile.graph import ACTIVATIONS, GraphView
+from utcompile.ops import Trait, having
 from utcompile.rules import Call
 
 FAMILIES = ("activation", "norm", "pool", "conv_transpose", "conv", "dropout", "resample")  # each read as one word
-_CONVS = frozenset(("conv1d", "conv2d", "conv3d", "pointwise", "depthwise_conv"))
+_CONVS = having(Trait.CONV)
+_CONV_WORDS = ("pointwise", "depthwise_conv")  # classes of these
 
 
 class Kin(IntEnum):
@@ -43,4 +45,4 @@ def families(name: str) -> frozenset[str]:
         found.add("norm")
     if name.startswith("conv_transpose"):
         found.add("conv_transpose")
-    return frozenset(found | ({"conv"} if name in _CONVS else set()))
+    return frozenset(found | ({"conv"} if name in _CONVS or name in _CONV_WORDS else set()))

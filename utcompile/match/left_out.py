@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import fx
 
 from utcompile.graph import GraphView, is_state
+from utcompile.match.forms import WeightPlace
 from utcompile.match.sites import Site
+from utcompile.ops import Trait, having
 
-_PRODUCTS = ("linear", "matmul", "addmm", "baddbmm", "einsum", "bilinear")
+_PRODUCTS = having(Trait.PRODUCT)
 
 
 def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> tuple[str, ...]:
@@ -17,7 +19,7 @@ def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> 
 
     Nothing where no rule tunes weights: adapters leave out all of them.
     """
-    if not any(site.form == "weight" for site in sites):
+    if not any(isinstance(site.place, WeightPlace) for site in sites):
         return ()
     named = view.parameters
     known = {id(named[n]) for n in trained} | {

@@ -8,9 +8,10 @@ from torch import fx
 
 from utcompile.graph import GraphView, tensor, value_of
 from utcompile.match.engine import Bindings
+from utcompile.ops import Trait, having
 from utcompile.rules import glob_match
 
-_STILL = frozenset(["expand", "repeat", "to", "contiguous", "identity"])  # what they yield is still the parameter
+_STILL = having(Trait.SAME | Trait.REPEATS)  # what they yield is still the parameter
 
 
 def parameters_read(glob: str, view: GraphView) -> Iterator[Bindings]:

@@ -1,32 +1,33 @@
-"""`Plan`: what a rule set inserts into a captured model, before anything is changed."""
+"""`PlanData`: what a rule set inserts into a captured model, as data."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import io
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from utcompile.errors import UtcError, check_type
+from torch import fx
+
 from utcompile.graph import GraphView, UtcGraphModule
 from utcompile.graph.ties import tied_to, ties_of
-from utcompile.match.cost import PlanCost, plan_cost
-from utcompile.match.diff import PlanDiff, diff
-from utcompile.match.explain import Explanation, Misses, explain
-from utcompile.match.left_out import left_out
+from utcompile.match.explain import Miss
+from utcompile.match.index import index_of
+from utcompile.match.misses import misses
 from utcompile.match.sites import Site
 from utcompile.match.skipped import Skipped
-from utcompile.match.text import columns, counted, listed
-from utcompile.rules import RuleSet
+from utcompile.rules import RuleSet, library_patterns
 
 TunerDtype = Literal["float32", "base"]
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class PlanData:
     """The sites of a rule set in a captured model.
+
+    A plan pickles with its captured model; in the copy, its sites name nodes of the copied model's graph.
 
     Attributes:
         sites: what is inserted, in file order and, within a rule, in graph order.
@@ -35,34 +36,24 @@ class Plan:
         untied: those of them that train apart from what they are tied to.
         ruleset: the rules.
         module: the captured model; it stays as it is.
-        notes: what there is to say of lines of `train:` that select less than they might.
-        skipped: places that a rule with `on_refusal: skip` has passed over, each with its reason.
         tuner_dtype: of what trains, where the base is in half precision.
-
-    Example:
-        >>> import torch, utcompile as utc
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> captured = utc.capture(model, torch.randn(2, 4))
-        >>> plan = utc.match(captured, "lora/all_linear", vars={"r": 2})
-        >>> plan.sites[0].id, plan.sites[0].parameters
-        ('linear/0/0', 24)
-        >>> print(plan.diff(utc.match(captured, "lora/all_linear", vars={"r": 4})))
-        ~ linear 0: r 2 -> 4, parameters 24 -> 48
-        sites: 1 changed
-        parameters to train: 42 -> 66 (+24)
+        notes: remarks on lines of `train:` that select less than they might.
+        skipped: places that a rule with `on_refusal: skip` has passed over, each with its reason.
     """
 
     sites: tuple[Site, ...]
     trained: tuple[str, ...]
     ruleset: RuleSet
     module: UtcGraphModule = field(repr=False)
-    view: GraphView = field(repr=False)
-    misses: Misses = field(repr=False)
-    rewriter: Callable[[Plan], Any] | None = field(default=None, repr=False)
     untied: tuple[str, ...] = ()
     tuner_dtype: TunerDtype = "float32"
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+
+    @cached_property
+    def view(self) -> GraphView:
+        """The index of the captured model's graph."""
+        return index_of(self.module).view
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -76,90 +67,50 @@ class Plan:
                 first[name] = named[name].numel()
         return first
 
-    @cached_property
-    def left_out(self) -> tuple[str, ...]:
-        """Where weights are tuned: the matrices of the model that are neither tuned nor trained."""
-        return left_out(self.sites, self.trained, self.view)
-
     @property
     def parameters(self) -> int:
         """How many parameters are trained: the tuners' and those of `train:`."""
         return sum(s.parameters for s in self.sites) + sum(self.sizes.values())
 
+    def misses(self) -> Sequence[Miss]:
+        """Where the rules nearly matched; looked for when it is first asked for."""
+        return self._missed
+
     @cached_property
-    def cost(self) -> PlanCost:
-        """FLOPs and saved bytes at batch 1, counted when they are first asked for."""
-        return self.cost_at(1)
+    def _missed(self) -> list[Miss]:
+        with index_of(self.module).engine({**library_patterns(), **self.ruleset.patterns}) as engine:
+            return misses(self.ruleset, engine)
 
-    def cost_at(self, batch: int) -> PlanCost:
-        """FLOPs of the tuners' forward, and the bytes they save for backward, at a batch size."""
-        return plan_cost(self.sites, self.view, batch)
+    def __reduce__(self) -> tuple[Any, ...]:
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
+        return _thawed, (type(self), self.module, _frozen(rest))
 
-    def apply(self, tuner_dtype: TunerDtype | None = None) -> Any:
-        """Insert the tuners: a `TunedModule` that computes what the model computes, until it is trained.
+    @classmethod
+    def of(cls, plan: PlanData) -> Self:
+        """The same data as another class of plan."""
+        return cls(**{f.name: getattr(plan, f.name) for f in fields(plan)})
 
-        Args:
-            tuner_dtype: of what trains, on a base in float16 or bfloat16: `float32` (the default), or the `base`'s.
-        """
-        if self.rewriter is None:
-            raise UtcError("this plan was made without a rewriter", fix="make it with utcompile.match")
-        if tuner_dtype not in (None, "float32", "base"):
-            raise UtcError(f"tuner_dtype is {tuner_dtype!r}", fix="say 'float32', or 'base' for the model's own dtype")
-        return self.rewriter(self if tuner_dtype is None else replace(self, tuner_dtype=tuner_dtype))
 
-    def diff(self, other: Plan) -> PlanDiff:
-        """What another plan of the model adds, removes and changes: other rules, or other values of their variables."""
-        if not isinstance(other, Plan):
-            raise UtcError(f"a plan is compared with a Plan, not with {type(other).__name__}", fix="use utc.match")
-        return diff(self, other)
+def _frozen(value: Any) -> bytes:
+    """Data as bytes in which a node is its name: pickled alone, it would take its whole graph along."""
+    buffer = io.BytesIO()
+    _Freezer(buffer).dump(value)
+    return buffer.getvalue()
 
-    def explanation(self, path: str | None = None) -> Explanation:
-        """What each rule found, and where it nearly matched, at a module path or everywhere.
 
-        Raises:
-            UtcError: the model has no module of that path.
-        """
-        check_type(path, (str, NoneType), "path", "the path of a module, or None")
-        return explain(self.sites, self.ruleset, self.misses, self.view, path)
+class _Freezer(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> str | None:
+        return obj.name if isinstance(obj, fx.Node) else None
 
-    def explain(self, path: str | None = None) -> str:
-        """The explanation as text."""
-        return str(self.explanation(path))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        keys = ("id", "rule", "path", "form", "tuner", "parameters", "reads", "writes", "how")
-        sites = []
-        for site in self.sites:
-            cost = self.cost.sites.get(site.id)
-            counts = {k: getattr(cost, k, None) for k in ("flops", "saved_bytes")}
-            config = site.config.model_dump(mode="json", exclude={"kind"})
-            sites.append({**{k: getattr(site, k) for k in keys}, **counts, "config": config})
-        return {
-            "rules": self.ruleset.name,
-            "sites": sites,
-            "trained": list(self.trained),
-            "left_out": list(self.left_out),
-            "skipped": [s.to_dict() for s in self.skipped],
-            "notes": list(self.notes),
-            "trainable_parameters": self.parameters,
-            "cost": self.cost.to_dict(),
-        }
+class _Thawer(pickle.Unpickler):
+    def __init__(self, data: bytes, graph: fx.Graph) -> None:
+        super().__init__(io.BytesIO(data))
+        self.nodes = {node.name: node for node in graph.nodes}
 
-    def __str__(self) -> str:
-        rows = [("rule", "at", "inserts", "reads", "changes", "parameters", "FLOPs", "saved")]
-        for s in self.sites:
-            where = (s.rule, s.path or "(root)", s.inserts, s.reads, s.writes)
-            rows.append((*where, f"{s.parameters:,}", *self.cost.shown(s.id)))
-        rows += [("train", name, "trained itself", "", "", f"{size:,}", "", "") for name, size in self.sizes.items()]
-        return "\n".join([*columns(rows, right=3), *self.summary()])
+    def persistent_load(self, pid: Any) -> fx.Node:
+        return self.nodes[pid]
 
-    def summary(self) -> list[str]:
-        """What the tuners cost, where there are any, and how many sites and parameters there are."""
-        counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
-        sites = f"{counted(len(self.sites), 'site')} ({counts})" if counts else "no sites"
-        last = f"{sites}, {self.parameters:,} parameters to train"
-        notes = [*(s.note for s in self.sites if s.note), *self.notes, *map(str, self.skipped)]
-        if self.left_out:
-            notes.append(f"left out: {counted(len(self.left_out), 'weight matrix')}: {listed(self.left_out)}")
-        return [*notes, *([str(self.cost)] if self.sites else []), last]
+
+def _thawed(cls: type[PlanData], module: UtcGraphModule, data: bytes) -> PlanData:
+    return cls(module=module, **_Thawer(data, module.graph).load())

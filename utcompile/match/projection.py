@@ -16,9 +16,10 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, describe, tensor, value_of
 from utcompile.match.tokens import Attention
+from utcompile.ops import Trait, having
 
 Index = tuple[tuple[int, ...], ...]
-_MOVES = frozenset(["split", "getitem"])
+_MOVES = having(Trait.CUTS)
 
 
 @dataclass(frozen=True)

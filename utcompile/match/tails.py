@@ -12,6 +12,7 @@ from functools import cached_property
 from torch import fx
 
 from utcompile.graph import GraphView, info, is_state, tensor, value_of
+from utcompile.ops import Trait, having
 
 _LONGEST = 24
 _MISSES = {
@@ -22,8 +23,8 @@ _MISSES = {
     "block_end": "an ffn follows it on the stream",
     "on_stream": "it is inside a residual branch or the stem, or a norm follows it",
 }
-_FIRST_LAYERS = frozenset(("conv", "embedding", "linear"))
-_BEFORE_STEM = frozenset("add sub mul div cat getitem split pixel_unshuffle normalize".split())  # an input made ready
+_CONVS = having(Trait.CONV)
+_BEFORE_STEM = having(Trait.ARITHMETIC | Trait.JOINS | Trait.CUTS | Trait.RESAMPLE)  # an input is made ready
 
 
 class Tails:
@@ -163,12 +164,19 @@ class Tails:
                 if len(frontier) > _LONGEST or self.branches_of(node):
                     break  # what is added to is the stream already
                 for reader in node.users:
-                    names = self.view.classes[reader]
-                    if names & _FIRST_LAYERS and self.view.operations[reader].inputs[:1] == (node,):
+                    if self._is_layer(reader) and self.view.operations[reader].inputs[:1] == (node,):
                         found.setdefault(self._stem_end(reader), reader)
-                    elif (names & _BEFORE_STEM or "layout" in names) and reader not in frontier:
+                    elif self._makes_ready(reader) and reader not in frontier:
                         frontier.append(reader)
         return found
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        name = self.view.operations[node].name
+        return name in _CONVS or name == "embedding" or "linear" in self.view.classes[node]
+
+    def _makes_ready(self, node: fx.Node) -> bool:
+        name = self.view.operations[node].name
+        return name in _BEFORE_STEM or name == "normalize" or "layout" in self.view.classes[node]
 
     def _stem_end(self, node: fx.Node) -> fx.Node:
         for _ in range(_LONGEST):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -14,19 +15,22 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.graph import (
     GraphView,
+    Operation,
     Size,
     Value,
     describe,
     fused_arguments,
     is_fused_attention,
+    operand,
     tensor,
     value_of,
 )
 from utcompile.match.engine import Bindings
-from utcompile.rules import Rule
-from utcompile.tuners import Port, TunerSite
+from utcompile.ops import Trait, having
+from utcompile.rules import TokensInsertion
+from utcompile.tuners import Port, TokensSite
 
-_PLAIN = frozenset(["dropout", "to", "contiguous", "identity", "detach"])  # they change no shape
+_PLAIN = having(Trait.SAME | Trait.DROPOUT)  # they change no shape
 _LONGEST = 12
 
 
@@ -62,14 +66,13 @@ class Attention:
         return replace(value, shape=(*rest, length, d))
 
 
-def attention_of(rule: Rule, env: Bindings, view: GraphView) -> Attention:
+def attention_of(insertion: TokensInsertion, env: Bindings, view: GraphView) -> Attention:
     """The attention operation that reads the two captures of `tokens:`; the match's own where it binds one.
 
     Raises:
         UtcError: there is none, or its parts are put together in a way that leaves no place for tokens.
     """
-    assert rule.insert.source is not None
-    k, v = env[rule.insert.source], env[rule.insert.target]
+    k, v = env[insertion.source], env[insertion.target]
     bound = [n for n in map(view.without_layout, env.values()) if view.operations[n].name == "sdpa"]
     for node in [*dict.fromkeys(bound), *view.by_class["sdpa"]]:
         if view.position[node] < max(view.position[k], view.position[v]):
@@ -78,24 +81,24 @@ def attention_of(rule: Rule, env: Bindings, view: GraphView) -> Attention:
         if view.depends(found.key, k) and view.depends(found.value, v):
             return found
     raise UtcError(
-        f"no attention reads '{rule.insert.source}' as its keys and '{rule.insert.target}' as its values",
+        f"no attention reads '{insertion.source}' as its keys and '{insertion.target}' as its values",
         why="tokens are put before the keys and values of a softmax attention, fused or spelled out",
         fix="match `attention` and write tokens: [k, v]",
     )
 
 
-def tokens_site(rule: Rule, attention: Attention, env: Bindings, view: GraphView) -> TunerSite:
+def tokens_site(
+    insertion: TokensInsertion, attention: Attention, captures: Mapping[str, Operation], view: GraphView
+) -> TokensSite:
     """What a tuner of learned tokens is built from: keys and values as `(…, heads, tokens, channels)`."""
     keys, values = attention.keys, tensor(attention.value)
     if keys.rank < 3 or keys.rank != values.rank:
         raise UtcError(f"keys {keys} and values {values} have no heads", fix="exclude the place in `where:`")
     heads = _heads(keys)
-    assert rule.insert.source is not None
-    return TunerSite(
-        "tokens",
-        Port(keys, keys.rank - 1, rule.insert.source),
-        Port(values, values.rank - 1, rule.insert.target),
-        captures={name: view.operations[view.without_layout(node)] for name, node in env.items()},
+    return TokensSite(
+        source=Port(keys, keys.rank - 1, insertion.source),
+        target=Port(values, values.rank - 1, insertion.target),
+        captures=captures,
         heads=heads,
         repeats=_repeats(attention.key, heads, keys, view),
     )
@@ -140,7 +143,7 @@ def _read(node: fx.Node, view: GraphView) -> Attention:
 
 
 def _spelled_out(node: fx.Node, view: GraphView) -> Attention:
-    weights, value = node.args[0], _second(node)
+    weights, value = operand(node, "input"), _second(node)
     assert isinstance(weights, fx.Node)
     softmax = weights
     while view.operations[softmax].name != "softmax":
@@ -150,7 +153,7 @@ def _spelled_out(node: fx.Node, view: GraphView) -> Attention:
     if view.operations[softmax].attributes.get("dim") not in (-1, tensor(softmax).rank - 1):
         raise _no_place(softmax, "softmax is not over the last axis")
     scores, scales = _scores(softmax, view)
-    query = scores.args[0]
+    query = operand(scores, "input")
     assert isinstance(query, fx.Node)
     return Attention(node, query, _second(scores), value, weights, softmax, scales)
 
@@ -182,7 +185,7 @@ def _per_key(factor: fx.Node) -> bool:
 
 
 def _second(product: fx.Node) -> fx.Node:
-    found = product.args[1] if len(product.args) > 1 else next(iter(product.kwargs.values()))
+    found = operand(product, "other")
     assert isinstance(found, fx.Node)
     return found
 

@@ -22,15 +22,11 @@ from utcompile.graph import GraphView, Operation, describe, info, is_state, tens
 from utcompile.graph.stored import is_stored
 from utcompile.match.engine import Bindings
 from utcompile.match.quantised import as_linear, quantised, quantised_module, quantised_operand
+from utcompile.ops import Trait, having
 from utcompile.tuners import RECURRENT
 
-_LAYERS = frozenset(
-    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding batch_norm layer_norm "
-    "group_norm instance_norm rms_norm".split()
-)
-_MOVES = frozenset(
-    "split getitem reshape permute transpose contiguous detach identity to expand repeat cat roll stack".split()
-)
+_LAYERS = having(Trait.LAYER)
+_MOVES = having(Trait.MOVES | Trait.SAME | Trait.CUTS | Trait.JOINS)
 # a product with the transpose of a parameter is a linear that has no place for another bias
 _TRANSPOSED = Operation("linear", attributes={"spelled_out": True})
 _PART = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
@@ -211,7 +207,7 @@ def _of_function(
             fix="match the parameter itself: {parameter: …}",
         )
     (operand,) = operands
-    is_product = op.name == "matmul" and node.args[1:2] == (operand,)
+    is_product = op.name == "matmul" and op.operands.get("other") is operand
     if is_product and _is_transposed(operand, view):  # x @ W.T, as Falcon writes its linears
         return (
             {r: _behind(operand, view) if r == "weight" else None for r in roles},
@@ -238,25 +234,9 @@ def _is_transposed(operand: fx.Node, view: GraphView) -> bool:
 
 def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
     """The argument of a function that plays a role, None where there is none."""
-    if role in node.kwargs:
-        found = node.kwargs[role]
-    elif op.name in _LAYERS or op.name == "addmm":
-        place = _POSITIONS.get(op.name, {"weight": 1, "bias": 2}).get(role)
-        found = node.args[place] if place is not None and place < len(node.args) else None
-    else:
-        found = next((a for a in node.all_input_nodes if is_state(a)), None)
-    return found if isinstance(found, fx.Node) else None
-
-
-_POSITIONS = {
-    "batch_norm": {"weight": 3, "bias": 4},
-    "instance_norm": {"weight": 3, "bias": 4},
-    "layer_norm": {"weight": 2, "bias": 3},
-    "group_norm": {"weight": 2, "bias": 3},
-    "rms_norm": {"weight": 2},
-    "embedding": {"weight": 1},
-    "addmm": {"weight": 2, "bias": 0},
-}
+    if op.name in _LAYERS or op.name == "addmm":
+        return op.operands.get(role)
+    return next((a for a in node.all_input_nodes if is_state(a)), None)
 
 
 def _parameters_behind(operand: fx.Node, view: GraphView) -> list[str]:
@@ -310,7 +290,11 @@ def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: Grap
     shape = tuned.shapes.get("weight")
     value = value_of(tuned.node)
     axis = view.channel_axis.get(tuned.node)
-    if value is not None and view.operations[tuned.node].name == "matmul" and is_state(tuned.node.args[0]):
+    if (
+        value is not None
+        and view.operations[tuned.node].name == "matmul"
+        and is_state(view.operations[tuned.node].operands.get("input"))
+    ):
         axis = value.rank - 2  # W @ x
     count = shape[-1 if tuned.operation.name == "matmul" and len(shape) == 2 else 0] if shape else None
     if count is None or value is None or axis is None or value.shape[axis] != count or not tuned.direct:

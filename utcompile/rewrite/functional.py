@@ -10,13 +10,21 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import Role, describe, info, inserted, module_operation, more_than_its_class, value_of
+from utcompile.graph import (
+    Role,
+    describe,
+    function_of,
+    info,
+    inserted,
+    module_operation,
+    more_than_its_class,
+    value_of,
+)
+from utcompile.ops import Trait, having
 from utcompile.tuners import RECURRENT, edges
 
-_LAYERS: dict[str, Callable[..., Any]] = {
-    name: getattr(F, name)
-    for name in "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d embedding".split()
-}
+_CONVS = having(Trait.CONV)
+_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
 
 
 def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx.Node]:
@@ -71,17 +79,17 @@ def _spelled(
     weight, bias = state.get("weight"), state.get("bias")
     if name == "linear":
         return F.linear, (x, weight, bias), {}
-    if name in ("conv1d", "conv2d", "conv3d"):
+    if name in _CONVS:
         padding = a["padding"]
         if a["padding_mode"] != "zeros":
             sides = edges(padding, leaf.kernel_size, a["dilation"])
             padded = graph.call_function(F.pad, (x, sides), {"mode": a["padding_mode"]})
             inserted(padded, info(x).origin, role=Role.PADDING)
             x, padding = padded, 0
-        return _LAYERS[name], (x, weight, bias, a["stride"], padding, a["dilation"], a["groups"]), {}
-    if name.startswith("conv_transpose"):
+        return function_of(name), (x, weight, bias, a["stride"], padding, a["dilation"], a["groups"]), {}
+    if name in _TRANSPOSED:
         rest = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-        return _LAYERS[name], (x, weight, bias, *rest), {}
+        return function_of(name), (x, weight, bias, *rest), {}
     if name == "embedding":
         if leaf.max_norm is not None or leaf.scale_grad_by_freq or leaf.sparse:
             raise UtcError("an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be tuned")

@@ -15,7 +15,8 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.match import Site
+from utcompile.match import Site, WeightPlace
+from utcompile.match.forms.placed import Trial
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.tuners import Tuner
 
@@ -33,10 +34,13 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
     kinds: dict[Hashable, tuple[int, Site, Tuner]] = {}
     for site, made in zip(sites, tuned.sites, strict=True):
         tuner = tuned.tuner(made.id)
-        operation = site.build_from.operation
+        operation = site.place.site.operation.name if isinstance(site.place, WeightPlace) else None
         named = tuple((n, p.dim()) for n, p in tuner.named_parameters())
-        key = (type(site.config), str(site.config), site.form, operation and operation.name, named)
-        size = sum(torch.Size(s).numel() for s in _shapes(site))
+        key = (type(site.config), str(site.config), site.form, operation, named)
+        trial = site.place.trial(tuner, _BATCH)
+        if trial is None:
+            continue
+        size = sum(torch.Size(s).numel() for s in trial.shapes if s is not None)
         if key not in kinds or size < kinds[key][0]:
             kinds[key] = size, site, tuner
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -44,24 +48,19 @@ def check_learning(sites: Sequence[Site], tuned: TunedModule) -> None:
             _check(site, copy.deepcopy(tuner).cpu().float().train())
 
 
-def _shapes(site: Site) -> list[tuple[int, ...]]:
-    """Of what a tuner reads: values, or the parameters that it changes."""
-    if site.form == "weight" and not site.build_from.held:
-        return [shape for shape in site.build_from.parameters.values() if shape is not None]
-    return [value.sizes(_BATCH) for value in site.given]
-
-
 def _check(site: Site, tuner: Tuner) -> None:
     trained = {n: p for n, p in tuner.named_parameters() if p.requires_grad and p.numel()}
-    is_weight = site.form == "weight" and not site.build_from.held
-    if not trained or (not is_weight and not all(v.dtype.is_floating_point for v in site.given)):
+    trial = site.place.trial(tuner, _BATCH)
+    if not trained or trial is None:
         return
-    dtype = next((p.dtype for p in trained.values() if p.is_complex()), torch.float32)
-    if is_weight:
-        tuner.start(*_inputs(site, dtype))
+    dtype = torch.float32
+    if trial.takes_dtype:
+        dtype = next((p.dtype for p in trained.values() if p.is_complex()), torch.float32)
+    if trial.start is not None:
+        trial.start(*_inputs(trial, dtype))
     waiting = set(trained)
     for draw in range(_DRAWS):
-        made = tuner.changed(*_inputs(site, dtype)) if is_weight else tuner(*_inputs(site))
+        made = trial.run(*_inputs(trial, dtype))
         results = [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, torch.Tensor)]
         real = [torch.view_as_real(t) if t.is_complex() else t for t in results]
         loss = torch.stack([(t * torch.randn_like(t)).sum() for t in real]).sum()
@@ -90,11 +89,9 @@ def _check(site: Site, tuner: Tuner) -> None:
     )
 
 
-def _inputs(site: Site, dtype: torch.dtype = torch.float32) -> list[torch.Tensor | None]:
-    if site.form == "weight" and not site.build_from.held:
-        return [None if s is None else _random(s, dtype) for s in site.build_from.parameters.values()]
-    return [_random(shape) for shape in _shapes(site)]
+def _inputs(trial: Trial, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    return [None if s is None else _random(s, dtype) for s in trial.shapes]
 
 
-def _random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, dtype=dtype, device="cpu")  # whatever the defaults are

@@ -65,10 +65,30 @@ def module_of(site: TunedSite) -> str:
 
 
 def layer_of(tuned: TunedModule, path: str) -> Layer:
-    """How PEFT sees a module.
+    """How PEFT's LoRA sees a module.
 
     Raises:
         UtcError: it would leave it as it is, refuse it, or compute something else than a low-rank change of its weight.
+    """
+    layer = called_layer(tuned, path)
+    if layer != "conv":
+        return layer
+    module = tuned.get_submodule(path)
+    assert isinstance(module, _CONVS)
+    if module.groups != 1:
+        raise UtcError(f"its groups={module.groups}, and PEFT's A reads all channels in each group")
+    if any(d != 1 and k != 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)):
+        raise UtcError(f"its dilation={module.dilation}, which PEFT's A does not have")
+    if module.padding_mode != "zeros" and module.padding not in ((0,) * len(module.kernel_size), "valid"):
+        raise UtcError(f"its padding_mode={module.padding_mode!r}, and PEFT's A pads with zeros")
+    return layer
+
+
+def called_layer(tuned: TunedModule, path: str) -> Layer:
+    """The layer whose calls PEFT changes.
+
+    Raises:
+        UtcError: its weight is read otherwise, or it is no layer that PEFT tunes.
     """
     calls = [n for n in tuned.base_graph.nodes if n.op == "call_module" and str(n.target) == path]
     reads = [n for n in tuned.base_graph.nodes if n.op == "get_attr" and str(n.target) == f"{path}.weight"]
@@ -89,13 +109,22 @@ def layer_of(tuned: TunedModule, path: str) -> Layer:
         return "linear"
     if not isinstance(module, _CONVS):
         raise UtcError(f"PEFT does not tune {type(module).__name__}")
-    if module.groups != 1:
-        raise UtcError(f"its groups={module.groups}, and PEFT's A reads all channels in each group")
-    if any(d != 1 and k != 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)):
-        raise UtcError(f"its dilation={module.dilation}, which PEFT's A does not have")
-    if module.padding_mode != "zeros" and module.padding not in ((0,) * len(module.kernel_size), "valid"):
-        raise UtcError(f"its padding_mode={module.padding_mode!r}, and PEFT's A pads with zeros")
     return "conv"
+
+
+def check_reads_inside(tuned: TunedModule, parameter: str, path: str) -> None:
+    """Check that a parameter is read in calls of a module alone: there PEFT changes it.
+
+    Raises:
+        UtcError: something else reads it too.
+    """
+    if path in tuned.aliased:
+        raise UtcError("its module has two names in the model, and PEFT tunes the first alone")
+    for read in tuned.base_graph.nodes:
+        if read.op == "get_attr" and str(read.target) == parameter:
+            outside = [n for n in read.users if all(frame.path != path for frame in origin_of(n).scope)]
+            if outside:
+                raise UtcError(f"it is read outside of calls of {path}, where PEFT's tuner has no effect")
 
 
 def _class_at(node: fx.Node, path: str) -> str | None:
@@ -131,3 +160,26 @@ def from_peft(layer: Layer, tensors: Mapping[str, torch.Tensor]) -> dict[str, to
     if "lora_magnitude_vector" in tensors:
         found["magnitude"] = tensors["lora_magnitude_vector"].flatten()
     return found
+
+
+def from_parameter(shape: tuple[int, ...], r: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """PEFT's tensors of a parameter under our names: of a matrix, or of a stack of `E` matrices.
+
+    Of a stack, PEFT's A is `(E·r, in)` and its B `(out, r·E)`; the matrices are `(out, in)`, or where a class sets
+    `is_transposed`, `(in, out)`.
+
+    Raises:
+        UtcError: they are not those of the parameter, or nothing says which of a stack's axes is which.
+    """
+    a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    if len(shape) == 2:
+        return {"lora_A": a, "lora_B": b}
+    if len(shape) != 3 or a.shape[0] != shape[0] * r or b.shape[1] != shape[0] * r:
+        raise UtcError(f"its shape is {list(shape)}, and the checkpoint's tensors are {list(a.shape)}, {list(b.shape)}")
+    if shape[1] == shape[2]:
+        raise UtcError("its matrices are square, and whether PEFT reads them transposed is not in the checkpoint")
+    down = a.reshape(shape[0], r, -1)  # (E, r, in)
+    up = b.reshape(b.shape[0], r, shape[0]).permute(2, 0, 1)  # (E, out, r)
+    if (b.shape[0], a.shape[1]) == shape[1:]:
+        return {"lora_A": down, "lora_B": up}
+    return {"lora_A": up.mT, "lora_B": down.mT}

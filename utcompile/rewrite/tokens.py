@@ -23,8 +23,9 @@ from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, Size, Value, fused_arguments, info, inserted, is_state, tensor, value_of
-from utcompile.match import Attention, Projection, Site
-from utcompile.tuners import HALVES, Tuner
+from utcompile.match import TokensPlace
+from utcompile.rewrite.writer import Inserted
+from utcompile.tuners import HALVES
 
 _INDICES = ("key_index", "value_index")
 
@@ -35,18 +36,14 @@ class TokensWriter:
     Args:
         graph: the graph that is rewritten.
         mapping: a recorded node -> its copy in the graph.
-        site: a site of the form `tokens`.
-        name: the tuner's module.
-        tuner: that module.
+        place: the attention.
+        site: the tuner.
     """
 
-    def __init__(
-        self, graph: fx.Graph, mapping: Mapping[fx.Node, fx.Node], site: Site, name: str, tuner: Tuner
-    ) -> None:
-        self.graph, self.mapping, self.site, self.name, self.tuner = graph, mapping, site, name, tuner
-        place = site.place
-        self.attention: Attention = place[0] if isinstance(place, tuple) else place
-        self.projection: Projection | None = place[1] if isinstance(place, tuple) else None
+    def __init__(self, graph: fx.Graph, mapping: Mapping[fx.Node, fx.Node], place: TokensPlace, site: Inserted) -> None:
+        self.graph, self.mapping = graph, mapping
+        self.site, self.name, self.tuner = site, site.name, site.tuner
+        self.attention, self.projection = place.attention, place.projection
         self.node = mapping[self.attention.node]
 
     def write(self) -> fx.Node | None:
@@ -201,7 +198,7 @@ class TokensWriter:
     def _longer(self, value: Value, axis: int) -> Value:
         """A value's shape with the learned tokens on one axis."""
         shape = list(value.shape)
-        shape[axis] = _plus(shape[axis], self.tuner.length)
+        shape[axis] = plus(shape[axis], self.tuner.length)
         return replace(value, shape=tuple(shape), storage=-1)
 
     def _call_module(self, role: Role, target: str, args: tuple[Any, ...], value: Value | None) -> fx.Node:
@@ -239,7 +236,8 @@ def _between(softmax: fx.Node, weights: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _plus(size: int | Size, length: int) -> int | Size:
+def plus(size: int | Size, length: int) -> int | Size:
+    """A size with so many more."""
     if isinstance(size, int):
         return size + length
     terms = dict(size.terms)

@@ -13,78 +13,74 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from utcompile.graph import Operation, Role, info, inserted, is_state
-from utcompile.match import Site
+from utcompile.graph import Role, info, inserted, is_state, set_operand
+from utcompile.match import WeightPlace
 from utcompile.rewrite.functional import recurrent, to_function
+from utcompile.rewrite.writer import Inserted, Writer
 from utcompile.tuners import HALVES, recomputed
+from utcompile.tuners.gradients import FUNCTIONS
 
 # what saves a tuned weight for backward, and is called so that it does not
 _RECOMPUTED: Mapping[Any, str] = {
-    **{getattr(F, n): n for n in ("linear", "conv1d", "conv2d", "conv3d")},
-    **{getattr(F, f"conv_transpose{n}d"): f"conv_transpose{n}d" for n in (1, 2, 3)},
-    **{getattr(torch, n): n for n in ("conv1d", "conv2d", "conv3d", "matmul", "bmm", "einsum")},
+    **{function: name for name, function in FUNCTIONS.items()},
     operator.matmul: "matmul",
 }
 _SPELLED = 4  # nodes between the last one of a spelled-out norm and the one that reads its weight: a sum, casts
-_BIAS_AT = {"batch_norm": 4, "instance_norm": 4, "layer_norm": 3, "group_norm": 3}
 
 
-def frozen_parameters(site: Site, root: nn.Module) -> tuple[torch.Tensor | None, ...]:
-    """The frozen parameters that a site's tuner changes, in the order of its roles."""
-    return tuple(root.get_parameter(n).detach() if n is not None else None for n in site.tunes.values())
+def frozen_parameters(place: WeightPlace, root: nn.Module) -> tuple[torch.Tensor | None, ...]:
+    """The frozen parameters that a tuner changes, in the order of its roles."""
+    return tuple(root.get_parameter(n).detach() if n is not None else None for n in place.tunes.values())
 
 
-def reparametrise(graph: fx.Graph, root: nn.Module, site: Site, name: str, targets: list[fx.Node]) -> None:
+def reparametrise(writer: Writer, place: WeightPlace, site: Inserted) -> None:
     """Let the operations of a site read what its tuner makes of their parameters.
 
     Args:
-        graph: changed in place; the operations keep their nodes.
-        root: what its targets name.
-        site: the site.
-        name: the tuner's module.
-        targets: the operations, in graph order: one, or the calls of a shared module.
+        writer: of the graph, which is changed in place; the operations keep their nodes.
+        place: the operations, in graph order: one, or the calls of a shared module.
+        site: the tuner.
     """
-    made = _changed_parameters(graph, site, name, targets[0])
+    graph = writer.graph
+    targets = [writer.mapping[t] for t in place.targets]
+    made = _changed_parameters(graph, place, site, targets[0])
     for node in targets:
         if node.op == "get_attr":
             _replace_everywhere(node, made["weight"])
             continue
         if node.op == "call_module":
-            to_function(graph, node, root)
-        for role, parameter in site.tunes.items():
+            to_function(graph, node, writer.root)
+        for role, parameter in place.tunes.items():
             if parameter is not None:
                 _replace(graph, _reader(node, parameter), parameter, made[role])
             elif role in made:
-                _add_bias(
-                    node, _like_weight(graph, node, made[role], site), site.build_from.operation or Operation("?")
-                )
-        _call_recomputed(node, site)
+                _add_bias(node, _like_weight(graph, node, made[role], place))
+        _call_recomputed(node, place)
         info(node).role = Role.OPERATION
 
 
-def _changed_parameters(graph: fx.Graph, site: Site, name: str, first: fx.Node) -> dict[str, fx.Node]:
+def _changed_parameters(graph: fx.Graph, place: WeightPlace, site: Inserted, first: fx.Node) -> dict[str, fx.Node]:
     """What the tuner yields by role; a role stays out where the operation will have no such parameter."""
-    origin = info(first).origin if info(first).origin is not None else info(site.targets[0]).origin
-    place = graph.inserting_after(first) if first.op == "get_attr" else graph.inserting_before(first)
-    with place:
+    origin = info(first).origin if info(first).origin is not None else info(place.targets[0]).origin
+    spot = graph.inserting_after(first) if first.op == "get_attr" else graph.inserting_before(first)
+    with spot:
         given: list[fx.Node | None] = []
-        for parameter in site.tunes.values():
+        for parameter in place.tunes.values():
             read = None
             if parameter is not None:
                 read = first if first.op == "get_attr" else graph.get_attr(parameter)
                 inserted(read, origin, state=True)
             given.append(read)
-        tuner = graph.call_module(name, tuple(given))
+        tuner = graph.call_module(site.name, tuple(given))
     inserted(tuner, origin, role=Role.TUNER, site=site.id)
     if len(given) == 1:
-        return {next(iter(site.tunes)): tuner}
+        return {next(iter(place.tunes)): tuner}
     result: dict[str, fx.Node] = {}
     after = tuner
-    for i, (role, parameter) in enumerate(site.tunes.items()):
-        if parameter is None and not _adds(site, role):
+    for i, (role, parameter) in enumerate(place.tunes.items()):
+        if parameter is None and not _adds(place, site, role):
             continue
         with graph.inserting_after(after):
             after = result[role] = graph.call_function(operator.getitem, (tuner, i))
@@ -92,13 +88,13 @@ def _changed_parameters(graph: fx.Graph, site: Site, name: str, first: fx.Node) 
     return result
 
 
-def _adds(site: Site, role: str) -> bool:
+def _adds(place: WeightPlace, site: Inserted, role: str) -> bool:
     """Whether the tuner gives the operation a parameter that it lacks."""
     with torch.device("meta"):
-        tuner = site.build()
-        named = site.build_from.parameters
+        tuner = site.site.build()
+        named = place.site.parameters
         changed = tuner.changed(*(torch.empty(shape) if shape is not None else None for shape in named.values()))
-    return isinstance(changed, tuple) and changed[list(site.tunes).index(role)] is not None
+    return isinstance(changed, tuple) and changed[list(place.tunes).index(role)] is not None
 
 
 def _replace_everywhere(node: fx.Node, made: fx.Node) -> None:
@@ -145,10 +141,10 @@ def _replace(graph: fx.Graph, node: fx.Node, parameter: str, made: fx.Node) -> N
             node.replace_input_with(operand, new)
 
 
-def _like_weight(graph: fx.Graph, node: fx.Node, bias: fx.Node, site: Site) -> fx.Node:
+def _like_weight(graph: fx.Graph, node: fx.Node, bias: fx.Node, place: WeightPlace) -> fx.Node:
     """A bias in the dtype of a weight in half precision, where no frozen bias says it."""
     weight = next((n for n in node.all_input_nodes if n.op == "get_attr"), None)
-    if site.build_from.target.value.dtype not in HALVES or weight is None:
+    if place.site.target.value.dtype not in HALVES or weight is None:
         return bias
     with graph.inserting_before(node):
         cast = graph.call_method("type_as", (bias, weight))
@@ -156,19 +152,17 @@ def _like_weight(graph: fx.Graph, node: fx.Node, bias: fx.Node, site: Site) -> f
     return cast
 
 
-def _add_bias(node: fx.Node, made: fx.Node, op: Operation) -> None:
-    place = _BIAS_AT.get(op.name, 2) + (node.target is recomputed)  # whose first argument is the function's name
-    args = list(node.args)
-    if len(args) > place:
-        args[place] = made
-        node.args = tuple(args)
-    else:
-        node.kwargs = {**node.kwargs, "bias": made}
+def _add_bias(node: fx.Node, made: fx.Node) -> None:
+    function = node.args[0] if node.target is recomputed else None
+    written_again(node)
+    set_operand(node, "bias", made)
+    if function is not None:
+        _recompute(node, str(function))
 
 
-def _call_recomputed(node: fx.Node, site: Site) -> None:
+def _call_recomputed(node: fx.Node, place: WeightPlace) -> None:
     """Where the weight is tuned, a call that does not keep it for backward."""
-    if node.target is recurrent or site.tunes.get("weight") is None:
+    if node.target is recurrent or place.tunes.get("weight") is None:
         return
     if node.op == "call_method" and node.target in ("matmul", "bmm", "__matmul__"):
         function = "bmm" if node.target == "bmm" else "matmul"
@@ -176,6 +170,10 @@ def _call_recomputed(node: fx.Node, site: Site) -> None:
         function = _RECOMPUTED[node.target]
     else:
         return
+    _recompute(node, function)
+
+
+def _recompute(node: fx.Node, function: str) -> None:
     info(node).written_as = (node.op, node.target)
     node.op, node.target = "call_function", recomputed
     node.args = (function, *node.args)

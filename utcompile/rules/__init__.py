@@ -2,12 +2,20 @@
 
 from utcompile.rules.files import shipped_rules
 from utcompile.rules.globs import glob_match
+from utcompile.rules.insertions import (
+    AnyInsertion,
+    ChainInsertion,
+    Insertion,
+    TokensInsertion,
+    TunerSpec,
+    ValueInsertion,
+    WeightInsertion,
+)
 from utcompile.rules.json_schema import json_schema, shipped_kinds
 from utcompile.rules.library import library_patterns
 from utcompile.rules.model import (
     Expect,
     ExpectedSites,
-    Insertion,
     Match,
     MatchModule,
     MatchOperation,
@@ -18,7 +26,6 @@ from utcompile.rules.model import (
     Scope,
     Select,
     Train,
-    TunerSpec,
 )
 from utcompile.rules.names import CLASSES, OPERATIONS
 from utcompile.rules.ruleset import RuleSet
@@ -42,8 +49,10 @@ from utcompile.rules.syntax import (
 __all__ = [
     "CLASSES",
     "OPERATIONS",
+    "AnyInsertion",
     "Attribute",
     "Call",
+    "ChainInsertion",
     "Comparison",
     "Expect",
     "ExpectedSites",
@@ -69,8 +78,11 @@ __all__ = [
     "Select",
     "Spelling",
     "Step",
+    "TokensInsertion",
     "Train",
     "TunerSpec",
+    "ValueInsertion",
+    "WeightInsertion",
     "glob_match",
     "json_schema",
     "library_patterns",

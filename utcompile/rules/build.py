@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.rules.entries import GLOB_FIX
 from utcompile.rules.expression import MAX_WORD
 from utcompile.rules.globs import glob_problem
+from utcompile.rules.insertions import AnyInsertion, InsertEntry, TunerSpec, read_insertion
 from utcompile.rules.library import check_calls, library_patterns, parse_library, passages
 from utcompile.rules.model import (
     Expect,
-    Insertion,
     Match,
     MatchModule,
     MatchOperation,
@@ -23,16 +24,12 @@ from utcompile.rules.model import (
     Scope,
     Select,
     Train,
-    TunerSpec,
 )
 from utcompile.rules.names import CALLABLE, CLASSES, OPERATIONS
 from utcompile.rules.passage import Passage, short
 from utcompile.rules.pattern import parse_heads, parse_spelling
 from utcompile.rules.schema import (
-    FORMS,
-    GLOB_FIX,
     ExpectEntry,
-    InsertEntry,
     MatchEntry,
     RuleEntry,
     RuleFile,
@@ -158,22 +155,13 @@ class Builder:
             return MatchParameter(entry.parameter)
         return MatchModule(entry.module, entry.cls)
 
-    def _insertion(self, entry: InsertEntry, node: Node, captures: Captures) -> Insertion:
-        form = next(form for form in FORMS if getattr(entry, form) is not None)
-        source = reader = start = None
-        if form in ("parallel", "chain"):
-            source, target = captures.arrow(node.at(form).passage, form)
-        elif form == "tokens":
-            source, target = (captures.word(name.passage) for name in node.at("tokens").items())
-        else:
-            target = captures.word(node.at(form).passage)
-        if entry.for_ is not None:
-            reader = captures.word(node.at("for").passage)
-        if entry.from_ is not None:
-            start = captures.word(node.at("from").passage)
-        spec = self._tuner(entry, node.at("tuner"))
-        captures.check_config(spec, node.at("tuner"))
-        return Insertion(form, source, target, reader, start, spec, entry.all_uses, node.mark)  # type: ignore[arg-type]
+    def _insertion(self, entry: InsertEntry, node: Node, captures: Captures) -> AnyInsertion:
+        def tuner() -> TunerSpec:
+            spec = self._tuner(entry, node.at("tuner"))
+            captures.check_config(spec, node.at("tuner"))
+            return spec
+
+        return read_insertion(entry, node, captures, tuner)
 
     def _tuner(self, entry: InsertEntry, node: Node) -> TunerSpec:
         if not isinstance(entry.tuner, str):
@@ -263,6 +251,10 @@ class Captures:
             fix = "write one capture's name"
             raise UtcError(f"'{short(passage.text)}' is not the name of a capture", where=str(passage.start), fix=fix)
         return self.check(found[1], str(passage.mark(found.start(1))))
+
+    def optional(self, node: Node | None) -> str | None:
+        """One capture's name, where one is given."""
+        return None if node is None or node.content is None else self.word(node.passage)
 
     def arrow(self, passage: Passage, form: str) -> tuple[str, str]:
         """The two captures of `x -> y`."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from utcompile.rules.globs import glob_match
+from utcompile.rules.insertions import AnyInsertion
 from utcompile.rules.syntax import Comparison, Head, Mark, Pattern
-from utcompile.tuners import TunerConfig
 
 __all__ = [
     "Expect",
     "ExpectedSites",
-    "Insertion",
     "Match",
     "MatchModule",
     "MatchOperation",
@@ -24,11 +23,8 @@ __all__ = [
     "Scope",
     "Select",
     "Train",
-    "TunerSpec",
     "glob_match",
 ]
-
-Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
 
 @dataclass(frozen=True)
@@ -112,41 +108,6 @@ class Expect:
 
 
 @dataclass(frozen=True)
-class TunerSpec:
-    """The tuner of an insertion: its name under `tuners:`, None where it is written in place, and its config."""
-
-    name: str | None
-    config: TunerConfig
-    mark: Mark
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """`{parallel: x -> y, tuner: u}`, `{sequential: v, for: op, …}`, `{weight: h, …}`, `{tokens: [k, v], …}` or
-    `{chain: v -> z, from: x, …}`.
-
-    Attributes:
-        form: `parallel`, `sequential`, `weight`, `tokens` or `chain`.
-        source: what a parallel tuner or a stage of a chain reads; the keys, for tokens.
-        target: what the tuner changes; the values, for tokens.
-        reader: the capture whose operation alone reads the changed value; None for all readers.
-        start: the capture of the first match with which a chain begins; None where nothing stands before its stages.
-        tuner: the tuner.
-        all_uses: whether a tied weight may be tuned, each of its names by a tuner of its own.
-        mark: where the insertion stands.
-    """
-
-    form: Form
-    source: str | None
-    target: str
-    reader: str | None
-    start: str | None
-    tuner: TunerSpec
-    all_uses: bool
-    mark: Mark
-
-
-@dataclass(frozen=True)
 class Rule:
     """One rule: what it looks for, where, which of these it takes, and what it inserts."""
 
@@ -158,7 +119,7 @@ class Rule:
     not_inside: tuple[Scope, ...]  # none of them does
     exclude: tuple[str, ...]  # `except:`, named patterns; a target that a match of theirs covers is left out
     select: Select
-    insert: Insertion
+    insert: AnyInsertion
     expect: Expect
     skips: bool = False  # `on_refusal: skip`: a place where the tuner cannot stand is passed over
 

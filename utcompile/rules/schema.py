@@ -2,97 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    GetJsonSchemaHandler,
-    Tag,
-    WithJsonSchema,
-    model_validator,
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
+
+from utcompile.rules.entries import (
+    Count,
+    Entry,
+    Glob,
+    Identifier,
+    Label,
+    Many,
+    Positive,
+    Sites,
+    TextOr,
+    TunerMapping,
+    problem,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
-
-from utcompile.rules.globs import glob_problem
-from utcompile.rules.passage import short
-
-# A rule's name becomes part of the identity of its sites, and with it of checkpoint keys and file names.
-LABEL = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$"
-IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # of what is named in patterns and by $
-
-
-def problem(key: str | None, what: str, fix: str | None = None) -> PydanticCustomError:
-    """An error of a validator here; `key` names the entry to point at."""
-    # The text goes through the context: a brace in it is then no placeholder.
-    return PydanticCustomError("rule", "{what}", {"what": what, "fix": fix, "key": key})
-
-
-def _glob(text: str) -> str:
-    if why := glob_problem(text):
-        raise problem(None, f"'{short(text)}' is not a glob: {why}", GLOB_FIX)
-    return text
-
-
-def _shape(value: Any) -> str | None:
-    """Tells a union's members apart, so that an error is about the one that was meant."""
-    shapes: dict[type, str] = {str: "<text>", dict: "<mapping>", int: "<number>", list: "<list>"}
-    return shapes.get(type(value))
+from utcompile.rules.insertions import InsertEntry
 
 
 def _one(value: Any) -> Any:
     if type(value) is not int or value != 1:  # Literal alone takes true and 1.0, which are equal to 1
         raise PydanticKnownError("literal_error", {"expected": "1"})
     return value
-
-
-class _OrOneAlone:
-    """Marks a list in the JSON Schema as one that may also be a single item."""
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        several = handler(schema)
-        return {"anyOf": [several["items"], several]}
-
-
-def _in_list(value: Any) -> Any:
-    return [value] if isinstance(value, str | dict) else value
-
-
-T = TypeVar("T")
-M = TypeVar("M")
-TextOr = Annotated[
-    Annotated[T, Tag("<text>")] | Annotated[M, Tag("<mapping>")],
-    Discriminator(_shape, custom_error_type="rule_union", custom_error_message="must be a text or a mapping"),
-]
-Many = Annotated[list[T], BeforeValidator(_in_list), _OrOneAlone()]
-Glob = Annotated[str, AfterValidator(_glob)]
-Label = Annotated[str, Field(pattern=LABEL)]
-Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Sites = Annotated[
-    Annotated[Count, Tag("<number>")]
-    | Annotated[list[Glob], Tag("<list>")]
-    | Annotated[dict[Glob, Count], Tag("<mapping>")],
-    Discriminator(
-        _shape, custom_error_type="rule_union", custom_error_message="must be a number, a list of paths or a mapping"
-    ),
-]
-TunerMapping = Annotated[dict[str, Any], WithJsonSchema({"$comment": "tuner"})]
-UNION_TAGS = ("<text>", "<mapping>", "<number>", "<list>")
-GLOB_FIX = "write a dotted path: * is one segment, ** any number"
-FORMS = ("parallel", "sequential", "weight", "tokens", "chain")
-
-
-class Entry(BaseModel):
-    """What all mappings of a rule file have in common."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ScopeEntry(Entry):
@@ -166,45 +100,6 @@ class ExpectEntry(Entry):
         return self
 
 
-class InsertEntry(Entry):
-    """One tuner in one of the forms: parallel, sequential, weight, tokens or chain."""
-
-    parallel: str | None = Field(None, description="x -> y: the tuner reads x, and its result is added to y")
-    sequential: str | None = Field(None, description="v: the tuner's result takes the place of v")
-    weight: str | None = Field(None, description="h: the tuner changes the weight of the operation that makes h")
-    tokens: list[str] | None = Field(
-        None,
-        min_length=2,
-        max_length=2,
-        description="[k, v]: learned tokens stand before the keys and values of the attention that reads k and v",
-    )
-    chain: str | None = Field(
-        None, description="v -> z: a side network with one stage at each match's v, whose result replaces or joins z"
-    )
-    from_: str | None = Field(
-        None, alias="from", description="with chain: x, the value of the first match with which the side network begins"
-    )
-    for_: str | None = Field(None, alias="for", description="with sequential: only this operation reads the new value")
-    tuner: TextOr[Label, TunerMapping] = Field(description="the name of a tuner of this file, or one in place")
-    all_uses: bool = Field(
-        False, description="with weight: a tied weight may be tuned, each of its names by a tuner of its own"
-    )
-
-    @model_validator(mode="after")
-    def _one_form(self) -> InsertEntry:
-        given = [form for form in FORMS if getattr(self, form) is not None]
-        if len(given) != 1:
-            what = f"insert has {' and '.join(given)} at once" if given else "insert has no form"
-            raise problem(given[1] if given else None, what, f"give one of: {', '.join(FORMS)}")
-        if self.for_ is not None and given != ["sequential"]:
-            raise problem("for", f"'for' does not go with {given[0]}", "it goes with sequential")
-        if self.from_ is not None and given != ["chain"]:
-            raise problem("from", f"'from' does not go with {given[0]}", "it goes with chain")
-        if self.all_uses and given != ["weight"]:
-            raise problem("all_uses", f"'all_uses' does not go with {given[0]}", "it goes with weight")
-        return self
-
-
 class RuleEntry(Entry):
     """One rule."""
 
@@ -259,7 +154,7 @@ Includes = Annotated[
 class Header(Entry):
     """What is read of a file before its variables are known."""
 
-    include: Includes = []
+    include: Includes = Field([])
     vars: dict[Identifier, Any] = Field({}, description="values for $name")
 
 
@@ -279,7 +174,7 @@ class RuleFile(Entry):
     folds: Many[Literal["absorbed", "widened", "constant", "kept"]] = Field(
         [], description="what folding makes of the tuners; for people, as the description is"
     )
-    include: Includes = []
+    include: Includes = Field([])
     vars: dict[Identifier, Any] = Field({}, description="values for $name; the caller may give others")
     patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
     tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.rules.entries import IDENTIFIER, LABEL, UNION_TAGS
 from utcompile.rules.passage import short
-from utcompile.rules.schema import IDENTIFIER, LABEL, UNION_TAGS
 from utcompile.rules.slips import key_fix, value_fix
 from utcompile.rules.yaml12 import Node
 

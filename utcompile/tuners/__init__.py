@@ -3,19 +3,18 @@
 from utcompile.tuners.adapter import Adapter, AdapterConfig
 from utcompile.tuners.base import (
     ChannelMap,
-    Form,
-    Port,
     Tuner,
     TunerConfig,
-    TunerSite,
     config_for,
     register_tuner,
     tuner_class,
     tuner_kinds,
 )
 from utcompile.tuners.bias import Bias, BiasConfig
+from utcompile.tuners.bottleneck import Bottleneck
 from utcompile.tuners.branches import edges
 from utcompile.tuners.conv_adapter import ConvAdapter, ConvAdapterConfig
+from utcompile.tuners.conv_lora import ConvLora, ConvLoraConfig
 from utcompile.tuners.dora import Dora, DoraConfig
 from utcompile.tuners.ia3 import Ia3, Ia3Config
 from utcompile.tuners.lora import Lora, LoraConfig
@@ -28,20 +27,26 @@ from utcompile.tuners.recompute import recomputed
 from utcompile.tuners.recurrent import RECURRENT, EachParameter, build_tuner
 from utcompile.tuners.rep_adapter import RepAdapter, RepAdapterConfig
 from utcompile.tuners.side_chain import Bypass, BypassConfig, Ladder, LadderConfig
+from utcompile.tuners.sites import FORMS, ChainSite, Form, Port, TokensSite, TunerSite, ValueSite, WeightSite
 from utcompile.tuners.ssf import Ssf, SsfConfig
 
 __all__ = [
+    "FORMS",
     "HALVES",
     "RECURRENT",
     "Adapter",
     "AdapterConfig",
     "Bias",
     "BiasConfig",
+    "Bottleneck",
     "Bypass",
     "BypassConfig",
+    "ChainSite",
     "ChannelMap",
     "ConvAdapter",
     "ConvAdapterConfig",
+    "ConvLora",
+    "ConvLoraConfig",
     "Dora",
     "DoraConfig",
     "EachParameter",
@@ -64,9 +69,12 @@ __all__ = [
     "RepAdapterConfig",
     "Ssf",
     "SsfConfig",
+    "TokensSite",
     "Tuner",
     "TunerConfig",
     "TunerSite",
+    "ValueSite",
+    "WeightSite",
     "build_tuner",
     "config_for",
     "edges",

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.graph import ACTIVATIONS, Operation
+from utcompile.graph import ACTIVATIONS, Operation, module_of
+from utcompile.graph.spellings import MODULES
 
-_MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "hardswish": nn.Hardswish,
-    "hardsigmoid": nn.Hardsigmoid,
-    "elu": nn.ELU,
-    "leaky_relu": nn.LeakyReLU,
-    "selu": nn.SELU,
-    "mish": nn.Mish,
-    "softplus": nn.Softplus,
-    "hardtanh": nn.Hardtanh,
-    "identity": nn.Identity,
-}
+
+def _makers() -> dict[str, type[nn.Module]]:
+    """The activations whose modules need no argument, learn nothing and draw nothing; and the identity."""
+    classes = {name: module_of(name) for name in ACTIVATIONS}
+    made = {name: cls for name, cls in classes.items() if cls is not None and _is_plain(cls)}
+    return {**made, "identity": nn.Identity}
+
+
+def _is_plain(cls: type[nn.Module]) -> bool:
+    arguments = inspect.signature(cls).parameters.values()
+    if any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in arguments):
+        return False
+    return not [*cls().parameters()] and "training" not in MODULES[cls].schema
+
+
+_MAKERS = _makers()
 ACTIVATION_NAMES = tuple(sorted(_MAKERS))
 _SAME_AS = re.compile(r"same as ([A-Za-z_]\w*)")
 

@@ -10,8 +10,10 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.tuners.activations import check_activation, make_activation
-from utcompile.tuners.base import ChannelMap, Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import ChannelMap, Tuner, TunerConfig, register_tuner
+from utcompile.tuners.bottleneck import Bottleneck
 from utcompile.tuners.projection import stride_between
+from utcompile.tuners.sites import Port, ValueSite
 
 Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Scale = Literal["none", "scalar", "channel", "input"]
@@ -107,7 +109,7 @@ class Adapter(Tuner):
                 nn.init.normal_(layer.bias, std=1e-6) if init == "xavier" else nn.init.zeros_(layer.bias)
 
     @classmethod
-    def build(cls, config: AdapterConfig, site: TunerSite) -> Adapter:
+    def build(cls, config: AdapterConfig, site: ValueSite) -> Adapter:
         """Choose the linear or convolutional form, the stride and the activation from the site."""
         source, target = site.source, site.target
         _ = source.channels, target.channels  # both must be known
@@ -118,7 +120,7 @@ class Adapter(Tuner):
             )
         stride = stride_between(source, target)
         activation = make_activation(config.activation, site.captures)
-        return cls(config, source, target, activation, stride, residual=site.form == "sequential")
+        return cls(config, source, target, activation, stride, residual=site.replaces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, …, C_x)` or `(B, C_x, …)` -> the shape of the target."""
@@ -141,7 +143,20 @@ class Adapter(Tuner):
             y = y.movedim(axis, self.target_axis)
         return x + y if self.residual else y
 
-    def bottleneck(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    def bottleneck(self) -> Bottleneck:
+        """D and U, with the scale in U.
+
+        Raises:
+            UtcError: the scale depends on the input.
+        """
+        parts = self._parts()
+        if parts is None:
+            raise UtcError("its scale depends on the input", fix="use another scale: none, scalar or channel")
+        down, down_bias, up, up_bias = parts
+        stride = self.strides or getattr(self.down, "stride", ())
+        return Bottleneck(down, self.activation, up, down_bias, up_bias, tuple(stride))
+
+    def _parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """D `(d, C_x)`, its bias, U `(C_y, d)` with the scale in it, its bias, in float64 on the CPU.
 
         None where the scale depends on the input.
@@ -162,7 +177,7 @@ class Adapter(Tuner):
 
     def channel_map(self) -> ChannelMap | None:
         """`s·U D (+ I)` and `s·(U b_D + b_U)`, where there is no activation between, no stride and no gate."""
-        parts = self.bottleneck()
+        parts = self._parts()
         linear = isinstance(self.activation, nn.Identity) and self.source_axis == self.target_axis and not self.strides
         if parts is None or not linear or set(getattr(self.down, "stride", (1,))) != {1}:
             return None

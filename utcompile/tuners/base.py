@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Self
@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
-from utcompile.graph import Operation, Value
+from utcompile.tuners.bottleneck import Bottleneck
 from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
+from utcompile.tuners.sites import Form, Port
 
 LARGEST = 2**16  # of ranks, widths, lengths: above the widest layers of today
-Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
 
 
 class TunerConfig(BaseModel):
@@ -41,88 +41,6 @@ class TunerConfig(BaseModel):
                         fix=f"give {name} a smaller number",
                     )
         return self
-
-
-@dataclass(frozen=True)
-class Port:
-    """A value that a tuner reads or writes: its shapes and where its channels are."""
-
-    value: Value
-    channel_axis: int | None
-    name: str  # the capture's name in the rule, for messages
-    find_grid: Callable[[], tuple[int, int] | None] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def channels(self) -> int:
-        """The number of channels; an error where the axis is unknown or its size varies."""
-        size = self.value.shape[self.channel_axis] if self.channel_axis is not None else None
-        if not isinstance(size, int):
-            raise UtcError(
-                f"the channel axis of '{self.name}' {self.value} is unknown",
-                why="no operation that makes or reads it says which axis holds the channels",
-                fix="place the tuner at a value that a linear, convolution or norm makes or reads",
-            )
-        return size
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Height and width of the feature map that tokens `(B, N, C)` were, as far as the graph tells."""
-        return self.find_grid() if self.find_grid is not None else None
-
-    @property
-    def channels_last(self) -> bool:
-        """Whether the channels are the last axis."""
-        return self.channel_axis == self.value.rank - 1
-
-
-@dataclass(frozen=True)
-class TunerSite:
-    """What a tuner is built from: nothing in a rule ever states a hidden size.
-
-    Attributes:
-        form: how the tuner is inserted.
-        source: the value it reads (`x`, `v`, or the input of the tuned operation).
-        target: the value it changes (`y`, `v`, or the tuned operation's result).
-        operation: the tuned operation, for weight tuners.
-        weight_shape: the shape of the tuned weight, for weight tuners.
-        captures: operations of the match by name, for `same as a`.
-        heads: for `tokens`, how many sets of keys a sample has: source and target are `(…, heads, S, d)` or, with the
-            batch in front of the heads, `(B·heads, S, d)`.
-        repeats: for `tokens`, how many neighbouring heads share one set of keys (grouped-query attention).
-        previous: for `chain`, what the stage before yields, or what the chain begins with; None where there is nothing.
-        is_last: for `chain`, whether this stage brings its state to `target`.
-        parameters: role to shape of the parameters that a weight tuner changes; None where the operation has none.
-        direct: whether the operation reads its weight itself, and not something computed from it.
-        rows: for a config's `slices`, the rows of the weight that each of them stands for.
-        held: why the weight is none that an update can be added to; empty where it is. Then only a branch fits.
-        shared: what `share` has made so far, for all sites of one tuned model.
-    """
-
-    form: Form
-    source: Port
-    target: Port
-    operation: Operation | None = None
-    weight_shape: tuple[int, ...] = ()
-    captures: Mapping[str, Operation] = field(default_factory=dict)
-    heads: int = 0
-    repeats: int = 1
-    previous: Port | None = None
-    is_last: bool = False
-    parameters: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
-    direct: bool = True
-    rows: tuple[tuple[int, ...], ...] = ()
-    held: str = ""
-    shared: dict[Hashable, nn.Module] = field(default_factory=dict, repr=False, compare=False)
-
-    def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
-        """One module for all sites of a model that ask for a key; `make(*args)` the first time.
-
-        As a submodule of each tuner it stays one, also when the model is moved, cast, copied or pickled. A plan counts
-        its parameters at every site.
-        """
-        if key not in self.shared:
-            self.shared[key] = make(*args)
-        return self.shared[key]
 
 
 @dataclass(frozen=True)
@@ -150,7 +68,7 @@ class Tuner(nn.Module):
     before, and returns its own state.
 
     It carries its own fold: `changed`, run in float64, is absorbed as it stands; a tuner of values that is linear says
-    so in `channel_map`.
+    so in `channel_map`, and one that is a bottleneck in `bottleneck`.
 
     Attributes:
         identity_at_start: whether the model's outputs are the base's until it is trained; `compile` proves it.
@@ -186,8 +104,13 @@ class Tuner(nn.Module):
             cls.forward = in_own_dtype(cls.forward)  # type: ignore[method-assign]
 
     @classmethod
-    def build(cls, config: Any, site: TunerSite) -> Tuner:
-        """Make the tuner for one site; a `UtcError` says why it does not fit."""
+    def build(cls, config: Any, site: Any) -> Tuner:
+        """Make the tuner for one site; a `UtcError` says why it does not fit.
+
+        Args:
+            config: an instance of `config_class`.
+            site: the `TunerSite` of a form in `forms` (`ValueSite`, `WeightSite`, `TokensSite` or `ChainSite`).
+        """
         raise NotImplementedError
 
     def start(self, *parameters: torch.Tensor | None) -> None:
@@ -206,6 +129,14 @@ class Tuner(nn.Module):
 
     def channel_map(self) -> ChannelMap | None:
         """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""
+        return None
+
+    def bottleneck(self) -> Bottleneck | None:
+        """For `parallel`: what the tuner computes, where that is a bottleneck; then it can widen layers next to it.
+
+        Raises:
+            UtcError: it is one that cannot, for the reason given.
+        """
         return None
 
 

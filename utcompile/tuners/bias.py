@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.scaling import takes_bias
+from utcompile.tuners.sites import WeightSite
 
 
 class BiasConfig(TunerConfig):
@@ -37,14 +38,14 @@ class Bias(Tuner):
         self.value = nn.Parameter(torch.zeros(shape))
 
     @classmethod
-    def build(cls, config: BiasConfig, site: TunerSite) -> Bias:
+    def build(cls, config: BiasConfig, site: WeightSite) -> Bias:
         """Take the shape of the bias, or of the one to add."""
         shape = site.parameters.get("bias")
         if shape is not None:
             return cls(shape)
         op = site.operation
-        if op is None or not takes_bias(op):
-            raise UtcError(f"{op.name if op else 'this value'} has no bias, and takes none")
+        if not takes_bias(op):
+            raise UtcError(f"{op.name} has no bias, and takes none")
         if not config.add:
             raise UtcError(
                 f"this {op.name} has no bias",

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utcompile.graph import autocast_dtype, runs_plainly
+from utcompile.graph import autocast_dtype, function_of, runs_plainly
+from utcompile.ops import Trait, having
 
-_CONVS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
-_TRANSPOSED: dict[str, Any] = {
-    "conv_transpose1d": F.conv_transpose1d,
-    "conv_transpose2d": F.conv_transpose2d,
-    "conv_transpose3d": F.conv_transpose3d,
-}
-BRANCHES = frozenset(["linear", "embedding", "matmul", *_CONVS, *_TRANSPOSED])
+_CONVS = having(Trait.CONV)
+_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
+_CALLS = {name: function_of(name) for name in (*_CONVS, *_TRANSPOSED)}
+BRANCHES = having(Trait.OUTPUTS_FIRST | Trait.OUTPUTS_LAST | Trait.CONV_TRANSPOSE)
 
 
 class Branch:
@@ -64,14 +62,14 @@ class Branch:
             return (x @ b) @ a
         one = [1] * self.spatial
         if self.name in _TRANSPOSED:
-            hidden = _CONVS[f"conv{self.spatial}d"](x, b.mT.reshape(b.shape[1], b.shape[0], *one))
-            call = _TRANSPOSED[self.name]
+            hidden = _CALLS[f"conv{self.spatial}d"](x, b.mT.reshape(b.shape[1], b.shape[0], *one))
+            call = _CALLS[self.name]
             return call(hidden, a, None, output_padding=self.output_padding, **self.settings)
         settings = dict(self.settings)
         if self.padding_mode != "zeros":
             x = F.pad(x, edges(settings["padding"], a.shape[2:], settings["dilation"]), mode=self.padding_mode)
             settings["padding"] = 0
-        conv = _CONVS[self.name]
+        conv = _CALLS[self.name]
         return conv(conv(x, a, None, **settings), b.reshape(*b.shape, *one))
 
 
@@ -140,7 +138,7 @@ class _ConvBranch(torch.autograd.Function):
         name: str,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        hidden = _CONVS[name](x, a, None, **settings)
+        hidden = _CALLS[name](x, a, None, **settings)
         total = y.detach()
         total.view(*y.shape[:2], -1).baddbmm_(b.expand(len(y), -1, -1), hidden.flatten(2), alpha=s)
         ctx.save_for_backward(x, hidden, a, b)
@@ -152,7 +150,7 @@ class _ConvBranch(torch.autograd.Function):
         x, hidden, a, b = ctx.saved_tensors
         g = grad.flatten(2)
         if torch.is_grad_enabled():
-            hidden = _CONVS[ctx.operation](x, a, None, **ctx.settings)
+            hidden = _CALLS[ctx.operation](x, a, None, **ctx.settings)
         wanted = ctx.needs_input_grad
         h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
         dx, da = _conv_backward(ctx.settings, h, x, a, wanted[0], wanted[2])

@@ -14,8 +14,9 @@ from torch import nn
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.graph import Operation
 from utcompile.tuners.activations import ACTIVATION_NAMES, check_activation, make_activation
-from utcompile.tuners.base import Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.projection import stride_between
+from utcompile.tuners.sites import Port, ValueSite
 
 _KERNEL = re.compile(r"(conv|dwconv|gconv)([1-9])")
 _WORDS = ("down", "up", "mix_norm", "mona", "conv3", "dwconv3", "gconv3")
@@ -104,7 +105,7 @@ class ConvAdapter(Tuner):
         self.identity_at_start = config.init == "zero"
 
     @classmethod
-    def build(cls, config: ConvAdapterConfig, site: TunerSite) -> ConvAdapter:
+    def build(cls, config: ConvAdapterConfig, site: ValueSite) -> ConvAdapter:
         """Make the layers for the site's channels, stride and grid."""
         source, target = site.source, site.target
         grid = _grid(config, source, target)
@@ -124,7 +125,7 @@ class ConvAdapter(Tuner):
             raise UtcError(f"the layers end with {channels} channels of {target.channels}", fix="end them with up")
         if stride != (1, 1):
             raise UtcError("no layer can stride", fix="begin with a convolution")
-        return cls(config, layers, source, target, grid, residual=site.form == "sequential")
+        return cls(config, layers, source, target, grid, residual=site.replaces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(B, C, H, W)`, `(B, H, W, C)` or `(B, N, C)` -> the shape of the target."""

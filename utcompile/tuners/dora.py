@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from utcompile.graph import Operation
-from utcompile.tuners.base import TunerSite, register_tuner
+from utcompile.tuners.base import register_tuner
 from utcompile.tuners.branches import Branch
 from utcompile.tuners.lora import Lora, LoraConfig
 from utcompile.tuners.outputs import Outputs, outputs_of
+from utcompile.tuners.sites import WeightSite
 
 
 class DoraConfig(LoraConfig):
@@ -36,16 +37,16 @@ class Dora(Lora):
     magnitude: nn.Parameter
 
     @classmethod
-    def branch_of(cls, op: Operation, site: TunerSite) -> tuple[Branch | None, str]:
+    def branch_of(cls, op: Operation, site: WeightSite) -> tuple[Branch | None, str]:
         """None: the magnitude scales the frozen weight too."""
         return None, "DoRA scales the frozen weight too"
 
     @classmethod
-    def build(cls, config: LoraConfig, site: TunerSite) -> Dora:
+    def build(cls, config: LoraConfig, site: WeightSite) -> Dora:
         """As LoRA, and an output axis to normalise along."""
         tuner = super().build(config, site)
         assert isinstance(tuner, Dora)
-        tuner.outputs = outputs_of(site.operation or Operation("parameter"), site.weight_shape)
+        tuner.outputs = outputs_of(site.operation, site.weight_shape)
         count = len(tuner.lora_B) if tuner.slice_sizes else tuner.outputs.count
         tuner.magnitude = nn.Parameter(torch.ones(count))
         return tuner

@@ -14,7 +14,7 @@ from __future__ import annotations
 from math import prod
 from typing import Literal
 
-from utcompile.tuners.base import TunerSite
+from utcompile.tuners.sites import WeightSite
 
 How = Literal["auto", "branch", "reparametrised"]
 BATCH = 8  # the batch that is counted with; only the cost of `BA` does not grow with it
@@ -22,7 +22,7 @@ _THIN = 3.0  # thin products (r of 4 to 64) reach about a third of a thick one's
 _BYTE = 8.0  # FLOPs in the time of moving a byte
 
 
-def cheaper_form(name: str, site: TunerSite, rank: int) -> Literal["branch", "reparametrised"]:
+def cheaper_form(name: str, site: WeightSite, rank: int) -> Literal["branch", "reparametrised"]:
     """The form with the lower count.
 
     Args:
@@ -34,7 +34,7 @@ def cheaper_form(name: str, site: TunerSite, rank: int) -> Literal["branch", "re
     return "branch" if branch <= reparametrised else "reparametrised"
 
 
-def costs(name: str, site: TunerSite, rank: int) -> tuple[float, float]:
+def costs(name: str, site: WeightSite, rank: int) -> tuple[float, float]:
     """What branch and reparametrised form add to a training step, in FLOPs of a thick product."""
     rows, *rest = site.weight_shape
     columns = prod(rest)

@@ -7,21 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from utcompile.graph import function_of
+from utcompile.ops import Axes, Trait, having
 
 Gradients = tuple[torch.Tensor | None, ...]
 
 FUNCTIONS: Mapping[str, Callable[..., torch.Tensor]] = {
-    "linear": F.linear,
-    "conv1d": F.conv1d,
-    "conv2d": F.conv2d,
-    "conv3d": F.conv3d,
-    "conv_transpose1d": F.conv_transpose1d,
-    "conv_transpose2d": F.conv_transpose2d,
-    "conv_transpose3d": F.conv_transpose3d,
-    "matmul": torch.matmul,
+    **{name: function_of(name) for name in having(Trait.COUNTED) - having(Axes.SDPA)},
     "bmm": torch.bmm,
-    "einsum": torch.einsum,
 }
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")

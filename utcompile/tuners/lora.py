@@ -11,14 +11,16 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.ops import Trait, having
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
 from utcompile.tuners.precision import in_own_dtype
+from utcompile.tuners.sites import WeightSite
 from utcompile.tuners.slices import Slices, places
 
 _SMALL = 16  # a rank up to here costs nothing, and rules have one rank for wide and narrow layers
-_STACKED = frozenset(["matmul", "einsum", "parameter"])  # of a weight with three axes, the first counts the experts
+_PRODUCTS = having(Trait.PRODUCT)  # of a weight with three axes, the first counts the experts
 
 
 class LoraConfig(TunerConfig):
@@ -84,16 +86,16 @@ class Lora(Tuner):
             self.register_buffer("place", places(rows, out), persistent=False)
 
     @classmethod
-    def build(cls, config: LoraConfig, site: TunerSite) -> Lora:
+    def build(cls, config: LoraConfig, site: WeightSite) -> Lora:
         """Read the operation's attributes and choose the form."""
-        op = site.operation or Operation("parameter")
+        op = site.operation
         if len(site.weight_shape) < 2:
             raise UtcError(
                 f"LoRA does not apply to {op.name}, whose weight is {list(site.weight_shape)}",
                 why="an update of low rank needs a matrix",
                 fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the place in `where:`",
             )
-        stacked = op.name in _STACKED and len(site.weight_shape) == 3
+        stacked = (op.name in _PRODUCTS or op.name == "parameter") and len(site.weight_shape) == 3
         rows = site.weight_shape[stacked]
         columns = prod(site.weight_shape) // max(prod(site.weight_shape[:stacked]) * rows, 1)
         if config.r > max(rows, columns, _SMALL):
@@ -125,7 +127,7 @@ class Lora(Tuner):
         return cls(config, site.weight_shape, branch, site.rows, stacked, turned)
 
     @classmethod
-    def branch_of(cls, op: Operation, site: TunerSite) -> tuple[Branch | None, str]:
+    def branch_of(cls, op: Operation, site: WeightSite) -> tuple[Branch | None, str]:
         """The operation's branch; None and the reason where it has none."""
         if op.attributes.get("groups", 1) != 1:
             return None, "the convolution is grouped"

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.outputs import NORMS
+from utcompile.tuners.sites import WeightSite
 
 
 class NormAffineConfig(TunerConfig):
@@ -36,13 +37,11 @@ class NormAffine(Tuner):
         self.bias = nn.Parameter(torch.zeros(bias)) if bias is not None else None
 
     @classmethod
-    def build(cls, config: NormAffineConfig, site: TunerSite) -> NormAffine:
+    def build(cls, config: NormAffineConfig, site: WeightSite) -> NormAffine:
         """Take the shapes of the norm's parameters."""
         op = site.operation
-        if op is None or op.name not in NORMS:
-            raise UtcError(
-                f"norm_affine does not apply to {op.name if op else 'this value'}", fix="match a norm: {op: norm}"
-            )
+        if op.name not in NORMS:
+            raise UtcError(f"norm_affine does not apply to {op.name}", fix="match a norm: {op: norm}")
         weight = site.parameters.get("weight")
         if weight is None:
             raise UtcError(f"this {op.name} has no affine part", fix="leave it out with `where: [h.op.weight != None]`")

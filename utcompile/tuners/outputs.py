@@ -9,10 +9,11 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
+from utcompile.ops import Trait, having
 
-_FIRST = frozenset(["linear", "conv1d", "conv2d", "conv3d", "parameter"])
-_LAST = frozenset(["matmul", "embedding"])
-NORMS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
+_FIRST = having(Trait.OUTPUTS_FIRST)
+_LAST = having(Trait.OUTPUTS_LAST)
+NORMS = having(Trait.AFFINE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
     """
     if op.name in NORMS:
         return Outputs((prod(shape),), (0,))
-    if op.name in _FIRST:
+    if op.name in _FIRST or op.name == "parameter":
         return Outputs((shape[0], prod(shape[1:])), (0,))
     if op.name.startswith("conv_transpose"):
         groups = op.attributes.get("groups", 1)
@@ -69,6 +70,29 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
         f"the output channels of {op.name} with a weight {list(shape)} are unknown",
         why="a scale of its result is no scale of one axis of its weight",
         fix="tune its result instead: `sequential:`, or its weight with {kind: lora}",
+    )
+
+
+def inputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
+    """Find the input channels in a weight, in the same terms.
+
+    Raises:
+        UtcError: it is no linear, convolution or matmul.
+
+    >>> inputs_of(Operation("conv2d", (), {"groups": 2}), (6, 4, 3, 3)).count
+    8
+    """
+    if op.name == "linear":
+        return Outputs(shape, (1,))
+    if op.name in ("conv1d", "conv2d", "conv3d"):
+        groups = op.attributes.get("groups", 1)
+        return Outputs((groups, shape[0] // groups, shape[1], prod(shape[2:])), (0, 2))
+    if op.name == "matmul" and len(shape) == 2:
+        return Outputs(shape, (0,))
+    raise UtcError(
+        f"the input channels of {op.name} with a weight {list(shape)} are unknown",
+        why="a scale of what it reads is no scale of one axis of its weight",
+        fix="tune the value that it reads: `sequential: x`",
     )
 
 

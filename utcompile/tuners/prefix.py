@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
+from utcompile.tuners.sites import TokensSite, ValueSite
 
 Shape = tuple[int, ...]
 
@@ -80,9 +81,9 @@ class Prefix(Tuner):
         self.identity_at_start = config.init == "zero" and not repeats
 
     @classmethod
-    def build(cls, config: PrefixConfig, site: TunerSite) -> Prefix:
+    def build(cls, config: PrefixConfig, site: ValueSite | TokensSite) -> Prefix:
         """Take heads and channels from the site; in parallel, source and target must have one shape."""
-        if site.form == "tokens":
+        if isinstance(site, TokensSite):
             return cls._tokens(config, site)
         source, target = site.source, site.target
         read = site.captures.get(target.name)
@@ -104,7 +105,7 @@ class Prefix(Tuner):
         return cls(config, shape, shape, axis=source.channel_axis, scale=(source.channels,))
 
     @classmethod
-    def _tokens(cls, config: PrefixConfig, site: TunerSite) -> Prefix:
+    def _tokens(cls, config: PrefixConfig, site: TokensSite) -> Prefix:
         if config.scale != "none" or config.heads != 1:
             field = "scale" if config.scale != "none" else "heads"
             raise UtcError(f"a prefix of tokens has no {field} of its own", fix=f"leave out {field}, or use parallel")
@@ -113,7 +114,7 @@ class Prefix(Tuner):
         return cls(config, keys, values, repeats=site.repeats)
 
     @classmethod
-    def _beside_attention(cls, config: PrefixConfig, site: TunerSite) -> Prefix:
+    def _beside_attention(cls, config: PrefixConfig, site: ValueSite) -> Prefix:
         sizes = [(port.value.shape[-3] if port.value.rank > 3 else 1) for port in (site.source, site.target)]
         widths = [port.value.shape[-1] for port in (site.source, site.target)]
         if not all(isinstance(n, int) for n in (*sizes, *widths)) or config.heads != 1:

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
+from utcompile.tuners.sites import TunerSite, ValueSite
 
 
 class PromptConfig(TunerConfig):
@@ -54,7 +55,7 @@ class Prompt(Tuner):
     def build(cls, config: PromptConfig, site: TunerSite) -> Prompt:
         """Take the channels of the stream."""
         source, target = site.source, site.target
-        if site.form == "tokens":
+        if not isinstance(site, ValueSite):
             if config.scale != "none":
                 raise UtcError("a prompt of tokens has no scale of its own", fix="leave out scale, or use parallel")
         elif source.value.shape != target.value.shape or source.channel_axis != target.channel_axis:

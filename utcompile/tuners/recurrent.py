@@ -11,9 +11,11 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners.base import Tuner, TunerConfig, TunerSite
+from utcompile.ops import Trait, having
+from utcompile.tuners.base import Tuner, TunerConfig
+from utcompile.tuners.sites import TunerSite, WeightSite
 
-RECURRENT = frozenset(["lstm", "gru", "lstm_cell", "gru_cell"])
+RECURRENT = having(Trait.GATED)
 
 
 class EachParameter(Tuner):
@@ -46,7 +48,7 @@ def build_tuner(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner
     Raises:
         UtcError: the tuner does not fit the site.
     """
-    if site.form != "weight" or site.operation is None or site.operation.name not in RECURRENT:
+    if not isinstance(site, WeightSite) or site.operation.name not in RECURRENT:
         return cls.build(config, site)
     if len(cls.roles) != 1:
         raise UtcError(

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import ChannelMap, Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import ChannelMap, Tuner, TunerConfig, register_tuner
+from utcompile.tuners.sites import Port, ValueSite
 
 
 class RepAdapterConfig(TunerConfig):
@@ -51,7 +52,7 @@ class RepAdapter(Tuner):
         self.axis = source.value.rank - 1 if source.channels_last else 1
 
     @classmethod
-    def build(cls, config: RepAdapterConfig, site: TunerSite) -> RepAdapter:
+    def build(cls, config: RepAdapterConfig, site: ValueSite) -> RepAdapter:
         """Check groups and layout."""
         source, target = site.source, site.target
         for count, what in ((config.dim, "dim"), (target.channels, f"the channels of '{target.name}'")):
@@ -65,7 +66,7 @@ class RepAdapter(Tuner):
                 f"a rep_adapter cannot read '{source.name}' {source.value} for '{target.name}' {target.value}",
                 why=f"their channels are axes {axes[0]} and {axes[1]}; both must be the last, or both axis 1",
             )
-        return cls(config, source, target, residual=site.form == "sequential")
+        return cls(config, source, target, residual=site.replaces)
 
     def _blocks(self) -> torch.Tensor:
         """B as a dense matrix `(C_y, d)`."""

@@ -9,9 +9,10 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners.base import ChannelMap, Tuner, TunerSite
+from utcompile.tuners.base import ChannelMap, Tuner
 from utcompile.tuners.outputs import Outputs, outputs_of
 from utcompile.tuners.precision import in_own_dtype
+from utcompile.tuners.sites import ValueSite, WeightSite
 from utcompile.tuners.slices import places
 
 
@@ -49,20 +50,20 @@ class Scaling(Tuner):
         self.axis, self.outputs = axis, outputs
 
     @classmethod
-    def arguments(cls, site: TunerSite, shift: bool, slices: tuple[str, ...] | None) -> dict[str, Any]:
+    def arguments(cls, site: ValueSite | WeightSite, shift: bool, slices: tuple[str, ...] | None) -> dict[str, Any]:
         """The constructor's arguments at a site.
 
         Raises:
             UtcError: the operation has no weight, or cannot take the β; or a value has slices.
         """
-        if site.form != "weight":
+        if isinstance(site, ValueSite):
             if slices:
                 raise UtcError("`slices:` are rows of a weight", fix="use `weight:`, or name the part in the pattern")
             port = site.target
             channels = port.channels
             assert port.channel_axis is not None
             return {"channels": channels, "shift": shift, "axis": (port.channel_axis, port.value.rank)}
-        op = site.operation or Operation("parameter")
+        op = site.operation
         if not site.weight_shape:
             raise UtcError(
                 f"{op.name} has no weight to scale", why="it has no affine part", fix="use `sequential:` instead"

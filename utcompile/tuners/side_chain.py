@@ -11,8 +11,9 @@ from torch import nn
 
 from utcompile.tuners.activations import check_activation, make_activation
 from utcompile.tuners.adapter import Adapter, AdapterConfig
-from utcompile.tuners.base import Port, Tuner, TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.projection import Projection
+from utcompile.tuners.sites import ChainSite, Port, ValueSite
 
 Join = Literal["replace", "add"]
 
@@ -55,7 +56,7 @@ class Bypass(Tuner):
         self.state, self.joins = state, config.join == "add"
 
     @classmethod
-    def build(cls, config: BypassConfig, site: TunerSite) -> Bypass:
+    def build(cls, config: BypassConfig, site: ChainSite) -> Bypass:
         """Two adapters, and one to the chain's target where that has another shape than the last state."""
         state = _state(site.source, site.source.channels)
         horizontal = _adapter(config, site, site.source, state)
@@ -115,7 +116,7 @@ class Ladder(Tuner):
         self.identity_at_start = self.joins
 
     @classmethod
-    def build(cls, config: LadderConfig, site: TunerSite) -> Ladder:
+    def build(cls, config: LadderConfig, site: ChainSite) -> Ladder:
         """The projections to and from the side network's width, and its layer."""
         state = _state(site.source, config.width)
         previous = site.previous
@@ -175,7 +176,7 @@ def _state(like: Port, channels: int) -> Port:
     return Port(replace(like.value, shape=shape, storage=-1), like.channel_axis, "state")
 
 
-def _adapter(config: BypassConfig, site: TunerSite, source: Port, target: Port) -> Adapter:
+def _adapter(config: BypassConfig, site: ChainSite, source: Port, target: Port) -> Adapter:
     fields = {"dim": config.dim, "activation": config.activation, "scale": config.scale, "init": "xavier"}
     inner = AdapterConfig.model_validate(fields)
-    return Adapter.build(inner, TunerSite("parallel", source, target, captures=site.captures))
+    return Adapter.build(inner, ValueSite(source=source, target=target, captures=site.captures, replaces=False))

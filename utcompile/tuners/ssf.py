@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from utcompile.tuners.base import TunerConfig, TunerSite, register_tuner
+from utcompile.tuners.base import TunerConfig, register_tuner
 from utcompile.tuners.scaling import Scaling
+from utcompile.tuners.sites import ValueSite, WeightSite
 from utcompile.tuners.slices import Slices
 
 
@@ -37,7 +38,7 @@ class Ssf(Scaling):
     config_class = SsfConfig
 
     @classmethod
-    def build(cls, config: SsfConfig, site: TunerSite) -> Ssf:
+    def build(cls, config: SsfConfig, site: ValueSite | WeightSite) -> Ssf:
         """One γ and β a channel of the value, or output channel of the weight."""
         tuner = cls(**cls.arguments(site, shift=True, slices=config.slices))
         if config.init == "normal":

@@ -1,0 +1,83 @@
+"""LoRA beside a convolution whose weight cannot take it: A reads every channel, whatever the groups."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import function_of
+from utcompile.ops import Trait, having
+from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
+from utcompile.tuners.sites import ValueSite
+
+_CONVS = {name: function_of(name) for name in having(Trait.CONV)}
+
+
+class ConvLoraConfig(TunerConfig):
+    """`{kind: conv_lora, r: 8, alpha: 16}`."""
+
+    kind: Literal["conv_lora"] = "conv_lora"
+    r: int = Field(8, ge=1, description="channels between A and B; the groups divide them")
+    alpha: float = Field(8, gt=0, description="the result is scaled by alpha / r")
+    rslora: bool = Field(False, description="scale by alpha / √r instead")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the input, in training")
+
+
+@register_tuner("conv_lora")
+class ConvLora(Tuner):
+    """PEFT's LoRA of a grouped convolution: `y + s·B(A(x))`, `s = α/r`.
+
+    A `(r, C_in, *kernel)` is a convolution with the kernel, stride and padding of the one beside it, over the channels
+    of all groups; B `(C_out, r/groups, 1, …)` is one of 1×1 in as many groups. `lora` of a grouped convolution has an A
+    inside each group instead, and folds.
+
+    Init: A Kaiming-uniform, B zero, so it is the identity at the start. Parameters: `r·(C_in·kernel + C_out/groups)`.
+    Folds: kept, for a grouped weight has no place for an A that reads all channels.
+    """
+
+    config_class = ConvLoraConfig
+    forms = ("parallel",)
+
+    def __init__(
+        self, config: ConvLoraConfig, a: tuple[int, ...], b: tuple[int, ...], groups: int, settings: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.rank, self.groups, self.settings = config.r, groups, settings
+        self.scaling = config.alpha / (config.r**0.5 if config.rslora else config.r)
+        self.lora_A, self.lora_B = nn.Parameter(torch.empty(a)), nn.Parameter(torch.zeros(b))
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
+
+    @classmethod
+    def build(cls, config: ConvLoraConfig, site: ValueSite) -> ConvLora:
+        """Take kernel, stride, padding and groups from the convolution that makes the target."""
+        op = site.captures.get(site.target.name)
+        if op is None or op.name not in _CONVS:
+            raise UtcError(
+                f"conv_lora does not apply beside {op.name if op else 'this value'}",
+                why="it takes kernel, stride and padding from a convolution",
+                fix="match one, from its input to its result: {op: conv}, parallel: x -> h",
+            )
+        groups, kernel = op.attributes.get("groups", 1), op.attributes.get("kernel_size")
+        if config.r % groups:
+            fix = f"choose a multiple of {groups}"
+            raise UtcError(f"r: {config.r} is not divisible by the convolution's {groups} groups", fix=fix)
+        if kernel is None:
+            raise UtcError("the kernel of this convolution is unknown", why="its weight is no parameter of its own")
+        spatial = int(op.name[-2])
+        a = (config.r, site.source.channels, *kernel)
+        b = (site.target.channels, config.r // groups, *[1] * spatial)
+        settings = {k: op.attributes[k] for k in ("stride", "padding") if k in op.attributes}
+        return cls(config, a, b, groups, settings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`s·B(A(x))`."""
+        conv = _CONVS[f"conv{self.lora_A.dim() - 2}d"]
+        if self.dropout is not None:
+            x = self.dropout(x)
+        y: torch.Tensor = conv(conv(x, self.lora_A, None, **self.settings), self.lora_B, None, groups=self.groups)
+        return y * self.scaling
