@@ -15,8 +15,8 @@ import pytest
 import timm
 import torch
 import transformers
+from support.models import shake
 from torch import Tensor, nn
-from zoo import shake
 
 import utcompile as utc
 from utcompile.capture import capture

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 import timm
 import torch
-import zoo
+from support import models as zoo
 from zoo_operations import known_spellings, spelling_of
 
 import utcompile as utc
