@@ -18,7 +18,7 @@ from torch import nn
 
 import utcompile as utc
 from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.work import _specimen
+from utcompile.cli.zoo.work import specimen_of
 from utcompile.graph import KINDS, GraphView, Layout, operation, tensor, value_of
 from utcompile.graph.axes import Atom, Origin, regrouped, resolved
 from utcompile.graph.flow import Flow
@@ -123,7 +123,7 @@ def test_hybrids_have_feature_maps_tokens_and_heads(name: str) -> None:
 
 
 def test_audio_is_sequences_then_tokens() -> None:
-    specimen = _specimen(Task("transformers", "wav2vec2"))
+    specimen = specimen_of(Task("transformers", "wav2vec2"))
     captured = utc.capture(specimen.model, specimen.inputs, dynamic=(), verify="shapes")
     view = GraphView(captured.graph, captured)
     for node in view.by_class["conv1d"]:
