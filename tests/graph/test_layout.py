@@ -22,6 +22,7 @@ from utcompile.cli.zoo.work import specimen_of
 from utcompile.graph import KINDS, GraphView, Layout, operation, tensor, value_of
 from utcompile.graph.axes import Atom, Origin, regrouped, resolved
 from utcompile.graph.flow import Flow
+from utcompile.graph.layout import visit
 
 
 def view_of(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> GraphView:
@@ -332,7 +333,7 @@ def are_divided_between_heads(view: GraphView) -> bool:
     """Whether a permutation within each head keeps the parts together into which a graph divides its channels."""
     flow = Flow(view.operations, lambda node: operation(node, view.module))
     for node in view.nodes:
-        flow.visit(node)
+        visit(flow, node)
     atoms = [a for axes in flow.axes.values() for axis in axes for a in resolved(axis) if a.origin.makers]
     return all(a.stride % INNER == 0 or (a.stride == 1 and a.size % INNER == 0) for a in atoms)
 
