@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import timm
 import torch
-import zoo
+from support import models as zoo
 
 import utcompile as utc
 from utcompile.cli.rule_tests import run_tests

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from match_toys import rule
+from support.match_toys import rule
 from torch import fx, nn
 
 import utcompile as utc
