@@ -40,6 +40,8 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
                 state = {n: t.clone() for n, t in state.items()}
             return torch.func.functional_call(leaf, state, args, kwargs, tie_weights=False)
         if node.op == "call_method":
+            if target == "view" and not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+                target = "reshape"  # the same numbers, also where a stand-in has other strides than the value
             return getattr(args[0], target)(*args[1:], **kwargs)
         function: Any = node.target
         if "max_norm" in kwargs and len(args) > 1:
