@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import utcompile as utc
-from utcompile.fold.activations import combination, composed
+from utcompile.fold.algebra.activations import combination, composed
 
 RULE = """
 version: 1

@@ -20,6 +20,7 @@ from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
+from utcompile.capture.patches import patched
 from utcompile.capture.rebinding import look_anew
 from utcompile.capture.value_checks import join_value_checks
 from utcompile.capture.verify import check
@@ -102,7 +103,8 @@ def capture(
     drop_backward_hooks(copied)
     inputs = read_inputs(copied, example_inputs, dynamic)
     watch = Watch.of(model)
-    recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
+    with patched():
+        recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
     watch.check()
     graph = recorded.graph
     for node in graph.nodes:

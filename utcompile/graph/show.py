@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from utcompile.graph.info import info
 from utcompile.graph.meta import place_of, value_of
 from utcompile.graph.operations import Operation, operation
 from utcompile.graph.value import Value
@@ -133,7 +134,7 @@ def _written(value: Any) -> str:
 def _value(node: fx.Node, axis: int | None) -> str:
     value = value_of(node)
     if value is None:
-        size = node.meta.get("size")
+        size = info(node).size
         return "" if size is None else f"{size}"
     dims = [f"{dim}{'c' * (i == axis)}" for i, dim in enumerate(value.shape)]
     return f"[{', '.join(dims)}]{_dtype(value)}"
@@ -144,7 +145,7 @@ def _dtype(value: Value) -> str:
 
 
 def _provenance(node: fx.Node) -> str:
-    role, site = node.meta.get("role"), node.meta.get("site")
+    role, site = info(node).role, info(node).site
     if role is not None:
         return f"{role} of {site}" if site is not None else str(role)
     place = place_of(node)

@@ -30,6 +30,7 @@ from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
 from utcompile.match import PlanData, Site, TunerDtype, WeightPlace, require_sites
+from utcompile.rewrite.checkpoint import read_tensors, tensors_of
 from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.forms import Inserted, Writer, insert
 from utcompile.rewrite.masters import raise_precision
@@ -70,7 +71,7 @@ def apply_plan(plan: PlanData) -> TunedModule:
     tuned = TunedModule(root, graph, type(plan.module).__name__)
     tuned.inherit(plan.module)
     tuned.sites, tuned.trained, tuned.ruleset = sites, plan.trained, plan.ruleset
-    tuned.base_graph, tuned.tasks = copy_graph(plan.module.graph), Tasks()
+    tuned.base_graph, tuned.tasks = copy_graph(plan.module.graph), Tasks(tensors_of, read_tensors)
     _settle_earlier(tuned.base_graph)
     return tuned.train()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,24 +12,27 @@ from torch import nn
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import owner_path
 
-if TYPE_CHECKING:
-    from utcompile.rewrite.tuned import TunedModule
-
 FIRST = "default"
+Tensors = dict[str, torch.Tensor]
 Slot = tuple[dict[str, torch.Tensor | None], str]
 
 
 class Tasks:
     """The tensors of tasks by name. Those of the current one are in the module, those of the others wait here.
 
+    Args:
+        tensors_of: the tensors that a checkpoint of a tuned module has, by their names there.
+        read_tensors: reads them from a folder, whose head may have another number of classes.
+
     Attributes:
         current: the task in place.
         waiting: the others: their tensors by the names that a checkpoint has for them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tensors_of: Callable[..., Tensors], read_tensors: Callable[..., Tensors]) -> None:
         self.current = FIRST
-        self.waiting: dict[str, dict[str, torch.Tensor]] = {}
+        self.waiting: dict[str, Tensors] = {}
+        self._tensors_of, self._read_tensors = tensors_of, read_tensors
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,53 +46,43 @@ class Tasks:
                 for value in tensors.values():
                     value.data = function(value.data)
 
+    def add(self, tuned: nn.Module, name: str, folder: str | Path) -> None:
+        """Read a checkpoint as a task, which is not put in place yet; its head may have another number of classes."""
+        check_type(name, str, "name", "a task's name")
+        if name in self.names:
+            raise UtcError(f"there is a task {name!r} already", fix=f"give another name than {', '.join(self.names)}")
+        wanted = self._tensors_of(tuned)
+        found = self._read_tensors(tuned, folder, wanted, new_head=True)
+        _check_heads(found, wanted, str(folder))
+        self.waiting[name] = {key: _as(found[key], mine) for key, mine in wanted.items()}
 
-def add_task(tuned: TunedModule, name: str, folder: str | Path) -> None:
-    """Read a checkpoint as a task, which is not put in place yet; its head may have another number of classes."""
-    from utcompile.rewrite.checkpoint import read_tensors, tensors_of
+    def put(self, tuned: nn.Module, name: str) -> None:
+        """Put a task in place. The graph stays as it is: parameters are exchanged, and nothing is copied."""
+        check_type(name, str, "name", "a task's name")
+        if name == self.current:
+            return
+        if name not in self.waiting:
+            raise UtcError(f"there is no task {name!r:.80}", fix=did_you_mean(str(name), self.names))
+        slots = self._slots(tuned)
+        coming = self.waiting.pop(name)
+        leaving: Tensors = {}
+        for key, places in slots.items():
+            owner, attribute = places[0]
+            value = owner[attribute]
+            assert value is not None
+            leaving[key] = value
+            for owner, attribute in places:
+                owner[attribute] = coming[key]
+        self.waiting[self.current], self.current = leaving, name
 
-    check_type(name, str, "name", "a task's name")
-    if name in tuned.tasks.names:
-        raise UtcError(
-            f"there is a task {name!r} already", fix=f"give another name than {', '.join(tuned.tasks.names)}"
-        )
-    wanted = tensors_of(tuned)
-    found = read_tensors(tuned, folder, wanted, new_head=True)
-    _check_heads(found, wanted, str(folder))
-    tuned.tasks.waiting[name] = {key: _as(found[key], mine) for key, mine in wanted.items()}
-
-
-def set_task(tuned: TunedModule, name: str) -> None:
-    """Put a task in place. The graph stays as it is: parameters are exchanged, and nothing is copied."""
-    tasks = tuned.tasks
-    check_type(name, str, "name", "a task's name")
-    if name == tasks.current:
-        return
-    if name not in tasks.waiting:
-        raise UtcError(f"there is no task {name!r:.80}", fix=did_you_mean(str(name), tasks.names))
-    slots = _slots(tuned)
-    coming = tasks.waiting.pop(name)
-    leaving: dict[str, torch.Tensor] = {}
-    for key, places in slots.items():
-        owner, attribute = places[0]
-        value = owner[attribute]
-        assert value is not None
-        leaving[key] = value
-        for owner, attribute in places:
-            owner[attribute] = coming[key]
-    tasks.waiting[tasks.current], tasks.current = leaving, name
-
-
-def _slots(tuned: TunedModule) -> dict[str, list[Slot]]:
-    """Where each tensor of a checkpoint is in the module; found once, and again in a copy."""
-    known: dict[str, list[Slot]] | None = tuned.__dict__.get("_task_slots")
-    if known is None:
-        from utcompile.rewrite.checkpoint import tensors_of
-
-        every = _places(tuned.modules())
-        known = {key: every[id(value)] for key, value in tensors_of(tuned).items()}
-        tuned.__dict__["_task_slots"] = known
-    return known
+    def _slots(self, tuned: nn.Module) -> dict[str, list[Slot]]:
+        """Where each tensor of a checkpoint is in the module; found once, and again in a copy."""
+        known: dict[str, list[Slot]] | None = tuned.__dict__.get("_task_slots")
+        if known is None:
+            every = _places(tuned.modules())
+            known = {key: every[id(value)] for key, value in self._tensors_of(tuned).items()}
+            tuned.__dict__["_task_slots"] = known
+        return known
 
 
 def _places(modules: Iterable[nn.Module]) -> Mapping[int, list[Slot]]:

@@ -19,7 +19,7 @@ from utcompile.graph.module import own_code
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import is_off, make_switch
-from utcompile.rewrite.tasks import Tasks, add_task, set_task
+from utcompile.rewrite.tasks import Tasks
 from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner, TunerConfig
 
@@ -137,7 +137,7 @@ class TunedModule(UtcGraphModule):
         Raises:
             UtcError: as `load_tuners`; or there is a task of that name.
         """
-        add_task(self, name, folder)
+        self.tasks.add(self, name, folder)
 
     def set_task(self, name: str) -> None:
         """Put a task in place: the module then computes with its tuners and head, and the graph stays as it is.
@@ -145,7 +145,7 @@ class TunedModule(UtcGraphModule):
         Raises:
             UtcError: there is no such task.
         """
-        set_task(self, name)
+        self.tasks.put(self, name)
 
     @property
     def task(self) -> str:
