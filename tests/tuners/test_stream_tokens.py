@@ -193,6 +193,8 @@ REFUSED: dict[str, tuple[dict[str, Read], str]] = {
         "further tokens",
     ),
     "shifted": ({"between": lambda m, x: x + x.roll(1, 1)}, "roll is not known to treat all tokens alike"),
+    "turned": ({"between": lambda m, x: x.flip(1)}, "flip is not known to treat all tokens alike"),
+    "a slope per token": ({"between": lambda m, x: F.prelu(x, m.again[:, 0])}, "an entry for each token"),
     "summed up": ({"between": lambda m, x: x.cumsum(1)}, "cumsum is not known to treat all tokens alike"),
     "norm over tokens": ({"between": lambda m, x: F.normalize(x, dim=1)}, "it normalises over the tokens"),
     "written into": ({"read": written}, ""),

@@ -44,8 +44,9 @@ def fold(
 ) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
-    Weight tuners and linear tuners of values are absorbed; adapters beside an ffn or an inverted residual widen it
-    (see `fold/widen.py`); learned tokens become constant keys and values; the rest is kept with its reason.
+    Weight tuners and linear tuners of values are absorbed; bottlenecks beside an ffn or an inverted residual widen it;
+    learned tokens become constant keys and values; the rest is kept with its reason (cases: docs/folding.md).
+    `utc.register_fold` adds other folds.
 
     Each fold is computed in float64 and proven on the site with random inputs; the whole model is compared in its own
     dtype, on the example that it was captured with and on inputs drawn like it. `tuned` stays as it was.

@@ -19,6 +19,7 @@ from utcompile.fold.site import untuned
 from utcompile.graph import GraphView, Operation, readers, tensor
 from utcompile.ops import Trait, having
 
+_WIDER = having(Trait.OUTPUTS_FIRST)  # a linear, or a convolution
 _STILL = having(Trait.AXES | Trait.SAME | Trait.DROPOUT)  # every number stays
 
 
@@ -151,7 +152,12 @@ class _Walk:
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def layer(self, node: fx.Node) -> Layer:
-        return Layer(self.model, node, self.view.operations[node])
+        op = self.view.operations[node]
+        if op.name not in _WIDER or "weight" not in op.parameters or node.op == "call_method":
+            raise Unfoldable(
+                f"{op.name} ({node.name}) has no weight with its outputs first, to which rows can be added"
+            )
+        return Layer(self.model, node, op)
 
     def input(self, node: fx.Node) -> fx.Node:
         return self.view.operations[node].inputs[0]

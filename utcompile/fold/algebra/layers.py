@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.fold.patch import Added, Argument, Draft, Edit, New
-from utcompile.graph import Operation, is_state, module_of, origin_of, owner_path
+from utcompile.graph import Operation, is_state, module_of, origin_of, owner_of, owner_path
 
 
 @dataclass
@@ -46,14 +46,12 @@ class Layer:
 
     def change(self, draft: Draft, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Replace weight and bias by others of the same sizes; a bias of zeros is not added."""
-        name, existing = self.op.parameters["weight"], self.op.parameters.get("bias")
+        name = self.op.parameters["weight"]
         draft.values[name] = weight
-        if existing:
-            draft.values[existing] = bias
+        if "bias" in self.op.parameters:
+            draft.values[self.op.parameters["bias"]] = bias
         elif bool(bias.any()):
-            if self.node.op == "call_function":
-                draft.edits += self._bias_operand()
-            draft.values[self._bias] = New(bias, self.model.home_of(name))
+            draft.values[self._new_bias(draft)] = New(bias, self.model.home_of(name))
 
     def resize(self, draft: Draft, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Replace weight and bias, which may have other sizes; the layer keeps its name."""
@@ -62,15 +60,24 @@ class Layer:
         if self.node.op == "call_module":
             path = owner_path(name)
             draft.modules[path] = self._resized_module(weight.shape, self.model.root.get_submodule(path).training)
-        elif not self.op.parameters.get("bias"):
-            draft.edits += self._bias_operand()
         draft.values[name] = New(weight, home)
-        draft.values[self.op.parameters.get("bias") or self._bias] = New(bias, home)
+        draft.values[self.op.parameters.get("bias") or self._new_bias(draft)] = New(bias, home)
 
-    @property
-    def _bias(self) -> str:
-        """The name of a bias that is added."""
-        return f"{owner_path(self.op.parameters['weight'])}.bias".lstrip(".")
+    def _new_bias(self, draft: Draft) -> str:
+        """The name of a bias that is added; where the layer is a function, of an operand of its call too.
+
+        The module of a function's weight may have other parameters, also one that is called `bias` already.
+        """
+        owner, _ = owner_of(self.model.root, self.op.parameters["weight"])
+        path, attribute = owner_path(self.op.parameters["weight"]), "bias"
+        if self.node.op != "call_module":
+            while getattr(owner, attribute, None) is not None or f"{path}.{attribute}".lstrip(".") in draft.values:
+                attribute += "_"
+        name = f"{path}.{attribute}".lstrip(".")
+        if self.node.op != "call_module":
+            read = Added("get_attr", name, (), self.node, origin_of(self.node), state=True)
+            draft.edits += [read, Argument(self.node, "bias", read)]
+        return name
 
     def _resized_module(self, shape: torch.Size, training: bool) -> nn.Module:
         new: nn.Module
@@ -92,11 +99,6 @@ class Layer:
                 device="meta",
             )
         return new.train(training).requires_grad_(False)
-
-    def _bias_operand(self) -> list[Edit]:
-        """A function without a bias gets one."""
-        read = Added("get_attr", self._bias, (), self.node, origin_of(self.node), state=True)
-        return [read, Argument(self.node, "bias", read)]
 
 
 def widened_groups(node: fx.Node, groups: int) -> list[Edit]:

@@ -20,14 +20,15 @@ from utcompile.errors import UtcError
 from utcompile.graph import GraphView, Operation, Value, describe, info, is_fused_attention, tensor, value_of
 from utcompile.match.forms.found import Found
 from utcompile.match.forms.placed import Placed, TunerPlace
-from utcompile.ops import Axes as Carried
-from utcompile.ops import having
+from utcompile.ops import Axes as Carries
+from utcompile.ops import Trait, having
 from utcompile.rules.insertions import StreamTokensInsertion
 from utcompile.tuners.sites import StreamTokensSite
 
 _AXIS = 1  # of the tokens in a stream (B, N, C)
 _BATCHES = (2, 3)
-_REDUCED = frozenset("mean sum max min amax amin std var".split())
+_TOGETHER, _REDUCED, _LAST_NORMS = having(Carries.TOGETHER), having(Carries.REDUCE), having(Carries.LAST_NORM)
+_SAME = having(Trait.SAME | Trait.DROPOUT)
 _FIX = "use {tokens: [k, v]} (VPT-Deep), whose tokens stay inside each attention"
 
 Axes = frozenset[int]
@@ -164,9 +165,10 @@ class _Way:
         source, axes = given[0], self.axes[given[0]]
         rank = tensor(source).rank if value_of(source) is not None else 0
         classes = self.view.classes[node]
-        if op.name in having(Carried.TOGETHER) or op.name in ("dropout", "batch_norm"):
-            return self._together(node, given, self._dims([1], rank) if op.name == "batch_norm" else frozenset())
-        if op.name in ("linear", "layer_norm", "rms_norm"):
+        if op.name in _TOGETHER or op.name == "batch_norm":
+            per_channel = op.name == "batch_norm" or (op.name == "prelu" and info(node).weight_shape != (1,))
+            return self._together(node, given, frozenset([1]) if per_channel else frozenset())
+        if op.name == "linear" or op.name in _LAST_NORMS:
             shape = op.attributes.get("normalized_shape", (0,))
             last = range(rank - len(shape if isinstance(shape, (tuple, list)) else (shape,)), rank)
             return self._kept(node, axes, frozenset(last), "it mixes tokens, one weight for each of them")
@@ -299,7 +301,7 @@ class _Way:
             found = {a: a + made.rank - value.rank for a in axes}
         elif op.name == "reshape":
             found = {a: self._axis_after(node, value, a) for a in axes}
-        elif value.shape == made.shape and op.name != "roll":
+        elif op.name in _SAME:
             return axes
         else:
             raise self._refused(node, f"{op.name} is not known to treat all tokens alike")
