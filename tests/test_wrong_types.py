@@ -88,3 +88,21 @@ def check(function_name: str, calls: Any, values: list[Any]) -> None:
                     function(**{**arguments, name: copy.copy(wrong)})
                 except utc.UtcError as error:
                     assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "fix"),
+    [
+        ("compile", {"r": 4}, "given as vars={'r': …}"),
+        ("match", {"alpha": 16}, "given as vars={'alpha': …}"),
+        ("compile", {"verfy": "shapes"}, "did you mean 'verify'?"),
+        ("match", {"Vars": {"r": 4}}, "did you mean 'vars'?"),
+    ],
+)
+def test_an_argument_that_there_is_not_says_where_it_goes(
+    name: str, more: dict[str, Any], fix: str, calls: Any
+) -> None:
+    function, arguments = calls[name]
+    with pytest.raises(utc.UtcError, match=f"{name} has no argument {next(iter(more))!r}") as refused:
+        function(**arguments, **more)
+    assert refused.value.fix is not None and fix in refused.value.fix

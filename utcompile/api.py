@@ -12,7 +12,7 @@ from torch import nn
 from utcompile.capture import capture
 from utcompile.capture.example import Example
 from utcompile.capture.inputs import Examples, bind_inputs
-from utcompile.errors import UtcError
+from utcompile.errors import UtcError, known_arguments
 from utcompile.graph import UtcGraphModule
 from utcompile.match import TunerDtype
 from utcompile.match import match as find
@@ -21,7 +21,10 @@ from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.start import insert_and_check
 
+_VARS = "a value for the rule file's `vars:` is given as vars={{{name!r}: …}}"
 
+
+@known_arguments(_VARS)
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
@@ -52,6 +55,7 @@ def match(
     return Plan.of(find(captured, rules, vars, train))
 
 
+@known_arguments(_VARS)
 def compile(
     model: nn.Module,
     rules: RuleSet | str | Path,

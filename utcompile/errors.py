@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class UtcError(Exception):
@@ -55,6 +61,30 @@ def check_type(value: object, kinds: type | tuple[type, ...], what: str, wanted:
     """
     if not isinstance(value, kinds) or isinstance(value, bool):  # which Python takes for a number
         raise UtcError(f"{what} must be {wanted}, not {value!r:.60}")
+
+
+def known_arguments(otherwise: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Decorator: an argument that a function does not have is a `UtcError`, where Python raises a TypeError.
+
+    Args:
+        otherwise: what to do where no argument of the function has a similar name; `{name!r}` is the name.
+    """
+
+    def decorated(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        known = inspect.signature(function).parameters
+
+        @wraps(function)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for name in kwargs:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+                    fix = f"did you mean {near[0]!r}?" if near else otherwise.format(name=name)
+                    raise UtcError(f"{function.__name__} has no argument {name!r}", fix=fix)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorated
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

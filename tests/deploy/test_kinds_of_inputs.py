@@ -56,5 +56,10 @@ def test_projections_are_refused_by_name(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.r(x)[0]
 
-    with pytest.raises(utc.UtcError, match=r"an LSTM with projections \(proj_size\) has no ONNX operator"):
-        utc.export_onnx(Projected().eval(), tmp_path / "m.onnx", torch.randn(2, 4, 6))
+    x = torch.randn(2, 4, 6)
+    lora = "version: 1\nname: t\nrules:\n  - {name: l, match: {op: lstm}, insert: {weight: h, tuner: {kind: lora, r: 2}}}\n"
+    tuned = utc.compile(Projected().eval(), lora, (x,)).eval()
+    for model in (Projected().eval(), tuned, utc.fold(tuned)[0]):
+        with pytest.raises(utc.UtcError, match=r"an LSTM with projections \(proj_size\) has no ONNX operator"):
+            utc.export_onnx(model, tmp_path / "m.onnx", (x,))
+        assert not (tmp_path / "m.onnx").exists()

@@ -150,6 +150,38 @@ def test_kept_with_its_reason(name: str) -> None:
     assert status == "kept" and expected in reason, (status, reason)
 
 
+class OfItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mha = nn.MultiheadAttention(4, 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mha(x, x, x)[0]
+
+
+LAYERS = {
+    "attention": OfItself,
+    "encoder": lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0, bias=False),
+    "encoders": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(4, 1, 8, 0.0, bias=False), 2, enable_nested_tensor=False
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_added_biases_move_on_through_views(kind: str) -> None:
+    """Found by torch's database of modules: a stand-in of a value could not be viewed as the value could."""
+    model, x = LAYERS[kind]().eval(), torch.randn(5, 3, 4)
+    rule = RULE.format(op="linear", tuner="{kind: ssf}", index=0).replace("    select: {indices: [0]}\n", "")
+    tuned = utc.compile(model, rule.replace("sequential", "weight"), x)
+    zoo.shake(tuned, 0.3)
+    tuned.double().eval()
+    result, report = utc.fold(tuned)
+    expected = tuned(x.double())
+    assert not report.kept
+    assert ((result(x.double()) - expected).abs().max() / expected.abs().max()).item() < TOLERANCE
+
+
 BESIDE = {
     # a layer, and why it cannot take the tuner
     "no tap at its own position": (CONV(4, 4, 2, padding=1, dilation=2), "no tap of conv2d"),

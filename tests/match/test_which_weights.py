@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import which_toys as toys
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import utcompile as utc
 
@@ -82,6 +83,72 @@ def test_a_plan_lists_the_matrices_that_it_leaves_out() -> None:
     ]
     adapters = utc.match(plan.module, rule("{op: relu}", "{sequential: h, tuner: {kind: adapter, dim: 2}}"))
     assert adapters.left_out == ()
+
+
+class Packed(nn.Module):
+    """An int8 layer with a product of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randint(-9, 9, (6, 6), dtype=torch.int8))
+        self.register_buffer("scale", torch.rand(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+
+
+class Formulas(nn.Module):
+    """Linears as formulas, one of them by heads; an int8 layer; a table of indices, which is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.turned, self.heads = (nn.Parameter(torch.randn(*s)) for s in ((4, 6), (6, 6), (6, 2, 3)))
+        self.lin, self.packed, self.head = nn.Linear(6, 6), Packed(), nn.Linear(6, 2)
+        self.register_buffer("places", torch.arange(6).reshape(2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.einsum("bsd,ed->bse", self.lin(torch.einsum("bsd,de->bse", x, self.w)).relu(), self.turned)
+        y = torch.einsum("bsd,dhk->bshk", y, self.heads).flatten(2)[..., self.places.flatten()]
+        return self.head(self.packed(y.flatten(0, 1)))
+
+
+def test_formulas_and_quantised_layers_are_listed_too() -> None:
+    captured = utc.capture(Formulas().eval(), torch.randn(2, 3, 4))
+    assert utc.match(captured, "lora/all_linear").left_out == ("w", "turned", "heads", "packed.weight")
+    tuned = rule("{class: Packed}", "{weight: y, tuner: {kind: lora, r: 2}}")
+    assert "packed.weight" not in utc.match(captured, tuned).left_out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")  # torch.ao's
+def test_packed_parameters_of_torch_are_listed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    only = {"0": torch.ao.quantization.default_dynamic_qconfig}
+    captured = utc.capture(torch.ao.quantization.quantize_dynamic(model, only, dtype=torch.qint8), torch.randn(2, 8))
+    assert utc.match(captured, "lora/all_linear").left_out == ("0.weight",)
+
+
+class Tagger(nn.Module):
+    def __init__(self, cls: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.emb, self.rnn, self.fc = nn.Linear(4, 6), cls(6, 5, batch_first=True), nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = pack_padded_sequence(self.emb(x), lengths, batch_first=True, enforce_sorted=False)
+        y, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        return self.head(torch.relu(self.fc(y)))
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("form", ["op", "class", "module"])
+def test_a_recurrent_layer_that_reads_a_packed_sequence_is_refused_by_name(cls: type[nn.RNNBase], form: str) -> None:
+    captured = utc.capture(Tagger(cls).eval(), (torch.randn(3, 5, 4), torch.tensor([5, 3, 2])))
+    kind = cls.__name__.lower()
+    place = {"op": f"{{op: {kind}}}", "class": f"{{class: {cls.__name__}}}", "module": "{module: rnn}"}[form]
+    capture = "h" if form == "op" else "y"
+    with pytest.raises(utc.UtcError, match=f"the {kind} at rnn reads a PackedSequence"):
+        utc.match(captured, rule(place, f"{{weight: {capture}, tuner: {{kind: lora, r: 2}}}}"))
+    assert len(utc.match(captured, "lora/all_linear").sites) == 2
 
 
 # --- gated ffns -----------------------------------------------------------------------------------------------------------

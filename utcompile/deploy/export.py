@@ -176,8 +176,11 @@ def _check_dtype(model: nn.Module) -> None:
 
 def _check_recurrent(model: nn.Module) -> None:
     """ONNX's LSTM has no projections, and a file that leaves them out is wrong."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.LSTM) and module.proj_size:
+    for name, _ in model.named_parameters(
+        remove_duplicate=False
+    ):  # where it is tuned, it is no nn.LSTM's call any more
+        path, _, attribute = name.rpartition(".")
+        if attribute.startswith("weight_hr_l"):
             raise UtcError(
                 "an LSTM with projections (proj_size) has no ONNX operator",
                 where=path or "the root module",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import torch
@@ -38,13 +40,35 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
             state = {n: cast(f"{target}.{n}", t) for n, t in _state(leaf)}
             if getattr(leaf, "max_norm", None) is not None:  # it writes into its weight
                 state = {n: t.clone() for n, t in state.items()}
-            return torch.func.functional_call(leaf, state, args, kwargs, tie_weights=False)
+            return torch.func.functional_call(twin(leaf), state, args, kwargs, tie_weights=False)
         if node.op == "call_method":
+            if target == "view" and not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+                target = "reshape"  # the same numbers, also where a stand-in has other strides than the value
             return getattr(args[0], target)(*args[1:], **kwargs)
         function: Any = node.target
         if "max_norm" in kwargs and len(args) > 1:
             args = (args[0], args[1].clone(), *args[2:])
         return function(*args, **kwargs)
+
+
+def twin(module: nn.Module, made: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """A module with the same tensors and attributes, whose own tables may be changed while others call the original.
+
+    `functional_call` exchanges parameters in place, which a call in another thread would see.
+    """
+    made = {} if made is None else made
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    if module not in made:
+        made[module] = other = object.__new__(type(module))
+        vars(other).update(
+            {k: v.copy() if type(v) in (dict, list, OrderedDict) else v for k, v in vars(module).items()}
+        )
+        vars(other)["_modules"] = {k: m if m is None else twin(m, made) for k, m in module._modules.items()}
+        own = vars(module).get("forward")
+        if isinstance(own, MethodType) and own.__self__ is module:
+            vars(other)["forward"] = MethodType(own.__func__, other)
+    return made[module]
 
 
 def _state(leaf: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

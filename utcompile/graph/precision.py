@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+
+_LOCK = threading.Lock()
+_INSIDE: list[Callable[[], None]] = []  # one entry per open context; the first one's puts the settings back
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Matrix products, convolutions and recurrent layers in IEEE float32, on GPUs and CPUs; the settings are restored.
 
-    cuDNN stays on, so that what is compared runs on the kernels that the user's calls run on.
+    The switches are the process's: where threads compare at the same time, the last one puts them back. cuDNN stays on,
+    so that what is compared runs on the kernels that the user's calls run on.
 
     Example:
         >>> before = torch.backends.cudnn.conv.fp32_precision
@@ -22,6 +27,19 @@ def full_precision() -> Iterator[None]:
         >>> torch.backends.cudnn.conv.fp32_precision == before
         True
     """
+    with _LOCK:
+        _INSIDE.append(_INSIDE[0] if _INSIDE else _switch_on())
+    try:
+        yield
+    finally:
+        with _LOCK:
+            put_back = _INSIDE.pop()
+            if not _INSIDE:
+                put_back()
+
+
+def _switch_on() -> Callable[[], None]:
+    """Set the switches; the result puts them back."""
     backends = torch.backends
     settings = [
         *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),  # type: ignore[attr-defined]
@@ -29,6 +47,15 @@ def full_precision() -> Iterator[None]:
     ]
     before = [setting.fp32_precision for setting in settings]
     older = _older()
+
+    def put_back() -> None:
+        with _unlocked():
+            if older is not None:
+                torch.set_float32_matmul_precision(older[0])
+                backends.cudnn.allow_tf32 = older[1]
+            for setting, value in zip(settings, before, strict=True):
+                setting.fp32_precision = value
+
     try:
         with _unlocked():
             # the older switches too: torch refuses to read them where they say something else
@@ -36,14 +63,10 @@ def full_precision() -> Iterator[None]:
             backends.cudnn.allow_tf32 = False
             for setting in settings:
                 setting.fp32_precision = "ieee"
-        yield
-    finally:
-        with _unlocked():
-            if older is not None:
-                torch.set_float32_matmul_precision(older[0])
-                backends.cudnn.allow_tf32 = older[1]
-            for setting, value in zip(settings, before, strict=True):
-                setting.fp32_precision = value
+    except BaseException:
+        put_back()
+        raise
+    return put_back
 
 
 def _unlocked() -> AbstractContextManager[object]:

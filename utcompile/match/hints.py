@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from torch import fx
+from torch import fx, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from utcompile.errors import did_you_mean
-from utcompile.graph import Frame, GraphView, info, is_state, place_of, tensor, value_of
+from utcompile.graph import Frame, GraphView, info, is_state, module_operation, place_of, tensor, value_of
 from utcompile.match.conditions import within
 from utcompile.match.engine import Bindings, Trace, same_attribute
 from utcompile.match.kin import FAMILIES, families
@@ -189,6 +190,8 @@ def _class_fix(glob: str, classes: Iterable[str]) -> str:
 def absent(rule: Rule, view: GraphView) -> tuple[str, str | None]:
     """Why a rule has not one place where it could begin to match."""
     wanted = rule.match
+    if packed := _reads_packed(wanted, view):
+        return packed
     if isinstance(wanted, MatchModule):
         why, fix = scope_hint(Scope(wanted.module, wanted.cls), (), {}, view)
         return (why, fix) if why else ("such modules are never called", None)
@@ -204,6 +207,23 @@ def absent(rule: Rule, view: GraphView) -> tuple[str, str | None]:
         return f"no such parameter{has}", f"write parameter: {found!r}" if found else None
     heads = wanted.heads if isinstance(wanted, MatchOperation) else _last_heads(wanted)
     return _no_operation(heads, view)
+
+
+def _reads_packed(wanted: object, view: GraphView) -> tuple[str, str] | None:
+    """A recurrent layer that reads a PackedSequence is there, and no rule finds it."""
+    for node in view.nodes:
+        layer = view.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(layer, nn.RNNBase) or all(n.target is not PackedSequence for n in node.all_input_nodes):
+            continue
+        path, name = str(node.target), module_operation(layer)[0]
+        if isinstance(wanted, MatchModule):
+            is_meant = within(Scope(wanted.module, wanted.cls), [Frame(path, type(layer).__name__)])
+        else:
+            is_meant = isinstance(wanted, MatchOperation) and any(name == h.name for h in wanted.heads)
+        if is_meant:
+            why = f"the {name} at {path} reads a PackedSequence, which is no tensor: its weights cannot be tuned"
+            return why, "tune the layers before and after it, or let it read a padded batch"
+    return None
 
 
 def _last_heads(wanted: MatchPattern) -> tuple[Head, ...]:
