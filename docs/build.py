@@ -242,6 +242,23 @@ def vera_file() -> str:
     return f"```python\n{(ROOT / 'examples' / 'vera.py').read_text(encoding='utf-8')}```"
 
 
+def fold_cases(*names: str) -> Callable[[], str]:
+    """The numbered cases of some folds: the equation of each, when it holds, and what goes wrong otherwise."""
+
+    def table() -> str:
+        from utcompile.fold import registered_folds
+        from utcompile.fold.folds import BASE_FOLDS
+
+        every = {fold.name: fold for fold in (*registered_folds(), *BASE_FOLDS)}
+        rows = ["| case | conditions | counter-example without it |", "|---|---|---|"]
+        for case in (case for name in names for case in every[name].cases):
+            head = f"{case.number}. {case.equation}" if case.equation else ""
+            rows.append(f"| {_cell(head)} | {_cell(case.condition)} | {_cell(case.counter_example)} |")
+        return "\n".join(rows)
+
+    return table
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "rules": shipped_rules_table,
     "patterns": patterns_table,
@@ -254,6 +271,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "keys": keys_tables,
     "verbs": verbs_table,
     "options": options_tables,
+    "fold_weights": fold_cases("absorb_weight", "dequantize"),
+    "fold_maps": fold_cases("absorb_map"),
+    "fold_widen": fold_cases("widen"),
+    "fold_constants": fold_cases("constant_tokens"),
+    "fold_base": fold_cases("constants", "batch_norms", "move_biases"),
 }
 
 

@@ -56,7 +56,7 @@ def seeded() -> None:
     """Weights and inputs are those of the last run, in whatever order the tests run."""
     import torch
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes, with a traceback, what CUDA will do
 
 
 @pytest.fixture(autouse=True)

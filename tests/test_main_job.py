@@ -20,8 +20,9 @@ JOBS = {
 }
 
 
-# docs/tutorial.md, which the tests run, does the job on the efficientnet; test_fold folds the swin with the same rules
-_FULL = ("efficientnet", "swin")
+# docs/tutorial.md, which the tests run, does the job on the efficientnet; test_fold folds the swin with the same rules,
+# and the convnext's are those of the vit and the mixer
+_FULL = ("efficientnet", "swin", "convnext")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.full] * (k in _FULL)) for k in JOBS])

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from utcompile.capture import CapturedModule, capture
     from utcompile.deploy import ExportResult, export_onnx
     from utcompile.errors import UtcError
-    from utcompile.fold import FoldReport, fold
+    from utcompile.fold import FoldReport, fold, register_fold
     from utcompile.plan import Plan
+    from utcompile.register import register_operation
     from utcompile.rewrite import (
         TunedModule,
         disable_tuners,
@@ -48,6 +49,8 @@ _HOMES = {
     "load_tuners": "rewrite",
     "match": "api",
     "peft_rules": "rewrite",
+    "register_fold": "fold",
+    "register_operation": "register",
     "register_tuner": "tuners",
     "save_peft": "rewrite",
     "save_tuners": "rewrite",
@@ -70,6 +73,8 @@ __all__ = [
     "load_tuners",
     "match",
     "peft_rules",
+    "register_fold",
+    "register_operation",
     "register_tuner",
     "save_peft",
     "save_tuners",

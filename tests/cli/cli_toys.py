@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import pytest
+from torch import nn
 from typer.testing import CliRunner, Result
 
+import utcompile
 from utcompile.cli import app
+from utcompile.cli.models import ModelChoice
 
 # test_efficientnet has 356,196 parameters; lora/all_conv is absorbed entirely
 MODEL = ("-m", "timm:test_efficientnet", "--no-pretrained", "--input-size", "32")
@@ -43,6 +50,32 @@ def refused(*arguments: str | Path, says: tuple[str, ...]) -> None:
     assert result.stderr.count("error: ") == 1
     for text in says:
         assert text in result.stderr, result.stderr
+
+
+@contextmanager
+def captures_shared() -> Iterator[None]:
+    """One capture for all commands that only look at a model that is chosen in the same way: they leave it as it is."""
+    capture, build = utcompile.capture, ModelChoice.build
+    chosen: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+    known: dict[str, utcompile.CapturedModule] = {}
+
+    def built(self: ModelChoice) -> nn.Module:
+        model = build(self)
+        chosen[model] = str(self.as_dict())
+        return model
+
+    def captured(model: nn.Module, *args: Any, **options: Any) -> utcompile.CapturedModule:
+        if model not in chosen:
+            return capture(model, *args, **options)
+        key = chosen[model] + str(options)
+        if key not in known:
+            known[key] = capture(model, *args, **options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelChoice, "build", built)
+        patch.setattr(utcompile, "capture", captured)
+        yield
 
 
 def write_data(path: Path, samples: int = 40, classes: int = 2) -> Path:

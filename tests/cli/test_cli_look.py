@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_toys import parsed, passed, refused, utc
+from cli_toys import captures_shared, parsed, passed, refused, utc
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared():
+    with captures_shared():
+        yield
 
 
 def test_inspect_shows_a_tree_with_repeated_blocks_once():

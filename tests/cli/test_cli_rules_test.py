@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_toys import parsed, passed, utc
+from cli_toys import captures_shared, parsed, passed, utc
 
 RULES = """version: 1
 name: mine
@@ -14,6 +14,12 @@ rules:
   - {name: mha, match: attention, insert: {parallel: x -> y, tuner: {kind: adapter}}}
 tests:
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared():
+    with captures_shared():
+        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import zoo
 import utcompile as utc
 from utcompile.cli.rule_tests import run_tests
 from utcompile.cli.sources import source_of
+from utcompile.fold import base as folds
 from utcompile.rules import shipped_rules
 from utcompile.tuners import base
 
@@ -51,7 +52,8 @@ WITH_RULES = [page for page in PAGES if any("version: 1" in text for _, text in 
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a page in order, in one namespace and an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    for registry in (base, folds):
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": page.stem}
     for line, text in blocks(page, "python"):

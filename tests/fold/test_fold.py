@@ -13,6 +13,7 @@ import zoo
 from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import in_pairs
 from torch import nn
 
 import utcompile as utc
@@ -156,11 +157,10 @@ rules:
 """
 
 
-@pytest.mark.parametrize("scale", ["none", "scalar", "channel"])
-@pytest.mark.parametrize("gamma", [None, 1.0, 1e-6])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize(
+    ("conv", "gated", "bias", "gamma", "scale"),
+    in_pairs([False, True], [False, True], [True, False], [None, 1.0, 1e-6], ["none", "scalar", "channel"]),
+)
 def test_an_ffn_of_any_make_widens(conv: bool, gated: bool, bias: bool, gamma: float | None, scale: str) -> None:
     captured, x = _captured_ffn(conv, gated, bias, gamma)
     tuned = utc.match(copy.deepcopy(captured), PATTERN % scale).apply()

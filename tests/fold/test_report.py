@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
-from utcompile.fold import sites as folding
+from utcompile.fold.folds.absorb_weight import AbsorbWeight
 
 LORA = "version: 1\nname: t\nrules:\n  - name: w\n    match: {op: linear}\n    insert: {weight: h, tuner: {kind: lora, r: 2}}\n"
 
@@ -147,20 +148,15 @@ def test_folding_twice_gives_the_same_bits_and_an_untuned_capture_is_only_copied
 
 def test_a_wrong_fold_is_found_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bias that is added twice: the proof sees it, and nothing of it remains."""
-    honest = folding.plan_absorption
+    honest = AbsorbWeight.plan
 
-    def wrong(work, site, nodes):  # type: ignore[no-untyped-def]
-        planned = honest(work, site, nodes)
+    def wrong(self, site, model):  # type: ignore[no-untyped-def]
+        patch = honest(self, site, model)
+        if site.tuned.path == "fc1":
+            return replace(patch, values={**patch.values, "fc1.bias": model.state("fc1.bias") + 1e-6})
+        return patch
 
-        def commit():  # type: ignore[no-untyped-def]
-            results = planned.commit()
-            if site.path == "fc1":
-                work.put("fc1.bias", work.state("fc1.bias") + 1e-6)
-            return results
-
-        return type(planned)(planned.sources, planned.outputs, commit, planned.retained)
-
-    monkeypatch.setattr(folding, "plan_absorption", wrong)
+    monkeypatch.setattr(AbsorbWeight, "plan", wrong)
     tuned = utc.compile(Ffn().eval(), LORA, torch.randn(2, 8))
     zoo.shake(tuned)
     folded, report = utc.fold(tuned)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import utcompile as utc
-from utcompile.fold.activations import combination, composed
+from utcompile.fold.algebra.activations import combination, composed
 
 RULE = """
 version: 1
@@ -138,10 +138,16 @@ WIDENED = {
     "sigmoid, then ReLU": (inverted(nn.Sigmoid(), nn.ReLU()), residual, adapter("sigmoid"), True),
     "a squeeze-excite": (inverted(nn.ReLU(), nn.ReLU()) | {"s": squeeze(nn.Sigmoid())}, excited, adapter("relu"), True),
     "a hard squeeze-excite": (inverted(nn.ReLU(), nn.ReLU()) | {"s": squeeze(nn.Hardsigmoid())}, excited, adapter("relu"), True),
+    "functions of one module, next to a parameter called bias": ({"w": nn.Parameter(torch.randn(6, 4)), "v": nn.Parameter(torch.randn(4, 6)), "bias": nn.Parameter(torch.randn(4))},
+        lambda m, x: F.linear(F.gelu(F.linear(x, m.w)), m.v) * m.bias, adapter("gelu"), False),
     "a linear tuner beside an inverted residual": (inverted(nn.ReLU(), nn.ReLU()), residual, REP, True),
 }  # fmt: skip
 
+SPELLED = {"w": nn.Parameter(torch.randn(4, 6)), "v": nn.Parameter(torch.randn(6, 4)), "b": nn.Parameter(torch.randn(6)), "c": nn.Parameter(torch.randn(4))}  # fmt: skip
 KEPT = {
+    "products with weights whose outputs are last": (SPELLED, lambda m, x: F.gelu(x @ m.w) @ m.v, adapter("gelu"), False, "has no weight with its outputs first"),
+    "the same as methods": (SPELLED, lambda m, x: F.gelu(x.matmul(m.w)).matmul(m.v), adapter("gelu"), False, "has no weight with its outputs first"),
+    "the same with biases, as GPT-2 has them": (SPELLED, lambda m, x: torch.addmm(m.c, F.gelu(torch.addmm(m.b, x.flatten(0, 1), m.w)), m.v).reshape(x.shape), adapter("gelu"), False, "has no weight with its outputs first"),
     "SiLU twice": (inverted(nn.SiLU(), nn.SiLU()), residual, adapter("silu"), True, "silu after silu is not idempotent"),
     "a linear tuner beside ReLU6": (ffn(nn.ReLU6()), plain, REP, False, "its activation is identity, that of the layers beside it is relu6"),
     "a gate that is never open": (inverted(nn.ReLU(), nn.ReLU()) | {"s": squeeze(nn.Tanh())}, excited, adapter("relu"), True, "which is never 1"),

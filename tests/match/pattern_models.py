@@ -140,14 +140,16 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def captured(kind: str) -> utc.CapturedModule:
+    if kind in zoo.MODELS:
+        return zoo.captured(kind)
     torch.manual_seed(0)
     model, inputs = MODELS[kind]()
     return utc.capture(model.eval(), inputs, verify="shapes")
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def engine(kind: str) -> Engine:
     module = captured(kind)
     return Engine(GraphView(module.graph, module), library_patterns())

@@ -161,7 +161,8 @@ def test_a_mutated_file_is_rules_or_one_error(path: Path, content: bytes) -> Non
     path.write_bytes(content)
     try:
         with bounded_by(len(content)):
-            assert RuleSet.load(path).rules
+            found = RuleSet.load(path)
+        assert found.rules or found.train  # probe/linear, of which a mutation may leave what it was
     except UtcError as error:
         assert len(str(error)) < 1000
         file, line, column = re.fullmatch(r"(.*):(\d+):(\d+)", str(error.where)).groups()  # type: ignore[union-attr]

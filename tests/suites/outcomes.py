@@ -23,14 +23,14 @@ def outcome(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *ot
     Args:
         others: positional arguments of further calls.
     """
-    with warnings.catch_warnings(), torch.no_grad(), _without_fast_path():
+    with warnings.catch_warnings(), torch.no_grad(), without_fast_path():
         warnings.simplefilter("ignore")
         try:
             expected = [_run(_frozen(model), a, kwargs) for a in (args, *others)]
         except Exception:  # whatever a model raises
             return None
         try:
-            captured = utc.capture(model, _by_name(model, _cloned(args), _cloned(kwargs)))
+            captured = utc.capture(model, by_name(model, cloned(args), cloned(kwargs)))
             found = [_run(copy.deepcopy(captured), a, kwargs) for a in (args, *others)]
         except utc.UtcError as error:
             return f"refused: {error.brief()}"
@@ -59,7 +59,7 @@ def faults(outcomes: Iterable[tuple[str, str | None]], allowed: dict[str, str]) 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return model(*_cloned(args), **_cloned(kwargs))
+    return model(*cloned(args), **cloned(kwargs))
 
 
 def _frozen(model: nn.Module) -> nn.Module:
@@ -67,11 +67,11 @@ def _frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False)
 
 
-def _cloned(value: Any) -> Any:
+def cloned(value: Any) -> Any:
     return tree_map_only(torch.Tensor, lambda t: t.detach().clone(), value)
 
 
-def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments as `capture` takes them: positional, or by name where some are given by name."""
     if not kwargs:
         return args
@@ -80,7 +80,7 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return {n: v for n, v in bound.arguments.items() if n != named} | bound.arguments.get(named, {})
 
 
-class _without_fast_path:
+class without_fast_path:
     """Equality is with what `nn.TransformerEncoderLayer` computes from its submodules."""
 
     def __enter__(self) -> None:

@@ -20,6 +20,7 @@ from utcompile.capture.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.capture.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.capture.naming import rename_by_path
 from utcompile.capture.nested import tensors
+from utcompile.capture.patches import patched
 from utcompile.capture.rebinding import look_anew
 from utcompile.capture.value_checks import join_value_checks
 from utcompile.capture.verify import check
@@ -27,6 +28,7 @@ from utcompile.capture.watch import Watch
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, info, is_state, owner_of, owner_path, set_inplace
 from utcompile.graph.calls import Signature
+from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 from utcompile.graph.ties import ties_of
 
@@ -101,7 +103,8 @@ def capture(
     drop_backward_hooks(copied)
     inputs = read_inputs(copied, example_inputs, dynamic)
     watch = Watch.of(model)
-    recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
+    with patched():
+        recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
     watch.check()
     graph = recorded.graph
     for node in graph.nodes:
@@ -123,6 +126,8 @@ def capture(
     captured = CapturedModule(copied, graph, type(model).__name__)
     captured.requires_grad_(False)
     captured.batch_inputs, captured.follows_mode = inputs.batch_inputs, base == "follow"
+    if captured.follows_mode:
+        own_statistics(captured, graph)
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards

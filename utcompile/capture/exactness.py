@@ -15,6 +15,7 @@ from torch import fx
 
 from utcompile.capture.derived import Apply
 from utcompile.graph import info
+from utcompile.ops import Axes, callables, callables_with, having
 
 Dims = tuple[bool, ...]
 Shapes = list[tuple[int, ...]]
@@ -25,11 +26,9 @@ _PIECEWISE = (
 )  # fmt: skip
 # among them those that take a batch and channels as they are
 _SPATIAL = ("conv", "pool", "fold", "interpolate", "upsample", "stft", "shuffle")
-_MADE = frozenset("zeros ones empty full rand randn randint".split())
-_MADE_LIKE = frozenset("new_zeros new_ones new_empty new_full".split())
-_REDUCED = frozenset(
-    "mean sum prod max min amax amin any all var std norm vector_norm logsumexp argmax argmin median nanmean".split()
-)
+_MADE = callables_with("size", without="input")
+_MADE_LIKE = frozenset(name for name in callables_with("size") if name.startswith("new_"))
+_REDUCED = callables(having(Axes.REDUCE))
 # operations that move axes and have no rule: equal sizes say nothing of where an axis comes from
 _MOVING = frozenset(
     "einsum tensordot outer ger kron cdist meshgrid cartesian_prod gather index_select take take_along_dim unfold roll "
@@ -37,10 +36,7 @@ _MOVING = frozenset(
     "tile multi_head_attention_forward grid_sample affine_grid index pad narrow topk select".split()
 )
 # operations whose numbers are no sizes: where n is inexact, so are the sizes of `x.narrow(0, 0, n)`, and not of `x * n`
-_ELEMENTWISE = frozenset(
-    "add sub mul div truediv floordiv mod pow remainder fmod eq ne lt le gt ge clamp clamp_min clamp_max masked_fill "
-    "masked_fill_ add_ sub_ mul_ div_ iadd isub imul itruediv fill_ where full_like softmax log_softmax".split()
-)
+_ELEMENTWISE = callables(having(Axes.TOGETHER), having(Axes.KEEP), ["full_like"])
 
 
 class Exactness:
@@ -91,7 +87,9 @@ class Exactness:
                 return rule(self, node, shapes)
             except (IndexError, KeyError, TypeError, ValueError):  # a spelling that the rule does not know
                 return self._none(shapes)
-        if name in _MOVING or (name not in _ELEMENTWISE and not all(map(self._is_settled, self._numbers(node)))):
+        if name in _MOVING or (
+            name.rstrip("_") not in _ELEMENTWISE and not all(map(self._is_settled, self._numbers(node)))
+        ):
             return self._none(shapes)
         return self._aligned([i for i in node.all_input_nodes if i in self.dims], shapes)
 

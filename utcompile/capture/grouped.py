@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from utcompile.capture.sizes_alone import AtSizes, is_number, symbols_of
 from utcompile.graph import fused_arguments, info, inserted, operation, set_fused_arguments, tensor, value_of
+from utcompile.ops import Trait, having
 
-_MOVES = frozenset("reshape expand getitem permute transpose contiguous identity repeat repeat_interleave".split())
+_MOVES = having(Trait.AXES | Trait.SAME | Trait.REPEATS | Trait.CUTS)
 _WIDEST = 256  # channels of a head that fused kernels take
 _SIZES = (1, 2, 3, 5, 7, 11)
 _Order = tuple[int, ...]
@@ -55,10 +56,15 @@ def _heads(node: fx.Node, order: _Order) -> object:
 def _path(node: fx.Node, root: nn.Module) -> Iterator[fx.Node]:
     """A tensor, and what it moves the numbers of, nearest first; without the last, which may be computed."""
     while (op := operation(node, root)).name in _MOVES and len(op.inputs) == 1:
-        if not all(n is op.inputs[0] or is_number(n) for n in node.all_input_nodes):
+        if not all(n is op.inputs[0] or is_number(n) for n in node.all_input_nodes) or _is_cast(node, op.inputs[0]):
             return
         yield node
         node = op.inputs[0]
+
+
+def _is_cast(node: fx.Node, source: fx.Node) -> bool:
+    mine, theirs = tensor(node), tensor(source)
+    return (mine.dtype, mine.device) != (theirs.dtype, theirs.device)
 
 
 def _ungrouped(node: fx.Node, root: nn.Module, written: frozenset[int]) -> tuple[fx.Node, _Order] | None:

@@ -28,23 +28,31 @@ from utcompile.capture.source import in_own_code
 
 _AUTOCAST = torch.amp.autocast_mode.autocast
 _FAKE_LOGGER = "torch._subclasses.fake_tensor"
-_installed = 0  # recordings that are inside one another; the lock of `active` guards it
+_installed = 0  # who needs the replacements: captures, and their recordings; the lock of `active` guards it
+_undo = ExitStack()
 
 
 @contextmanager
 def patched() -> Iterator[None]:
-    """Install the replacements, inside of `active.recording`."""
+    """Keep the replacements installed. Outside of recordings, and in other threads, they do what the originals do.
+
+    A capture keeps them from its first recording to its last: replacing a method of `nn.Module` empties Python's caches
+    of attributes for all its subclasses, which are thousands.
+    """
     global _installed
-    with ExitStack() as stack:
+    with exclusive():
         if not _installed:
             for owner, name, make in _REPLACEMENTS:
-                stack.enter_context(_replaced(owner, name, make))
-            stack.enter_context(_quiet())
+                _undo.enter_context(_replaced(owner, name, make))
+            _undo.enter_context(_quiet())
         _installed += 1
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with exclusive():
             _installed -= 1
+            if not _installed:
+                _undo.close()
 
 
 @contextmanager

@@ -18,21 +18,13 @@ import torch
 from torch import fx, nn
 
 from utcompile.graph import BATCH, Size, Symbol, ancestors, info, operation, tensor, value_of
+from utcompile.ops import Trait, having
 
 T = torch.Tensor
-_LIKE = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())  # they read no numbers
-_MADE = frozenset("arange zeros ones full tensor".split())
-_REPEATED = frozenset("reshape expand repeat repeat_interleave".split())  # position i becomes i // c
-_MOVED = _REPEATED | frozenset(
-    "permute transpose contiguous detach identity cat stack split getitem select narrow index_select gather pad flip "
-    "tril triu to meshgrid".split()
-)
-_COMPARED = frozenset(
-    "add sub neg abs eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and bitwise_or "
-    "bitwise_xor bitwise_not where masked_fill maximum minimum clamp diff".split()
-)
-_OF_MASKS = frozenset(["mul", "div", "cumsum"])  # of positions they would be no sums
-_OPERATIONS = _LIKE | _MADE | _MOVED | _COMPARED | _OF_MASKS
+_LIKE = having(Trait.MADE_LIKE)  # they read no numbers
+_OF_MASKS = having(Trait.SUMS_OF_MASKS)
+_OPERATIONS = having(Trait.MADE | Trait.MADE_LIKE | Trait.SUMS | Trait.SUMS_OF_MASKS)
+_REPEATED = having(Trait.REPEATS)
 _SUMS = (operator.add, operator.sub, operator.neg, min, max, torch.sym_min, torch.sym_max)
 _EXACT = (torch.bool, torch.int64, torch.int32, torch.float32, torch.float64)
 _SMALL = (1, 2, 3, 5, 7, 17, 31)
@@ -207,7 +199,8 @@ def reach(nodes: Iterable[fx.Node], root: nn.Module) -> int:
         if value_of(node) is None and not is_reading(node):
             multiplies = node.target not in _SUMS
         else:
-            multiplies = name in _REPEATED or any(c != int(c) for c in constants)
+            # of repeated or reshaped positions, position i becomes i // c
+            multiplies = name in _REPEATED or name == "reshape" or any(c != int(c) for c in constants)
         factor *= math.prod(constants) if multiplies else 1
         factor *= 2 if name in ("add", "sub") and len(node.all_input_nodes) > 1 else 1
     return math.ceil(min(2 * total * factor, _LARGEST)) + _SMALL[-1] + 2

@@ -11,16 +11,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from utcompile.capture.nested import flat, map_tensors
+from utcompile.ops import Trait, callables, callables_with, having
 
 T = torch.Tensor
-_SIZE_OF_DATA = frozenset("nonzero masked_select unique unique_consecutive argwhere bincount".split())
+_SIZE_OF_DATA = callables(having(Trait.SIZE_OF_DATA))
 # calls that take sizes, bounds or counts, which may be given as tensors of one whole number
-_SIZED_BY_ARGUMENTS = frozenset(
-    "arange linspace logspace full zeros ones empty rand randn randint eye tril_indices triu_indices new_zeros "
-    "new_ones new_full new_empty expand broadcast_to repeat tile view reshape unflatten narrow split chunk "
-    "tensor_split topk one_hot pad as_strided unfold resize_ repeat_interleave randperm".split()
-)
-_MADE_OF_SIZES = frozenset("arange linspace logspace full zeros ones empty rand randn randint eye randperm".split())
+_MADE_OF_SIZES = {"logspace"} | callables_with("size", "start", "n", "row", without="input")
+_SIZED_BY_ARGUMENTS = {"resize_"} | _MADE_OF_SIZES | callables_with(
+    "size", "shape", "sizes", "step", "start", "repeats", "chunks", "k", "num_classes", "pad",
+    "split_size_or_sections", "indices_or_sections",
+)  # fmt: skip
 _NAMES = "add sub mul truediv floordiv mod matmul pow"
 _UNREFLECTED = "neg eq ne lt le gt ge"
 OPERATORS: dict[str, Callable[..., Any]] = {

@@ -9,9 +9,10 @@ from typing import Any
 from torch import fx
 
 from utcompile.graph import GraphView, flops, is_state, origin_of, value_of
+from utcompile.ops import Trait, having
 
 # what moves numbers about, or does nothing at inference
-_QUIET = frozenset("identity dropout getitem size".split())
+_DROPOUT = having(Trait.DROPOUT)
 
 
 @dataclass
@@ -96,7 +97,8 @@ def _operation(node: fx.Node, parent: Entry, view: GraphView, sizes: dict[str, i
 
 
 def _quiet(node: fx.Node, view: GraphView) -> bool:
-    return view.operations[node].name in _QUIET or "layout" in view.classes[node]
+    name = view.operations[node].name
+    return name in _DROPOUT or name in ("getitem", "size") or "layout" in view.classes[node]
 
 
 def _shape(node: fx.Node) -> str:

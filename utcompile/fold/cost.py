@@ -9,8 +9,19 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utcompile.fold.absorb import of_parameters
-from utcompile.graph import Role, Value, flops, info, operation, run_node, value_of
+from utcompile.fold.algebra.parameters import of_parameters
+from utcompile.graph import (
+    Role,
+    Value,
+    ancestors,
+    flops,
+    info,
+    is_parameter,
+    operation,
+    run_node,
+    state_at,
+    value_of,
+)
 from utcompile.ops import Trait, having
 
 _COUNTED = having(Trait.COUNTED)
@@ -36,16 +47,12 @@ def _parameters(root: nn.Module, node: fx.Node) -> dict[str, int]:
     if node.op == "call_module":
         leaf = root.get_submodule(str(node.target))
         found = {f"{node.target}.{n}": p.numel() for n, p in leaf.named_parameters()}
-    stack = [n for n in node.all_input_nodes if of_parameters(n)]
-    while stack:
-        state = stack.pop()
-        stack += state.all_input_nodes
-        if state.op == "get_attr":
-            path, _, name = str(state.target).rpartition(".")
-            if (parameter := root.get_submodule(path)._parameters.get(name)) is not None:
-                found[str(state.target)] = parameter.numel()
-        else:
-            found |= _parameters(root, state) if state.op == "call_module" else {}
+    for state in ancestors([n for n in node.all_input_nodes if of_parameters(n)]):
+        name = str(state.target)
+        if state.op == "get_attr" and is_parameter(root, name):
+            found[name] = state_at(root, name).numel()
+        elif state.op == "call_module":
+            found |= _parameters(root, state)
     return found
 
 
@@ -57,10 +64,14 @@ def _flops(root: nn.Module, node: fx.Node) -> int:
     op = operation(node, root)
     if op.name not in _COUNTED:
         return 0
+    known, before = info(node), info(node).weight_shape
     if "weight" in op.parameters:
-        path, _, name = op.parameters["weight"].rpartition(".")
-        info(node).weight_shape = tuple(getattr(root.get_submodule(path), name).shape)
-    return flops(node, op, 1)
+        known.weight_shape = tuple(state_at(root, op.parameters["weight"]).shape)
+    found = flops(node, op, 1)
+    del known.weight_shape  # what is counted may be taken back
+    if before:
+        known.weight_shape = before
+    return found
 
 
 def _measured(root: nn.Module, node: fx.Node) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from utcompile.errors import UtcError
+from utcompile.fold.driver import Driver
+from utcompile.fold.folding import Folding, Options
 from utcompile.fold.inputs import ProofInputs
-from utcompile.fold.layers import Work
 from utcompile.fold.plain import changes_of_names, drop_tuners, state_read, sweep_graph
 from utcompile.fold.proof import count_flops
 from utcompile.fold.report import FoldedSite, FoldReport
-from utcompile.fold.sites import Disproved, SiteFolder
 from utcompile.fold.whole import compare, is_proven, refusal
 from utcompile.graph import (
     UtcGraphModule,
@@ -45,8 +44,9 @@ def fold(
 ) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
-    Weight tuners and linear tuners of values are absorbed; adapters beside an ffn or an inverted residual widen it
-    (see `fold/widen.py`); learned tokens become constant keys and values; the rest is kept with its reason.
+    Weight tuners and linear tuners of values are absorbed; bottlenecks beside an ffn or an inverted residual widen it;
+    learned tokens become constant keys and values; the rest is kept with its reason (cases: docs/folding.md).
+    `utc.register_fold` adds other folds.
 
     Each fold is computed in float64 and proven on the site with random inputs; the whole model is compared in its own
     dtype, on the example that it was captured with and on inputs drawn like it. `tuned` stays as it was.
@@ -120,16 +120,6 @@ def _what_trains(tuned: UtcGraphModule) -> list[torch.Tensor]:
     return found
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is folded beside tuners, and how; see `fold`."""
-
-    float32: bool
-    constants: bool
-    batch_norms: bool
-    dequantize: bool = False
-
-
 _Folded = tuple[UtcGraphModule, list[FoldedSite], list[FoldedSite]]
 
 
@@ -153,19 +143,6 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
     raise refusal(found, tuned.dtype, in_float64)
 
 
-def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> _Folded:
-    refused: dict[str, str] = {}
-    while True:  # a site that turns out wrong is left out, and nothing of it may remain
-        lost: dict[str, str] = {}
-        try:
-            result = _fold(tuned, inputs, refused, lost, options)
-        except Disproved as failed:
-            lost[failed.site] = failed.reason
-        if not lost:
-            return result
-        refused |= lost
-
-
 def _unwrapped(model: Any) -> Any:
     found: Any = unwrapped(model, "fold")
     if isinstance(found, UtcGraphModule) and any(hasattr(p, "full_tensor") for p in found.parameters()):
@@ -176,45 +153,46 @@ def _unwrapped(model: Any) -> Any:
     return found
 
 
-def _fold(
-    tuned: UtcGraphModule, inputs: ProofInputs, refused: dict[str, str], lost: dict[str, str], options: Options
-) -> _Folded:
+def to_fold(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> Folding:
+    """A copy of a tuned model in which operations are what folds read: out of place, and BatchNorms as such."""
     names: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(tuned.graph, names)
-    work = Work(graph, structural_copy(tuned), inputs, {new: old.name for old, new in names.items()})
-    settle_precision(work.graph, work.root)
-    clear_inplace(work.graph, work.root)
-    set_affine_norms(work.root, False)
-    set_trainable_recurrence(work.root, work.graph, False)
-    for node in work.graph.nodes:
+    original = frozenset(n for n, _ in tuned.named_parameters(remove_duplicate=False))
+    seen_as = {new: old.name for old, new in names.items()}
+    model = Folding(graph, structural_copy(tuned), inputs, options, original, seen_as)
+    settle_precision(model.graph, model.root)
+    clear_inplace(model.graph, model.root)
+    set_affine_norms(model.root, False)
+    set_trainable_recurrence(model.root, model.graph, False)
+    for node in model.graph.nodes:
         if node.target is affine_batch_norm:
             node.target = F.batch_norm
-    folder = SiteFolder(work, options.float32, options.dequantize, lost)
-    read_before = state_read(work.graph, work.root)
+    return model
+
+
+def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) -> _Folded:
+    model = to_fold(tuned, inputs, options)
+    driver = Driver(model)
+    read_before = state_read(model.graph, model.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
-    done = {i: FoldedSite(i, "kept", reason=why) for i, why in refused.items()}
-    # weights first: a widening wants plain layers beside it
-    waiting = sorted((s for s in sites if s.id not in refused), key=lambda s: s.form != "weight")
+    done: dict[str, FoldedSite] = {}
+    # weights first: a widening needs plain layers next to it
+    waiting = sorted(sites, key=lambda s: s.form != "weight")
     while waiting:
-        for number, site in enumerate(waiting):
-            if site.form != "weight" and (number == 0 or waiting[number - 1].form == "weight"):
-                work.forget_view(layouts=True)  # reparametrised operations are the original ones again
-            done[site.id] = folder.fold(site)
+        for site in waiting:
+            done[site.id] = driver.fold(site)
         # what was kept because another tuner stood in its way may have none there now
         kept = [s for s in waiting if done[s.id].status == "kept"]
-        waiting = kept if len(kept) < len(waiting) else []
-    work.forget_view(layouts=True)
-    if sites:
-        folder.move_biases({n for n, _ in tuned.named_parameters(remove_duplicate=False)}, refused)
-    base = list(folder.fold_base(options.constants, options.batch_norms, refused))
-    work.settle(all=True)
-    sweep_graph(work.graph)
-    drop_tuners(work.root, [s for s in sites if done[s.id].status != "kept"])
-    unread = read_before - state_read(work.graph, work.root)
-    drop_state(work.root, sorted(n for n in unread if not n.startswith("tuners.")))
-    set_inplace(work.graph, work.root)
-    work.graph.lint()
-    folded = UtcGraphModule(work.root, work.graph, type(tuned).__name__)
+        waiting = [s for s in kept if s.id not in driver.disproved] if len(kept) < len(waiting) else []
+    base = list(driver.fold_base())
+    model.settle(all=True)
+    sweep_graph(model.graph)
+    drop_tuners(model.root, [s for s in sites if done[s.id].status != "kept"])
+    unread = read_before - state_read(model.graph, model.root)
+    drop_state(model.root, sorted(n for n in unread if not n.startswith("tuners.")))
+    set_inplace(model.graph, model.root)
+    model.graph.lint()
+    folded = UtcGraphModule(model.root, model.graph, type(tuned).__name__)
     folded.inherit(tuned)
     folded.requires_grad_(False)
     return folded.eval(), [done[s.id] for s in sites], base

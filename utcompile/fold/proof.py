@@ -10,23 +10,24 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
-from utcompile.fold.absorb import of_parameters
-from utcompile.fold.constants import ConstantNodes
+from utcompile.fold.algebra.constant_nodes import ConstantNodes
+from utcompile.fold.algebra.parameters import of_parameters
 from utcompile.fold.cost import count
 from utcompile.fold.execute import as_real, in_precision
-from utcompile.fold.layers import Unfoldable, Work
-from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, info, run_node, value_of
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.site import untuned
+from utcompile.graph import Cast, GraphView, Role, UtcGraphModule, Value, ancestors, info, run_node, value_of
 from utcompile.graph.likeness import rows_indexed
 from utcompile.graph.stored import is_stored
-from utcompile.ops import Trait, having
+from utcompile.ops import Axes, Trait, having
 
 _DRAWS = 3
 _POSITIONS = 16  # of a feature map: borders and what is no border, of most kernels
 _VECTORS = 4  # where no position is computed from another
-_ANY_SIZE = frozenset("conv norm activation dropout linear permute".split())
-_ELEMENTWISE = having(Trait.SAME | Trait.ARITHMETIC)
+_ANY_SIZE = frozenset("conv norm activation dropout linear".split())
+_KEPT = having(Trait.SAME | Trait.ARITHMETIC)
+_TURNED = having(Axes.PERMUTE)
 _SIZED = (Role.TUNER, Role.BRANCH, Role.SUM, Role.OPERATION, Role.PADDING)  # their values have known sizes
-_MUTED = {Role.SUM: 0, Role.BRANCH: 1, Role.TUNER: 0}  # which argument a node of a site is, were its tuner not there
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SiteProof:
     all of them, convolutions in float64 would take a hundred times as long.
 
     Args:
-        work: the model being folded, before this site is.
+        model: the model being folded, before this site is.
         sources: values that folding leaves alone, from which both the tuner and what stands beside it are computed.
         outputs: the values that are to be compared.
         muted: the site whose effect is measured, where its nodes say which value they change.
@@ -67,19 +68,20 @@ class SiteProof:
         Unfoldable: the site does not run alone, or yields no finite number.
     """
 
-    def __init__(self, work: Work, sources: Sequence[fx.Node], outputs: Sequence[fx.Node], muted: str = "") -> None:
-        self.work, self.sources, self.outputs = work, dict.fromkeys(sources), list(outputs)
+    def __init__(self, model: Folding, sources: Sequence[fx.Node], outputs: Sequence[fx.Node], muted: str = "") -> None:
+        self.model, self.sources, self.outputs = model, dict.fromkeys(sources), list(outputs)
         nodes = dict.fromkeys(n for output in outputs for n in _cone(output, self.sources))
-        self._own = work.home[0]
+        self.muted = muted
+        self._own = model.home[0]
         self._generator = torch.Generator().manual_seed(0)
         self.draws: list[_Draw] = []
         self.before: list[torch.Tensor] = []
-        self._run_first(outputs, _positions_needed(work.view(), self.sources, nodes))
+        self._run_first(outputs, _positions_needed(model.known([*self.sources, *nodes]), self.sources, nodes))
         self._run_others(outputs)
         if self.before and not any(t.isfinite().any() for t in self.before if t.numel()):
             raise Unfoldable("it yields no finite number on any inputs that were tried, so nothing can be proven")
         self._before_own = self._run_own(outputs)
-        self._base = self._run(outputs, work.cast, muted=muted) if muted else None
+        self._base = self._run(outputs, model.cast, muted=muted) if muted else None
         self._cost = self._count(outputs)
 
     def check(self, results: Sequence[fx.Node]) -> Proof:
@@ -88,7 +90,7 @@ class SiteProof:
         Args:
             results: one node an output.
         """
-        after = self._run(results, self.work.cast)
+        after = self._run(results, self.model.cast)
         error = max(map(relative_error, after, self.before), default=0.0)
         own = self._run_own(results) if self._before_own is not None else None
         dtype_error = None
@@ -102,7 +104,7 @@ class SiteProof:
         """`<y' - y, e> / <e, e>`: y without the tuner, e the tuner's effect, y' folded and rounded."""
         if self._base is None:
             return 1.0
-        rounded = self._run(results, lambda name, t: self.work.rounded(name, t, torch.float64))
+        rounded = self._run(results, lambda name, t: self.model.rounded(name, t, torch.float64))
         shares = []
         for y, found, old in zip(self._base, rounded, self.before, strict=True):
             effect = as_real((old - y).nan_to_num()).flatten()
@@ -116,9 +118,9 @@ class SiteProof:
     def _run_first(self, outputs: Sequence[fx.Node], positions: int | None) -> None:
         """Draw 0; with all positions where a tuner or a parameter knows them."""
         for cut in dict.fromkeys((positions, None)):
-            self.draws = [_Draw(self.work, self.sources, 0, self._generator, cut)]
+            self.draws = [_Draw(self.model, self.sources, 0, self._generator, cut)]
             try:
-                self.before = self._run(outputs, self.work.cast)
+                self.before = self._run(outputs, self.model.cast)
                 return
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 failed = error
@@ -128,9 +130,9 @@ class SiteProof:
         """More draws, where something chooses; those that do not fit the model are left out."""
         first = self.draws
         for number in range(1, _DRAWS if first[0].chooses else 1):
-            self.draws = [_Draw(self.work, self.sources, number, self._generator, None)]
+            self.draws = [_Draw(self.model, self.sources, number, self._generator, None)]
             try:
-                self.before += self._run(outputs, self.work.cast)
+                self.before += self._run(outputs, self.model.cast)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 continue
             first = [*first, *self.draws]
@@ -138,9 +140,9 @@ class SiteProof:
 
     def _run_own(self, outputs: Sequence[fx.Node]) -> list[torch.Tensor] | None:
         if self._own == torch.float64:
-            return self._run(outputs, self.work.cast)
+            return self._run(outputs, self.model.cast)
         try:
-            return self._run(outputs, self.work.rounded, lambda t: in_precision(t, self._own))
+            return self._run(outputs, self.model.rounded, lambda t: in_precision(t, self._own))
         except RuntimeError:  # parts of the model have another dtype, or an operation lacks this one here
             return None
 
@@ -152,7 +154,7 @@ class SiteProof:
             beside = [i for i in stack.pop().all_input_nodes if info(i).site is not None and i not in given]
             stack += [i for i in beside if i not in nodes]
             nodes.update(beside)
-        return count(self.work.root, sorted(nodes))
+        return count(self.model.root, sorted(nodes))
 
     def _run(
         self,
@@ -187,12 +189,12 @@ class SiteProof:
             return known[node]
 
         def compute(node: fx.Node) -> Any:
-            role = info(node).role
-            if muted and info(node).site == muted and role is not None and role in _MUTED:
-                if role == Role.TUNER and len(node.args) > 1:  # of several parameters
-                    return fx.node.map_arg(node.args, value)
-                return value(node.args[_MUTED[role]])  # type: ignore[arg-type]
-            return run_node(self.work.root, node, value, cast)
+            if muted and info(node).site == muted:
+                if (changed := untuned(node)) is not None:
+                    return value(changed)
+                if info(node).role == Role.TUNER:  # of one parameter or value, or of several
+                    return value(node.args[0]) if len(node.args) == 1 else fx.node.map_arg(node.args, value)  # type: ignore[arg-type]
+            return run_node(self.model.root, node, value, cast)
 
         for node in nodes:
             value(node)
@@ -215,16 +217,16 @@ class _Draw:
 
     def __init__(
         self,
-        work: Work,
+        model: Folding,
         sources: Collection[fx.Node],
         number: int,
         generator: torch.Generator,
         positions: int | None,
     ) -> None:
-        self.work, self.number, self.generator = work, number, generator
+        self.model, self.number, self.generator = model, number, generator
         self.chooses = False
         self.given: dict[fx.Node, Any] = {}
-        axes = work.view().channel_axis
+        axes = model.known(sources).channel_axis
         for source in sources:
             self.given[source] = self._value(source, axes.get(source), positions)
 
@@ -234,17 +236,17 @@ class _Draw:
         return self.given[node]
 
     def _value(self, node: fx.Node, channels: int | None = None, positions: int | None = None) -> Any:
-        batch = self.work.batch
+        batch = self.model.batch
         value = value_of(node)
         if (size := info(node).size) is not None and value is None:
             return size.at(batch)
         if value is not None and (value.dtype.is_floating_point or value.dtype.is_complex):
             return _drawn(value, self.generator, batch, channels, positions)
-        table = rows_indexed(node, self.work.root) if self.number else None
+        table = rows_indexed(node, self.model.root) if self.number else None
         if value is not None and table is not None:
             self.chooses = True
             return torch.randint(0, table, value.sizes(batch), generator=self.generator).to(value.dtype)
-        found = self.work.observed(node, self.number)
+        found = self.model.observed(node, self.number)
         self.chooses |= value is not None or not isinstance(found, (torch.dtype, torch.device, type(None)))
         if found is None and value is not None:
             found = torch.ones(value.sizes(batch), dtype=value.dtype)
@@ -261,7 +263,12 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
             return None
     inside = {*sources, *nodes}
     for n in nodes:
-        known = view.classes[n] & _ANY_SIZE or view.operations[n].name in _ELEMENTWISE or info(n).role in _SIZED
+        known = (
+            view.classes[n] & _ANY_SIZE
+            or (name := view.operations[n].name) in _KEPT
+            or name in _TURNED
+            or info(n).role in _SIZED
+        )
         if not known or "tokenwise" in view.classes[n]:
             return None
         if not all(i in inside or of_parameters(i) for i in n.all_input_nodes):
@@ -272,8 +279,6 @@ def _positions_needed(view: GraphView, sources: Collection[fx.Node], nodes: Coll
 def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
     """The nodes between: computed from the sources, and needed for the output, in graph order."""
     below: set[fx.Node] = {*sources}
-    upward: set[fx.Node] = set()
-    stack = [output]
     order: list[fx.Node] = []
     started = False
     for node in output.graph.nodes:
@@ -283,12 +288,7 @@ def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
             order.append(node)
         if node is output:
             break
-    while stack:
-        node = stack.pop()
-        if node in upward or node not in below or node in sources:
-            continue
-        upward.add(node)
-        stack.extend(node.all_input_nodes)
+    upward = set(ancestors([output], until=lambda n: n not in below or n in sources))
     return [n for n in order if n in upward]
 
 

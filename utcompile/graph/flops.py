@@ -9,7 +9,7 @@ from torch import fx
 from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
-from utcompile.ops import Axes, Trait, having
+from utcompile.ops import ROWS, Axes, Trait, having
 
 # what moves numbers, and what reads a row of a table, computes nothing
 _FREE = having(Trait.SAME | Trait.DROPOUT | Trait.MOVES | Trait.PADS | Trait.CUTS | Trait.JOINS)
@@ -39,6 +39,10 @@ def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
     if value is None or op.name in _FREE or op.name in _LOOKUPS or node.op in _NO_CALLS:
         return 0
     made = prod(value.sizes(batch))
+    row = ROWS.get(op.name)
+    if row is not None and row.flops is not None:
+        read = [tuple(v.sizes(batch)) for i in node.all_input_nodes if (v := value_of(i)) is not None]
+        return row.flops(read, tuple(value.sizes(batch)))
     weight = info(node).weight_shape
     if op.name == "linear" and weight:
         return 2 * made * weight[-1]

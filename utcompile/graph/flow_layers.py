@@ -110,6 +110,8 @@ def _unlike(rows: Axis, columns: Axis) -> tuple[Axis | None, Axis | None]:
 
 
 def _sdpa(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
+    if len(op.inputs) < 3:
+        return None
     q, v = flow.read(op.inputs[0]), flow.read(op.inputs[2])
     if len(q) != len(v) or len(q) != len(sizes):
         return None

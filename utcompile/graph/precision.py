@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -30,18 +30,26 @@ def full_precision() -> Iterator[None]:
     before = [setting.fp32_precision for setting in settings]
     older = _older()
     try:
-        # the older switches too: torch refuses to read them where they say something else
-        torch.set_float32_matmul_precision("highest")
-        backends.cudnn.allow_tf32 = False
-        for setting in settings:
-            setting.fp32_precision = "ieee"
+        with _unlocked():
+            # the older switches too: torch refuses to read them where they say something else
+            torch.set_float32_matmul_precision("highest")
+            backends.cudnn.allow_tf32 = False
+            for setting in settings:
+                setting.fp32_precision = "ieee"
         yield
     finally:
-        if older is not None:
-            torch.set_float32_matmul_precision(older[0])
-            backends.cudnn.allow_tf32 = older[1]
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+        with _unlocked():
+            if older is not None:
+                torch.set_float32_matmul_precision(older[0])
+                backends.cudnn.allow_tf32 = older[1]
+            for setting, value in zip(settings, before, strict=True):
+                setting.fp32_precision = value
+
+
+def _unlocked() -> AbstractContextManager[object]:
+    """Where the switches may be set: `torch.backends.disable_global_flags` locks them, as torch's own tests do."""
+    unlock = getattr(torch.backends, "__allow_nonbracketed_mutation", nullcontext)
+    return unlock()
 
 
 def _older() -> tuple[str, bool] | None:

@@ -67,7 +67,8 @@ class Spelling:
         return argument.startswith("_") or argument in ("inplace", "out")
 
 
-def _read(name: str, text: str, spatial: int) -> Spelling:
+def read_signature(name: str, text: str, spatial: int) -> Spelling:
+    """A row's signature; raises SyntaxError or ValueError where it is none."""
     signature, _, stated = text.partition(";")
     arguments = ast.parse(f"def f({signature}): pass").body[0].args  # type: ignore[attr-defined]
     plain = [*arguments.posonlyargs, *arguments.args]
@@ -145,17 +146,17 @@ def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], 
     for row in ROWS.values():
         for signature, words in row.spellings:
             for word in words.split():
-                spelling = _read(row.name, signature, _digit(word))
+                spelling = read_signature(row.name, signature, _digit(word))
                 for kind, value in spelled(word):
                     tables[kind].setdefault(value, spelling)
     functions[affine_batch_norm] = functions[F.batch_norm]  # ours, the same call
     return functions, methods, modules
 
 
-_functions, _methods, _modules = _tables()
-FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(_functions)
+functions, _methods, modules = _tables()  # what is registered enters these
+FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(functions)
 METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
-MODULES: Mapping[type, Spelling] = MappingProxyType(_modules)
+MODULES: Mapping[type, Spelling] = MappingProxyType(modules)
 
 
 @cache

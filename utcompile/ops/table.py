@@ -81,6 +81,25 @@ def callables(*names: Iterable[str]) -> frozenset[str]:
     return frozenset(word.rpartition(".")[2] for text in found for word in text.split())
 
 
+def callables_with(*arguments: str, without: str | None = None) -> frozenset[str]:
+    """The last parts of the spellings whose signature has one of some arguments, and another not.
+
+    >>> sorted(callables_with("size", without="input"))
+    ['empty', 'full', 'ones', 'rand', 'randint', 'randn', 'zeros']
+    """
+    found = (
+        words
+        for row in _rows.values()
+        for signature, words in row.spellings
+        if {*arguments} & (given := {*_arguments(signature)}) and without not in given
+    )
+    return frozenset(word.rpartition(".")[2] for text in found for word in text.split())
+
+
+def _arguments(signature: str) -> list[str]:
+    return [argument.partition("=")[0].strip(" *") for argument in signature.partition(";")[0].split(",")]
+
+
 def add(row: Row) -> None:
     """Let the table have one more row; the caller has checked that its name is free."""
     _rows[row.name] = row
@@ -89,6 +108,14 @@ def add(row: Row) -> None:
     for has, names in _sets:
         if has(row):
             names.add(row.name)
+
+
+def remove(name: str) -> None:
+    """Undo `add`."""
+    del _rows[name]
+    _glosses.pop(name, None)
+    for _, names in _sets:
+        names.discard(name)
 
 
 def _followed(has: Callable[[Row], bool]) -> set[str]:

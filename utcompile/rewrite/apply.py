@@ -26,6 +26,7 @@ from utcompile.graph import (
     set_parameter,
     set_trainable_recurrence,
 )
+from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
 from utcompile.match import PlanData, Site, TunerDtype, WeightPlace, require_sites
@@ -55,6 +56,8 @@ def apply_plan(plan: PlanData) -> TunedModule:
     _require_nodes(plan)
     root = structural_copy(plan.module)
     root.requires_grad_(False)
+    if plan.module.follows_mode:
+        own_statistics(root, plan.module.graph)
     _clone_trained(root, plan.trained, plan.untied, plan.module.graph)
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)

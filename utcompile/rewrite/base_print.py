@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from utcompile.errors import UtcError
+from utcompile.graph.statistics import statistics
 from utcompile.rewrite.tuned import TunedModule, state_of_base
 from utcompile.rewrite.wiring import wiring
 
@@ -40,6 +41,11 @@ class TensorPrint:
         return {"dtype": self.dtype, "shape": list(self.shape), "digests": dict(self.digests)}
 
 
+def statistics_of(tuned: TunedModule) -> tuple[str, ...]:
+    """The buffers of the base that training moves, where it follows the mode; none where it is frozen."""
+    return statistics(tuned, tuned.base_graph) if tuned.follows_mode else ()
+
+
 def tensors_of_base(tuned: TunedModule, without: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the base that a checkpoint does not bring along, by name.
 
@@ -47,18 +53,26 @@ def tensors_of_base(tuned: TunedModule, without: Sequence[str] = ()) -> dict[str
         without: paths of modules that are left out.
     """
     prefixes = tuple(f"{path}." for path in without)
+    moved = statistics_of(tuned)
     trained = {id(tuned.get_parameter(name)) for name in tuned.trained}
     named = dict(tuned.named_parameters(remove_duplicate=False))
     return {
         name: value
         for name, value in sorted(state_of_base(tuned).items())
-        if name not in tuned.trained and id(named.get(name)) not in trained and not name.startswith(prefixes)
+        if name not in tuned.trained
+        and name not in moved
+        and id(named.get(name)) not in trained
+        and not name.startswith(prefixes)
     }
 
 
 def print_of(tuned: TunedModule) -> dict[str, TensorPrint]:
-    """The prints of a base's tensors, with those of narrower dtypes."""
-    return {name: _print(name, value) for name, value in tensors_of_base(tuned).items()}
+    """The prints of a base's tensors, with those of narrower dtypes.
+
+    A run saves the same base in every epoch: what a content is in narrower dtypes is remembered by its digest.
+    """
+    known = tuned.__dict__.setdefault("_narrower_digests", {})
+    return {name: _print(name, value, known) for name, value in tensors_of_base(tuned).items()}
 
 
 def fingerprint(
@@ -71,7 +85,7 @@ def fingerprint(
         without: paths of modules that are left out, where `prints` are not given.
     """
     digest = hashlib.sha256()
-    found = prints or {n: _print(n, v, narrower=False) for n, v in tensors_of_base(tuned, without).items()}
+    found = prints or {n: _print(n, v) for n, v in tensors_of_base(tuned, without).items()}
     for name, one in found.items():
         digest.update(f"{name} {one.dtype} {one.shape} {one.digests[one.dtype]}\n".encode())
     digest.update("\n".join(wiring(tuned).lines).encode())
@@ -87,10 +101,15 @@ def fingerprint_of_format_1(tuned: TunedModule) -> str:
     return digest.hexdigest()
 
 
-def _print(name: str, value: torch.Tensor, *, narrower: bool = True) -> TensorPrint:
+def _print(name: str, value: torch.Tensor, narrower: dict[str, dict[str, str]] | None = None) -> TensorPrint:
+    """A tensor's print; with `narrower`, which is added to, also in narrower dtypes."""
     value = whole(value).detach()
-    dtypes = (value.dtype, *(_NARROWER.get(value.dtype, ()) if narrower else ()))
-    digests = {text_of(dtype): digest_of(name, value, dtype) for dtype in dtypes}
+    own = digest_of(name, value, value.dtype)
+    digests = {text_of(value.dtype): own}
+    if narrower is not None and value.dtype in _NARROWER:
+        if own not in narrower:
+            narrower[own] = {text_of(dtype): digest_of(name, value, dtype) for dtype in _NARROWER[value.dtype]}
+        digests |= narrower[own]
     return TensorPrint(text_of(value.dtype), tuple(value.shape), digests)
 
 

@@ -15,7 +15,7 @@ import torch
 from utcompile.errors import UtcError
 from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
-from utcompile.rewrite.base_print import fingerprint, print_of, text_of, whole
+from utcompile.rewrite.base_print import fingerprint, print_of, statistics_of, text_of, whole
 from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
 from utcompile.rewrite.manifest import FORMAT, MANIFEST, read_manifest, version_of_utcompile, versions
 from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
@@ -27,7 +27,7 @@ TENSORS = "tuners.safetensors"
 
 
 def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
-    """Write the tuners and `train:` parts of a model, nothing else.
+    """Write the tuners and `train:` parts of a model, and under `base="follow"` the statistics of norms, nothing else.
 
     Both files carry one identity. Whoever reads the folder finds the old pair or the new one at every moment, also
     after a process was killed or the power failed.
@@ -131,13 +131,14 @@ def tuned_module(model: object, verb: str) -> TunedModule:
 
 
 def tensors_of(tuned: TunedModule) -> dict[str, torch.Tensor]:
-    """What a checkpoint has: the tuners' tensors by site, and what `train:` names."""
+    """What a checkpoint has: the tuners' tensors by site, what `train:` names, and statistics that training moves."""
     found: dict[str, torch.Tensor] = {}
     for site in tuned.sites:
         module = tuned.get_submodule(site.name)
         for name, value in module.state_dict(keep_vars=True).items():
             found[f"{site.id}:{name}"] = value
-    return found | {f"train:{n}": tuned.get_parameter(n) for n in tuned.trained}
+    found |= {f"train:{n}": tuned.get_parameter(n) for n in tuned.trained}
+    return found | {f"statistics:{n}": tuned.get_buffer(n) for n in statistics_of(tuned)}
 
 
 def _manifest(tuned: TunedModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

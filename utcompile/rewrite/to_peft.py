@@ -14,7 +14,7 @@ import torch
 from utcompile.errors import UtcError
 from utcompile.files import path_of
 from utcompile.graph import owner_path
-from utcompile.rewrite.base_print import fingerprint, whole
+from utcompile.rewrite.base_print import fingerprint, statistics_of, whole
 from utcompile.rewrite.checkpoint import tuned_module
 from utcompile.rewrite.pair import write_pair
 from utcompile.rewrite.peft_layout import (
@@ -61,6 +61,7 @@ def save_peft(tuned: torch.nn.Module, folder: str | Path) -> Path:
     problems: Problems = []
     sites, saved = _sites(tuned, problems), _saved(tuned)
     problems += _mixed(sites) + _unsaved(tuned, saved, sites)
+    problems += [(name, "training moves it, and PEFT saves no statistics") for name in statistics_of(tuned)]
     if problems or not sites:
         raise UtcError(
             "PEFT cannot hold these sites" if problems else "the model has no LoRA or DoRA sites",

@@ -198,7 +198,7 @@ class TokensWriter:
     def _longer(self, value: Value, axis: int) -> Value:
         """A value's shape with the learned tokens on one axis."""
         shape = list(value.shape)
-        shape[axis] = _plus(shape[axis], self.tuner.length)
+        shape[axis] = plus(shape[axis], self.tuner.length)
         return replace(value, shape=tuple(shape), storage=-1)
 
     def _call_module(self, role: Role, target: str, args: tuple[Any, ...], value: Value | None) -> fx.Node:
@@ -236,7 +236,8 @@ def _between(softmax: fx.Node, weights: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _plus(size: int | Size, length: int) -> int | Size:
+def plus(size: int | Size, length: int) -> int | Size:
+    """A size with so many more."""
     if isinstance(size, int):
         return size + length
     terms = dict(size.terms)

@@ -23,6 +23,7 @@ _LISTED = having(Trait.ACTIVATION | Trait.NORM | Trait.LISTED)
 _OF_NO_MATTER = frozenset(
     "training inplace in_features out_features in_channels out_channels num_embeddings embedding_dim".split()
 )
+_BY_MODE = frozenset(["use_input_stats"])  # of a layer: whether it has statistics is seen in what it reads
 _known: WeakKeyDictionary[fx.Graph, Wiring] = WeakKeyDictionary()
 
 
@@ -55,7 +56,7 @@ class Wiring:
         state = [state_name(n) or "computed" for n in node.all_input_nodes if is_state(n)]
         names = dict.fromkeys([*op.parameters.values(), *state])
         reads = ", ".join([*self._before([n for n in op.inputs if not is_state(n)]), *names])
-        return f"{op.name} <- {reads}; {_attributes(op)}".removesuffix("; ")
+        return f"{op.name} <- {reads}; {_attributes(op, is_layer=node.op == 'call_module')}".removesuffix("; ")
 
 
 def wiring(tuned: TunedModule) -> Wiring:
@@ -91,11 +92,12 @@ def _is_listed(node: fx.Node, op: Operation) -> bool:
     return bool(op.parameters) or (op.name in _LISTED and value_of(node) is not None)
 
 
-def _attributes(op: Operation) -> str:
+def _attributes(op: Operation, *, is_layer: bool) -> str:
     kinds: tuple[type, ...] = (str, bool, float)
     if op.parameters or op.name in ("pool", "softmax", "log_softmax"):
         kinds = (*kinds, int)
-    return " ".join(f"{k}={v}" for k, v in sorted(op.attributes.items()) if k not in _OF_NO_MATTER and _plain(v, kinds))
+    left_out = _OF_NO_MATTER | (_BY_MODE if is_layer else frozenset())
+    return " ".join(f"{k}={v}" for k, v in sorted(op.attributes.items()) if k not in left_out and _plain(v, kinds))
 
 
 def _plain(value: Any, kinds: tuple[type, ...]) -> bool:

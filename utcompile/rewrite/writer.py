@@ -102,7 +102,7 @@ class Writer:
             like: the value whose shape and origin it has.
             after: the node that it follows; by default `like` as changed so far.
         """
-        with self.graph.inserting_after(self._after_inputs(after or self.value(like))):
+        with self.graph.inserting_after(self.after_inputs(after or self.value(like))):
             if isinstance(what, str):
                 node = self.graph.call_module(what, args)
             else:
@@ -110,7 +110,7 @@ class Writer:
         node._rename(f"{re.sub(r'[^0-9A-Za-z_]', '_', site.id)}_{role}")
         return inserted(node, origin_of(like), value=tensor(like), role=role, site=site.id)
 
-    def _after_inputs(self, node: fx.Node) -> fx.Node:
+    def after_inputs(self, node: fx.Node) -> fx.Node:
         """A node itself; of the inputs of the model the last, since nothing is computed before it."""
         if node.op != "placeholder":
             return node

@@ -112,6 +112,16 @@ class TokensInsertion(Insertion):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamTokensInsertion(Insertion):
+    """`{stream_tokens: x, …}`."""
+
+    @property
+    def form(self) -> Form:
+        """`stream_tokens`."""
+        return "stream_tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChainInsertion(Insertion):
     """`{chain: v -> z, from: x, …}`.
 
@@ -134,11 +144,11 @@ class ChainInsertion(Insertion):
         return self.source, self.target
 
 
-AnyInsertion = ValueInsertion | WeightInsertion | TokensInsertion | ChainInsertion
+AnyInsertion = ValueInsertion | WeightInsertion | TokensInsertion | StreamTokensInsertion | ChainInsertion
 
 
 class InsertEntry(Entry):
-    """One tuner in one of the forms: parallel, sequential, weight, tokens or chain."""
+    """One tuner in one of the forms: parallel, sequential, weight, tokens, stream_tokens or chain."""
 
     parallel: str | None = Field(None, description="x -> y: the tuner reads x, and its result is added to y")
     sequential: str | None = Field(None, description="v: the tuner's result takes the place of v")
@@ -148,6 +158,9 @@ class InsertEntry(Entry):
         min_length=2,
         max_length=2,
         description="[k, v]: learned tokens stand before the keys and values of the attention that reads k and v",
+    )
+    stream_tokens: str | None = Field(
+        None, description="x: learned tokens enter the stream of tokens x once and live through all layers after it"
     )
     chain: str | None = Field(
         None, description="v -> z: a side network with one stage at each match's v, whose result replaces or joins z"
@@ -222,6 +235,8 @@ def read_insertion(entry: InsertEntry, node: Node, names: Names, tuner: Callable
         case "tokens":
             source, target = (names.word(name.passage) for name in node.at(entry.form).items())
             return TokensInsertion(source=source, target=target, tuner=tuner(), mark=mark)
+        case "stream_tokens":
+            return StreamTokensInsertion(target=names.word(passage), tuner=tuner(), mark=mark)
         case "chain":
             source, target = names.arrow(passage, entry.form)
             start = names.optional(node.get("from"))

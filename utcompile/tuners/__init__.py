@@ -11,6 +11,7 @@ from utcompile.tuners.base import (
     tuner_kinds,
 )
 from utcompile.tuners.bias import Bias, BiasConfig
+from utcompile.tuners.bottleneck import Bottleneck
 from utcompile.tuners.branches import edges
 from utcompile.tuners.conv_adapter import ConvAdapter, ConvAdapterConfig
 from utcompile.tuners.conv_lora import ConvLora, ConvLoraConfig
@@ -37,6 +38,7 @@ __all__ = [
     "AdapterConfig",
     "Bias",
     "BiasConfig",
+    "Bottleneck",
     "Bypass",
     "BypassConfig",
     "ChainSite",

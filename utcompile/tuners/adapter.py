@@ -11,6 +11,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.tuners.activations import check_activation, make_activation
 from utcompile.tuners.base import ChannelMap, Tuner, TunerConfig, register_tuner
+from utcompile.tuners.bottleneck import Bottleneck
 from utcompile.tuners.projection import stride_between
 from utcompile.tuners.sites import Port, ValueSite
 
@@ -142,7 +143,20 @@ class Adapter(Tuner):
             y = y.movedim(axis, self.target_axis)
         return x + y if self.residual else y
 
-    def bottleneck(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    def bottleneck(self) -> Bottleneck:
+        """D and U, with the scale in U.
+
+        Raises:
+            UtcError: the scale depends on the input.
+        """
+        parts = self._parts()
+        if parts is None:
+            raise UtcError("its scale depends on the input", fix="use another scale: none, scalar or channel")
+        down, down_bias, up, up_bias = parts
+        stride = self.strides or getattr(self.down, "stride", ())
+        return Bottleneck(down, self.activation, up, down_bias, up_bias, tuple(stride))
+
+    def _parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
         """D `(d, C_x)`, its bias, U `(C_y, d)` with the scale in it, its bias, in float64 on the CPU.
 
         None where the scale depends on the input.
@@ -163,7 +177,7 @@ class Adapter(Tuner):
 
     def channel_map(self) -> ChannelMap | None:
         """`s·U D (+ I)` and `s·(U b_D + b_U)`, where there is no activation between, no stride and no gate."""
-        parts = self.bottleneck()
+        parts = self._parts()
         linear = isinstance(self.activation, nn.Identity) and self.source_axis == self.target_axis and not self.strides
         if parts is None or not linear or set(getattr(self.down, "stride", (1,))) != {1}:
             return None

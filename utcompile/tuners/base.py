@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
+from utcompile.tuners.bottleneck import Bottleneck
 from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
 from utcompile.tuners.sites import Form, Port
@@ -67,7 +68,7 @@ class Tuner(nn.Module):
     before, and returns its own state.
 
     It carries its own fold: `changed`, run in float64, is absorbed as it stands; a tuner of values that is linear says
-    so in `channel_map`.
+    so in `channel_map`, and one that is a bottleneck in `bottleneck`.
 
     Attributes:
         identity_at_start: whether the model's outputs are the base's until it is trained; `compile` proves it.
@@ -128,6 +129,14 @@ class Tuner(nn.Module):
 
     def channel_map(self) -> ChannelMap | None:
         """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""
+        return None
+
+    def bottleneck(self) -> Bottleneck | None:
+        """For `parallel`: what the tuner computes, where that is a bottleneck; then it can widen layers next to it.
+
+        Raises:
+            UtcError: it is one that cannot, for the reason given.
+        """
         return None
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph import function_of
+from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.sites import ValueSite
 
-_CONVS: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
+_CONVS = {name: function_of(name) for name in having(Trait.CONV)}
 
 
 class ConvLoraConfig(TunerConfig):

@@ -5,6 +5,7 @@ A tuner's `build` gets the site type of each form that the tuner lists in `forms
     `parallel`, `sequential`   `ValueSite`
     `weight`                   `WeightSite`
     `tokens`                   `TokensSite`
+    `stream_tokens`            `StreamTokensSite`
     `chain`                    `ChainSite`
 """
 
@@ -19,7 +20,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph import Operation, Value
 
-Form = Literal["parallel", "sequential", "weight", "tokens", "chain"]
+Form = Literal["parallel", "sequential", "weight", "tokens", "stream_tokens", "chain"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 # before sites had types, all of them had these; tuners written then ask for them whatever the form
@@ -174,6 +175,20 @@ class TokensSite(TunerSite):
     def form(self) -> Form:
         """`tokens`."""
         return "tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamTokensSite(TunerSite):
+    """`stream_tokens: x`: source and target are the stream `(B, N, C)` that the learned tokens enter."""
+
+    @property
+    def form(self) -> Form:
+        """`stream_tokens`."""
+        return "stream_tokens"
+
+    def takes(self, forms: Sequence[str], reads_stream: bool) -> bool:
+        """Every tuner that yields tokens of the stream fits: it is built from the stream's channels alone."""
+        return reads_stream
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from utcompile.match.forms import chain, tokens, value, weight
+from utcompile.match.forms import chain, stream_tokens, tokens, value, weight
 from utcompile.match.forms.chain import ChainPlace, Earlier
 from utcompile.match.forms.found import Found
 from utcompile.match.forms.placed import Placed
+from utcompile.match.forms.stream_tokens import StreamTokensPlace
 from utcompile.match.forms.tokens import TokensPlace
 from utcompile.match.forms.value import ValuePlace
 from utcompile.match.forms.weight import WeightPlace
 from utcompile.rules import ChainInsertion, TokensInsertion, ValueInsertion, WeightInsertion
+from utcompile.rules.insertions import StreamTokensInsertion
 
-Place = ValuePlace | WeightPlace | TokensPlace | ChainPlace
+Place = ValuePlace | WeightPlace | TokensPlace | StreamTokensPlace | ChainPlace
 
-__all__ = ["ChainPlace", "Earlier", "Found", "Place", "Placed", "TokensPlace", "ValuePlace", "WeightPlace", "placed"]
+__all__ = [
+    "ChainPlace",
+    "Earlier",
+    "Found",
+    "Place",
+    "Placed",
+    "StreamTokensPlace",
+    "TokensPlace",
+    "ValuePlace",
+    "WeightPlace",
+    "placed",
+]
 
 
 def placed(found: Found, before: Sequence[Earlier] = (), is_last: bool = True) -> Placed[Place]:
@@ -37,6 +50,8 @@ def placed(found: Found, before: Sequence[Earlier] = (), is_last: bool = True) -
             return weight.place(found, insertion)
         case TokensInsertion() as insertion:
             return tokens.place(found, insertion)
+        case StreamTokensInsertion() as insertion:
+            return stream_tokens.place(found, insertion)
         case ChainInsertion() as insertion:
             return chain.place(found, insertion, before, is_last)
         case unknown:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import assert_never
 
 from utcompile.match import ChainPlace, Place, TokensPlace, ValuePlace, WeightPlace
-from utcompile.rewrite.forms import chain, tokens, value, weight
+from utcompile.match.forms import StreamTokensPlace
+from utcompile.rewrite.forms import chain, stream_tokens, tokens, value, weight
 from utcompile.rewrite.writer import Inserted, Writer
 
 __all__ = ["Inserted", "Writer", "insert"]
@@ -20,6 +21,8 @@ def insert(writer: Writer, site: Inserted, place: Place) -> None:
             weight.insert(writer, site, place)
         case TokensPlace():
             tokens.insert(writer, site, place)
+        case StreamTokensPlace():
+            stream_tokens.insert(writer, site, place)
         case ChainPlace():
             chain.insert(writer, site, place)
         case unknown:

@@ -1,12 +1,4 @@
-"""The layers that take an affine map of channels into their parameters, at their output or at their input
-(cases of docs/folding.md).
-
-A1. After a layer: `M (W x + b) + c = (M W) x + (M b + c)`. A diagonal M goes into grouped and transposed convolutions,
-    norms and embeddings too.
-A2. Before a layer: `W (M v + c) + b = (W M) v + (W c + b)`; not where zeros are padded, which have no c.
-A3. Beside a layer that reads the same x: `W x + b + M x + c = (W + M) x + (b + c)`, M at that tap of the kernel which
-    meets x at its own position.
-"""
+"""The layers that take an affine map of channels into their parameters: at their output, at their input, or beside."""
 
 from __future__ import annotations
 
@@ -15,11 +7,54 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.fold.layers import Layer, Unfoldable, Work
-from utcompile.fold.travel import Elementwise, Map, Mixing
+from utcompile.fold.algebra.layers import Layer
+from utcompile.fold.algebra.travel import Elementwise, Map, Mixing
+from utcompile.fold.case import Case
+from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.graph import Operation, tensor
 from utcompile.ops import Trait, having
 from utcompile.tuners import outputs_of
+
+CASES = (
+    Case(
+        "A1",
+        "after a layer: `M (W x + b) + c = (M W) x + (M b + c)`",
+        "nothing else sees what T changes",
+        "a second reader of v would see `T(v)`",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after a layer that something else reads]",
+    ),
+    Case(
+        "A1",
+        "",
+        "a full M needs a linear or an ungrouped convolution; a diagonal one goes into grouped and transposed "
+        "convolutions, norms, BatchNorm and embeddings too",
+        "with groups, an output channel sees a part of the inputs, and `M W` all of them",
+        "fold/test_through.py::test_kept_with_its_reason[rep_adapter after a grouped convolution]",
+    ),
+    Case(
+        "A2",
+        "before a layer: `W (M v + c) + b = (W M) v + (W c + b)`, in every layer that reads it",
+        "linear or convolution (a diagonal M into a frozen BatchNorm and, without c, a transposed convolution)",
+        "a transposed convolution lays c over itself, differently at the border",
+        "fold/test_through.py::test_kept_with_its_reason[ssf on to a transposed convolution]",
+    ),
+    Case(
+        "A2",
+        "",
+        "if c ≠ 0, no zero padding",
+        "a 3×3 kernel of ones, padding 1, c = 1: inside, nine ones are added, in a corner four. Reflected padding "
+        "is harmless",
+        "fold/test_through.py::test_kept_with_its_reason[ssf before zeros]",
+    ),
+    Case(
+        "A3",
+        "beside a layer: `W x + b + M x + c = (W + M) x + (b + c)`",
+        "the layer reads the same x at the same stride; of a k×k kernel the tap that meets x at its own position "
+        "takes M; grouped, M has the groups' blocks",
+        "the tap next to it would add the neighbour's value",
+        "fold/test_through.py::test_kept_beside_a_layer[no tap at its own position]",
+    ),
+)
 
 _CONVS = having(Trait.CONV)
 _TRANSPOSED = having(Trait.CONV_TRANSPOSE)
@@ -29,7 +64,7 @@ _LAYERS = having(Trait.LAYER)
 Parameters = tuple[Layer, torch.Tensor, torch.Tensor | None]  # a layer, its weight to be, its bias to be
 
 
-def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
+def after_layer(model: Folding, node: fx.Node, op: Operation, m: Map) -> Parameters:
     """The parameters with which an operation yields `m` of what it yields now.
 
     Raises:
@@ -38,7 +73,7 @@ def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
     takes = op.name in _LAYERS
     if not takes or "weight" not in op.parameters or (op.name == "instance_norm" and "bias" not in op.parameters):
         raise Unfoldable(f"{op.name} ({node.name}) has no weight that could take it")
-    layer = _layer(work, node, op)
+    layer = _layer(model, node, op)
     weight = layer.weight
     if isinstance(m, Mixing):
         if op.name not in DENSE or op.attributes.get("groups", 1) != 1:
@@ -56,7 +91,7 @@ def after_layer(work: Work, node: fx.Node, op: Operation, m: Map) -> Parameters:
     return layer, scaled, factor * bias + shift
 
 
-def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Map) -> Parameters:
+def before_layer(model: Folding, node: fx.Node, op: Operation, value: fx.Node, m: Map) -> Parameters:
     """The parameters with which an operation makes of `value` what it makes of `m` of it now.
 
     Raises:
@@ -67,7 +102,7 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     if not takes or "weight" not in op.parameters or op.inputs != (value,):
         raise Unfoldable(f"{op.name} ({node.name}), which reads it, is no linear or convolution")
     axis = tensor(value).rank - 1 if op.name == "linear" else 1
-    layer = _layer(work, node, op)
+    layer = _layer(model, node, op)
     weight = layer.weight
     if isinstance(m, Mixing):
         if m.axis != axis or op.name == "batch_norm":
@@ -81,7 +116,7 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     assert isinstance(count, int)
     factor, shift = (_vector(node, t, axis, count) for t in (m.factor, m.shift))
     if op.name == "batch_norm":
-        return _before_batch_norm(work, layer, factor, shift)
+        return _before_batch_norm(model, layer, factor, shift)
     if transposed:
         if bool(shift.any()):
             raise Unfoldable(f"{node.name} is transposed: what it makes of a shift is no constant")
@@ -92,17 +127,17 @@ def before_layer(work: Work, node: fx.Node, op: Operation, value: fx.Node, m: Ma
     return layer, weight * _by_input(factor, groups, weight), layer.bias + added
 
 
-def _before_batch_norm(work: Work, layer: Layer, factor: torch.Tensor, shift: torch.Tensor) -> Parameters:
+def _before_batch_norm(model: Folding, layer: Layer, factor: torch.Tensor, shift: torch.Tensor) -> Parameters:
     """`w (m v + c − μ)/σ + b = w m (v − μ)/σ + (b + w (m μ + c − μ)/σ)`."""
     op = layer.op
     if "running_mean" not in op.parameters or "bias" not in op.parameters:
         raise Unfoldable(f"{layer.node.name} has no fixed statistics")
-    mean, variance = (work.state(op.parameters[k]) for k in ("running_mean", "running_var"))
+    mean, variance = (model.state(op.parameters[k]) for k in ("running_mean", "running_var"))
     f = layer.weight * (variance + op.attributes["eps"]).rsqrt()
-    return layer, layer.weight * factor, work.state(op.parameters["bias"]) + f * (factor * mean + shift - mean)
+    return layer, layer.weight * factor, model.state(op.parameters["bias"]) + f * (factor * mean + shift - mean)
 
 
-def beside_layer(work: Work, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None) -> Parameters:
+def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None) -> Parameters:
     """The parameters with which an operation yields `f (W x + b) + t + m(x)`, f and t those of `scale`.
 
     Raises:
@@ -110,11 +145,11 @@ def beside_layer(work: Work, node: fx.Node, op: Operation, m: Map, scale: Elemen
     """
     if op.name not in DENSE or "weight" not in op.parameters:
         raise Unfoldable(f"{op.name} ({node.name}) beside it is no linear or convolution")
-    layer = _layer(work, node, op)
+    layer = _layer(model, node, op)
     if scale is None:
         weight, bias = layer.weight, layer.bias
     else:
-        _, weight, scaled = after_layer(work, node, op, scale)
+        _, weight, scaled = after_layer(model, node, op, scale)
         assert scaled is not None
         bias = scaled
     axis = 1 if op.name in _CONVS else tensor(node).rank - 1
@@ -171,8 +206,8 @@ def own_tap(node: fx.Node, op: Operation, kernel: tuple[int, ...], before: tuple
     return taps
 
 
-def _layer(work: Work, node: fx.Node, op: Operation) -> Layer:
-    layer = Layer(work, node, op)
+def _layer(model: Folding, node: fx.Node, op: Operation) -> Layer:
+    layer = Layer(model, node, op)
     layer.check()
     return layer
 

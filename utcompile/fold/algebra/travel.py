@@ -1,14 +1,7 @@
-"""How an affine map of a value passes the operations around it, exactly.
+"""How an affine map of a value passes the operations around it, exactly: `T(v) = factor ⊙ v + shift`, or
+`matrix · v + shift` along one axis, with an operation `w = g(v)` between.
 
-`T(v) = factor ⊙ v + shift`, or `matrix · v + shift` along one axis. With an operation `w = g(v)` between (cases of
-docs/folding.md):
-
-A4. g moves numbers about (reshape, permute, roll, windows, slices, padding): running g on the indices of the numbers
-    says where each of them goes.
-A5. g averages positions of one channel (average pooling, interpolation): `g(m v + c) = m g(v) + c` where its weights
-    sum to one; where they do not, at a zero-padded border, only for c = 0.
-A6. g takes the largest of some positions of one channel: the same, for m > 0.
-A7. g is positively homogeneous (ReLU, LeakyReLU): `g(m v) = m g(v)` for m > 0; a shift does not pass.
+What moves numbers about is run on the indices of the numbers, which says where each of them goes.
 """
 
 from __future__ import annotations
@@ -20,10 +13,57 @@ from typing import Any
 import torch
 from torch import fx
 
+from utcompile.fold.case import Case
 from utcompile.fold.execute import in_float64
-from utcompile.fold.layers import Unfoldable, Work
+from utcompile.fold.folding import Folding, Unfoldable
 from utcompile.graph import Operation, info, is_state, operation, run_node, tensor, value_of
 from utcompile.ops import Trait, having
+
+CASES = (
+    Case(
+        "A4",
+        "what moves numbers about: reshape, permute, heads, windows, slices, parts of a split, pixel shuffles, "
+        "concatenation (on the way on), padding",
+        "the numbers that T treats alike stay together",
+        "factors of 2 for one channel and 3 for another cannot follow both into one number",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after a repetition]",
+    ),
+    Case(
+        "A4",
+        "",
+        "a full M needs its axis whole",
+        "a head has a part of the channels that M mixes",
+        "fold/test_through.py::test_kept_with_its_reason[rep_adapter after heads]",
+    ),
+    Case(
+        "A4",
+        "",
+        "c needs no padded zeros. The other parts of a split may be read by anyone",
+        "a zero that is padded behind T has no c",
+        "fold/test_through.py::test_kept_with_its_reason[ssf before explicit zeros]",
+    ),
+    Case(
+        "A5",
+        "average pooling, means of positions, interpolation: `g(m v + c) = m g(v) + c`",
+        "its weights sum to one, or c = 0",
+        "an average over a zero-padded border: in a 3×3 corner 4/9 of c",
+        "fold/test_through.py::test_kept_with_its_reason[ssf after padded averages]",
+    ),
+    Case(
+        "A6",
+        "max pooling: `max(m v + c) = m max(v) + c`",
+        "m > 0",
+        "m = −1 turns the largest into the smallest",
+        "fold/test_through.py::test_kept_with_its_reason[ssf through max pooling, with a negative factor]",
+    ),
+    Case(
+        "A7",
+        "ReLU, LeakyReLU: `σ(m v) = m σ(v)`",
+        "m > 0, c = 0",
+        "relu(−1 + 1) = 0, relu(−1) + 1 = 1",
+        "fold/test_through.py::test_kept_with_its_reason[ssf through ReLU]",
+    ),
+)
 
 _BATCH = 2
 _SAME = having(Trait.SAME | Trait.DROPOUT)
@@ -73,11 +113,11 @@ def passes(op: Operation) -> bool:
     return op.name in _SAME or op.name in _MOVES or op.name in _HOMOGENEOUS or _pools(op)
 
 
-def backward(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Map) -> Map:
+def backward(model: Folding, path: Sequence[fx.Node], source: fx.Node, after: Map) -> Map:
     """The map of `source` that is, behind the operations of `path`, the map `after`.
 
     Args:
-        work: the model.
+        model: the model.
         path: one operation, or a split and the part that is taken of it.
         source: what the first reads.
         after: the map of what the last yields.
@@ -85,12 +125,12 @@ def backward(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Map) -
     Raises:
         Unfoldable: there is none.
     """
-    node, op = path[-1], operation(path[-1], work.root)
+    node, op = path[-1], operation(path[-1], model.root)
     if op.name in _SAME:
         return after
     if isinstance(after, Mixing):
         _check_linear(node, op)
-        return _mixed_before(work, path, source, after)
+        return _mixed_before(model, path, source, after)
     if op.name in _HOMOGENEOUS:
         return _homogeneous(node, op, after)
     if _pools(op):
@@ -99,40 +139,40 @@ def backward(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Map) -
         if op.name == "mean" and not op.attributes.get("keepdim", False):
             for axis in axes:
                 factor, shift = factor.unsqueeze(axis), shift.unsqueeze(axis)
-        _check_pool(work, node, op, source, Elementwise(factor, shift), axes)
+        _check_pool(model, node, op, source, Elementwise(factor, shift), axes)
         return Elementwise(factor, shift)
-    return _moved_before(work, path, source, after)
+    return _moved_before(model, path, source, after)
 
 
-def forward(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Map) -> Map:
+def forward(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Map) -> Map:
     """The map of what the last of `path` yields, where the value it reads, `source`, has the map `before`.
 
     Raises:
         Unfoldable: there is none.
     """
-    node, op = path[-1], operation(path[-1], work.root)
+    node, op = path[-1], operation(path[-1], model.root)
     if op.name in _SAME:
         return before
     if isinstance(before, Mixing):
         _check_linear(node, op)
-        return _mixed_after(work, path, source, before)
+        return _mixed_after(model, path, source, before)
     if op.name in _HOMOGENEOUS:
         return _homogeneous(node, op, before)
     if _pools(op):
         axes = _pooled_axes(node, op)
-        _check_pool(work, node, op, source, before, axes)
+        _check_pool(model, node, op, source, before, axes)
         if op.name == "mean" and not op.attributes.get("keepdim", False):
             kept = [a for a in range(before.factor.dim()) if a not in axes]
             return Elementwise(*(t.permute(*kept, *axes).flatten(len(kept))[..., 0] for t in _pair(before)))
         return before
-    return _moved_after(work, path, source, before)
+    return _moved_after(model, path, source, before)
 
 
-def seen(work: Work, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
+def seen(model: Folding, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
     """Which numbers of `source` the last of `path` sees, as a mask of its shape; only for what moves numbers about."""
-    if operation(path[-1], work.root).name not in _MOVES:
+    if operation(path[-1], model.root).name not in _MOVES:
         return torch.ones(tensor(source).sizes(_BATCH), dtype=torch.bool)
-    index = _indices(work, path, source)
+    index = _indices(model, path, source)
     mask = torch.zeros(tensor(source).sizes(_BATCH), dtype=torch.bool).flatten()
     mask[index[index > 0] - 1] = True
     return mask.reshape(tensor(source).sizes(_BATCH))
@@ -167,7 +207,7 @@ def _pooled_axes(node: fx.Node, op: Operation) -> tuple[int, ...]:
 
 
 def _check_pool(
-    work: Work, node: fx.Node, op: Operation, source: fx.Node, m: Elementwise, axes: tuple[int, ...]
+    model: Folding, node: fx.Node, op: Operation, source: fx.Node, m: Elementwise, axes: tuple[int, ...]
 ) -> None:
     if any(t.shape[a] != 1 for t in _pair(m) for a in axes):
         raise Unfoldable(f"{op.name} ({node.name}) mixes what the tuner treats differently")
@@ -175,7 +215,7 @@ def _check_pool(
         if not bool((m.factor > 0).all()):
             raise Unfoldable(f"{node.name} takes the largest value, and its factor is not positive everywhere")
     elif bool(m.shift.any()):
-        ones = _run(work, [node], {source: torch.ones(_one_channel(source, axes), dtype=torch.float64)})
+        ones = _run(model, [node], {source: torch.ones(_one_channel(source, axes), dtype=torch.float64)})
         if not bool(((ones - 1).abs() < 1e-12).all()):
             raise Unfoldable(f"{node.name} averages zeros at the border, where the tuner's shift would be missing")
 
@@ -193,15 +233,15 @@ def _homogeneous(node: fx.Node, op: Operation, m: Elementwise) -> Elementwise:
 # --- what moves numbers about ---------------------------------------------------------------------------------------
 
 
-def _indices(work: Work, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
+def _indices(model: Folding, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
     """For every number that the path yields, the place in `source` that it comes from, from 1; 0 for a padded zero."""
     sizes = tensor(source).sizes(_BATCH)
     index = torch.arange(1, torch.Size(sizes).numel() + 1, dtype=torch.float64).reshape(sizes)
-    return _run(work, path, {source: index}).long()
+    return _run(model, path, {source: index}).long()
 
 
-def _moved_before(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Elementwise) -> Elementwise:
-    index = _indices(work, path, source)
+def _moved_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, after: Elementwise) -> Elementwise:
+    index = _indices(model, path, source)
     padded = index == 0
     if bool(padded.any()) and bool(after.shift.any()):
         raise Unfoldable(f"{path[-1].name} pads with zeros, which the tuner's shift would change")
@@ -219,16 +259,16 @@ def _moved_before(work: Work, path: Sequence[fx.Node], source: fx.Node, after: E
     return Elementwise(*found)
 
 
-def _moved_after(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Elementwise) -> Elementwise:
+def _moved_after(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Elementwise) -> Elementwise:
     sizes = tensor(source).sizes(_BATCH)
     ones = torch.ones(sizes, dtype=torch.float64)
-    factor = _run(work, path, {source: before.factor.expand(sizes)}, 1.0)
-    shift = _run(work, path, {source: before.shift.expand(sizes)}, 0.0)
-    padded = _run(work, path, {source: ones}, 1.0) == 0
+    factor = _run(model, path, {source: before.factor.expand(sizes)}, 1.0)
+    shift = _run(model, path, {source: before.shift.expand(sizes)}, 0.0)
+    padded = _run(model, path, {source: ones}, 1.0) == 0
     return Elementwise(compressed(factor.masked_fill(padded, torch.nan)).nan_to_num(1.0), compressed(shift))
 
 
-def _mixed(work: Work, path: Sequence[fx.Node], source: fx.Node, axis: int) -> tuple[int, torch.Tensor]:
+def _mixed(model: Folding, path: Sequence[fx.Node], source: fx.Node, axis: int) -> tuple[int, torch.Tensor]:
     """Where an axis of the source is afterwards, and in which order.
 
     Raises:
@@ -238,7 +278,7 @@ def _mixed(work: Work, path: Sequence[fx.Node], source: fx.Node, axis: int) -> t
     generator = torch.Generator().manual_seed(0)
     labels = 1 + torch.rand(sizes[axis], generator=generator, dtype=torch.float64)  # an average of labels is none
     spread = labels.reshape([-1 if a == axis else 1 for a in range(len(sizes))]).expand(sizes)
-    out = compressed(_run(work, path, {source: spread}))
+    out = compressed(_run(model, path, {source: spread}))
     long = [a for a, n in enumerate(out.shape) if n > 1]
     if len(long) == 1 and out.shape[long[0]] == len(labels):
         distance, order = (out.flatten()[:, None] - labels).abs().min(1)
@@ -247,13 +287,13 @@ def _mixed(work: Work, path: Sequence[fx.Node], source: fx.Node, axis: int) -> t
     raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
 
 
-def _mixed_before(work: Work, path: Sequence[fx.Node], source: fx.Node, after: Mixing) -> Mixing:
+def _mixed_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, after: Mixing) -> Mixing:
     sizes = tensor(source).sizes(_BATCH)
     for axis, size in enumerate(sizes):
         if size != len(after.shift) or len(after.shift) == 1:
             continue
         try:
-            moved, order = _mixed(work, path, source, axis)
+            moved, order = _mixed(model, path, source, axis)
         except Unfoldable:
             continue
         if moved == after.axis:
@@ -264,13 +304,13 @@ def _mixed_before(work: Work, path: Sequence[fx.Node], source: fx.Node, after: M
     raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
 
 
-def _mixed_after(work: Work, path: Sequence[fx.Node], source: fx.Node, before: Mixing) -> Mixing:
-    axis, order = _mixed(work, path, source, before.axis)
+def _mixed_after(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Mixing) -> Mixing:
+    axis, order = _mixed(model, path, source, before.axis)
     return Mixing(axis, before.matrix[order][:, order], before.shift[order])
 
 
 def _run(
-    work: Work, path: Sequence[fx.Node], known: dict[fx.Node, torch.Tensor], other: float | None = None
+    model: Folding, path: Sequence[fx.Node], known: dict[fx.Node, torch.Tensor], other: float | None = None
 ) -> torch.Tensor:
     """Run operations on stand-ins for the values they read; other tensors that they join are full of `other`."""
     found: dict[fx.Node, Any] = dict(known)
@@ -281,17 +321,17 @@ def _run(
         if (size := info(node).size) is not None:
             return size.at(_BATCH)
         if is_state(node):
-            return work.evaluate(node)
+            return model.evaluate(node)
         value = value_of(node)
         if value is None or other is None:
             raise Unfoldable(f"{path[-1].name} reads {node.name} too")
         return torch.full(value.sizes(_BATCH), other, dtype=torch.float64)
 
     for node in path:
-        op = operation(node, work.root)
+        op = operation(node, model.root)
         if op.name == "pad" and op.attributes.get("mode", "constant") == "constant" and op.attributes.get("value"):
             raise Unfoldable(f"{node.name} pads with a number that is not zero")
-        found[node] = run_node(work.root, node, lookup, in_float64)
+        found[node] = run_node(model.root, node, lookup, in_float64)
     result = found[path[-1]]
     assert isinstance(result, torch.Tensor)
     return result

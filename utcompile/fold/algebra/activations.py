@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from utcompile.fold.layers import Unfoldable
+from utcompile.fold.folding import Unfoldable
 from utcompile.graph import Operation
 from utcompile.ops import Trait, having
 

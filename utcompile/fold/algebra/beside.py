@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from utcompile.fold.layers import Layer, Unfoldable, Work
-from utcompile.fold.scales import Scale, scale_of
-from utcompile.graph import GraphView, Operation, Role, info, readers, tensor
+from utcompile.fold.algebra.layers import Layer
+from utcompile.fold.algebra.scales import Scale, scale_of
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.site import untuned
+from utcompile.graph import GraphView, Operation, readers, tensor
 from utcompile.ops import Trait, having
 
+_WIDER = having(Trait.OUTPUTS_FIRST)  # a linear, or a convolution
 _STILL = having(Trait.AXES | Trait.SAME | Trait.DROPOUT)  # every number stays
 
 
@@ -68,28 +71,28 @@ class Chain:
         return [layer for layer in (*parts, *more) if layer is not None]
 
 
-def find_chain(work: Work, end: fx.Node, source: fx.Node) -> Chain:
+def find_chain(model: Folding, end: fx.Node, source: fx.Node) -> Chain:
     """Walk back from the value a tuner is added to.
 
     Raises:
         Unfoldable: what stands there is no chain that can be widened.
     """
-    return _Walk(work, source).chain(end)
+    return _Walk(model, source).chain(end)
 
 
 class _Walk:
     """One walk back through a graph; the readers of values in `shared` are all of the chain."""
 
-    def __init__(self, work: Work, source: fx.Node) -> None:
-        self.work, self.source, self.view = work, source, work.view()
+    def __init__(self, model: Folding, source: fx.Node) -> None:
+        self.model, self.source, self.view = model, source, model.view()
         self.scales: dict[fx.Node, list[Scale]] = {}
         self.moved: list[tuple[fx.Node, int]] = []
         self.shared: dict[fx.Node, set[fx.Node]] = {}
 
     def chain(self, end: fx.Node) -> Chain:
-        while info(end).role in (Role.SUM, Role.BRANCH):  # other tuners beside the same branch
+        while (value := untuned(end)) is not None:  # other tuners next to the same branch
             self.single(end)
-            end = end.all_input_nodes[info(end).role == Role.BRANCH]
+            end = value
         last = self.layer(self.back(end, "pointwise"))
         self.moved.clear()  # behind the last layer, nothing grows
         chain = Chain(last, last, scales=self.scales, moved=self.moved)
@@ -132,7 +135,7 @@ class _Walk:
         mine = {layer.node for layer in layers}
         node = value
         while self.view.without_layout(node) is not origin:
-            scale = scale_of(self.work, node, self.view.operations[node])
+            scale = scale_of(self.model, node, self.view.operations[node])
             if scale is None and self.view.operations[node].name in _STILL:
                 onward = self.input(node)
             elif scale is not None and scale.number is None and _of_channels(scale, self.view):
@@ -149,7 +152,12 @@ class _Walk:
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def layer(self, node: fx.Node) -> Layer:
-        return Layer(self.work, node, self.view.operations[node])
+        op = self.view.operations[node]
+        if op.name not in _WIDER or "weight" not in op.parameters or node.op == "call_method":
+            raise Unfoldable(
+                f"{op.name} ({node.name}) has no weight with its outputs first, to which rows can be added"
+            )
+        return Layer(self.model, node, op)
 
     def input(self, node: fx.Node) -> fx.Node:
         return self.view.operations[node].inputs[0]
@@ -170,7 +178,7 @@ class _Walk:
             if self.view.classes[node] & set(ends):
                 self.scales[node] = found[::-1]
                 return node
-            scale = scale_of(self.work, node, op) if scaled else None
+            scale = scale_of(self.model, node, op) if scaled else None
             if scale is None or not _of_channels(scale, self.view):
                 raise Unfoldable(f"{op.name} ({node.name}) stands between")
             found.append(scale)

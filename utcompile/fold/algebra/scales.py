@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from utcompile.fold.layers import Unfoldable, Work
-from utcompile.fold.travel import Elementwise
+from utcompile.fold.algebra.travel import Elementwise
+from utcompile.fold.folding import Folding, Unfoldable
+from utcompile.fold.patch import Replace
 from utcompile.graph import Operation, is_state, state_name, tensor, value_of
 
 
@@ -29,7 +30,7 @@ class Scale:
     number: float | None = None
     eps: float = 0.0
 
-    def neutral(self, work: Work) -> dict[str, torch.Tensor]:
+    def neutral(self, model: Folding) -> dict[str, torch.Tensor]:
         """Values of its parameters with which it does nothing, so that the module that holds them can stay.
 
         Raises:
@@ -39,20 +40,25 @@ class Scale:
             raise Unfoldable(f"the constant of {self.node.name}, which stands between, cannot be changed")
         found: dict[str, torch.Tensor] = {}
         for role, name in self.parameters.items():
-            work.check_read_once(self.node, name)
+            model.check_read_once(self.node, name)
             number = {"weight": 1.0, "running_var": 1.0 - self.eps}.get(role, 0.0)
-            found[name] = torch.full_like(work.state(name), number)
+            found[name] = torch.full_like(model.state(name), number)
         return found
 
 
-def scale_of(work: Work, node: fx.Node, op: Operation) -> Scale | None:
+def without_scale(node: fx.Node) -> Replace:
+    """Take a frozen affine map out; its readers read what it read."""
+    return Replace(node, by=next(n for n in node.all_input_nodes if not is_state(n)))
+
+
+def scale_of(model: Folding, node: fx.Node, op: Operation) -> Scale | None:
     """Read a node as a frozen affine map of what it reads, where it is one."""
     value = value_of(node)
     if value is None or len(op.inputs) != 1:
         return None
     (source,) = op.inputs
     if op.name == "batch_norm":
-        return _batch_norm(work, node, op)
+        return _batch_norm(model, node, op)
     if op.name not in ("mul", "div", "add", "sub") or tensor(source).shape != value.shape:
         return None
     others = [a for a in node.args if a is not source]
@@ -63,9 +69,9 @@ def scale_of(work: Work, node: fx.Node, op: Operation) -> Scale | None:
     if isinstance(other, fx.Node):
         if not is_state(other):
             return None
-        t = work.evaluate(other)
+        t = model.evaluate(other)
         name = state_name(other)
-        if name is not None and not torch.equal(t.flatten(), work.state(name).flatten()):
+        if name is not None and not torch.equal(t.flatten(), model.state(name).flatten()):
             name = None  # a part of it, or turned
         if t.dim() > value.rank:
             return None
@@ -88,16 +94,16 @@ def scale_of(work: Work, node: fx.Node, op: Operation) -> Scale | None:
     return Scale(node, source, found, None if name is None else {role: name}, number)
 
 
-def _batch_norm(work: Work, node: fx.Node, op: Operation) -> Scale | None:
+def _batch_norm(model: Folding, node: fx.Node, op: Operation) -> Scale | None:
     if op.attributes.get("training", False) or "running_mean" not in op.parameters:
         return None
-    mean, variance = (work.state(op.parameters[k]) for k in ("running_mean", "running_var"))
+    mean, variance = (model.state(op.parameters[k]) for k in ("running_mean", "running_var"))
     factor = (variance + op.attributes["eps"]).rsqrt()
     if "weight" in op.parameters:
-        factor = factor * work.state(op.parameters["weight"])
+        factor = factor * model.state(op.parameters["weight"])
     shift = -mean * factor
     if "bias" in op.parameters:
-        shift = shift + work.state(op.parameters["bias"])
+        shift = shift + model.state(op.parameters["bias"])
     shape = (1, -1, *[1] * (tensor(node).rank - 2))
     found = Elementwise(factor.reshape(shape), shift.reshape(shape))
     return Scale(node, op.inputs[0], found, dict(op.parameters), eps=op.attributes["eps"])

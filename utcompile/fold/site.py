@@ -1,0 +1,113 @@
+"""What folds are asked about: a tuner in place, or a part of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx, nn
+
+from utcompile.graph import Role, info
+from utcompile.rewrite import TunedSite, site_nodes
+from utcompile.tuners import Bottleneck, ChannelMap, Tuner
+
+_CHANGED = {Role.SUM: 0, Role.BRANCH: 1}  # which argument is the value that the tuner's share is added to
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tuner in place.
+
+    Attributes:
+        tuned: where it is, and what it tunes.
+        tuner: its module.
+        nodes: the nodes that rewriting made for it, by role.
+    """
+
+    tuned: TunedSite
+    tuner: Tuner
+    nodes: Mapping[Role, list[fx.Node]]
+
+    @classmethod
+    def of(cls, tuned: TunedSite, graph: fx.Graph, root: nn.Module) -> Site:
+        """A tuner in a graph and the module that the graph's targets name."""
+        tuner = root.get_submodule(tuned.name)
+        assert isinstance(tuner, Tuner)
+        return cls(tuned, tuner, site_nodes(graph, tuned.id))
+
+    @property
+    def id(self) -> str:
+        """The site's name in reports."""
+        return self.tuned.id
+
+    @property
+    def form(self) -> str:
+        """How the tuner is inserted."""
+        return self.tuned.form
+
+    @property
+    def call(self) -> fx.Node:
+        """The node that calls the tuner, where there is one."""
+        (node,) = self.nodes[Role.TUNER]
+        return node
+
+    @property
+    def source(self) -> fx.Node:
+        """The value that the tuner reads first."""
+        node = self.call.args[0]
+        assert isinstance(node, fx.Node)
+        return node
+
+    @property
+    def total(self) -> fx.Node | None:
+        """The sum of what the tuner yields and the value next to it, of a parallel tuner."""
+        return next(iter(self.nodes.get(Role.SUM, ())), None)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the tuner changes parameters."""
+        return self.form == "weight"
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether the tuner yields learned tokens."""
+        return self.form == "tokens"
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether what the tuner yields is added next to what it reads."""
+        return self.form == "parallel"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the tuned weight is no parameter of floating-point numbers."""
+        return not any(self.tuned.tunes.values()) and "weight" in self.tuned.tunes
+
+    @cached_property
+    def linear(self) -> ChannelMap | None:
+        """What a tuner of values computes, where it is one linear map of channels."""
+        return self.tuner.channel_map() if self.form in ("parallel", "sequential") else None
+
+    @cached_property
+    def bottleneck(self) -> Bottleneck | None:
+        """What a parallel tuner computes, where it is a bottleneck."""
+        return self.tuner.bottleneck() if self.is_parallel else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A node of the base that may be folded, and its name in reports."""
+
+    id: str
+    node: fx.Node
+
+
+def untuned(node: fx.Node) -> fx.Node | None:
+    """The value that a tuner's share is added to, of the node that adds it; None of any other node."""
+    place = _CHANGED.get(info(node).role or Role.TUNER)
+    if place is None:
+        return None
+    found = node.args[place]
+    assert isinstance(found, fx.Node)
+    return found
