@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import utcompile as utc
@@ -56,6 +57,26 @@ def test_the_table_has_no_circle() -> None:
         assert free, f"a circle among {sorted(left)}"
         for room in free:
             del left[room]
+
+
+def files_imported(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file imports, wherever in it: inside functions and for types alone too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{a.name}" for a in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    deeper = {f.rpartition(".")[0] for f in found if f in modules}  # `from utcompile.graph import info` may be the file
+    return {f for f in found if f in modules and (f not in deeper or modules[f].name != "__init__.py")}
+
+
+def test_no_circle_among_files() -> None:
+    named = {p.relative_to(PACKAGE.parent).with_suffix(""): p for p in PACKAGE.rglob("*.py")}
+    modules = {".".join(n.parts).removesuffix(".__init__"): p for n, p in named.items()}
+    graph = nx.DiGraph((name, to) for name, p in modules.items() for to in files_imported(p, modules) if to != name)
+    assert len(graph) > 200
+    assert [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1] == []
 
 
 def test_no_test_module_imports_another() -> None:
