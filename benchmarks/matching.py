@@ -13,6 +13,7 @@ import utcompile as utc
 from benchmarks.measure import Row, repeated
 from utcompile.graph import GraphView, collector_paused
 from utcompile.match import Engine
+from utcompile.match.index import KEPT
 from utcompile.rules import RuleSet, library_patterns, shipped_rules
 
 
@@ -32,9 +33,9 @@ def run(quick: bool) -> Iterator[Row]:
             note = f"{len(plan.sites)} sites"
             yield repeated("match", where, lambda c=captured, r=rules: utc.match(c, r), rounds, note)
             yield repeated("rewrite", where, plan.apply, rounds, note)
-    yield from _twenty(
-        utc.capture(timm.create_model("vit_base_patch16_224").eval(), SHAPE, verify="shapes"), "ViT-B/16", 9
-    )
+    vit = utc.capture(timm.create_model("vit_base_patch16_224").eval(), SHAPE, verify="shapes")
+    yield from _again(vit, "ViT-B/16")
+    yield from _twenty(vit, "ViT-B/16", 9)
     for blocks in (200,) if quick else (200, 2_000, 10_000):
         model = nn.Sequential(*(Block() for _ in range(blocks))).eval()
         started = time.perf_counter()
@@ -54,6 +55,21 @@ rules:
     for i in (1, 2)
     for name in sorted({*library_patterns()} - {"head", "gated_ffn"})
 )
+
+
+def _again(captured: utc.CapturedModule, where: str) -> Iterator[Row]:
+    """One rule file on a capture that was not matched before, and on one that was: CPU time of the thread."""
+    for rules in ("u_tuning/dual", "lora/all_linear", "adapter/houlsby", "prefix/prefix"):
+
+        def first(name: str = rules) -> None:
+            captured.__dict__.pop(KEPT, None)
+            utc.match(captured, name)
+
+        def again(name: str = rules) -> None:
+            utc.match(captured, name)
+
+        for what, call in (("first", first), ("again", again)):
+            yield repeated("match", f"{rules} on {where}, {what}", call, 7, "CPU time", time.thread_time)
 
 
 class Block(nn.Module):

@@ -80,8 +80,8 @@ def process_left_as_it_was() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def shared_captures_left_as_they_were() -> Iterator[None]:
     yield
-    if "zoo" in sys.modules:  # not imported for tests that do without: it takes seconds
-        assert sys.modules["zoo"].changed() == []
+    if "support.models" in sys.modules:  # not imported for tests that do without: it takes seconds
+        assert sys.modules["support.models"].changed() == []
 
 
 _OTHERS = ("PYTEST_", "TORCHINDUCTOR_", "TRITON_")  # variables that pytest and torch's compiler set themselves

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 
 import utcompile as utc
 

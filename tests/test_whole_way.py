@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from whole_way_models import CASES, build, example, outputs
+from support.whole_way_models import CASES, build, example, outputs
 
 import utcompile as utc
 
@@ -19,7 +19,7 @@ _LOADS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch, utcompile as utc
-from whole_way_models import CASES, build, example, outputs
+from support.whole_way_models import CASES, build, example, outputs
 case = CASES[sys.argv[2]]
 tuned = utc.compile(build(case, head_seed=5), case.rules, example(case), dynamic=case.dynamic).eval()
 utc.load_tuners(tuned, sys.argv[3])

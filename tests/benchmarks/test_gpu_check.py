@@ -23,7 +23,7 @@ from benchmarks.gpu.supervisor import Job, run  # noqa: E402
 from benchmarks.gpu.table import counted, line, page  # noqa: E402
 from benchmarks.gpu.worker import load, perform  # noqa: E402
 
-TOYS = Job("gpu_toys:checks", "cpu", quick=True, budget=300, grace=10)
+TOYS = Job("support.gpu_toys:checks", "cpu", quick=True, budget=300, grace=10)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_row_says_what_was_wrong(toys: dict[str, Row]) -> None:
     assert problems["is beyond its bound"] == (
         "error is 0.5, at most 0.1 is right and share is nan, at least 0.1 is right"
     )
-    assert problems["raises"].startswith("ValueError: out of range (benchmarks/gpu_toys.py:")
+    assert problems["raises"].startswith("ValueError: Empty module name (gpu/worker.py:")
     assert toys["raises"].figures == {"before": 1}
     assert problems["hangs in Python"] == "stopped after 0 s"
     assert "killed" in problems["hangs and hears nothing"]

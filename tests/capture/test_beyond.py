@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import beyond_toys as toys
 import pytest
 import torch
+from support import beyond_toys as toys
 from torch import nn
 
 import utcompile as utc

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import capture_toys as toys
 import numpy as np
 import pytest
 import torch
+from support import capture_toys as toys
 from torch import nn
 
 import utcompile as utc

@@ -6,9 +6,9 @@ import copy
 import subprocess
 import sys
 
-import capture_toys as toys
 import pytest
 import torch
+from support import capture_toys as toys
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 

@@ -10,10 +10,10 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import guard_toys as toys
 import onnx
 import pytest
 import torch
+from support import guard_toys as toys
 from torch import nn
 
 import utcompile as utc

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import state_toys as toys
 import timm
 import torch
+from support import state_toys as toys
 from torch import nn
 
 import utcompile as utc

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_toys import utc
+from support.cli_toys import utc
 
 import utcompile
 from utcompile.cli import app as application

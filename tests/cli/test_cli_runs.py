@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 import torch
-from cli_toys import names, passed, refused
+from support.cli_toys import names, passed, refused
 
 import utcompile as utc
 from utcompile.cli.sources import source_of

@@ -10,8 +10,8 @@ import sys
 import onnxruntime as ort
 import pytest
 import torch
-from cli_toys import MODEL, RULES, TRAINING, names, parsed, passed, utc, write_data
 from safetensors.torch import load_file
+from support.cli_toys import MODEL, RULES, TRAINING, names, parsed, passed, utc, write_data
 
 from utcompile import compile, peft_rules, save_tuners
 from utcompile.cli.models import ModelChoice

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from cli_toys import parsed, passed, utc
+from support.cli_toys import parsed, passed, utc
 from support.zoo_toys import behave
 
 from utcompile.cli.zoo.page import page

@@ -15,8 +15,8 @@ import pytest
 import timm
 import torch
 import transformers
+from support.models import shake
 from torch import Tensor, nn
-from zoo import shake
 
 import utcompile as utc
 from utcompile.capture import capture
@@ -254,6 +254,25 @@ def test_modes_are_restored_one_by_one(tmp_path: Path) -> None:
     assert [module.training for module in model] == [True, True, False]
     message = export_fails(Lambda(torch.special.bessel_j0).train(), tmp_path / "n.onnx", torch.randn(2, 3))
     assert "why: DispatchError: No ONNX function found for <OpOverload(op='" in message and "bessel_j0" in message
+
+
+def test_writes_in_place_are_exported_out_of_place(tmp_path: Path) -> None:
+    """The exporter would trace them into other operations, slowly; the model keeps them."""
+    acts = (nn.ReLU6, nn.Hardswish, nn.SiLU)
+    captured, plain = (
+        capture(
+            nn.Sequential(nn.Conv2d(3, 4, 3), *(act(inplace=how) for act in acts), nn.Flatten()),
+            torch.randn(2, 3, 4, 4),
+        )
+        for how in (True, False)
+    )
+    before, code = str(captured.graph), captured.code
+    for name, module in (("m", captured), ("plain", plain)):
+        export_onnx(module, tmp_path / f"{name}.onnx", torch.randn(2, 3, 4, 4), batch_sizes=[3])
+    assert (str(captured.graph), captured.code) == (before, code)
+    assert [captured.get_submodule(str(i)).inplace for i in (1, 2, 3)] == [True] * 3
+    found, expected = ([n.op_type for n in onnx.load(tmp_path / f"{f}.onnx").graph.node] for f in ("m", "plain"))
+    assert found == expected
 
 
 def test_random_state_and_loggers_are_left_alone(tmp_path: Path) -> None:

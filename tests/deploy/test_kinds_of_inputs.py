@@ -7,50 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from support.input_toys import IDS, MASK, Boxes, Grid, Pool, Rate
 from torch import nn
 
 import utcompile as utc
 from utcompile.deploy.call import Call
 
-
-class Base(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.e, self.v, self.h = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-
-class Pool(Base):
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        kept = mask[..., None].to(self.e.weight.dtype)
-        return self.h((self.v(self.e(ids)) * kept).sum(1) / kept.sum(1))
-
-
-class Rate(Base):
-    def forward(self, ids: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-        return self.h(self.v(self.e(ids)).sum(1) / n[:, None])
-
-
-class Grid(Base):
-    """Images of which `grid_thw` says how many of the positions count."""
-
-    def forward(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
-        counted = torch.arange(patches.shape[1], device=patches.device) < grid_thw.prod(-1, keepdim=True)
-        return self.h(self.v(patches * counted[..., None]).sum(1) / grid_thw.prod(-1, keepdim=True))
-
-
-class Boxes(Base):
-    def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        return self.h(self.v(images[boxes[:, 0].long()]) * boxes[:, 1:].mean(1, keepdim=True))
-
-
-IDS = torch.tensor([[3, 7, 7, 1, 9, 0], [4, 29, 2, 8, 0, 0]])
-MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
 CASES: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
     "mask": (Pool(), (IDS, MASK)),
     "mask of integers": (Pool(), (IDS, MASK.long())),
     "lengths": (Rate(), (IDS, torch.tensor([6, 4]))),
-    "grid_thw": (Grid(), (torch.randn(2, 6, 8), torch.tensor([[1, 2, 2], [1, 2, 3]]))),
-    "boxes": (Boxes(), (torch.randn(2, 8), torch.tensor([[0.0, 1, 2.5], [1, 0.5, 3], [1, 2, 2]]))),
+    "grid_thw": (Grid(), (torch.randn(2, 6, 16), torch.tensor([[1, 2, 2], [1, 2, 3]]))),
+    "boxes": (Boxes(), (torch.randn(2, 16), torch.tensor([[0.0, 1, 2.5], [1, 0.5, 3], [1, 2, 2]]))),
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import runpy
 
-import own_tuners
 import pytest
+from support import own_tuners
 
 from utcompile.graph.register import forget
 

@@ -8,11 +8,11 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-import own_tuners
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from support import models as zoo
+from support import own_tuners
 from torch import nn
 
 import utcompile as utc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

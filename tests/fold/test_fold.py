@@ -9,11 +9,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
-from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import models as zoo
 from support.cases import in_pairs
+from support.draws import examples
 from torch import nn
 
 import utcompile as utc

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import zoo
+from support import models as zoo
 
 import utcompile as utc
 

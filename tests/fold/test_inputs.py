@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
+from support.input_toys import IDS, MASK, Attend, Base, Boxes, Choose, Nested, Patches, Pool, Rate
 from torch import nn
 
 import utcompile as utc
@@ -29,73 +29,6 @@ rules:
 """
 
 
-class Base(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.e = nn.Embedding(30, 16)
-        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
-        self.h = nn.Linear(16, 3)
-
-
-class Attend(Base):
-    """A mask in which True keeps: nothing kept is nan."""
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        x = self.e(ids)
-        scores = (self.q(x) @ self.k(x).mT / 4).masked_fill(~mask[:, None].bool(), float("-inf"))
-        return self.h(scores.softmax(-1) @ self.v(x))
-
-
-class Pool(Base):
-    """A mean over a mask."""
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        kept = mask[..., None].to(self.e.weight.dtype)
-        return self.h((self.v(self.e(ids)) * kept).sum(1) / kept.sum(1))
-
-
-class Rate(Base):
-    """A sum divided by a length."""
-
-    def forward(self, ids: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-        return self.h(self.v(self.e(ids)).sum(1) / n[:, None])
-
-
-class Choose(Base):
-    """A boolean that chooses between two layers."""
-
-    def forward(self, x: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-        return self.h(torch.where(which[:, None], self.q(x), self.k(x).relu()))
-
-
-class Patches(Base):
-    """Patches of several images in a row; `grid_thw` says how many each image has."""
-
-    def forward(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
-        sizes = grid_thw.prod(-1)
-        first = sizes.cumsum(0) - sizes
-        at = torch.arange(patches.shape[0])[:, None]
-        mine = ((at >= first) & (at < first + sizes)).to(patches.dtype)  # (patches, images)
-        return self.h((mine.T @ self.v(patches)) / mine.sum(0)[:, None])
-
-
-class Boxes(Base):
-    """A feature of each box: its first number is the image that it lies in."""
-
-    def forward(self, images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        chosen = images[boxes[:, 0].long()]
-        return self.h(self.v(chosen) * boxes[:, 1:].mean(1, keepdim=True))
-
-
-class Nested(Base):
-    """Inputs in a dict and a tuple."""
-
-    def forward(self, inputs: Mapping[str, Any], pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return self.h(self.v(self.e(inputs["ids"]).mean(1)) * pair[0] / pair[1].sum(1, keepdim=True))
-
-
-IDS = torch.tensor([[3, 7, 7, 1, 9, 0], [4, 29, 2, 8, 0, 0]])
-MASK = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
 CASES: dict[str, tuple[type[Base], tuple[Any, ...]]] = {
     "a boolean mask": (Attend, (IDS, MASK)),
     "a mask of integers": (Attend, (IDS, MASK.long())),
@@ -218,7 +151,7 @@ def test_the_refusal_says_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     assert "utc.fold(tuned.double())" in str(rounded.value) and "output 0, on" in str(rounded.value)
     wrong = trained(Rate(), LORA, CASES["lengths"][1])
     module = sys.modules["utcompile.fold.fold"]  # `utcompile.fold.fold` is the function
-    right = module._fold
+    right = module._fold_sites
 
     def falsely(*args: Any) -> Any:
         folded, *rest = right(*args)
@@ -226,7 +159,7 @@ def test_the_refusal_says_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None
             folded.get_parameter("v.weight").add_(0.1)
         return folded, *rest
 
-    monkeypatch.setattr(module, "_fold", falsely)
+    monkeypatch.setattr(module, "_fold_sites", falsely)
     with pytest.raises(utc.UtcError, match="a fold is wrong here"):
         utc.fold(wrong)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
-from draws import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import models as zoo
+from support.draws import examples
 from torch import nn
 
 import utcompile as utc

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

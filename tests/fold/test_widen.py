@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
-from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import models as zoo
+from support.draws import examples
 from torch import nn
 
 import utcompile as utc

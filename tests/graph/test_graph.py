@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -10,18 +10,19 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import zoo
-from draws import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support import models as zoo
+from support.draws import examples
 from torch import nn
 
 import utcompile as utc
 from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.work import _specimen
+from utcompile.cli.zoo.work import specimen_of
 from utcompile.graph import KINDS, GraphView, Layout, operation, tensor, value_of
 from utcompile.graph.axes import Atom, Origin, regrouped, resolved
 from utcompile.graph.flow import Flow
+from utcompile.graph.layout import visit
 
 
 def view_of(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> GraphView:
@@ -123,7 +124,7 @@ def test_hybrids_have_feature_maps_tokens_and_heads(name: str) -> None:
 
 
 def test_audio_is_sequences_then_tokens() -> None:
-    specimen = _specimen(Task("transformers", "wav2vec2"))
+    specimen = specimen_of(Task("transformers", "wav2vec2"))
     captured = utc.capture(specimen.model, specimen.inputs, dynamic=(), verify="shapes")
     view = GraphView(captured.graph, captured)
     for node in view.by_class["conv1d"]:
@@ -332,7 +333,7 @@ def are_divided_between_heads(view: GraphView) -> bool:
     """Whether a permutation within each head keeps the parts together into which a graph divides its channels."""
     flow = Flow(view.operations, lambda node: operation(node, view.module))
     for node in view.nodes:
-        flow.visit(node)
+        visit(flow, node)
     atoms = [a for axes in flow.axes.values() for axis in axes for a in resolved(axis) if a.origin.makers]
     return all(a.stride % INNER == 0 or (a.stride == 1 and a.size % INNER == 0) for a in atoms)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.draws import examples
 from torch import fx, nn
 
 import utcompile as utc

@@ -8,13 +8,14 @@ from importlib import import_module
 import pytest
 import timm
 import torch
-import zoo
+from support import models as zoo
 from zoo_operations import known_spellings, spelling_of
 
 import utcompile as utc
 from utcompile.cli.zoo.hugging_face import names as transformers_names
 from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.work import Specimen, _specimen
+from utcompile.cli.zoo.specimen import Specimen
+from utcompile.cli.zoo.work import specimen_of
 from utcompile.graph import GraphView
 from utcompile.graph.spellings import FUNCTIONS, METHODS, spelling_of_module
 
@@ -52,7 +53,7 @@ def test_small_models(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mamba", "wav2vec2"])
 def test_small_transformers(name: str) -> None:
-    assert not unlisted(captured_of(_specimen(Task("transformers", name))))
+    assert not unlisted(captured_of(specimen_of(Task("transformers", name))))
 
 
 def _smallest_of_each_module() -> Iterator[str]:
@@ -79,7 +80,7 @@ def test_the_list_is_complete() -> None:
     captured = 0
     for task in tasks:
         try:
-            missing |= unlisted(captured_of(_specimen(task)))
+            missing |= unlisted(captured_of(specimen_of(task)))
         except AssertionError:
             raise
         except Exception:  # whatever a library raises

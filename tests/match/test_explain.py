@@ -6,11 +6,11 @@ import json
 import sys
 
 import pytest
-import zoo
-from draws import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from match_toys import ADAPT, VIT, captured_of, error, rule
+from support import models as zoo
+from support.draws import examples
+from support.match_toys import ADAPT, VIT, captured_of, error, rule
 
 import utcompile as utc
 from utcompile.match.explain import Miss, nearest

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from match_toys import rule
+from support.match_toys import rule
 from torch import fx, nn
 
 import utcompile as utc
@@ -62,6 +62,10 @@ def _another_setting(module: utc.CapturedModule) -> None:
     module.conv.padding_mode = "reflect"
 
 
+def _a_layer_less(module: utc.CapturedModule) -> None:
+    del module.zzz
+
+
 def _another_graph(module: utc.CapturedModule) -> None:
     graph, mapping = fx.Graph(), dict[fx.Node, fx.Node]()
     output = graph.graph_copy(module.graph, mapping)
@@ -73,9 +77,18 @@ def _another_graph(module: utc.CapturedModule) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_another_argument, _a_new_node, _another_layer, _another_parameter, _another_setting, _another_graph],
+    [
+        _another_argument,
+        _a_new_node,
+        _another_layer,
+        _another_parameter,
+        _another_setting,
+        _another_graph,
+        _a_layer_less,
+    ],
 )
 def test_what_is_replaced_is_read_again(captured: utc.CapturedModule, change: object) -> None:
+    captured.add_module("zzz", nn.Linear(1, 1))
     known = index_of(captured)
     change(captured)  # type: ignore[operator]
     assert index_of(captured) is not known

@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import zoo
-from match_toys import ADAPT, VIT, captured_of, error, rule
+from support import models as zoo
+from support.match_toys import ADAPT, VIT, captured_of, error, rule
 from torch import nn
 
 import utcompile as utc

@@ -9,9 +9,9 @@ from itertools import permutations, product
 import pytest
 import timm
 import torch
-from draws import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support.draws import examples
 from torch import fx, nn
 
 import utcompile as utc

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from pattern_models import MODELS, captured, found
+from support.pattern_models import MODELS, captured, found
 from torch import nn
 
 import utcompile as utc

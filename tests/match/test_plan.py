@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 

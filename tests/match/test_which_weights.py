@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import which_toys as toys
+from support import which_toys as toys
 from torch import nn
 
 import utcompile as utc

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from safetensors.torch import load_file, save_file
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
+from support.transformer_toys import RULES, Transformer
 from torch import nn
-from transformer_toys import RULES, Transformer
 
 import utcompile as utc
 from utcompile.graph import recurrence

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.distributed as dist
-import zoo
+from support import models as zoo
+from support.transformer_toys import RULES, Transformer
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from transformer_toys import RULES, Transformer
 
 import utcompile as utc
 

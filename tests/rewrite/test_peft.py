@@ -20,10 +20,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.draws import examples
 from torch import nn
 from transformers import (
     AlbertConfig,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformer_toys import RULES, Transformer
+from support.transformer_toys import RULES, Transformer
 
 import utcompile as utc
 from utcompile.match import PlanData

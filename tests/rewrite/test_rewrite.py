@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.distributed as dist
-import zoo
+from support import models as zoo
+from support.transformer_toys import RULES, Transformer
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -17,7 +18,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-from transformer_toys import RULES, Transformer
 
 import utcompile as utc
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm.utils.model_ema as ema
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

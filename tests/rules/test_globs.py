@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from work import counted
+from support.work import counted
 
 from utcompile.rules import glob_match
 from utcompile.rules.globs import glob_problem

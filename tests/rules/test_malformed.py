@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from malformed_rules import BASE, MALFORMED, Malformed
-from work import bounded_by
+from support.draws import examples
+from support.malformed_rules import BASE, MALFORMED, Malformed
+from support.work import bounded_by
 
 from utcompile.errors import UtcError
 from utcompile.rules import RuleSet, shipped_rules

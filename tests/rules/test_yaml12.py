@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from work import bounded_by
+from support.work import bounded_by
 
 from utcompile.errors import UtcError
 from utcompile.rules.yaml12 import MAX_BYTES, load

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+from support import models as zoo
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_flatten, tree_map_only

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train_toys import SMALL, images
+from support.train_toys import SMALL, images
 
 from utcompile.errors import UtcError
 from utcompile.train import array_sizes, load_data

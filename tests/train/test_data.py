@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.train_toys import SMALL, images
 from torch.utils.data import DataLoader
-from train_toys import SMALL, images
 
 from utcompile.errors import UtcError
 from utcompile.train import accuracy, load_data

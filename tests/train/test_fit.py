@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.train_toys import hooks, toy_data, toy_model
 from torch import Tensor, nn
-from train_toys import hooks, toy_data, toy_model
 
 from utcompile.errors import UtcError
 from utcompile.train import Data, TrainResult, accuracy, fit

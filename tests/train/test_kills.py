@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kill_toys import Killed, dying, equal, make_tuned, train, trained
-from train_toys import toy_data
+from support.kill_toys import Killed, dying, equal, make_tuned, train, trained
+from support.train_toys import toy_data
 
 import utcompile as utc
 from utcompile.train import Data
@@ -98,8 +98,8 @@ def test_a_killed_run_resumes_bit_for_bit(data: Data, tmp_path: Path) -> None:
 ZYGOTE = """
 import os, signal, sys
 from pathlib import Path
-from kill_toys import dying, make_tuned, train
-from train_toys import toy_data
+from support.kill_toys import dying, make_tuned, train
+from support.train_toys import toy_data
 
 out, operations, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 data = toy_data(out)

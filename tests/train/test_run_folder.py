@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from kill_toys import make_tuned, train
-from train_toys import toy_data
+from support.kill_toys import make_tuned, train
+from support.train_toys import toy_data
 
 from utcompile.errors import UtcError
 from utcompile.train import Data

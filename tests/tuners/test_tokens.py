@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import zoo
+from support import models as zoo
 from torch import nn
 
 import utcompile as utc

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layout_toys import LAYOUTS
+from support.layout_toys import LAYOUTS
 from torch import nn
 
 import utcompile as utc

@@ -10,11 +10,11 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-import own_tuners
 import pytest
 import torch
+from support import own_tuners
+from support.weight_toys import TOYS, Toy
 from torch import nn
-from weight_toys import TOYS, Toy
 
 import utcompile as utc
 

@@ -7,9 +7,9 @@ import weakref
 import pytest
 import timm
 import torch
-import zoo
+from support import models as zoo
+from support.weight_toys import TOYS, Attention, Functional
 from torch import nn
-from weight_toys import TOYS, Attention, Functional
 
 import utcompile as utc
 from utcompile.graph import Operation

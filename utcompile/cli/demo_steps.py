@@ -25,7 +25,7 @@ from utcompile.rewrite import TENSORS
 from utcompile.rules import RuleSet
 from utcompile.train import accuracy, load_data
 from utcompile.train.arrays import Images
-from utcompile.train.data import Preprocessing
+from utcompile.train.dataset import Preprocessing
 
 RULES = "convnet/inverted_residual_foldable"
 SIZE = 64  # pixels; a fifth of the work of 150, and digits need no more

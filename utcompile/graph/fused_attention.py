@@ -7,8 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-_SCHEMA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-_DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+from utcompile.graph.spellings import FUNCTIONS
+
+_SPELLING = FUNCTIONS[F.scaled_dot_product_attention]
+_SCHEMA, _DEFAULTS = _SPELLING.schema, _SPELLING.defaults
 
 
 def is_fused_attention(node: fx.Node) -> bool:

@@ -74,11 +74,11 @@ def layouts(
     """
     flow = Flow(operations, written)
     for node in nodes:
-        _visit(flow, node)
+        visit(flow, node)
     return {n: _layout(_seen(n, flow.axes[n], operations[n])) if n in flow.axes else None for n in nodes}
 
 
-def _visit(flow: Flow, node: fx.Node) -> None:
+def visit(flow: Flow, node: fx.Node) -> None:
     """Find the axes of a node's value; its inputs have theirs."""
     flow.position[node] = len(flow.position)
     value = value_of(node)

@@ -94,16 +94,25 @@ def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Any]]:
     >>> module_operation(nn.GELU(approximate="tanh"))
     ('gelu', {'approximate': 'tanh'})
     """
-    spelling = spelling_of_module(leaf)
+    return _module_operation(leaf, spelling_of_module(leaf))
+
+
+def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, Any]]:
     if spelling is None:
         return _full_name(type(leaf)), {}
     attributes: dict[str, Any] = {}
-    for name in spelling.schema[1:]:
-        if spelling.silent(name) or isinstance(getattr(leaf, name, None), torch.Tensor):
+    for name in spelling.spoken:
+        if name == spelling.schema[0]:
             continue
-        alias = next((a for a, n in spelling.renamed.items() if n == name and hasattr(leaf, a)), name)
-        if hasattr(leaf, alias):
-            attributes[name] = getattr(leaf, alias)
+        value = getattr(leaf, name, spelling)  # which is no attribute of a module
+        if isinstance(value, torch.Tensor):
+            continue
+        for alias in spelling.aliases.get(name, ()):
+            if hasattr(leaf, alias):
+                value = getattr(leaf, alias)
+                break
+        if value is not spelling:
+            attributes[name] = value
         elif name in spelling.defaults:
             attributes[name] = spelling.defaults[name]
     if spelling.name == "instance_norm":
@@ -119,10 +128,13 @@ def _data(nodes: Any) -> tuple[fx.Node, ...]:
 def _from_module(node: fx.Node, leaf: nn.Module) -> Operation:
     held = (n for kind in (leaf._parameters, leaf._buffers) for n, tensor in kind.items() if tensor is not None)
     parameters = {n: f"{node.target}.{n}" for n in held if n != "num_batches_tracked"}  # no output depends on it
-    name, attributes = module_operation(leaf)
     spelling = spelling_of_module(leaf)
-    given = _arguments(node, spelling) if spelling is not None else {}
-    return Operation(name, _data(node.all_input_nodes), attributes, parameters, _nodes(given))
+    name, attributes = _module_operation(leaf, spelling)
+    operands = {role: value for role, value in node.kwargs.items() if isinstance(value, fx.Node)}
+    for role, value in zip(spelling.schema if spelling is not None else (), node.args, strict=False):
+        if isinstance(value, fx.Node):
+            operands[role] = value
+    return Operation(name, _data(node.all_input_nodes), attributes, parameters, operands)
 
 
 def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
@@ -131,10 +143,16 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
     attributes: dict[str, Any] = {}
     parameters: dict[str, str] = {}
     weight: tuple[Any, ...] = ()
-    for name in (*spelling.schema, *(n for n in given if n not in spelling.schema)):
-        if spelling.silent(name) or (name not in given and name not in spelling.defaults):
+    operands: dict[str, fx.Node] = {}
+    unknown = [n for n in given if n not in spelling.schema and not spelling.silent(n)] if node.kwargs else ()
+    for name in (*spelling.spoken, *unknown):
+        if name not in given:
+            if name in spelling.defaults:
+                attributes[name] = spelling.defaults[name]
             continue
-        argument = given[name] if name in given else spelling.defaults[name]
+        argument = given[name]
+        if isinstance(argument, fx.Node):
+            operands[name] = argument
         nodes = argument if isinstance(argument, (tuple, list)) else (argument,)
         tensors = [n for n in nodes if isinstance(n, fx.Node) and value_of(n) is not None]
         inputs += [n for n in tensors if not is_state(n)]
@@ -144,14 +162,9 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
                 weight = tensor_of(tensors[0]).shape
         elif not tensors:
             attributes[name] = tuple(argument) if isinstance(argument, list) else argument
-    operands = _nodes(given)
     refine = _REFINED.get(spelling.name) or (_commutative if spelling.name in _COMMUTATIVE else None)
     name = (refine(_Read(attributes, parameters, operands, inputs)) if refine else None) or spelling.name
     return Operation(name, tuple(inputs), _finished(spelling, attributes, weight), parameters, operands)
-
-
-def _nodes(given: Mapping[str, Any]) -> dict[str, fx.Node]:
-    return {role: value for role, value in given.items() if isinstance(value, fx.Node)}
 
 
 def operand(node: fx.Node, role: str) -> Any:

@@ -7,7 +7,7 @@ import builtins
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, reduce
+from functools import cache, cached_property, reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -61,6 +61,19 @@ class Spelling:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     spatial: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def spoken(self) -> tuple[str, ...]:
+        """The arguments that say something about what is computed, in order."""
+        return tuple(name for name in self.schema if not self.silent(name))
+
+    @cached_property
+    def aliases(self) -> Mapping[str, tuple[str, ...]]:
+        """What an argument is also called, where it is called otherwise."""
+        found: dict[str, tuple[str, ...]] = {}
+        for alias, name in self.renamed.items():
+            found[name] = (*found.get(name, ()), alias)
+        return found
 
     def silent(self, argument: str) -> bool:
         """Whether an argument says nothing about what is computed."""

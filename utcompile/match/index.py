@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from utcompile.graph import GraphView, UtcGraphModule
@@ -17,7 +18,8 @@ from utcompile.match.engine import Engine
 from utcompile.match.fitting import Fitting
 from utcompile.rules import Pattern
 
-_KEPT = "_match_index"
+KEPT = "_match_index"  # the module's attribute
+_NOTHING = object()
 _ENGINES = 4  # sets of named patterns whose solutions are kept
 
 
@@ -51,16 +53,16 @@ class Index:
 
     def is_of(self, module: UtcGraphModule) -> bool:
         """Whether the index still describes a module."""
-        now = _sources(module)
-        return all(a is b for a, b in zip(self._read_from, now, strict=False)) and next(now, None) is None
+        pairs = zip_longest(self._read_from, _sources(module), fillvalue=_NOTHING)
+        return all(a is b for a, b in pairs)
 
 
 def index_of(module: UtcGraphModule) -> Index:
     """The module's index: the one that an earlier match made, where nothing that it was read from has changed."""
-    known = module.__dict__.get(_KEPT)
+    known = module.__dict__.get(KEPT)
     if not isinstance(known, Index) or not known.is_of(module):
         known = Index(GraphView(module.graph, module), _read_from=list(_sources(module)))
-        module.__dict__[_KEPT] = known
+        module.__dict__[KEPT] = known
     return known
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from utcompile.graph import GraphView, is_state
+from utcompile.graph import GraphView, ancestors, is_state
 from utcompile.match.forms import WeightPlace
 from utcompile.match.sites import Site
 from utcompile.ops import Trait, having
@@ -39,10 +39,5 @@ def _read_by(node: fx.Node, view: GraphView) -> list[str]:
     """The parameters that a product reads, itself or through what is computed from them alone."""
     if node.op == "call_module":
         return list(view.operations[node].parameters.values())
-    stack, found = [n for n in node.all_input_nodes if is_state(n)], list[str]()
-    while stack:
-        state = stack.pop()
-        if state.op == "get_attr":
-            found.append(str(state.target))
-        stack += state.all_input_nodes
-    return found
+    states = ancestors(n for n in node.all_input_nodes if is_state(n))
+    return [str(state.target) for state in states if state.op == "get_attr"]

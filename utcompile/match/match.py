@@ -10,9 +10,10 @@ from typing import Any
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, UtcGraphModule, collector_paused, info
+from utcompile.graph import UtcGraphModule, collector_paused, descendants, info
 from utcompile.match.engine import Bindings, Engine
 from utcompile.match.explain import Miss, nearest, too_few, too_many
+from utcompile.match.forms import Found
 from utcompile.match.hints import unlisted
 from utcompile.match.index import Index, index_of
 from utcompile.match.instead import instead
@@ -67,38 +68,35 @@ def match(
 
 def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[Skipped]) -> list[Site]:
     """The sites of a rule; `skipped` is added to where the rule passes over what refuses its tuner."""
-    view, fitting = index.view, index.fitting
+    view = index.view
+
+    def found(env: Bindings) -> Found:
+        return Found(rule=rule, path=path_of(rule, env, view), env=env, view=view, fitting=index.fitting)
+
+    places = [found(env) for env in chosen]
     if isinstance(rule.insert, ChainInsertion):
-        return make_chain(rule, chosen, view, fitting, lambda env: path_of(rule, env, view))
+        return make_chain(places)
     count: Counter[str] = Counter()
     result = []
-    for env in chosen:
-        path = path_of(rule, env, view)
-        ordinal = count[path]
-        count[path] += 1  # what is passed over has its number too
-        if rule.skips and _is_dead(env[rule.insert.target], view):
-            skipped.append(Skipped(rule.name, path, "no output of the model depends on it"))
+    for one in places:
+        ordinal = count[one.path]
+        count[one.path] += 1  # what is passed over has its number too
+        if rule.skips and _is_dead(one.env[rule.insert.target]):
+            skipped.append(Skipped(rule.name, one.path, "no output of the model depends on it"))
             continue
         try:
-            result.append(make_site(rule, path, ordinal, env, view, fitting))
+            result.append(make_site(one, ordinal))
         except UtcError as error:
             if not rule.skips:
                 raise
-            skipped.append(Skipped.of(rule.name, path, error))
+            skipped.append(Skipped.of(rule.name, one.path, error))
     return result
 
 
-def _is_dead(node: fx.Node, view: GraphView) -> bool:
+def _is_dead(node: fx.Node) -> bool:
     """Whether the base computes a value for nothing; one that is written into memory may be read from there."""
-    found, stack = {node}, [node]
-    while stack:
-        for reader in stack.pop().users:
-            if reader.op == "output" or info(reader).mutates:
-                return False
-            if reader not in found:
-                found.add(reader)
-                stack.append(reader)
-    return True
+    readers = (n for n in descendants([node]) if n is not node)
+    return not any(reader.op == "output" or info(reader).mutates for reader in readers)
 
 
 def _check_sites(sites: Sequence[Site]) -> None:

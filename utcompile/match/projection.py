@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, describe, tensor, value_of
+from utcompile.graph import GraphView, describe, run_node, tensor, value_of
 from utcompile.match.tokens import Attention
 from utcompile.ops import Trait, having
 
@@ -93,14 +93,7 @@ def _moved(operand: fx.Node, source: fx.Node, view: GraphView) -> torch.Tensor:
             if value is not None and not moves:  # asked for its size alone
                 known[node] = torch.empty(value.sizes(2), device="meta")
             else:
-                args: Any = fx.node.map_arg(node.args, run)
-                kwargs: Any = fx.node.map_arg(node.kwargs, run)
-                if node.op == "call_method":
-                    known[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                elif node.op == "call_module":
-                    known[node] = view.module.get_submodule(str(node.target))(*args, **kwargs)
-                else:
-                    known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                known[node] = run_node(view.module, node, run)
         return known[node]
 
     found = run(operand)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, Value, describe
+from utcompile.graph import Value, describe
 from utcompile.match.engine import Bindings
-from utcompile.match.fitting import Fitting
-from utcompile.match.forms import ChainPlace, Earlier, Found, Place, Placed, ValuePlace, WeightPlace, placed
-from utcompile.rules import ChainInsertion, Rule
+from utcompile.match.forms import ChainPlace, Earlier, Found, Place, ValuePlace, WeightPlace, placed
+from utcompile.rules import ChainInsertion
 from utcompile.tuners import Form, Tuner, TunerConfig, TunerSite, build_tuner, tuner_class
 
 
@@ -108,44 +107,44 @@ class Site:
         return build_tuner(tuner_class(self.tuner), self.config, site)
 
 
-def make_site(rule: Rule, path: str, ordinal: int, env: Bindings, view: GraphView, fitting: Fitting) -> Site:
+def make_site(found: Found, ordinal: int) -> Site:
     """Check that a rule's insertion is legal at a match and describe it.
+
+    Args:
+        found: the match.
+        ordinal: its number among the rule's matches in one module call.
 
     Raises:
         UtcError: where (rule file and graph node), why, and how to exclude the place.
     """
-    found = Found(rule=rule, path=path, env=env, view=view, fitting=fitting)
-    return _site(found, ordinal, env[rule.insert.target], lambda: placed(found))
+    return _site(found, ordinal, at=found.env[found.rule.insert.target])
 
 
-def make_chain(
-    rule: Rule, chosen: Sequence[Bindings], view: GraphView, fitting: Fitting, path_of: Callable[[Bindings], str]
-) -> list[Site]:
+def make_chain(matches: Sequence[Found]) -> list[Site]:
     """The stages of a rule's side network.
 
     Raises:
         UtcError: where, why, and how to exclude the place; also where the network would read what it changes.
     """
-    assert isinstance(rule.insert, ChainInsertion)
     sites: list[Site] = []
     before: list[Earlier] = []
     count: Counter[str] = Counter()
-    for env in chosen:
-        path = path_of(env)
-        found = Found(rule=rule, path=path, env=env, view=view, fitting=fitting)
-        is_last = env is chosen[-1]
-        site = _site(found, count[path], env[rule.insert.source], lambda: placed(found, before, is_last))  # noqa: B023 - called at once
-        count[path] += 1
+    for found in matches:
+        insertion = found.rule.insert
+        assert isinstance(insertion, ChainInsertion)
+        at, is_last = found.env[insertion.source], found is matches[-1]
+        site = _site(found, count[found.path], at=at, before=before, is_last=is_last)
+        count[found.path] += 1
         assert isinstance(site.place, ChainPlace)
         sites.append(site)
         before.append(Earlier(site.id, site.place))
     return sites
 
 
-def _site(found: Found, ordinal: int, at: fx.Node, make: Callable[[], Placed[Place]]) -> Site:
+def _site(found: Found, ordinal: int, *, at: fx.Node, before: Sequence[Earlier] = (), is_last: bool = True) -> Site:
     rule = found.rule
     try:
-        made = make()
+        made = placed(found, before, is_last)
     except UtcError as error:
         raise UtcError(
             f"rule '{rule.name}' at {describe(at)}: {error.what}",

@@ -88,7 +88,7 @@ def attention_of(insertion: TokensInsertion, env: Bindings, view: GraphView) -> 
 
 
 def tokens_site(
-    insertion: TokensInsertion, attention: Attention, captures: Mapping[str, Operation], view: GraphView
+    insertion: TokensInsertion, attention: Attention, *, captures: Mapping[str, Operation], view: GraphView
 ) -> TokensSite:
     """What a tuner of learned tokens is built from: keys and values as `(…, heads, tokens, channels)`."""
     keys, values = attention.keys, tensor(attention.value)

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from utcompile.errors import UtcError, did_you_mean
-from utcompile.graph import GraphView, Operation, describe, info, is_state, tensor, value_of
+from utcompile.graph import GraphView, Operation, ancestors, describe, info, is_state, run_node, tensor, value_of
 from utcompile.graph.stored import is_stored
 from utcompile.match.engine import Bindings
 from utcompile.match.quantised import as_linear, quantised, quantised_module, quantised_operand
@@ -242,16 +242,7 @@ def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
 def _parameters_behind(operand: fx.Node, view: GraphView) -> list[str]:
     """The parameters that a state node is computed from."""
     named = view.parameters
-    found, stack, seen = [], [operand], set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "get_attr" and str(node.target) in named:
-            found.append(str(node.target))
-        stack.extend(node.all_input_nodes)
-    return found
+    return [str(n.target) for n in ancestors([operand]) if n.op == "get_attr" and str(n.target) in named]
 
 
 def _behind(operand: fx.Node, view: GraphView) -> str:
@@ -348,11 +339,7 @@ def _trace(packed: fx.Node, wanted: fx.Node, count: int, axis: int, view: GraphV
                     fix="name captures nearer to the projection, or state equal parts, such as [1/3, 3/3]",
                 )
             else:
-                args: Any = fx.node.map_arg(node.args, compute)
-                kwargs: Any = fx.node.map_arg(node.kwargs, compute)
-                method = node.op == "call_method"
-                call: Any = getattr(args[0], str(node.target)) if method else node.target
-                known[node] = call(*args[method:], **kwargs)
+                known[node] = run_node(view.module, node, compute)
         return known[node]
 
     result = compute(wanted)

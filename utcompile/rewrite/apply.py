@@ -19,6 +19,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import (
     affine_batch_norm,
     copy_graph,
+    descendants,
     info,
     is_state,
     set_affine_norms,
@@ -62,7 +63,7 @@ def apply_plan(plan: PlanData) -> TunedModule:
     mapping: dict[fx.Node, fx.Node] = {}
     graph = copy_graph(plan.module.graph, mapping)
     _settle_earlier(graph)
-    writer, shared = Writer(root, graph, plan.view, mapping), dict[Hashable, nn.Module]()
+    writer, shared = Writer(root=root, graph=graph, view=plan.view, mapping=mapping), dict[Hashable, nn.Module]()
     sites = tuple(_insert(writer, site, shared, plan.tuner_dtype) for site in plan.sites)
     if plan.tuner_dtype == "float32":
         raise_precision(graph, root, {name: f"{NAME}.{i}" for i, name in enumerate(plan.trained)})
@@ -113,7 +114,15 @@ def _insert(writer: Writer, site: Site, shared: dict[Hashable, nn.Module], tuner
     name = _add_module(writer.root, site.id, tuner)
     insert(writer, Inserted(site, name, tuner), site.place)
     return TunedSite(
-        site.id, site.rule, site.path, site.form, site.tuner, name, site.config, site.how, dict(site.tunes)
+        id=site.id,
+        rule=site.rule,
+        path=site.path,
+        form=site.form,
+        tuner=site.tuner,
+        name=name,
+        config=site.config,
+        how=site.how,
+        tunes=dict(site.tunes),
     )
 
 
@@ -151,12 +160,8 @@ def _finish(writer: Writer, follows_mode: bool) -> None:
 
 
 def _forget_state(node: fx.Node) -> None:
-    stack = list(node.users)
-    while stack:
-        user = stack.pop()
-        known, info(user).state = info(user).state, None
-        if known:
-            stack += user.users
+    for user in [*descendants(node.users, until=lambda n: not info(n).state)]:
+        info(user).state = None
 
 
 def _build(site: Site, root: nn.Module, shared: dict[Hashable, nn.Module], tuner_dtype: TunerDtype) -> Tuner:

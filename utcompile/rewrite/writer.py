@@ -35,7 +35,7 @@ class Inserted:
         return self.site.id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Writer:
     """A graph to which sites are added one by one.
 

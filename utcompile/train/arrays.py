@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.train.array_sizes import check_sizes
-from utcompile.train.data import Data, Preprocessing
+from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.split import stratified
 
 HELD_OUT = ("val", "test")

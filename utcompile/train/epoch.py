@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from utcompile.errors import UtcError, check_type, did_you_mean
-from utcompile.train.data import Data
+from utcompile.train.dataset import Data
 from utcompile.train.metrics import evaluate, logits_of
 from utcompile.train.randomness import seed_epoch
 from utcompile.train.schedule import Schedule

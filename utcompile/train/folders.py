@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError
-from utcompile.train.data import Data, Preprocessing
+from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.split import stratified
 
 HELD_OUT = ("val", "validation", "test")

@@ -17,7 +17,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.train.data import Data
+from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs, Settings
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.run_folder import STATE, RunFolder, SaveOrLoad

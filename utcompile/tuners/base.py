@@ -109,7 +109,7 @@ class Tuner(nn.Module):
 
         Args:
             config: an instance of `config_class`.
-            site: the `TunerSite` of a form in `forms` (`ValueSite`, `WeightSite`, `TokensSite` or `ChainSite`).
+            site: the `TunerSite` of a form in `forms` (`ValueSite`, `WeightSite` …).
         """
         raise NotImplementedError
 

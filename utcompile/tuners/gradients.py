@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utcompile.graph import function_of
+from utcompile.graph import function_of, spellings
 from utcompile.ops import Axes, Trait, having
 
 Gradients = tuple[torch.Tensor | None, ...]
@@ -17,9 +17,7 @@ FUNCTIONS: Mapping[str, Callable[..., torch.Tensor]] = {
     **{name: function_of(name) for name in having(Trait.COUNTED) - having(Axes.SDPA)},
     "bmm": torch.bmm,
 }
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+_SPELLED = {name: spellings.FUNCTIONS[function] for name, function in FUNCTIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ class Call:
 
     def _of_convolution(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
         transposed = "transpose" in self.function
-        names = _TRANSPOSED if transposed else _CONV
-        a = {**_DEFAULTS, **self.by_name(names, tensors)}
+        names, defaults = _SPELLED[self.function].schema, _SPELLED[self.function].defaults
+        a = {**defaults, **self.by_name(names, tensors)}
         x, weight = a["input"], a["weight"]
         spatial = weight.dim() - 2
         if isinstance(a["padding"], str) or x.dim() != spatial + 2:
@@ -117,7 +115,7 @@ class Call:
             sizes,
             *(_each(a[name], spatial) for name in ("stride", "padding", "dilation")),
             transposed,
-            _each(a["output_padding"], spatial),
+            _each(a.get("output_padding", 0), spatial),
             a["groups"],
             [place is not None and wanted[place] for place in places],
         )

@@ -31,11 +31,13 @@ class Prompt(Tuner):
     dropped: `Attn(Q, [K_p; K], [V_p; V])` with the frozen norm and projections. Exact wherever the outputs of the last
     layer's prompts are not read, as with a class token. Refused where a rotary embedding stands between.
 
+    `stream_tokens: x`, at the first block: VPT-Shallow, whose prompts enter once and live through all blocks.
+
     `parallel: x -> y`, beside an FFN or a Block, where there is no projection: `T(x) = s·Attn(x, P, P)` (U-Tuning,
     arXiv:2303.00690, with K_p = V_p = P). Shapes: tokens `(B, …, C)` or feature maps `(B, C, …)`, to the same shape.
 
     Init: Xavier-uniform, as VPT's; never the identity. Parameters: `length·C` and the scale's.
-    Folds: as tokens, to constants.
+    Folds: as tokens, to constants; else kept.
     """
 
     config_class = PromptConfig

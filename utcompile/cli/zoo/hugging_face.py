@@ -10,8 +10,8 @@ from torch import nn
 from utcompile.cli.zoo.inputs import example_inputs
 from utcompile.cli.zoo.rows import Task
 from utcompile.cli.zoo.shrink import RUNGS, shrunk
+from utcompile.cli.zoo.specimen import Specimen
 from utcompile.cli.zoo.weights import shake, unwritten
-from utcompile.cli.zoo.work import Specimen
 
 _LARGEST = 350_000_000  # parameters of a model that is run
 _PACKED = ("image_grid_thw", "video_grid_thw", "grid_thw", "spatial_shapes", "image_sizes")  # sizes as values

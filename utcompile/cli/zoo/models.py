@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from utcompile.cli.zoo.rows import Task
+from utcompile.cli.zoo.specimen import Specimen
 from utcompile.cli.zoo.weights import shake, unwritten
-from utcompile.cli.zoo.work import Specimen
 
 _FRAMES = 16
 _FLOW = (3, 128, 128)  # raft needs 128 at least

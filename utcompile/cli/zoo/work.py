@@ -7,33 +7,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import nn
 
 import utcompile as utc
 from utcompile.cli.zoo.beyond import Beyond, beyond
 from utcompile.cli.zoo.rows import Row, Task
+from utcompile.cli.zoo.specimen import Specimen
 from utcompile.errors import UtcError
-
-
-@dataclass(frozen=True)
-class Specimen:
-    """A model with what it is captured on.
-
-    Attributes:
-        inputs: positional or by name.
-        dynamic: as in `utc.capture`; `()` where the model's sizes cannot change.
-        note: how it was made smaller.
-    """
-
-    model: nn.Module
-    inputs: tuple[Any, ...] | dict[str, Any]
-    dynamic: tuple[str, ...] | None = None
-    note: str = ""
 
 
 def work(task: Task, tell: Callable[[Row], None]) -> Row:
@@ -62,7 +46,7 @@ def _worked(task: Task, tell: Callable[[Row], None]) -> Row:
     started = time.perf_counter()
     torch.manual_seed(0)
     try:
-        specimen = _specimen(task)
+        specimen = specimen_of(task)
     except Exception as error:  # whatever a library raises
         return replace(blank, reason=_told(error), build_seconds=_since(started))
     built = replace(
@@ -112,7 +96,8 @@ def _worked(task: Task, tell: Callable[[Row], None]) -> Row:
     )
 
 
-def _specimen(task: Task) -> Specimen:
+def specimen_of(task: Task) -> Specimen:
+    """Build a model of any of the libraries, with its inputs."""
     if task.library == "transformers":
         from utcompile.cli.zoo.hugging_face import specimen as transformers_specimen
 

@@ -53,6 +53,6 @@ def placed(found: Found, before: Sequence[Earlier] = (), is_last: bool = True) -
         case StreamTokensInsertion() as insertion:
             return stream_tokens.place(found, insertion)
         case ChainInsertion() as insertion:
-            return chain.place(found, insertion, before, is_last)
+            return chain.place(found, insertion, before=before, is_last=is_last)
         case unknown:
             assert_never(unknown)

@@ -61,7 +61,7 @@ class Earlier:
     place: ChainPlace
 
 
-def place(found: Found, insertion: ChainInsertion, before: Sequence[Earlier], is_last: bool) -> Placed[ChainPlace]:
+def place(found: Found, insertion: ChainInsertion, *, before: Sequence[Earlier], is_last: bool) -> Placed[ChainPlace]:
     """Check that a stage may read its match, and that the last one may change the end.
 
     Args:

@@ -53,7 +53,7 @@ def place(found: Found, insertion: TokensInsertion) -> Placed[TokensPlace]:
     """
     view = found.view
     attention = attention_of(insertion, found.env, view)
-    site = tokens_site(insertion, attention, found.captures, view)
+    site = tokens_site(insertion, attention, captures=found.captures, view=view)
     nodes = (attention.key, attention.value)
     found.check_real(nodes)
     projection = None

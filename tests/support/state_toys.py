@@ -269,7 +269,7 @@ class ActNorm(Base):
 READ_AGAIN: dict[type[Base], str] = {
     Ema: "mean", EmaOfAttribute: "average", Decays: "scale", Counter: "n", WarmsUp: "step", EveryTenth: "step",
     Previous: "previous", Remembers: "log", LongLog: "log", Recent: "ring", InABox: "box.n",
-    StaleLength: "n", GlobalCounter: "state_toys.CALLS", GlobalObject: "state_toys.STATE.n",
+    StaleLength: "n", GlobalCounter: "support.state_toys.CALLS", GlobalObject: "support.state_toys.STATE.n",
     ClassCounter: "ClassCounter.total", DefaultArgument: "a default of DefaultArgument.count", Grows: "a new Linear",
     ReplacesLayer: "linear", OtherMemory: "mean", Shrinks: "linear.weight", InAClosure: "n in InAClosure",
     InAnArray: "numbers", FirstCall: "first", FirstInput: "cache['first']", ActNorm: "shift, ready",
@@ -358,7 +358,7 @@ class HooksItself(Base):
 UNREAD: dict[type[Base], tuple[str, ...]] = {
     Shows: ("previous",), Counts: ("n",), Sizes: ("n", "step"), BiasCache: ("cache['bias']",),
     PositionCache: ("n", "previous"), Moves: ("mean",), HooksItself: ("hooks of its modules", "hooked", "log"), Logs: ("log", "box.seen"),
-    GlobalLog: ("state_toys.LOG", "state_toys.TABLE['last']"),
+    GlobalLog: ("support.state_toys.LOG", "support.state_toys.TABLE['last']"),
 }  # fmt: skip
 
 

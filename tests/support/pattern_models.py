@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 import transformers
-import zoo
 from timm.layers import GatedMlp, GluMlp, SwiGLUPacked
 from timm.models.convmixer import ConvMixer
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
@@ -17,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import utcompile as utc
+from support import models as zoo
 from utcompile.graph import GraphView
 from utcompile.match import Engine
 from utcompile.rules import library_patterns

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_toys import toy_model
 
 import utcompile as utc
+from support.train_toys import toy_model
 from utcompile.train import Data, TrainResult, fit
 
 # every way in which the package changes files

@@ -12,7 +12,7 @@ import pytest
 
 from utcompile.tuners import base
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NAMES = ("vera", "oft")
 
 

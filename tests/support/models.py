@@ -9,13 +9,13 @@ from typing import Any
 
 import timm
 import torch
-from support.train import shake as shake
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import utcompile as utc
+from support.train import shake as shake
 
 CLASSES = 7
 
