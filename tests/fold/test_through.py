@@ -185,7 +185,7 @@ def test_added_biases_move_on_through_views(kind: str) -> None:
 BESIDE = {
     # a layer, and why it cannot take the tuner
     "no tap at its own position": (CONV(4, 4, 2, padding=1, dilation=2), "no tap of conv2d"),
-    "a layer that strides": (CONV(4, 4, 1, stride=2, padding=5), "strides"),
+    "a layer that strides": (CONV(4, 4, 1, stride=2, padding=3), "strides"),
     "groups that the tuner joins": (CONV(4, 4, 3, padding=1, groups=2), "the tuner joins its groups"),
 }
 

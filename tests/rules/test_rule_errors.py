@@ -23,8 +23,8 @@ def tuner(text: str) -> str:
 
 
 GLOB = "\n  fix: write a dotted path: * is one segment, ** any number"
-FORMS = "\n  fix: give one of: parallel, sequential, weight, tokens, chain"
-INSERT_KEYS = "\n  fix: known: all_uses, chain, for, from, parallel, sequential, tokens, tuner, weight"
+FORMS = "\n  fix: give one of: parallel, sequential, weight, tokens, stream_tokens, chain"
+INSERT_KEYS = "\n  fix: known: all_uses, chain, for, from, parallel, sequential, stream_tokens, tokens, tuner, weight"
 
 MISTAKES = {
     # keys
