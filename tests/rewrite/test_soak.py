@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from draws import examples
+from support.draws import examples
 from torch import nn
 
 import utcompile as utc
