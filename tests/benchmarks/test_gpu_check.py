@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -105,6 +106,17 @@ def test_the_table_can_stand_in_a_page() -> None:
     assert counted(rows) == "1 known, 3 ok" and "a reason" in line(rows[1])
 
 
+@pytest.fixture
+def accelerate_anew() -> Iterator[None]:
+    """accelerate keeps the precision of its first use for the whole process, and a check uses another."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate_anew")
 def test_on_a_cpu_each_row_is_ok_or_a_known_failure() -> None:
     """The rows of `--quick`, in this process: what a child costs is imports."""
     asked = checks("cpu", True)
