@@ -451,6 +451,43 @@ def test_another_rank_or_no_tensor_is_named() -> None:
         captured("x")
 
 
+class Unread(nn.Module):
+    """Whether its second input is there, and as long as the first, decides; its values are never read."""
+
+    def forward(self, x: torch.Tensor, extra: torch.Tensor | None = None) -> torch.Tensor:
+        if extra is None:
+            return x
+        return x * 2 if extra.shape[0] == x.shape[0] else x * 3
+
+
+def test_an_input_that_nothing_reads_is_there_in_every_call_and_as_long_as_the_others() -> None:
+    model, x = Unread(), torch.randn(4, 3)
+    captured = utc.capture(model, (x, torch.randn(4)))
+    assert torch.equal(captured(x[:2], torch.randn(2)), model(x[:2], torch.randn(2)))
+    for other in (None, 3, [torch.randn(4)]):
+        with pytest.raises(utc.UtcError, match="extra must be a tensor, as at capture"):
+            captured(x, other)
+    with pytest.raises(utc.UtcError, match=r"extra\.shape\[0\] is 5, and x\.shape\[0\] is 4"):
+        captured(x, torch.randn(5))
+    with pytest.raises(utc.UtcError, match="x must be a tensor, as at capture"):
+        captured(None, torch.randn(5))
+    scalar = utc.capture(model, (x, torch.tensor(2).expand(4)), dynamic={})
+    with pytest.raises(utc.UtcError, match="extra must be a tensor"):
+        scalar(x, None)
+
+
+def test_sizes_of_one_name_are_equal_in_one_input_too() -> None:
+    class Square(nn.Module):
+        def forward(self, pairs: torch.Tensor) -> torch.Tensor:
+            return pairs * 2 if pairs.shape[1] == pairs.shape[2] else pairs * 3
+
+    captured = utc.capture(Square(), torch.randn(2, 6, 6), dynamic={"pairs": {0: "B", 1: "N", 2: "N"}})
+    x = torch.randn(3, 5, 5)
+    assert torch.equal(captured(x), x * 2)
+    with pytest.raises(utc.UtcError, match=r"pairs\.shape\[2\] is 5, and pairs\.shape\[1\] is 4"):
+        captured(torch.randn(3, 4, 5))
+
+
 def test_a_batch_that_is_no_batch_is_named() -> None:
     class First(nn.Module):  # sequence first, in a size that forward fixes
         def forward(self, x: T) -> T:

@@ -65,3 +65,21 @@ def test_a_gap_stays() -> None:
         assert torch.equal(found, Odd()(x))
         ran.append(length)
     assert {4, 5, 6} <= {*ran} and not {2, 3, 7} & {*ran}
+
+
+class Cut(nn.Module):
+    """A probe at a length of 1 takes a row by a number where the graph takes a slice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x
+        if h.squeeze(1).dim() < h.dim():
+            h = h[1 % h.shape[0]].unsqueeze(0)
+        return h[:, : x.shape[0] + 2]
+
+
+def test_a_probe_that_indexes_by_a_number_where_the_graph_slices_is_another_way() -> None:
+    model = Cut()
+    captured = utc.capture(model, torch.randn(2, 12, 4), dynamic={"x": {0: "B", 1: "L"}})
+    for size in ((2, 12), (3, 9), (7, 20)):
+        x = torch.randn(*size, 4)
+        assert torch.equal(captured(x), model(x))

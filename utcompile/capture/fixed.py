@@ -1,4 +1,8 @@
-"""A size that `dynamic=` does not name is the example's: a call with another one is an error that names it."""
+"""A size that `dynamic=` does not name is the example's, and sizes of one name are equal: other calls are an error.
+
+The model may read a size, or whether an input is there at all, and choose by it, where the graph reads nothing of that
+input any more.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,21 @@ from torch import fx
 from utcompile.capture.inputs import Inputs
 from utcompile.capture.nested import parts
 from utcompile.errors import UtcError
-from utcompile.graph import info
+from utcompile.graph import Symbol, info
 
 
 @dataclass(frozen=True)
 class FixedSizes:
-    """Checks the sizes of one input that do not vary.
+    """Checks that one input is a tensor whose sizes are the example's where they do not vary, and equal to those of
+    earlier inputs where they have one name.
 
     Attributes:
         name: the input, as a person reads it: `x`, `batch['mask']`.
         rank: its number of dimensions.
         sizes: the dimensions that do not vary, with their sizes.
         varying: per input, the dimensions that do, with their names.
+        shared: sizes of one name: the dimension, the number of another tensor among the arguments (this one is 0), the
+            dimension there, and the name of that input.
 
     Example:
         >>> check = FixedSizes("x", 4, ((1, 3), (2, 64), (3, 64)), (("x", ((0, "B"),)),))
@@ -39,9 +46,10 @@ class FixedSizes:
     rank: int
     sizes: tuple[tuple[int, int], ...]
     varying: tuple[tuple[str, tuple[tuple[int, str], ...]], ...] = ()
+    shared: tuple[tuple[int, int, int, str], ...] = ()
     __name__ = "check_fixed_sizes"
 
-    def __call__(self, tensor: torch.Tensor) -> None:
+    def __call__(self, tensor: torch.Tensor, *others: torch.Tensor) -> None:
         if not isinstance(tensor, torch.Tensor):
             raise UtcError(f"{self.name} must be a tensor, as at capture, and not {type(tensor).__name__}")
         shape = tensor.shape
@@ -53,6 +61,14 @@ class FixedSizes:
         for dim, size in self.sizes:
             if shape[dim] != size:
                 raise self._error(dim, size, shape[dim])
+        for dim, number, there, name in self.shared:
+            wanted = (tensor, *others)[number].shape[there]
+            if shape[dim] != wanted:
+                raise UtcError(
+                    f"{self.name}.shape[{dim}] is {shape[dim]}, and {name}.shape[{there}] is {wanted}",
+                    why="they were captured as one size, which varies: nothing is known of calls in which they differ",
+                    fix="give them one size; or name them apart with dynamic=…",
+                )
 
     def _error(self, dim: int, size: int, found: int) -> UtcError:
         again = f"at an example of {found}"
@@ -85,11 +101,18 @@ def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, witho
     named = tuple(
         (n, tuple((d, s.name) for d, s in v.items())) for (n, _), v in zip(tensors, inputs.varying, strict=True) if v
     )
+    first: dict[Symbol, tuple[fx.Node, int, str]] = {}
     for node, (name, tensor), varying in zip(nodes, tensors, inputs.varying, strict=True):
         sizes = tuple((d, n) for d, n in enumerate(tensor.shape) if d not in varying)
-        if sizes and name.partition("[")[0] not in without:
+        sources = [(d, *first.setdefault(s, (node, d, name))) for d, s in sorted(varying.items())]
+        given = list(
+            dict.fromkeys([node, *(source for d, source, there, _ in sources if (source, there) != (node, d))])
+        )
+        shared = tuple((d, given.index(s), there, of) for d, s, there, of in sources if (s, there) != (node, d))
+        if name.partition("[")[0] not in without:
             with graph.inserting_after(last):
-                info(graph.call_function(FixedSizes(name, tensor.dim(), sizes, named), (node,))).check = True
+                last = graph.call_function(FixedSizes(name, tensor.dim(), sizes, named, shared), tuple(given))
+            info(last).check = True
 
 
 def _named(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -114,7 +114,7 @@ class _Match:
         if isinstance(theirs, slice):
             parts = [(getattr(ours, f, _UNKNOWN), getattr(theirs, f)) for f in ("start", "stop", "step")]
             return isinstance(ours, slice) and all(self._same(a, b) for a, b in parts)
-        if ours in self.computed and isinstance(theirs, (Sized, SizedFloat)):
+        if isinstance(ours, fx.Node) and ours in self.computed and isinstance(theirs, (Sized, SizedFloat)):
             return self._moved(theirs.expression) is self.computed[ours]
         here, *elsewhere = self.samples
         if self._value(ours, here) != theirs:
