@@ -208,3 +208,30 @@ def test_a_seed_that_forward_sets_is_reported() -> None:
 def test_a_model_without_random_numbers_reports_none() -> None:
     report = utc.capture(toys.Counts(), x(), verify="shapes").report
     assert report.random == ()
+
+
+class CachesAndMore(nn.Module):
+    """A table that is a cache, next to state that is none; its guard refuses the size that is tried besides."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.table, self.history, self.last, self.calls = kind, None, [], None, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None or len(self.table) < x.shape[0]:
+            self.table = torch.arange(x.shape[0]).float()
+        h = torch.cat([p * i for i, p in enumerate(x.chunk(4, 1))], 1) + self.table[: x.shape[0]].mean()
+        if self.kind == "list":
+            self.history.append(x.mean())
+            return h + sum(self.history)
+        if self.kind == "tensor":
+            self.last, before = x.mean(), self.last
+            return h if before is None else h + before
+        self.calls += 1
+        return h * self.calls
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor", "counter"])
+def test_state_next_to_a_cache_is_refused(kind: str) -> None:
+    with pytest.raises(utc.UtcError, match="keeps state in Python from one call to the next"):
+        utc.capture(CachesAndMore(kind), torch.randn(3, 8, 4), dynamic={"x": {0: "B", 1: "L"}})

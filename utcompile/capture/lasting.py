@@ -115,7 +115,8 @@ def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Record
         return {}, MEMORY
     caches = [c for c in changes if _is_cache(first, c, changes) or _is_moved(first, c)]
     owners = {_owner(c.name) for c in caches}
-    kept = [c for c in changes if _owner(c.name) not in owners]
+    # numbers and flags next to a cache belong to it; tensors of inputs do not
+    kept = [c for c in changes if _owner(c.name) not in owners or (c not in caches and tensors(c.after))]
     for change in changes:
         if change.place is not None:
             change.place.put(change.key, change.before if change not in kept else _much_later(change))
