@@ -127,3 +127,36 @@ def test_a_size_that_a_number_in_the_input_makes_is_read(how: str) -> None:
     captured = utc.capture(model, (x, torch.tensor(1)), dynamic={})
     for k in (1, 2, 3, 5, 8):
         assert torch.equal(captured(x, torch.tensor(k)), model(x, torch.tensor(k))), k
+
+
+class Normed(nn.Module):
+    """A layer norm over sizes that were padded by as much as a length, up to six."""
+
+    def __init__(self, then: Callable[[T], T]) -> None:
+        super().__init__()
+        self.then = then
+
+    def forward(self, x: T) -> T:
+        h = self.then(F.pad(x, (0, 0, 0, min(x.shape[1], 6))))
+        return F.layer_norm(h, h.shape[1:])
+
+
+THEN = {
+    "unfold of a tensor": lambda h: h.unfold(0, 2, 1).mean(-1),
+    "unbatched convolution": lambda h: F.conv2d(h[:2], torch.ones(3, 2, 1, 1)),
+    "pool": lambda h: F.max_pool1d(h, 2),
+    "transposed pool": lambda h: F.avg_pool2d(h[None], 1)[0],
+}
+
+
+@pytest.mark.parametrize("then", THEN)
+def test_what_has_no_batch_and_channels_keeps_what_is_inexact(then: str) -> None:
+    model = Normed(THEN[then])
+    captured = utc.capture(model, torch.randn(3, 5, 4), dynamic={"x": {0: "B", 1: "L"}})
+    for size in ((3, 5), (2, 4), (7, 33), (5, 9)):
+        x = torch.randn(*size, 4)
+        try:
+            found = captured(x)
+        except utc.UtcError:
+            continue
+        assert torch.equal(found, model(x)), size

@@ -7,6 +7,7 @@ and the rules below say which. An operation without a rule, one of whose inputs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, cast
@@ -141,12 +142,17 @@ class Exactness:
         return number not in self.inexact if isinstance(number, fx.Node) else number is not None
 
     def _spatial(self, node: fx.Node, name: str, shapes: Shapes) -> Dims:
+        """A batch, channels, and space, of which nothing is known; `Tensor.unfold` and what has no batch are none."""
         source = node.all_input_nodes[0] if node.all_input_nodes else None
-        rank = len(shapes[0])
-        if source in self.dims and any(w in name for w in _SPATIAL) and not info(node).opaque and rank > 2:
-            same = [s[0] for s in self.shapes[source]] == [s[0] for s in shapes]
-            return (self.dims[source][0] and same, True, *(False,) * (rank - 2))
-        return self._none(shapes)
+        rank, space = len(shapes[0]), re.search(r"[123](?=d)", name)
+        if source not in self.dims or not any(w in name for w in _SPATIAL) or info(node).opaque or rank < 3:
+            return self._none(shapes)
+        if (name == "unfold" and node.op == "call_method") or (space is not None and rank != int(space[0]) + 2):
+            return self._none(shapes)
+        same = [s[0] for s in self.shapes[source]] == [s[0] for s in shapes]
+        made = "conv" in name or "stft" in name  # by a weight, by a number of frequencies
+        channels = made or (len(self.dims[source]) > 1 and self.dims[source][1])
+        return (self.dims[source][0] and same, channels, *(False,) * (rank - 2))
 
     def _aligned(self, sources: Sequence[fx.Node], shapes: Shapes) -> Dims:
         """Elementwise: each dimension is that of the inputs that have one there, counted from the last."""
