@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,35 +21,15 @@ from torch import nn
 
 import utcompile as utc
 from benchmarks.capture_models import MODELS
+from benchmarks.checkouts import HERE, Worker
 from benchmarks.measure import paired
 from utcompile.graph import info
 
-_HERE = Path(__file__).resolve().parent.parent
-_WORKER = Path(__file__).with_name("capture_models.py")
 
-
-class Worker:
-    """A process that captures with the code of one checkout."""
-
-    def __init__(self, checkout: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(_WORKER)], cwd=checkout, env=environment, text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def capture(self, model: str, verify: str) -> float:
-        """The CPU seconds of a capture; not a number where it was refused."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{model} {verify}\n")
-        answer = json.loads(self.process.stdout.readline())
-        return float("nan") if "error" in answer else float(answer["seconds"])
-
-    def close(self) -> None:
-        """Let the process end."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def seconds_of(worker: Worker, model: str, verify: str) -> float:
+    """The CPU seconds of a capture; not a number where it was refused."""
+    answer = worker.ask(f"{model} {verify}")
+    return float("nan") if "error" in answer else float(answer["seconds"])
 
 
 @dataclass
@@ -80,7 +56,7 @@ def ratio(seconds: list[list[float]]) -> float:
 
 def measure(checkouts: list[Path], models: list[str], verify: list[str], rounds: int) -> list[Times]:
     """Capture every model in turns, and print a table as it comes."""
-    workers = [Worker(checkout) for checkout in checkouts]
+    workers = [Worker(checkout, "capture_models.py") for checkout in checkouts]
     names = ["median | least", "other's median | least", "ratio | first"][: 3 if len(workers) > 1 else 1]
     print(f"| model | verify | {' | '.join(names)} |")
     print("|---" * (2 + 2 * len(names)) + "|")
@@ -91,7 +67,7 @@ def measure(checkouts: list[Path], models: list[str], verify: list[str], rounds:
             for turn in range(rounds + 1):
                 for i in range(len(workers)):
                     at = (i + turn) % len(workers)
-                    times.seconds[at].append(workers[at].capture(model, what))
+                    times.seconds[at].append(seconds_of(workers[at], model, what))
             found.append(times)
             print(times.line(), flush=True)
     for worker in workers:
@@ -160,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.perf_counter()
     if not given.checks:
-        checkouts = [_HERE, *([given.against.resolve()] if given.against else [])]
+        checkouts = [HERE, *([given.against.resolve()] if given.against else [])]
         measure(checkouts, given.only or list(MODELS), given.verify, given.rounds)
     print(f"\n{checks(50)}; {time.perf_counter() - started:.0f} s in all")
 

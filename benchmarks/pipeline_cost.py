@@ -9,18 +9,13 @@ rounds of two times of one round.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkouts import HERE, Worker
 from benchmarks.pipeline_steps import PAIRS, STEPS
-
-_HERE = Path(__file__).resolve().parent.parent
-_WORKER = Path(__file__).with_name("pipeline_steps.py")
 
 
 def main() -> int:
@@ -30,7 +25,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=list(PAIRS), metavar="PAIR")
     options = parser.parse_args()
-    workers = [_start(_HERE), _start(options.against.resolve())]
+    workers = [Worker(folder, "pipeline_steps.py") for folder in (HERE, options.against.resolve())]
     print(f"| pair | {' | '.join(STEPS)} | nodes | checkpoint |\n{'|---' * (len(STEPS) + 3)}|")
     all_same, ratios = True, {step: [] for step in STEPS}
     for pair in options.only:
@@ -50,25 +45,16 @@ def main() -> int:
         print(f"| {pair} | {' | '.join(cells)} | {' | '.join('same' if s else 'DIFFER' for s in same)} |", flush=True)
     totals = [f"{statistics.median(r):.2f} (worst {max(r):.2f})" for r in ratios.values() if r]
     print(f"| median | {' | '.join(totals)} | | |")
+    for worker in workers:
+        worker.close()
     return 0 if all_same else 1
 
 
-def _start(checkout: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(_WORKER)], cwd=checkout, env=environment, text=True, bufsize=1,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def _ask(workers: list[subprocess.Popen[str]], pair: str, turn: int) -> list[dict[str, Any]]:
+def _ask(workers: list[Worker], pair: str, turn: int) -> list[dict[str, Any]]:
     """One pass in each checkout, ours first in the result; who begins alternates."""
     found: list[dict[str, Any]] = [{}, {}]
     for at in (0, 1) if turn % 2 else (1, 0):
-        worker = workers[at]
-        assert worker.stdin is not None and worker.stdout is not None
-        worker.stdin.write(f"{pair}\n")
-        found[at] = json.loads(worker.stdout.readline() or '{"error": "the process ended"}')
+        found[at] = workers[at].ask(pair)
     return found
 
 

@@ -101,7 +101,7 @@ class NodeInfo:
     """The facts about one node.
 
     A view of `node.meta`, so that what copies a graph (`fx`, `deepcopy`, pickle) copies the facts, and two copies share
-    none of them. `Any` stands where a fact is another room's type.
+    none of them.
     """
 
     __slots__ = ("meta",)
