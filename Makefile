@@ -6,11 +6,11 @@ WORKERS := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 PYTEST := $(BIN)/python -m pytest $(WORKERS)
 EXTRAS := '.[dev,demo,hf,peft]'
 # one telling file or more for each part of the pipeline, and the whole of it on one model
-QUICK := tests/test_architecture.py tests/capture/test_capture_any.py tests/capture/test_live.py \
+QUICK := tests/test_architecture.py tests/recording/test_capture_any.py tests/recording/test_live.py \
 	tests/ops/test_traits.py tests/graph/test_graph.py tests/graph/test_composites.py tests/rules/test_ruleset.py \
-	tests/rules/test_rule_errors.py tests/rules/test_pattern_text.py tests/rules/test_where_text.py tests/match/test_verdict.py tests/tuners/test_tuners.py \
+	tests/rules/test_rule_errors.py tests/rules/test_pattern_text.py tests/rules/test_where_text.py tests/matching/test_verdict.py tests/tuners/test_tuners.py \
 	tests/tuners/test_value_matrix.py tests/rewrite/test_rewrite.py::test_identity_gradients_and_frozen_bits \
-	tests/fold/test_through.py tests/deploy/test_parity.py tests/train/test_data.py \
+	tests/folding/test_through.py tests/deploy/test_parity.py tests/train/test_data.py \
 	tests/train/test_fit.py tests/cli/test_cli_app.py 'tests/test_main_job.py::test_the_main_job[vit]'
 ifndef SEED
 SEED := $(shell date +%s)

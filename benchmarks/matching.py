@@ -12,8 +12,8 @@ from torch import nn
 import utcompile as utc
 from benchmarks.measure import Row, repeated
 from utcompile.graph import GraphView, collector_paused
-from utcompile.match import Engine
-from utcompile.match.index import KEPT
+from utcompile.matching import Engine
+from utcompile.matching.index import KEPT
 from utcompile.rules import RuleSet, library_patterns, shipped_rules
 
 

@@ -224,7 +224,7 @@ def _default(parameter: Any) -> str:
 def _commands() -> Iterator[tuple[str, Any]]:
     import typer
 
-    from utcompile.cli.app import app
+    from utcompile.cli.program import app
 
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         if hasattr(command, "commands"):
@@ -246,8 +246,8 @@ def fold_cases(*names: str) -> Callable[[], str]:
     """The numbered cases of some folds: the equation of each, when it holds, and what goes wrong otherwise."""
 
     def table() -> str:
-        from utcompile.fold import registered_folds
-        from utcompile.fold.folds import BASE_FOLDS
+        from utcompile.folding import registered_folds
+        from utcompile.folding.folds import BASE_FOLDS
 
         every = {fold.name: fold for fold in (*registered_folds(), *BASE_FOLDS)}
         rows = ["| case | conditions | counter-example without it |", "|---|---|---|"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pkgutil
 import re
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import networkx as nx
 import pytest
@@ -17,13 +20,13 @@ TESTS = Path(__file__).parent
 ROOMS = {
     "ops": set(),
     "graph": {"ops"},
-    "capture": {"graph", "ops"},
+    "recording": {"graph", "ops"},
     "tuners": {"graph", "ops"},
     "rules": {"tuners", "ops"},
-    "match": {"rules", "graph", "tuners", "ops"},
-    "rewrite": {"match", "tuners", "graph", "rules", "ops"},
-    "fold": {"rewrite", "tuners", "graph", "ops"},
-    "deploy": {"rewrite", "fold", "graph"},
+    "matching": {"rules", "graph", "tuners", "ops"},
+    "rewrite": {"matching", "tuners", "graph", "rules", "ops"},
+    "folding": {"rewrite", "tuners", "graph", "ops"},
+    "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite"},
 }
 EVERYWHERE = {"errors", "files"}
@@ -119,3 +122,25 @@ def test_every_error_class_is_a_utc_error() -> None:
                     "Unrecordable",
                     "_NeedsValues",
                 }, f"{node.name} in {path}"
+
+
+def test_no_name_hides_a_file() -> None:
+    """`import utcompile.a.b as m` gives the file: no package exports a function, class or object under a file's name."""
+    packages = [p.name for p in pkgutil.walk_packages(utc.__path__, "utcompile.") if p.ispkg]
+    assert len(packages) > 15
+    hidden = []
+    for name in ["utcompile", *packages]:
+        package = importlib.import_module(name)
+        for file in pkgutil.iter_modules(package.__path__):
+            if not isinstance(getattr(package, file.name, importlib.import_module(name)), ModuleType):
+                hidden.append(f"{name}.{file.name}")
+    assert hidden == []
+
+
+def test_rooms_are_modules() -> None:
+    import utcompile.folding.proof as proof
+    import utcompile.matching.engine as engine
+    import utcompile.recording.verify as verify
+
+    assert all(isinstance(module, ModuleType) for module in (proof, engine, verify))
+    assert callable(utc.capture) and callable(utc.match) and callable(utc.fold)

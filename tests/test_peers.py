@@ -5,9 +5,9 @@ Every case: the identity at the start bit for bit, an optimiser step that moves 
 that equals the unfolded model, in float64. Elsewhere: packed weights in
 `tuners/test_weights.py::test_slices_follow_the_model_through_interleaved_heads`, saved memory in its
 `test_a_reparametrised_operation_saves_no_second_weight`, what rounding eats in
-`fold/test_fold.py::test_half_precision_keeps_what_rounding_would_eat`, names in ONNX in
+`folding/test_fold.py::test_half_precision_keeps_what_rounding_would_eat`, names in ONNX in
 `deploy/test_export.py::test_names_and_structure`, half-loaded checkpoints in
-`rewrite/test_rewrite.py::test_another_base_other_rules_other_shapes`, near misses in `match/test_explain.py`.
+`rewrite/test_rewrite.py::test_another_base_other_rules_other_shapes`, near misses in `matching/test_explain.py`.
 """
 
 from __future__ import annotations

@@ -8,17 +8,15 @@ The names are loaded when they are first used, so that `utcompile --help` need n
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from utcompile.api import compile, match
-    from utcompile.capture import CapturedModule, capture
     from utcompile.deploy import ExportResult, export_onnx
     from utcompile.errors import UtcError
-    from utcompile.fold import FoldReport, fold, register_fold
+    from utcompile.folding import FoldReport, fold, register_fold
     from utcompile.plan import Plan
+    from utcompile.recording import CapturedModule, capture
     from utcompile.register import register_operation
     from utcompile.rewrite import (
         TunedModule,
@@ -33,23 +31,23 @@ if TYPE_CHECKING:
     from utcompile.tuners import register_tuner
 
 _HOMES = {
-    "CapturedModule": "capture",
+    "CapturedModule": "recording",
     "ExportResult": "deploy",
-    "FoldReport": "fold",
+    "FoldReport": "folding",
     "Plan": "plan",
     "RuleSet": "rules",
     "TunedModule": "rewrite",
     "UtcError": "errors",
-    "capture": "capture",
+    "capture": "recording",
     "compile": "api",
     "disable_tuners": "rewrite",
     "export_onnx": "deploy",
-    "fold": "fold",
+    "fold": "folding",
     "load_peft": "rewrite",
     "load_tuners": "rewrite",
     "match": "api",
     "peft_rules": "rewrite",
-    "register_fold": "fold",
+    "register_fold": "folding",
     "register_operation": "register",
     "register_tuner": "tuners",
     "save_peft": "rewrite",
@@ -91,14 +89,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Importing the room `utcompile.fold` binds it to the name of the public function `fold`; the function stays."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from utcompile.capture import capture
-from utcompile.capture.example import Example
-from utcompile.capture.inputs import Examples, bind_inputs
 from utcompile.errors import UtcError, known_arguments
 from utcompile.graph import UtcGraphModule
-from utcompile.match import TunerDtype
-from utcompile.match import match as find
+from utcompile.matching import TunerDtype
+from utcompile.matching import match as find
 from utcompile.plan import Plan
+from utcompile.recording import capture
+from utcompile.recording.example import Example
+from utcompile.recording.inputs import Examples, bind_inputs
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.start import insert_and_check

@@ -9,12 +9,12 @@ from types import NoneType
 from typing import Any
 
 from utcompile.errors import UtcError, check_type
-from utcompile.match import PlanData, TunerDtype
-from utcompile.match.cost import PlanCost, plan_cost
-from utcompile.match.diff import PlanDiff, diff
-from utcompile.match.explain import Explanation, explain
-from utcompile.match.left_out import left_out
-from utcompile.match.text import columns, counted, listed
+from utcompile.matching import PlanData, TunerDtype
+from utcompile.matching.cost import PlanCost, plan_cost
+from utcompile.matching.diff import PlanDiff, diff
+from utcompile.matching.explain import Explanation, explain
+from utcompile.matching.left_out import left_out
+from utcompile.matching.text import columns, counted, listed
 from utcompile.rewrite import TunedModule
 from utcompile.start import insert_and_check
 

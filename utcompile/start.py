@@ -14,11 +14,11 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from utcompile.capture.example import Example
-from utcompile.capture.nested import map_tensors, tensors
-from utcompile.capture.untouched import random_numbers_kept, seed, values_kept
 from utcompile.errors import UtcError
-from utcompile.match import PlanData, TunerDtype
+from utcompile.matching import PlanData, TunerDtype
+from utcompile.recording.example import Example
+from utcompile.recording.nested import map_tensors, tensors
+from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
 
 IDENTITY = "identity at the start, on the example inputs"

@@ -19,10 +19,10 @@ from support.models import shake
 from torch import Tensor, nn
 
 import utcompile as utc
-from utcompile.capture import capture
 from utcompile.deploy import export as export_module
 from utcompile.deploy import export_onnx
 from utcompile.errors import UtcError
+from utcompile.recording import capture
 
 MODELS = {
     "resnet18": {},

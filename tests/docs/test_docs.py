@@ -17,7 +17,7 @@ from support import models as zoo
 import utcompile as utc
 from utcompile.cli.rule_tests import run_tests
 from utcompile.cli.sources import source_of
-from utcompile.fold import base as folds
+from utcompile.folding import base as folds
 from utcompile.rules import shipped_rules
 from utcompile.tuners import base
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import utcompile as utc
-from utcompile.capture.example import Drawn, Example
+from utcompile.recording.example import Drawn, Example
 from utcompile.tuners import TunerSite, base
 
 HEAD = "version: 1\nname: t\nrules:\n"

@@ -12,7 +12,7 @@ import torch
 from support.transformer_toys import RULES, Transformer
 
 import utcompile as utc
-from utcompile.match import PlanData
+from utcompile.matching import PlanData
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def make(kind: str) -> tuple[nn.Module, torch.Tensor]:
 def captured(kind: str) -> utc.CapturedModule:
     """The capture of a kind's model, one for all tests: they read it, and change nothing, which the session checks.
 
-    That such a capture computes what its model computes is tests/capture/test_capture.py's.
+    That such a capture computes what its model computes is tests/recording/test_capture.py's.
     """
     model, x = make(kind)
     found = utc.capture(model, x, verify="shapes")

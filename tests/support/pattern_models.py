@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import utcompile as utc
 from support import models as zoo
 from utcompile.graph import GraphView
-from utcompile.match import Engine
+from utcompile.matching import Engine
 from utcompile.rules import library_patterns
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]

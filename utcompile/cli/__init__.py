@@ -1,5 +1,5 @@
 """The command line: one file a verb, each a thin layer over the public API."""
 
-from utcompile.cli.app import app, main
+from utcompile.cli.program import app, main
 
 __all__ = ["app", "main"]

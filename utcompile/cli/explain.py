@@ -26,7 +26,7 @@ from utcompile.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from utcompile.match import Site
+    from utcompile.matching import Site
     from utcompile.plan import Plan
 
 EXAMPLES = examples(
@@ -50,7 +50,7 @@ def explain(
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
     import utcompile as utc
     from utcompile.cli.models import ModelChoice
-    from utcompile.match import require_sites
+    from utcompile.matching import require_sites
     from utcompile.rules import Expect, RuleSet
 
     ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
@@ -76,7 +76,7 @@ def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Tab
     """A row for the sites of each repeated block; at 80 columns only paths and insertions wrap."""
     from rich.table import Table
 
-    from utcompile.match.text import run
+    from utcompile.matching.text import run
 
     arrow = " -> " if output.stdout().width >= _WIDE else "\n-> "
     rows = [(sites[0], run([s.path for s in sites]), str(len(sites))) for sites in _alike(plan, shown)]
@@ -99,7 +99,7 @@ def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Tab
 
 def _alike(plan: Plan, shown: Sequence[Site]) -> list[list[Site]]:
     """The sites of a rule in the copies of one block, where shapes and costs are the same."""
-    from utcompile.match.text import alike
+    from utcompile.matching.text import alike
 
     found: dict[tuple[object, ...], list[Site]] = {}
     for s in shown:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from utcompile.cli.runs import Run
-    from utcompile.fold import FoldReport
+    from utcompile.folding import FoldReport
     from utcompile.graph import UtcGraphModule
 
     Example = tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]

@@ -66,7 +66,7 @@ def inspect(
 def found_patterns(view: GraphView) -> dict[str, list[str]]:
     """Each named pattern of the library, with the module paths of its matches in graph order."""
     from utcompile.graph import origin_of, place_of
-    from utcompile.match import Engine
+    from utcompile.matching import Engine
     from utcompile.rules import library_patterns
 
     library = library_patterns()

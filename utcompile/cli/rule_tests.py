@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from utcompile.errors import UtcError, did_you_mean
 
 if TYPE_CHECKING:
-    from utcompile.capture import CapturedModule
     from utcompile.plan import Plan
+    from utcompile.recording import CapturedModule
     from utcompile.rules import RuleSet, RuleTest
 
 Result = dict[str, Any]
@@ -96,8 +96,8 @@ def _captured(spec: str) -> CapturedModule | str:
 
 
 def _run(name: str, rules: RuleSet, entry: RuleTest, model: CapturedModule) -> Iterator[Result]:
-    from utcompile.match.places import places
-    from utcompile.match.verdict import by_rule, judge
+    from utcompile.matching.places import places
+    from utcompile.matching.verdict import by_rule, judge
 
     try:
         plan = _lenient(rules, entry, model)

@@ -2,9 +2,9 @@
 
 from utcompile.deploy.accuracy import accuracy_onnx
 from utcompile.deploy.export import ExportResult, export_onnx
-from utcompile.deploy.latency import Latency, latency
 from utcompile.deploy.parity import OutputParity, ParityReport, compare, verify_onnx
 from utcompile.deploy.runtime import onnxruntime_conflict, session
+from utcompile.deploy.timing import Latency, latency
 
 __all__ = [
     "ExportResult",

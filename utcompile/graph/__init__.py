@@ -4,14 +4,14 @@ from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
 from utcompile.graph.evaluate import Cast, as_it_is, run_node
-from utcompile.graph.flops import flops
+from utcompile.graph.flop_counts import flops
 from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
-from utcompile.graph.info import Frame, InPlace, Origin, Role, Seen, info, inserted
 from utcompile.graph.inplace import clear_inplace, index_memory, set_inplace
 from utcompile.graph.layout import KINDS, Layout
 from utcompile.graph.leaves import hooks_for_all, is_layer, is_leaf, more_than_its_class
 from utcompile.graph.meta import describe, origin_of, place_of, readers, tensor, value_of
 from utcompile.graph.module import UtcGraphModule, copy_graph, keep_state
+from utcompile.graph.node_info import Frame, InPlace, Origin, Role, Seen, info, inserted
 from utcompile.graph.observed import autocast_dtype, runs_plainly
 from utcompile.graph.operations import (
     ACTIVATIONS,

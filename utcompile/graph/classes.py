@@ -7,8 +7,8 @@ from types import EllipsisType
 
 from torch import fx
 
-from utcompile.graph.info import info
 from utcompile.graph.meta import value_of
+from utcompile.graph.node_info import info
 from utcompile.graph.operations import ACTIVATIONS, Operation, is_state
 from utcompile.graph.state import is_parameter
 from utcompile.graph.walk import ancestors

@@ -10,8 +10,8 @@ from collections import defaultdict
 
 from torch import fx, nn
 
-from utcompile.graph.info import InPlace, Role, info
 from utcompile.graph.meta import value_of
+from utcompile.graph.node_info import InPlace, Role, info
 from utcompile.graph.operations import is_state
 
 _KEEPING = (Role.TUNER, Role.BRANCH, Role.OPERATION)  # what a tuner reads, autograd keeps for its backward

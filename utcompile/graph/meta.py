@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import fx
 
-from utcompile.graph.info import Origin, info
+from utcompile.graph.node_info import Origin, info
 from utcompile.graph.value import Value
 
 

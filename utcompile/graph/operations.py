@@ -15,9 +15,9 @@ import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.graph.info import info
 from utcompile.graph.meta import tensor as tensor_of
 from utcompile.graph.meta import value_of
+from utcompile.graph.node_info import info
 from utcompile.graph.spellings import FUNCTIONS, METHODS, Spelling, spelling_of_module
 from utcompile.ops import Trait, having
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.graph.info import info
 from utcompile.graph.meta import place_of, value_of
+from utcompile.graph.node_info import info
 from utcompile.graph.operations import Operation, operation
 from utcompile.graph.value import Value
 from utcompile.graph.view import GraphView

@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from utcompile.graph.classes import CLASSES
 from utcompile.graph.composites import composites
-from utcompile.graph.info import Frame, info
 from utcompile.graph.layout import Layout, layouts
 from utcompile.graph.meta import origin_of, tensor, value_of
+from utcompile.graph.node_info import Frame, info
 from utcompile.graph.operations import Operation, operation
 from utcompile.graph.state import find_state
 from utcompile.graph.walk import ancestors

@@ -30,7 +30,7 @@ from utcompile.graph import (
 from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
-from utcompile.match import PlanData, Site, TunerDtype, WeightPlace, require_sites
+from utcompile.matching import PlanData, Site, TunerDtype, WeightPlace, require_sites
 from utcompile.rewrite.checkpoint import read_tensors, tensors_of
 from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.forms import Inserted, Writer, insert

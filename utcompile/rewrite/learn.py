@@ -15,8 +15,8 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from utcompile.errors import UtcError
-from utcompile.match import Site, WeightPlace
-from utcompile.match.forms.placed import Trial
+from utcompile.matching import Site, WeightPlace
+from utcompile.matching.forms.placing import Trial
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.tuners import Tuner
 

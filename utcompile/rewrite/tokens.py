@@ -23,7 +23,7 @@ from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, Size, Value, fused_arguments, info, inserted, is_state, tensor, value_of
-from utcompile.match import TokensPlace
+from utcompile.matching import TokensPlace
 from utcompile.rewrite.writer import Inserted
 from utcompile.tuners import HALVES
 

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.graph import Role, info, inserted, is_state, set_operand
-from utcompile.match import WeightPlace
+from utcompile.matching import WeightPlace
 from utcompile.rewrite.functional import recurrent, to_function
 from utcompile.rewrite.writer import Inserted, Writer
 from utcompile.tuners import HALVES, recomputed

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from utcompile.graph import GraphView, Role, inserted, origin_of, tensor
-from utcompile.match import Site
+from utcompile.matching import Site
 from utcompile.tuners import Tuner
 
 

@@ -1,5 +1,6 @@
 """YAML text to typed, validated rules; the pattern parser; the named patterns."""
 
+from utcompile.rules.editor_schema import json_schema, shipped_kinds
 from utcompile.rules.files import shipped_rules
 from utcompile.rules.globs import glob_match
 from utcompile.rules.insertions import (
@@ -11,7 +12,6 @@ from utcompile.rules.insertions import (
     ValueInsertion,
     WeightInsertion,
 )
-from utcompile.rules.json_schema import json_schema, shipped_kinds
 from utcompile.rules.library import library_patterns
 from utcompile.rules.model import (
     Expect,

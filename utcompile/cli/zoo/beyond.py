@@ -12,9 +12,9 @@ import torch.utils._pytree as pytree
 from torch import nn
 
 import utcompile as utc
-from utcompile.capture.guards import SizeCheck
-from utcompile.capture.inputs import read_inputs
 from utcompile.graph import BATCH, Symbol
+from utcompile.recording.guards import SizeCheck
+from utcompile.recording.inputs import read_inputs
 
 _BATCHES = (1, 7, 17)
 _TOLERANCE = 1e-5  # float32, of the largest value: other sizes may take other kernels

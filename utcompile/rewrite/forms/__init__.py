@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from utcompile.match import ChainPlace, Place, TokensPlace, ValuePlace, WeightPlace
-from utcompile.match.forms import StreamTokensPlace
+from utcompile.matching import ChainPlace, Place, TokensPlace, ValuePlace, WeightPlace
+from utcompile.matching.forms import StreamTokensPlace
 from utcompile.rewrite.forms import chain, stream_tokens, tokens, value, weight
 from utcompile.rewrite.writer import Inserted, Writer
 

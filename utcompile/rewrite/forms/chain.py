@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from utcompile.graph import Role, info
-from utcompile.match import ChainPlace
+from utcompile.matching import ChainPlace
 from utcompile.rewrite.writer import Inserted, Writer
 
 

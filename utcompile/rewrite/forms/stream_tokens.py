@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from utcompile.graph import Role, Value, info, inserted, origin_of, tensor
-from utcompile.match.forms.stream_tokens import Resized, StreamTokensPlace, sizes_of
+from utcompile.matching.forms.stream_tokens import Resized, StreamTokensPlace, sizes_of
 from utcompile.rewrite.tokens import plus
 from utcompile.rewrite.writer import Inserted, Writer
 from utcompile.tuners import HALVES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utcompile.match import TokensPlace
+from utcompile.matching import TokensPlace
 from utcompile.rewrite.tokens import TokensWriter
 from utcompile.rewrite.writer import Inserted, Writer
 

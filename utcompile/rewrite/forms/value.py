@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from utcompile.graph import info
-from utcompile.match import ValuePlace
+from utcompile.matching import ValuePlace
 from utcompile.rewrite.writer import Inserted, Writer
 
 

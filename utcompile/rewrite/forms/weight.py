@@ -10,7 +10,7 @@ from typing import assert_never
 from torch import fx
 
 from utcompile.graph import Role
-from utcompile.match import WeightPlace
+from utcompile.matching import WeightPlace
 from utcompile.rewrite.weights import reparametrise
 from utcompile.rewrite.writer import Inserted, Writer
 

@@ -1,0 +1,44 @@
+"""`TunedModule` -> plain module, with a proof per site; and what folds are made of."""
+
+from utcompile.folding.base import Case, Fold, register_fold, registered_folds
+from utcompile.folding.fold_model import fold
+from utcompile.folding.folding import Folding, Unfoldable
+from utcompile.folding.patch import (
+    Added,
+    Argument,
+    Arguments,
+    Edit,
+    New,
+    Patch,
+    Redirect,
+    Remove,
+    Replace,
+    Retype,
+    Unread,
+)
+from utcompile.folding.report import FoldedSite, FoldReport
+from utcompile.folding.site import Site
+
+__all__ = [
+    "Added",
+    "Argument",
+    "Arguments",
+    "Case",
+    "Edit",
+    "Fold",
+    "FoldReport",
+    "FoldedSite",
+    "Folding",
+    "New",
+    "Patch",
+    "Redirect",
+    "Remove",
+    "Replace",
+    "Retype",
+    "Site",
+    "Unfoldable",
+    "Unread",
+    "fold",
+    "register_fold",
+    "registered_folds",
+]

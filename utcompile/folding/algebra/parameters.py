@@ -1,0 +1,39 @@
+"""The operations that weight tuners change, and what is computed from parameters alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from utcompile.folding.site import untuned
+from utcompile.graph import Role, info, is_state, value_of
+
+BETWEEN = (Role.PARAMETER, Role.TUNER)  # roles of nodes that hand a changed parameter on
+
+
+def operations_of(nodes: Mapping[Role, list[fx.Node]]) -> list[fx.Node]:
+    """The operations that a weight site changes, in graph order."""
+    if Role.BRANCH in nodes:
+        return [n for n in map(untuned, nodes[Role.BRANCH]) if n is not None]
+    found: dict[fx.Node, None] = {}
+    stack = list(nodes[Role.TUNER])
+    while stack:
+        for user in stack.pop().users:
+            data = any(_is_data(n) for n in user.all_input_nodes)
+            if info(user).role in BETWEEN or not data:
+                stack.append(user)
+            else:
+                found[user] = None
+    return sorted(found)
+
+
+def _is_data(node: fx.Node) -> bool:
+    return (value_of(node) is not None or info(node).role == Role.PADDING) and not of_parameters(node)
+
+
+def of_parameters(node: fx.Node) -> bool:
+    """Whether a node is computed from parameters and weight tuners alone."""
+    if is_state(node):
+        return True
+    return info(node).role in BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)

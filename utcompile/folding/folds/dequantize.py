@@ -1,0 +1,123 @@
+"""Weight sites beside quantised weights: kept, or on request folded into a weight of floating-point numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from utcompile.folding.algebra.parameters import operations_of
+from utcompile.folding.algebra.rounding import share_retained
+from utcompile.folding.base import Fold
+from utcompile.folding.case import Case
+from utcompile.folding.execute import double_copy, in_float64
+from utcompile.folding.folding import Folding, Unfoldable
+from utcompile.folding.patch import Added, Draft, New, Patch, Redirect, Replace, Unread
+from utcompile.folding.site import Site
+from utcompile.graph import Role, ancestors, is_state, origin_of, run_node, tensor, value_of
+from utcompile.graph.stored import is_stored, stored_in
+
+
+class Dequantize(Fold):
+    """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
+
+    status = "absorbed"
+    trusted = True
+    cases = (
+        Case(
+            "W2",
+            "beside a quantised weight, `y = OP(x; deq(Q)) + s·B(A(x)) = OP(x; deq(Q) + s·BA)`",
+            "the weight holds floating-point or complex numbers; or `dequantize=True`: the operation reads a new "
+            "parameter `….weight_dequantized`, in the dtype that it computed in, and the quantised tensors go",
+            "an int8 weight plus `s·BA` is no int8 weight: the tuner is kept",
+            "tuners/test_quantised.py::test_lora_stands_beside_a_quantised_weight",
+        ),
+        Case(
+            "W2",
+            "",
+            "the operation reads a weight that is computed before",
+            "a layer that reads the quantised tensors in its own operation (an `autograd.Function`) is always kept",
+            "tuners/test_quantised.py::test_lora_stands_beside_a_layer_with_its_own_backward",
+        ),
+    )
+    local = True
+
+    def requires(self, site: Site, model: Folding) -> bool:
+        """A site of a quantised weight."""
+        return site.is_weight and site.is_quantised
+
+    def plan(self, site: Site, model: Folding) -> Patch:
+        """Make one weight of floating-point numbers.
+
+        Raises:
+            Unfoldable: `dequantize=True` was not asked for, or the operation reads no weight that can be computed once.
+        """
+        operations = operations_of(site.nodes)
+        kinds = sorted({str(t.dtype).removeprefix("torch.") for n in operations for t in _quantised(model, n)})
+        what = f"its weight is quantised ({', '.join(kinds)})" if kinds else "its weight is quantised"
+        if not model.options.dequantize:
+            raise Unfoldable(f"{what}, and stays so; `dequantize=True` folds into a weight of floating-point numbers")
+        made = double_copy(site.tuner)
+        shapes = tuple(made.weight_shape)  # type: ignore[arg-type]
+        found = [next((i for i in n.all_input_nodes if _is_weight(i, shapes)), None) for n in operations]
+        operands = [o for o in found if o is not None]
+        if len(operands) != len(operations):
+            raise Unfoldable(f"{what}, and {operations[0].name} reads it in a form of its own")
+        before = _evaluated(model, operands[0])
+        with torch.no_grad():
+            after = made.changed(before)  # type: ignore[operator]
+        home = tensor(operands[0]).dtype
+
+        branches = site.nodes[Role.BRANCH]
+        draft, name = Draft(), _name(model, site.tuned.path)
+        device = next((t.device for t in model.root.parameters()), torch.device("cpu"))
+        draft.values[name] = New(after, (home, device))
+        for branch, node, operand in zip(branches, operations, operands, strict=True):
+            weight = Added("get_attr", name, (), node, origin_of(operand), state=True, value=tensor(operand))
+            draft.edits += [weight, Redirect(node, operand, weight), Replace(branch, by=node), Unread(_behind(operand))]
+        sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in branches)
+        return draft.patch(sources, branches, share_retained(before, after, home))
+
+
+def _behind(operand: fx.Node) -> tuple[fx.Node, ...]:
+    """A weight's computation, in graph order."""
+    return tuple(sorted(n for n in ancestors([operand]) if n.op != "placeholder"))
+
+
+def _is_weight(operand: fx.Node, shape: tuple[int, ...]) -> bool:
+    value = value_of(operand)
+    return is_stored(operand) and value is not None and value.dtype.is_floating_point and value.shape == shape
+
+
+def _quantised(model: Folding, node: fx.Node) -> Iterator[torch.Tensor]:
+    for operand in node.all_input_nodes:
+        for state in stored_in(operand) if is_stored(operand) else ():
+            found = model.raw(str(state.target))
+            if found.numel() > 1 and (not found.is_floating_point() or found.dtype.itemsize == 1):
+                yield found
+    if node.op == "call_module":
+        for found in model.root.get_submodule(str(node.target)).state_dict().values():
+            if isinstance(found, torch.Tensor) and not found.is_floating_point() and found.numel() > 1:
+                yield found
+
+
+def _evaluated(model: Folding, operand: fx.Node) -> torch.Tensor:
+    """What a weight's numbers stand for, in float64; of an input it reads the dtype."""
+
+    def value(node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return torch.empty(0, dtype=torch.float64)
+        return run_node(model.root, node, value, in_float64)
+
+    found = value(operand)
+    assert isinstance(found, torch.Tensor)
+    return in_float64("", found)
+
+
+def _name(model: Folding, path: str) -> str:
+    name = f"{path}.weight_dequantized".lstrip(".")
+    while name in dict(model.root.named_parameters(remove_duplicate=False)):
+        name += "_"
+    return name

@@ -1,0 +1,71 @@
+"""`tokens: [k, v]`: learned keys and values of an attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import fx
+
+from utcompile.graph import Value, tensor
+from utcompile.matching.forms.found import Found
+from utcompile.matching.forms.placing import Placed, TunerPlace
+from utcompile.matching.projection import Projection, projection_of
+from utcompile.matching.tokens import Attention, attention_of, tokens_site
+from utcompile.rules import TokensInsertion
+from utcompile.tuners import TokensSite
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensPlace(TunerPlace):
+    """Where learned keys and values go.
+
+    Attributes:
+        site: what the tuner is built from.
+        attention: the operation whose keys and values they join.
+        projection: for a tuner that yields tokens of the stream, how the stream becomes keys and values; else None.
+    """
+
+    site: TokensSite = field(compare=False)
+    attention: Attention = field(compare=False)
+    projection: Projection | None = field(default=None, compare=False)
+
+    @property
+    def source(self) -> fx.Node:
+        """The keys."""
+        return self.attention.key
+
+    @property
+    def targets(self) -> tuple[fx.Node, ...]:
+        """The values."""
+        return (self.attention.value,)
+
+    @property
+    def given(self) -> tuple[Value, ...]:
+        """What the tuner's `forward` takes: keys and values, or nothing."""
+        return () if self.projection is not None else (self.site.source.value, self.site.target.value)
+
+
+def place(found: Found, insertion: TokensInsertion) -> Placed[TokensPlace]:
+    """Check that learned tokens may join the keys and values of a match.
+
+    Raises:
+        UtcError: they may not; `where` is left to the caller.
+    """
+    view = found.view
+    attention = attention_of(insertion, found.env, view)
+    site = tokens_site(insertion, attention, captures=found.captures, view=view)
+    nodes = (attention.key, attention.value)
+    found.check_real(nodes)
+    projection = None
+    if found.tuner.reads_stream:
+        projection = projection_of(attention, view)
+        site = replace(site, source=found.port("the stream", projection.stream))
+    fitted = found.fitting.fit(found.config, site)
+    found.check_unwritten(nodes)
+    return Placed(
+        place=TokensPlace(site=site, attention=attention, projection=projection),
+        config=found.config,
+        parameters=fitted.parameters,
+        reads=tensor(attention.key),
+        writes=site.target.value,
+    )

@@ -1,0 +1,158 @@
+"""`weight: h`: a tuner of the parameters of an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import fx
+
+from utcompile.errors import UtcError
+from utcompile.graph import GraphView, Value, tensor, value_of
+from utcompile.matching.fitting import Fitted
+from utcompile.matching.forms.found import Found, no_complex
+from utcompile.matching.forms.placing import Placed, Trial, TunerPlace
+from utcompile.matching.weights import TunedWeight, beside_module, rows_of, tuned_weight
+from utcompile.rules import MatchModule, WeightInsertion
+from utcompile.tuners import Tuner, TunerConfig, WeightSite
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPlace(TunerPlace):
+    """Where a weight tuner goes.
+
+    Attributes:
+        site: what the tuner is built from.
+        source: what the operation reads; the parameter itself where there is no operation.
+        targets: the operation; the calls of a module that is called several times.
+        how: `branch` or `reparametrised`.
+        tunes: role to the name of the parameter that the tuner changes; None for one that it adds.
+    """
+
+    site: WeightSite = field(compare=False)
+    source: fx.Node = field(compare=False)
+    targets: tuple[fx.Node, ...] = field(compare=False)
+    how: Literal["branch", "reparametrised"]
+    tunes: Mapping[str, str | None]
+
+    @property
+    def given(self) -> tuple[Value, ...]:
+        """What the operation reads."""
+        return (self.site.source.value,)
+
+    def read(self, view: GraphView) -> Sequence[Value]:
+        """What the calls of the operation read; a parameter itself reads nothing."""
+        calls = [view.operations[target].inputs for target in self.targets]
+        return [tensor(inputs[0] if inputs else self.source) for inputs in calls]
+
+    def run(self, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
+        """A branch runs in each call; a weight is changed once for all of them."""
+        if self.how == "branch":
+            for value in inputs:
+                tuner(value)
+            return False
+        dtype = self.site.target.value.dtype
+        shapes = self.site.parameters.values()
+        tuner(*(torch.empty(shape, dtype=dtype) if shape is not None else None for shape in shapes))
+        return any(role != "bias" for role in self.tunes)
+
+    def trial(self, tuner: Tuner, batch: int) -> Trial | None:
+        """Tried on the parameters that it changes; where it can change none, on what its branch reads."""
+        if self.site.held:
+            return super().trial(tuner, batch)
+        shapes = list(self.site.parameters.values())
+        return Trial(shapes=shapes, run=tuner.changed, start=tuner.start, takes_dtype=True)
+
+
+def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
+    """Check that a tuner of weights may stand at a match.
+
+    Raises:
+        UtcError: it may not; `where` is left to the caller.
+    """
+    view, config = found.view, found.config
+    tuned = _weight(found, insertion)
+    read = found.port(insertion.target, tuned.source)
+    slices = getattr(config, "slices", None)
+    site = WeightSite(
+        source=read,
+        target=found.port(insertion.target, tuned.node) if value_of(tuned.node) is not None else read,
+        captures=found.captures,
+        operation=tuned.operation,
+        weight_shape=tuned.held.shape if tuned.held else tuned.shapes.get("weight") or (),
+        parameters=tuned.shapes,
+        direct=tuned.direct,
+        rows=rows_of(slices, found.env, tuned, view) if slices else (),
+        held=tuned.held.why if tuned.held else "",
+    )
+    _check_real(found, tuned)
+    fitted, config = _fitted(found, site, tuned)
+    if site.held and fitted.how != "branch":
+        raise UtcError(
+            f"a {config.kind} tuner cannot change a weight that is quantised: {site.held}",
+            why="its update would be rounded away, and no gradient would reach it",
+            fix="use {kind: lora}, whose branch stands beside the layer, an adapter, or a sequential ssf or ia3",
+        )
+    return Placed(
+        place=WeightPlace(site=site, source=tuned.source, targets=(tuned.node,), how=fitted.how, tunes=tuned.names),
+        config=config,
+        parameters=fitted.parameters,
+        reads=site.source.value,
+        writes=site.target.value,
+    )
+
+
+def _weight(found: Found, insertion: WeightInsertion) -> TunedWeight:
+    view, target = found.view, found.env[insertion.target]
+    made = target if target.op == "get_attr" else view.without_layout(target)
+    if isinstance(found.rule.match, MatchModule) and target is found.env.get("y"):
+        beside = beside_module(found.path, found.env["x"], target, view)
+        if beside is not None:
+            return beside
+    tuned = tuned_weight(made, found.tuner.roles, insertion.target, view)
+    for name in filter(None, tuned.names.values()):
+        tied = _tied(view, name)
+        if tied and not insertion.all_uses:
+            raise UtcError(
+                f"the weight {name} is tied to {', '.join(tied)}",
+                why="this tuner would change one use of it alone",
+                fix="say `all_uses: true` to let each use have its own tuner, or exclude the place in `where:`",
+            )
+    return tuned
+
+
+def _tied(view: GraphView, name: str) -> list[str]:
+    """The other names under which the graph reads a parameter."""
+    parameter = view.parameters.get(name)
+    names = view.names_of[parameter] if parameter is not None else ()
+    return [n for n in names if n != name and n in view.parameters_read]
+
+
+def _check_real(found: Found, tuned: TunedWeight) -> None:
+    """Refuse a tuner of real numbers where a weight is complex."""
+    named = found.view.parameters
+    name = next((n for n in tuned.names.values() if n is not None and named[n].is_complex()), None)
+    if name is not None and not found.tuner.takes_complex:
+        raise no_complex(found.config.kind, f"the weight {name}", str(named[name].dtype))
+
+
+def _fitted(found: Found, site: WeightSite, tuned: TunedWeight) -> tuple[Fitted, TunerConfig]:
+    """What the tuner is at a site; changed to `how: reparametrised` where a value is written to that a branch needs.
+
+    A tuner that changes the weight leaves values alone: what is written into the result afterwards is the same write,
+    into other numbers.
+    """
+    config = found.config
+    fitted = found.fitting.fit(config, site)
+    if fitted.how == "reparametrised":
+        return fitted, config
+    try:
+        found.check_unwritten((tuned.source, tuned.node))
+    except UtcError:
+        if getattr(config, "how", None) != "auto" or getattr(config, "dropout", 0):
+            raise
+        config = config.model_copy(update={"how": "reparametrised"})
+        fitted = found.fitting.fit(config, site)
+    return fitted, config

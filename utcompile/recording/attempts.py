@@ -1,0 +1,415 @@
+"""Which recordings are tried: the most dynamic first, then with less that varies, and with opaque modules.
+
+1. All sizes vary, and the last sample is in another dtype on another device.
+2. The same in another dtype, and then in the model's own: what a model does by dtype or device stays as recorded.
+3. The same at sizes at which the model decides as at the example's (`sizes_alike`), where it has thresholds.
+4. The same with lengths pinned at the example's, where they were not asked for.
+5. Modules that run other operations at another batch are left opaque.
+6. Nothing varies, where it was not asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
+from utcompile.graph.structure import structural_copy
+from utcompile.recording.active import exclusive
+from utcompile.recording.alike import sizes_alike
+from utcompile.recording.guards import Guard
+from utcompile.recording.inputs import Inputs
+from utcompile.recording.record import home_of, record
+from utcompile.recording.recorder import Recorder
+from utcompile.recording.samples import (
+    Sample,
+    other_device,
+    plan_samples,
+    with_other_dtype_and_device,
+    with_other_values,
+)
+from utcompile.recording.survivors import release
+from utcompile.recording.unify import Differs, check_isomorphic, unify
+from utcompile.recording.unrecordable import Opaque, Unrecordable
+from utcompile.recording.untouched import random_numbers_kept, values_kept
+from utcompile.recording.watch import Watch
+
+logger = logging.getLogger(__name__)
+_CHOICES = 3  # of sizes at which a model is recorded, before less of it varies
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A model as one graph.
+
+    Attributes:
+        graph: the graph.
+        constants: tensors that the model made or kept outside its state, by the name that the graph reads.
+        inputs: the inputs, with the sizes that vary.
+        opaque: modules that are one node.
+        pinned: what could not be made to vary, with the reason.
+        fixed: inputs whose values are part of the graph.
+        nodes: the node of each input tensor, in order.
+        guards: what the model's Python decided, which must hold in every call.
+        notes: what ran and is no part of the graph, with the consequence.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, torch.Tensor]
+    inputs: Inputs
+    opaque: tuple[Opaque, ...]
+    pinned: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+    nodes: tuple[fx.Node, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Leaves:
+    """What was found so far that cannot be recorded as it is.
+
+    Attributes:
+        found: the opaque modules.
+        real: why the values must be real; empty where they need not be.
+        fixed: inputs whose values Python reads as sizes, with the line.
+        recordings: those that no graph has used up yet, by what makes them differ: attempts have samples in common.
+        wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
+        watch: is told what the recordings leave in Python.
+        last: the latest recording at the example's lengths, and its sizes.
+    """
+
+    wide: frozenset[str]
+    watch: Watch
+    found: dict[str, Opaque] = field(default_factory=dict)
+    real: str = ""
+    fixed: dict[str, str] = field(default_factory=dict)
+    last: tuple[Recorder, Mapping[Symbol, int]] | None = None
+    recordings: dict[Any, Recorder] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        return frozenset(self.found)
+
+    def add(self, path: str, reason: str, source: str) -> None:
+        logger.info("%s stays one node: %s", path, reason)
+        self.found[path] = Opaque(path, reason, source)
+
+    def use_up(self, recordings: list[Recorder]) -> None:
+        """Forget recordings: making one graph of them changes theirs."""
+        used = set(map(id, recordings))
+        self.recordings = {key: r for key, r in self.recordings.items() if id(r) not in used}
+
+
+def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked: bool, follow: bool) -> Recorded:
+    """Record a model so that as much varies as it allows.
+
+    Args:
+        watch: is told what the recordings leave in Python.
+        asked: the caller named what varies, so nothing may be pinned.
+        follow: dropout and batch norm follow the mode.
+
+    Raises:
+        UtcError: the model fails, or what must vary cannot.
+    """
+    lengths = [] if asked else [s for s in inputs.symbols if s != BATCH]
+    shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
+    leaves = _Leaves(_wide(model), watch)
+    pinned: dict[Symbol, str] = {}
+    # sizes that vary, whether modules are opaque that run other operations at another, choices of sizes
+    attempts = [(inputs, False, _CHOICES), *([(shorter, False, 2)] if lengths else []), (shorter, True, 1)]
+    if lengths and BATCH in inputs.symbols:
+        attempts.append((inputs.without([BATCH]), False, 2))
+    for used, by_size, choices in [*attempts, *([] if asked or not inputs.symbols else [(still, False, 1)])]:
+        try:
+            recorded = _record_at_some(model, used, leaves, follow=follow, by_size=by_size, choices=choices)
+        except Differs as difference:
+            last = difference
+            left = set(used.symbols) if used is not inputs or not lengths else set(lengths)
+            pinned |= {s: f"{s.name}: {difference.error.brief()}" for s in left if s not in pinned}
+        else:
+            fixed = [pinned[s] for s in inputs.symbols if s not in used.symbols]
+            return replace(recorded, pinned=(*fixed, *recorded.pinned))
+    raise last.error
+
+
+def _record_at_some(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool, choices: int
+) -> Recorded:
+    """Record at sizes far apart; then, so many times, at some that the questions asked so far leave."""
+    tried: list[Mapping[Symbol, Sequence[int]] | None] = [None]
+    while True:
+        try:
+            return _record_as(model, inputs, leaves, follow=follow, by_size=by_size, chosen=tried[-1])
+        except Differs:
+            if len(tried) == choices or leaves.last is None:
+                raise
+            chosen = sizes_alike(*leaves.last, inputs.example, _sources(inputs), upwards=len(tried) == 1)
+            if chosen in tried:
+                raise
+            tried.append(chosen)
+
+
+def _wide(model: nn.Module) -> frozenset[str]:
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_modules()}
+    return frozenset(["", *(name for name, n in sizes.items() if 2 * n > sizes[""])])
+
+
+def _record_as(
+    model: nn.Module,
+    inputs: Inputs,
+    leaves: _Leaves,
+    *,
+    follow: bool,
+    by_size: bool,
+    chosen: Mapping[Symbol, Sequence[int]] | None,
+) -> Recorded:
+    samples = plan_samples(inputs.symbols, follow=follow, chosen=chosen)
+    pinned: dict[str, str] = {}
+    by_sizes = False
+    for kinds, plan in _plans(samples, model, inputs, leaves):
+        if by_sizes and plan is not samples:
+            continue
+        try:
+            first, graph, guards = _record_all(model, inputs, plan, leaves, by_size=by_size)
+        except Differs as difference:
+            if plan is samples or leaves.real:
+                raise
+            pinned |= dict.fromkeys(kinds, difference.error.brief())
+            by_sizes = by_sizes or (not by_size and _differ_by_sizes(model, inputs, samples, leaves))
+        else:
+            left = tuple(f"{kind}: {reason}" for kind, reason in pinned.items() if kind not in kinds)
+            if leaves.real:
+                left = (f"dtype and device: the model was recorded with its values, because {leaves.real}",)
+            left += tuple(f"{name}: its values, which Python reads ({line})" for name, line in leaves.fixed.items())
+            left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
+            used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
+            return Recorded(
+                graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards,
+                tuple(first.notes),
+            )  # fmt: skip
+    raise AssertionError("the samples themselves are the last plan")
+
+
+def _differ_by_sizes(model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves) -> bool:
+    """Whether the model's own dtype and device differ between sizes too: then no plan with others need be tried."""
+    ends = [samples[0], [s for s in samples if not s.training][-1]]
+    try:
+        first, last = (_record(model, inputs, sample, leaves) for sample in ends)
+        check_isomorphic((first.graph, last.graph), ends)
+    except Differs:
+        return True
+    except (UtcError, Unrecordable, _NeedsValues):
+        pass
+    return False
+
+
+def _plans(
+    samples: list[Sample], model: nn.Module, inputs: Inputs, leaves: _Leaves
+) -> Iterator[tuple[tuple[str, ...], list[Sample]]]:
+    """What varies beside the sizes, and the samples that show it."""
+    dtypes = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
+    other = torch.float32 if torch.bfloat16 in dtypes else torch.bfloat16
+    elsewhere = other_device(home_of(model, inputs))
+    if not leaves.real:
+        yield ("dtype", "device"), with_other_dtype_and_device(samples, other, elsewhere)
+        yield ("dtype",), with_other_dtype_and_device(samples, other, None)
+        yield ("device",), with_other_dtype_and_device(samples, None, elsewhere)
+    yield (), samples
+
+
+def _record_all(
+    model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves, *, by_size: bool
+) -> tuple[Recorder, fx.Graph, tuple[Guard, ...]]:
+    """Record every sample, leaving opaque what must be, until the recordings are one graph."""
+    varied = True
+    while True:
+        plan = with_other_values(samples, again=2 if varied else 0) if leaves.real else samples
+        try:
+            recordings = _record_alike(model, inputs, plan, leaves, by_size=by_size)
+            if recordings is not None:
+                leaves.use_up(recordings)
+                with collector_paused():
+                    used = inputs.fixing(leaves.fixed)
+                    probe = partial(_probe, model, inputs, leaves)
+                    return recordings[0], *unify(recordings, plan, _sources(used), used.example, probe)
+        except Differs:
+            if not (leaves.real and varied):
+                raise
+            varied = False  # its choices depend on the values, and are checked
+        except Unrecordable as hidden:
+            _give_way(leaves, hidden)
+        except _NeedsValues as failed:
+            leaves.real = f"its forward does not run on fake tensors ({failed})"
+
+
+def _probe(
+    model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int], *, gradients: bool
+) -> Recorder | None:
+    """One more recording, or None where the model does not run so."""
+    try:
+        with torch.set_grad_enabled(gradients):
+            return _record_once(model, inputs, Sample(sizes), leaves)
+    except (UtcError, Unrecordable, _NeedsValues):
+        return None
+
+
+def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
+    """Find a way around what cannot be recorded: real values, an input whose values are fixed, an opaque module.
+
+    Raises:
+        UtcError: there is none.
+    """
+    if hidden.shape and not leaves.real:
+        leaves.real = f"{hidden.reason} ({hidden.source})"
+    elif hidden.holders and not set(hidden.holders) <= set(leaves.fixed):
+        leaves.fixed |= dict.fromkeys(hidden.holders, hidden.source)
+        leaves.real = leaves.real or f"Python reads sizes from {', '.join(hidden.holders)} ({hidden.source})"
+    elif hidden.data and hidden.path in leaves.wide and not leaves.real:
+        leaves.real = f"Python chooses by values ({hidden.source})"
+    elif hidden.path and (hidden.path not in leaves.found or (hidden.data and not leaves.real)):
+        leaves.add(hidden.path, hidden.reason, hidden.source)
+        if hidden.data:
+            leaves.real = leaves.real or f"{hidden.path} needs them"
+    else:
+        raise hidden.error() from hidden
+
+
+def _record_alike(
+    model: nn.Module, inputs: Inputs, plan: list[Sample], leaves: _Leaves, *, by_size: bool
+) -> list[Recorder] | None:
+    """One recording a sample; None where a module ran other operations and has become a leaf.
+
+    The first sample and the one in another dtype come first: what differs at all mostly differs there.
+    """
+    found: dict[int, Recorder] = {}
+    for i in sorted(range(len(plan)), key=lambda i: (i > 0, plan[i].dtype is None and plan[i].device is None)):
+        sample = plan[i]
+        found[i] = _record(model, inputs, sample, leaves)
+        if i == 0:
+            leaves.last = found[0], sample.sizes
+        if sample.training or (by_size and not sample.dtype and not sample.device):
+            varying = _varying(found[0].graph, found[i].graph) - leaves.paths
+            if varying and "" not in varying:
+                for path in sorted(varying):
+                    leaves.add(path, "it runs other operations in other calls", _source_in(path, found.values()))
+                return None
+        check_isomorphic((found[0].graph, found[i].graph), (plan[0], sample))
+    return [found[i] for i in range(len(plan))]
+
+
+def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
+    try:
+        return _record_once(model, inputs, sample, leaves)
+    except Unrecordable as hidden:
+        if sample.dtype or sample.device:
+            raise Differs(hidden.error()) from hidden
+        raise
+    except UtcError as error:
+        if sample.dtype or sample.device:
+            raise Differs(error) from error
+        if sample.training or not inputs.symbols:
+            raise
+        _check_as_given(model, inputs, leaves)
+        why = f"the model runs at the example's sizes, and fails at {sample}"
+        fix = "name the dimensions that vary with dynamic=…; dynamic={} captures at the example's sizes only"
+        raise Differs(UtcError(why, why=str(error), fix=fix)) from error
+
+
+def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:
+    """A model that fails at the sizes it was given fails with its own error.
+
+    Raises:
+        UtcError: it does.
+    """
+    with contextlib.suppress(Unrecordable, _NeedsValues):
+        _record_once(model, inputs.without(inputs.symbols), Sample({}), leaves)
+
+
+def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
+    """One recording; one without values, of a call that was recorded already, is not made again."""
+    fixing = inputs.fixing(leaves.fixed)
+    if leaves.real:
+        return _record_new(model, fixing, sample, leaves)
+    call = fixing.shapes_at(sample.sizes), sample.dtype, sample.device, sample.training, torch.is_grad_enabled()
+    key = call, leaves.paths, *leaves.fixed
+    if key not in leaves.recordings:
+        leaves.recordings[key] = _record_new(model, fixing, sample, leaves)
+    return leaves.recordings[key]
+
+
+def _record_new(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
+    real, fixed = bool(leaves.real), frozenset(leaves.fixed)
+    try:
+        # values must go when nobody needs them; fakes weigh nothing
+        with contextlib.nullcontext() if real else collector_paused():
+            return record(
+                structural_copy(model),
+                inputs,
+                sample,
+                leaves.paths,
+                real=real,
+                fixed=fixed,
+                wide=leaves.wide,
+                watch=leaves.watch,
+            )
+    except UtcError as error:
+        if real or sample.dtype or sample.device or not _runs(model, inputs, sample, leaves.watch):
+            raise
+        raise _NeedsValues(error.why or str(error)) from error
+    finally:
+        with exclusive():  # the numbers that live are those of every thread
+            release()
+
+
+class _NeedsValues(Exception):
+    """A forward that fails on fake tensors and runs on real ones."""
+
+
+def _runs(model: nn.Module, inputs: Inputs, sample: Sample, watch: Watch) -> bool:
+    """Whether the model's forward runs at a sample, computing."""
+    try:
+        with torch.no_grad(), random_numbers_kept(model), values_kept(model):
+            args, kwargs = inputs.as_given(inputs.at(sample.sizes, torch.clone))
+            structural_copy(model).train(sample.training)(*args, **kwargs)
+    except Exception:  # whatever a model's forward raises
+        return False
+    finally:
+        watch.around.put_back()
+    return True
+
+
+def _sources(inputs: Inputs) -> dict[Symbol, tuple[int, int]]:
+    found: dict[Symbol, tuple[int, int]] = {}
+    for i, dims in enumerate(inputs.varying):
+        for dim, symbol in dims.items():
+            found.setdefault(symbol, (i, dim))
+    return {s: found[s] for s in inputs.symbols if s in found}
+
+
+def _varying(first: fx.Graph, other: fx.Graph) -> set[str]:
+    """The modules whose own operations differ between two recordings."""
+    one, two = _own_operations(first), _own_operations(other)
+    return {path for path in {*one, *two} if one.get(path, []) != two.get(path, [])}
+
+
+def _own_operations(graph: fx.Graph) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "output", "get_attr"):
+            found[origin_of(node).path].append((node.op, node.target))
+    return found
+
+
+def _source_in(path: str, recordings: Iterable[Recorder]) -> str:
+    origins = (origin_of(n) for r in recordings for n in r.graph.nodes)
+    return next((o.source for o in origins if o.path == path), "?")

@@ -1,0 +1,245 @@
+"""From the questions of several recordings to the guards of their one graph.
+
+A call runs as a recording ran if every question that the recording asked has the same answer in the call. So the graph
+is right for a call if some recording agrees with it in *all* of its questions: the answers of one recording belong
+together. Then the answers are simplified, which never admits a call that no recording stands for:
+
+1. a question whose answer is the same at all sizes is left out;
+2. two recordings that differ in the answer to one question only show that it does not matter;
+3. a recording whose answers are among another's is covered by that one;
+4. two that differ in the bounds of one size only, with no gap between them, are one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+from utcompile.errors import UtcError
+from utcompile.graph import Size, Symbol, place_of
+from utcompile.recording.expressions import Expression
+from utcompile.recording.guards import Guard
+from utcompile.recording.probes import translated
+from utcompile.recording.questions import Questions
+from utcompile.recording.recorder import Recorder
+from utcompile.recording.size_nodes import Polynomial, SizeNodes, is_never_negative
+from utcompile.recording.ways import Answers, Condition, joined, merged, tightest
+
+_ORDER = {"ge": ("ge", True), "lt": ("ge", False), "le": ("ge", True), "gt": ("ge", False)}
+_LONGEST = 120  # of a relation in a message
+
+
+class Conditions:
+    """The questions of recordings that are one graph, asked of its sizes."""
+
+    def __init__(self, sizes: SizeNodes) -> None:
+        self.sizes = sizes
+        self._known: dict[Expression, Any] = {}
+        self.lines: dict[Condition, str] = {}
+        self._more: tuple[Answers, ...] = ()
+
+    def ways(self, *more: Answers) -> list[Answers]:
+        """What each way to run this graph answered, simplified; with more ways that probes found."""
+        self._more += more
+        found = [self._answers(r.questions, {}) for r in self.sizes.recordings]
+        return joined([tightest(a) for a in merged([*found, *self._more])], self._between)
+
+    def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
+        """The answers of one more recording; None where it is another graph."""
+        serials = translated(self.sizes, probe, sizes, varying)
+        return None if serials is None else self._answers(probe.questions, serials)
+
+    def _answers(self, questions: Questions, serials: Mapping[int, int]) -> Answers:
+        answers: Answers = {}
+        for question, (answer, line) in self._asked(questions, serials):
+            condition = self._condition(question)
+            if condition is not None:
+                one, same = condition
+                answers[one] = answer is same
+                self.lines.setdefault(one, line)
+        return answers
+
+    def refused(self, ways: Sequence[Answers], sizes: Mapping[Symbol, int]) -> UtcError | None:
+        """Why no way runs at some sizes, as far as sizes alone tell."""
+        wrong = [next((c for c, a in way.items() if self._holds(c, sizes) is (not a)), None) for way in ways]
+        if not wrong or any(c is None for c in wrong):
+            return None
+        condition = cast(Condition, wrong[0])
+        relation = condition.yes if ways[0][condition] else condition.no
+        return Guard(relation, self.lines[condition]).refuse(", ".join(f"{s.name}={n}" for s, n in sizes.items()))
+
+    def _holds(self, condition: Condition, sizes: Mapping[Symbol, int]) -> bool | None:
+        if condition.bound is not None:
+            relation, terms = condition.bound
+            value = sum(f * math.prod(sizes[s] for s in m) for m, f in terms)
+            return value >= 0 if relation == "ge" else value == 0
+        expression = cast(Expression, condition.expression)
+        known = {r: self.sizes.exact(r) for r in expression.readings()}
+        if any(v is None for v in known.values()):
+            return None
+        try:
+            return bool(expression.value({r: v.of(sizes) if isinstance(v, Size) else v for r, v in known.items()}))  # type: ignore[misc]
+        except (ArithmeticError, ValueError, TypeError):
+            return None
+
+    def _asked(self, questions: Questions, serials: Mapping[int, int]) -> Iterator[tuple[Expression, tuple[bool, str]]]:
+        """The questions that matter, of a probe in terms of this graph's nodes."""
+
+        def here(question: Expression) -> Expression:
+            moved = {r: Expression.reading(r.op, serials[r.args[0]], r.args[1]) for r in question.readings()}
+            return question.replaced(moved)
+
+        for question, found in questions.asked.items():
+            yield (here(question) if serials else question), found
+        for question, (answer, line, dims) in questions.shaping.items():
+            # where a size is read off its tensor anyway, it does not matter how it came to it
+            nodes = [(self.sizes.nodes.get(serials.get(serial, serial)), dim) for serial, dim in dims]
+            if any(self.sizes.is_exact(node, dim) for node, dim in nodes):
+                yield (here(question) if serials else question), (answer, line)
+
+    def _condition(self, question: Expression) -> tuple[Condition, bool] | None:
+        """The condition, and whether it says the same as the question; None where the sizes do not matter."""
+        if question not in self._known:
+            self._known[question] = self._make(question)
+        return self._known[question]
+
+    def _make(self, question: Expression) -> tuple[Condition, bool] | None:
+        if self.sizes.constant(question) is not None:
+            return None
+        if question.op in ("eq", "ne", *_ORDER):
+            left, right = question.args
+            if question.op in ("le", "gt"):  # a <= b is b >= a
+                left, right = right, left
+            sides = [self._rational(e) for e in (left, right)]
+            if sides[0] is not None and sides[1] is not None:
+                return self._bound(question.op, _minus(sides[0], sides[1]))
+            relation, same = _ORDER.get(question.op, ("eq", question.op == "eq"))
+            if relation == "eq" and (left.op == "const" or (right.op != "const" and id(left) > id(right))):
+                left, right = right, left
+            if self._is_clear(relation, left, right) or self.sizes.differ_by_a_constant(left, right):
+                return None
+            if relation == "eq" and left.op == "parts":
+                return self._parts(left, right, same)
+            asked = Expression.of(relation, left, right)
+            no = Expression.of("lt" if relation == "ge" else "ne", left, right)
+            return Condition(asked, self.text(asked), self.text(no), asked), same
+        return Condition(question, self.text(question), f"not {self.text(question)}", question), True
+
+    def _is_clear(self, relation: str, left: Expression, right: Expression) -> bool:
+        """Whether `left >= right` is so, or not so, at all sizes."""
+        if relation == "eq":
+            return False
+        (low, high), (least, most) = self.sizes.bounds(left), self.sizes.bounds(right)
+        always = low is not None and most is not None and is_never_negative(_minus(low, most))
+        never = high is not None and least is not None and _is_positive(_minus(least, high))
+        return always or never
+
+    def _parts(self, parts: Expression, count: Expression, same: bool) -> tuple[Condition, bool]:
+        """Into how many parts a size is split, as bounds of the size."""
+        whole, step = (self._rational(a) for a in parts.args)
+        number = self._rational(count)
+        asked = Expression.of("eq", parts, count)
+        if whole is None or step is None or number is None or {*step, *number} != {()}:
+            return Condition(asked, self.text(asked), f"not {self.text(asked)}", asked), same
+        size, low, high = str(self.sizes.size(whole)), step[()] * (number[()] - 1), step[()] * number[()]
+        yes = f"{size} <= {high}" if not low else f"{low} < {size} <= {high}"
+        no = f"{size} > {high}" if not low else f"not {yes}"
+        return Condition(asked, yes, no, asked), same
+
+    def _rational(self, e: Expression) -> Polynomial | None:
+        constant = self.sizes.constant(e)
+        if isinstance(constant, float) and math.isfinite(constant):
+            return {(): Fraction(constant)} if constant else {}
+        return self.sizes.polynomial(e)
+
+    def _bound(self, op: str, difference: Polynomial) -> tuple[Condition, bool] | None:
+        """`difference >= 0` or `difference == 0`, with whole factors, the first of them positive."""
+        scale = math.lcm(*(f.denominator for f in difference.values())) if difference else 1
+        terms = {m: f * scale for m, f in difference.items()}
+        relation, same = _ORDER.get(op, ("eq", op == "eq"))
+        ordered = self.sizes.size(terms).terms
+        if not [m for m, _ in ordered if m]:
+            return None
+        if relation == "ge":
+            common = math.gcd(*(int(f) for m, f in ordered if m))
+            # whole sizes: d >= 0 is d/common >= 0 with the constant rounded down
+            terms = {m: f / common for m, f in terms.items() if m}
+            rest = math.floor(difference.get((), Fraction(0)) * scale / common)
+            if ordered[0][1] < 0:  # d >= 0 is not (-d - 1 >= 0)
+                terms, rest, same = {m: -f for m, f in terms.items()}, -rest - 1, not same
+            terms |= {(): Fraction(rest)} if rest else {}
+        else:
+            if ordered[-1][1] % math.gcd(*(int(f) for m, f in ordered if m)) and not ordered[-1][0]:
+                return None  # whole sizes never meet it
+            common = math.gcd(*(int(f) for _, f in ordered))
+            terms = {m: f / common * (1 if ordered[0][1] > 0 else -1) for m, f in terms.items()}
+        return self._named(relation, self.sizes.size(terms)), same
+
+    def _named(self, relation: str, size: Size) -> Condition:
+        bound = -next((f for m, f in size.terms if not m), Fraction(0))
+        left, right = self._sides(Size(tuple((m, f) for m, f in size.terms if m)))
+        if relation == "eq":
+            yes, no = _related(left, "==", right, bound), _related(left, "!=", right, bound)
+        else:
+            strict = bound == 1 and right
+            yes = f"{left} > {right}" if strict else _related(left, ">=", right, bound)
+            no = (
+                f"{left} <= {right}"
+                if strict
+                else _related(left, "<", right, bound)
+                if right
+                else f"{left} <= {bound - 1}"
+            )
+        return Condition((relation, size.terms), yes, no, bound=(relation, size.terms))
+
+    def _between(self, symbols: tuple[Symbol, ...], low: Fraction, high: Fraction | None, like: Condition) -> Answers:
+        """That a product of symbols lies between two bounds, as answers at the line of another condition."""
+        one = {symbols: Fraction(1)}
+        bounds = [(low, True)] if low > 0 else []
+        bounds += [(high + 1, False)] if high is not None else []
+        answers = {self._named("ge", self.sizes.size({**one, (): -bound})): answer for bound, answer in bounds}
+        for condition in answers:
+            self.lines.setdefault(condition, self.lines[like])
+        return answers
+
+    def _sides(self, varying: Size) -> tuple[str, str]:
+        """`L - L2 >= 0` reads `L >= L2`: the terms that are added, and those that are subtracted."""
+        added = Size(tuple((m, f) for m, f in varying.terms if f > 0))
+        subtracted = Size(tuple((m, -f) for m, f in varying.terms if f < 0))
+        return str(added), str(subtracted) if subtracted.terms else ""
+
+    def text(self, expression: Expression) -> str:
+        """An expression as a person reads it: sizes by their symbols, or by the module behind which they are read."""
+        names = {r: self.name(r) for r in expression.readings()}
+        text = expression.text(names)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+    def name(self, reading: Expression) -> str:
+        """A reading's name: its polynomial, or where it is read."""
+        found = self.sizes.exact(reading)
+        if found is not None:
+            text = str(found)
+            return text if text.isalnum() else f"({text})"
+        serial, dim = reading.args
+        node = self.sizes.nodes.get(serial)
+        word = "shape" if reading.op == "size" else "stride"
+        return f"{(place_of(node) or str(node.target)) if node is not None else '?'}.{word}[{dim}]"
+
+
+def _related(left: str, sign: str, right: str, bound: Fraction) -> str:
+    if not right:
+        return f"{left} {sign} {bound}"
+    return f"{left} {sign} {right}" + (f"{'+' if bound > 0 else '-'}{abs(bound)}" if bound else "")
+
+
+def _is_positive(polynomial: Polynomial) -> bool:
+    return is_never_negative(polynomial) and polynomial.get((), Fraction(0)) > 0
+
+
+def _minus(left: Polynomial, right: Polynomial) -> Polynomial:
+    total = dict(left)
+    for m, f in right.items():
+        total[m] = total.get(m, Fraction(0)) - f
+    return {m: f for m, f in total.items() if f}

@@ -1,0 +1,180 @@
+"""Guards: what the model's Python decided by sizes and properties, asked again in every call of the captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from utcompile.errors import GuardError
+from utcompile.recording.expressions import FUNCTIONS
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A relation that held at capture and must hold in every call.
+
+    Attributes:
+        relation: as a person reads it: `L <= 16`, `B % 8 == 0`, `x.requires_grad is False`.
+        source: the line of the model's code that decided by it.
+        fix: for which calls the model is to be captured again.
+
+    Example:
+        >>> print(Guard("L <= 16", "modeling_rope_utils.py:301 in forward"))
+        L <= 16 (modeling_rope_utils.py:301)
+    """
+
+    relation: str
+    source: str
+    fix: str = "capture it again with an example of this kind"
+
+    def __str__(self) -> str:
+        return f"{self.relation} ({self.source.partition(' in ')[0]})"
+
+    def refuse(self, found: str) -> GuardError:
+        """The error of a call in which the relation does not hold."""
+        return GuardError(
+            f"this capture is right for {self.relation}, and the call has {found}",
+            where=self.source,
+            why="the model's Python code decides by it, and would run otherwise",
+            fix=self.fix,
+        )
+
+
+class SizeCheck:
+    """All guards on sizes that can be asked at one place of the graph: one call with the sizes as its arguments.
+
+    Args:
+        guards: the guards.
+        names: of the sizes, as a person reads them; one per argument.
+        codes: one Python body per guard, over the arguments `v0`, `v1` …
+
+    Example:
+        >>> check = SizeCheck((Guard("B <= 6", "model.py:3"),), ("B",), ("return v0 <= 6",))
+        >>> check(4)
+        >>> check(9)
+        Traceback (most recent call last):
+        utcompile.errors.GuardError: model.py:3: this capture is right for B <= 6, and the call has B=9
+          why: the model's Python code decides by it, and would run otherwise
+          fix: capture it again with an example of this kind
+    """
+
+    __name__ = "check_sizes"
+
+    def __init__(self, guards: Sequence[Guard], names: Sequence[str], codes: Sequence[str]) -> None:
+        self.guards, self.names, self.codes = tuple(guards), tuple(names), tuple(codes)
+        self.tests = tuple(_compiled(code, len(names)) for code in codes)
+        self.asked = True  # not while a model is exported: guards narrow a file, and are no part of it
+
+    def __call__(self, *sizes: int) -> None:
+        if not self.asked:
+            return
+        for test in self.tests:
+            if not test(*sizes):
+                self._refuse(sizes)
+
+    def _refuse(self, sizes: Sequence[int]) -> None:
+        guard = next(g for g, test in zip(self.guards, self.tests, strict=True) if not test(*sizes))
+        raise guard.refuse(", ".join(f"{n}={v}" for n, v in zip(self.names, sizes, strict=True)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SizeCheck, (self.guards, self.names, self.codes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SizeCheck:
+        return self
+
+
+def _compiled(code: str, count: int) -> Callable[..., bool]:
+    """The function of a body that `conditions` wrote; it names nothing but its arguments and the functions of sizes."""
+    body = "\n".join(f"    {line}" for line in code.splitlines())
+    scope: dict[str, Any] = {**FUNCTIONS, "float": float}
+    exec(f"def test({', '.join(f'v{i}' for i in range(count))}):\n{body}", scope)
+    return scope["test"]
+
+
+@dataclass(frozen=True)
+class FlagCheck:
+    """A property of a tensor that Python read: `requires_grad`, `is_contiguous`."""
+
+    guard: Guard
+    property: str
+    value: bool
+    __name__ = "check_flag"
+
+    def __call__(self, tensor: torch.Tensor) -> None:
+        found = getattr(tensor, self.property)
+        if (found() if callable(found) else found) is not self.value:
+            raise self.guard.refuse(str(not self.value))
+
+
+@dataclass(frozen=True)
+class StructureCheck:
+    """An argument that is a container: its structure, and what in it is no tensor.
+
+    Example:
+        >>> check = StructureCheck.of("config", {"scale": 2.0})
+        >>> check({"scale": 2.0})
+        >>> check({"scale": 5.0})
+        Traceback (most recent call last):
+        utcompile.errors.GuardError: the captured model was recorded with config['scale']=2.0, not 5.0
+          why: what is no tensor is part of the graph
+          fix: capture it again with this argument among the example inputs
+    """
+
+    name: str
+    structure: Any
+    __name__ = "check_structure"
+
+    @classmethod
+    def of(cls, name: str, value: Any) -> StructureCheck:
+        """The check of an argument as it was given at capture."""
+        return cls(name, _structure(value))
+
+    def __call__(self, value: Any) -> None:
+        found = _structure(value)
+        if found != self.structure:
+            at, recorded, given = _difference(self.structure, found, self.name)
+            raise GuardError(
+                f"the captured model was recorded with {at}={_shown(recorded)}, not {_shown(given)}",
+                why="what is no tensor is part of the graph",
+                fix="capture it again with this argument among the example inputs",
+            )
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+_TENSOR = "a tensor"
+
+
+def _structure(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _TENSOR
+    if isinstance(value, dict):
+        return (type(value), [(k, _structure(v)) for k, v in value.items()])
+    if isinstance(value, (tuple, list)):
+        return (type(value), [(i, _structure(v)) for i, v in enumerate(value)])
+    if isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)):
+        return (type(value), value)
+    return (type(value), None)
+
+
+def _difference(recorded: Any, given: Any, name: str) -> tuple[str, Any, Any]:
+    """The first place where two structures differ."""
+    alike = isinstance(recorded, tuple) and isinstance(given, tuple) and recorded[0] is given[0]
+    if alike and isinstance(recorded[1], list) and [k for k, _ in recorded[1]] == [k for k, _ in given[1]]:
+        for (key, a), (_, b) in zip(recorded[1], given[1], strict=True):
+            if a != b:
+                return _difference(a, b, f"{name}[{key!r}]")
+    return name, recorded, given
+
+
+def _shown(structure: Any) -> str:
+    if structure is _TENSOR:
+        return _TENSOR
+    kind, held = structure
+    if isinstance(held, list):
+        return f"a {kind.__name__} of {', '.join(repr(k) for k, _ in held) or 'nothing'}"
+    return repr(held) if held is not None or kind is type(None) else f"a {kind.__name__}"

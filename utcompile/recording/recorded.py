@@ -1,0 +1,33 @@
+"""What a recorded graph holds beside nodes: numbers with their expressions, and what was seen of a tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from utcompile.graph import Seen
+from utcompile.recording.expressions import Expression
+
+
+class Sized(int):
+    """A whole number in a recorded graph, with the expression that computed it."""
+
+    expression: Expression
+
+
+class SizedFloat(float):
+    """The same of a float."""
+
+    expression: Expression
+
+
+def with_expression(value: Any) -> Any:
+    """A tracked number as the recorded graph holds it."""
+    made = (Sized if isinstance(value.value, int) else SizedFloat)(value.value)
+    made.expression = value.expression
+    return made
+
+
+def holds_numbers(seen: Seen) -> bool:
+    """Whether Python may read sizes off a tensor: whole numbers, or one number."""
+    return not seen.dtype.is_floating_point or math.prod(seen.shape) == 1

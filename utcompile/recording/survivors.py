@@ -1,0 +1,122 @@
+"""A tracked number must not outlive its recording: a cache, a global or a config may have kept it.
+
+Met by torch later, it would be a wrong number or an error. So after every recording the numbers that still live are
+replaced, wherever they are kept, by the plain numbers that they stand for.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import traceback
+import types
+from collections import deque
+from typing import Any
+
+from utcompile.errors import UtcError
+from utcompile.recording.active import current
+from utcompile.recording.tracked import Sizes, live, plain
+
+_CACHED = type(functools.lru_cache(abs))
+
+
+def release() -> None:
+    """Replace the tracked numbers that are kept somewhere after the last recording of this thread.
+
+    Raises:
+        UtcError: one is kept where it cannot be replaced.
+    """
+    if current() is not None or not live():
+        return
+    _clear_frames(sys.exc_info()[1])
+    gc.collect()
+    _replace_all()
+    if live():
+        gc.collect()
+    left = live()
+    if left:
+        raise UtcError(
+            "the model's code keeps a size of this recording where it cannot be found",
+            why=f"{len(left)} numbers outlive the recording, kept by {_keeper(left[0])}",
+            fix="keep int(size) instead, or move that code into a submodule, which stays one node",
+        )
+
+
+def _replace_all() -> None:
+    numbers = live()
+    while numbers:
+        number = numbers.pop()
+        _replace(number, number.value, 0)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Where a recording ended in an error, the frames of its traceback hold what was computed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            frame.f_locals  # noqa: B018 - a copy that was read before is brought up to date, and lets go
+        error = error.__cause__ or error.__context__
+
+
+def _keeper(number: Any) -> str:
+    kinds = {type(r).__name__ for r in gc.get_referrers(number) if not isinstance(r, (types.FrameType, list))}
+    return ", ".join(sorted(kinds)) or "an object of C code"
+
+
+def _replace(old: Any, new: Any, depth: int) -> None:
+    """Put a plain value in the place of a number, or of a tuple that holds one, in all that refers to it.
+
+    No expression here may close over `old`: its cell would be found, and changed.
+    """
+    for owner in gc.get_referrers(old):
+        if isinstance(owner, types.FrameType) or depth > 8:
+            continue
+        if isinstance(owner, dict):
+            _in_dict_of(owner, old, new)
+        elif isinstance(owner, (list, deque)):
+            for i, value in enumerate(owner):
+                if value is old:
+                    owner[i] = new
+        elif isinstance(owner, set):
+            _in_set(owner)
+        elif isinstance(owner, tuple):
+            _replace(owner, _plain_tuple(owner), depth + 1)
+        elif isinstance(owner, types.CellType):
+            owner.cell_contents = new
+        elif isinstance(owner, _CACHED):
+            owner.cache_clear()
+        elif hasattr(owner, "__dict__") and not isinstance(owner, (type, types.ModuleType)):
+            _in_dict(vars(owner), old, new)
+
+
+def _plain_tuple(value: Any) -> Any:
+    members = plain(tuple(value)) if type(value) is not Sizes else plain(value)
+    return type(value)(*members) if hasattr(value, "_fields") else members
+
+
+def _in_dict_of(owner: dict[Any, Any], old: Any, new: Any) -> None:
+    """A dict may belong to C code that must hear of a change: to a cache of functools, or to a class."""
+    keepers = [r for r in gc.get_referrers(owner) if isinstance(r, (_CACHED, type))]
+    for keeper in keepers:
+        if isinstance(keeper, type):
+            for name in [k for k, v in owner.items() if v is old]:
+                setattr(keeper, name, new)
+        else:
+            keeper.cache_clear()
+    if not keepers:
+        _in_dict(owner, old, new)
+
+
+def _in_set(owner: set[Any]) -> None:
+    kept = [plain(value) for value in owner]
+    owner.clear()
+    owner.update(kept)
+
+
+def _in_dict(owner: dict[Any, Any], old: Any, new: Any) -> None:
+    for key, value in list(owner.items()):
+        if value is old:
+            owner[key] = new
+        if key is old:
+            owner[new] = owner.pop(key)
