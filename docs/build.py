@@ -237,6 +237,19 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def codes_tables() -> str:
+    """The codes of errors by area: what each means, and what to do."""
+    from utcompile.error_codes import AREAS, CODES
+
+    parts = []
+    for area, title in AREAS.items():
+        rows = [f"## {title}", "", "| code | what it means | what to do |", "|---|---|---|"]
+        codes = {code: meaning for code, meaning in CODES.items() if code.startswith(f"{area}/")}
+        rows += [f"| `{code}` | {_cell(meaning.what)} | {_cell(meaning.fix)} |" for code, meaning in codes.items()]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
 def vera_file() -> str:
     """The tuner of `examples/vera.py`, as it stands there."""
     return f"```python\n{(ROOT / 'examples' / 'vera.py').read_text(encoding='utf-8')}```"
@@ -267,6 +280,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tuners": tuners_table,
     "vera": vera_file,
     "errors": errors_table,
+    "codes": codes_tables,
     "limits": limits_table,
     "keys": keys_tables,
     "verbs": verbs_table,
