@@ -226,7 +226,7 @@ class Conditions:
             return text if text.isalnum() else f"({text})"
         node = self.sizes.nodes.get(reading.serial)
         word = "shape" if reading.op == "size" else "stride"
-        return f"{(place_of(node) or str(node.target)) if node is not None else '?'}.{word}[{reading.dim}]"
+        return f"{(place_of(node) or node.name) if node is not None else '?'}.{word}[{reading.dim}]"
 
 
 def _related(left: str, sign: str, right: str, bound: Fraction) -> str:
