@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph.nested import map_tensors, tensors
 from utcompile.matching import PlanData, TunerDtype
 from utcompile.recording.example import Example
-from utcompile.recording.nested import map_tensors, tensors
 from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
 
