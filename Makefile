@@ -70,7 +70,7 @@ gpu: setup
 
 # some hours; interrupted, it goes on where it stopped
 zoo: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/utcompile zoo --jobs $(JOBS) --page docs/zoo.md
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tools.zoo --jobs $(JOBS) --page docs/zoo.md
 
 docs: setup
 	$(BIN)/python docs/build.py

@@ -81,7 +81,9 @@ def train(
     from utcompile.cli.runs import choice_of, rules_of
     from utcompile.rewrite import MANIFEST, read_manifest
     from utcompile.rules import RuleSet
+    from utcompile.train.needs import check_accelerate
 
+    check_accelerate()  # before anything is built, loaded or captured
     settings: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,

@@ -225,7 +225,7 @@ class Conditions:
         serial, dim = reading.args
         node = self.sizes.nodes.get(serial)
         word = "shape" if reading.op == "size" else "stride"
-        return f"{(place_of(node) or str(node.target)) if node is not None else '?'}.{word}[{dim}]"
+        return f"{(place_of(node) or node.name) if node is not None else '?'}.{word}[{dim}]"
 
 
 def _related(left: str, sign: str, right: str, bound: Fraction) -> str:

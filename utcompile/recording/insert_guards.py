@@ -15,6 +15,9 @@ from utcompile.recording.expressions import PREFIXES, SIGNS, Expression
 from utcompile.recording.guards import Guard, SizeCheck
 from utcompile.recording.ways import Answers, Condition, shown
 
+# What guards ask, all ways together. Two that read alike may ask of two tensors: their text is no key.
+_Asked = frozenset[frozenset[tuple[Condition, bool]]]
+
 
 def insert_guards(conditions: Conditions, ways: Sequence[Answers]) -> tuple[Guard, ...]:
     """Put checks of all that Python decided by sizes into the graph; returns the guards."""
@@ -33,12 +36,11 @@ class _Inserter:
         self.conditions, self.sizes = conditions, conditions.sizes
 
     def insert(self, asked: Iterable[Sequence[Answers]]) -> tuple[Guard, ...]:
-        early: dict[str, tuple[Guard, Sequence[Answers]]] = {}
-        late: dict[str, tuple[Guard, Sequence[Answers]]] = {}
+        early: dict[_Asked, tuple[Guard, Sequence[Answers]]] = {}
+        late: dict[_Asked, tuple[Guard, Sequence[Answers]]] = {}
         for ways in asked:
-            guard = self._guard(ways)
             where = early if not self._free(ways) else late
-            where.setdefault(guard.relation, (guard, ways))
+            where.setdefault(frozenset(frozenset(way.items()) for way in ways), (self._guard(ways), ways))
         if early:
             symbols = list(dict.fromkeys(s for _, ways in early.values() for s in self._symbols(ways)))
             nodes = [self.sizes.symbol(s) for s in symbols]
@@ -48,7 +50,8 @@ class _Inserter:
         for guard, ways in late.values():
             self._insert_late(guard, ways)
         # what an empty tensor alone would decide otherwise is checked, and not listed
-        return tuple(g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
+        listed = (g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
+        return tuple(dict.fromkeys(listed))
 
     def _guard(self, ways: Sequence[Answers]) -> Guard:
         texts = [shown(way) for way in ways]

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -20,6 +19,9 @@ from utcompile.train.dataset import Data
 from utcompile.train.metrics import evaluate, logits_of
 from utcompile.train.randomness import seed_epoch
 from utcompile.train.schedule import Schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PRECISIONS = ("no", "bf16", "fp16")
 _WHOLE = dict.fromkeys(("epochs", "batch_size", "seed", "samples"), "a whole number")

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.optim import create_optimizer_v2
@@ -19,10 +17,14 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs, Settings
+from utcompile.train.needs import check_accelerate
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.run_folder import STATE, RunFolder, SaveOrLoad
 from utcompile.train.run_state import load_part
 from utcompile.train.schedule import create_schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,11 @@ def fit(
 
 
 def _accelerator(precision: str, cpu: bool) -> Accelerator:
-    # accelerate keeps one state a process and would refuse another precision than the first.
+    check_accelerate()
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # accelerate keeps one state per process and would refuse another precision than the first.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     if accelerator.num_processes > 1:
