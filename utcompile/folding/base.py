@@ -80,7 +80,7 @@ class Fold(_Rewrite, ABC):
             UtcError: the plan changed the model.
         """
         if not self.requires(site, model):
-            raise Unfoldable(f"the fold {self.name} is not for a {site.form} {site.tuned.tuner}")
+            raise Unfoldable(f"the fold {self.name} is not for a {site.kind}")
         if self.trusted:
             return self.plan(site, model)
         before = model.stamp()

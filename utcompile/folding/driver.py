@@ -88,7 +88,7 @@ class Driver:
                 return fold, fold(site, self.model)
             except Unfoldable as reason:
                 reasons.append(str(reason))
-        raise Unfoldable("; ".join(reasons) or f"no exact fold is known for a {site.form} {site.tuned.tuner}")
+        raise Unfoldable("; ".join(reasons) or f"no exact fold is known for a {site.kind}")
 
     def fold_base(self) -> Iterator[FoldedSite]:
         """Fold what the base itself computes for nothing."""

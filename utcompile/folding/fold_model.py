@@ -16,6 +16,7 @@ from utcompile.folding.inputs import ProofInputs
 from utcompile.folding.plain import changes_of_names, drop_tuners, state_read, sweep_graph
 from utcompile.folding.proof import count_flops
 from utcompile.folding.report import FoldedSite, FoldReport
+from utcompile.folding.site import is_first
 from utcompile.folding.whole import compare, is_proven, refusal
 from utcompile.graph import (
     UtcGraphModule,
@@ -176,8 +177,7 @@ def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) ->
     read_before = state_read(model.graph, model.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done: dict[str, FoldedSite] = {}
-    # weights first: a widening needs plain layers next to it
-    waiting = sorted(sites, key=lambda s: s.form != "weight")
+    waiting = sorted(sites, key=is_first, reverse=True)
     while waiting:
         for site in waiting:
             done[site.id] = driver.fold(site)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from utcompile.folding.algebra.parameters import operations_of
+from utcompile.folding.algebra.parameters import is_quantised, operations_of
 from utcompile.folding.algebra.rounding import share_retained
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
@@ -18,6 +18,7 @@ from utcompile.folding.patch import Added, Draft, New, Patch, Redirect, Replace,
 from utcompile.folding.site import Site
 from utcompile.graph import Role, ancestors, is_state, origin_of, run_node, tensor, value_of
 from utcompile.graph.stored import is_stored, stored_in
+from utcompile.rewrite import TunedWeight
 
 
 class Dequantize(Fold):
@@ -46,7 +47,7 @@ class Dequantize(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of a quantised weight."""
-        return site.is_weight and site.is_quantised
+        return isinstance(site.place, TunedWeight) and is_quantised(site.place)
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Make one weight of floating-point numbers.

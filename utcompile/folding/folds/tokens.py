@@ -16,6 +16,7 @@ from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.patch import Added, Draft, Patch, Remove, Replace, Unread
 from utcompile.folding.site import Site
 from utcompile.graph import Role, Size, origin_of, run_node, tensor
+from utcompile.rewrite import TunedTokens
 
 
 class ConstantTokens(Fold):
@@ -41,7 +42,7 @@ class ConstantTokens(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of learned tokens."""
-        return site.is_tokens
+        return isinstance(site.place, TunedTokens)
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Find the learned keys and values, and how they become constants.

@@ -129,7 +129,7 @@ class Widen(Fold):
     def requires(self, site: Site, model: Folding) -> bool:
         """A parallel tuner that is linear or a bottleneck."""
         try:
-            return site.is_parallel and (site.linear is not None or site.bottleneck is not None)
+            return site.total is not None and (site.linear is not None or site.bottleneck is not None)
         except UtcError:
             return True  # it is one that cannot be widened; planning says why
 
