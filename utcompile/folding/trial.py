@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.folding.execute import in_float64
-from utcompile.folding.folding import Folding
+from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.patch import Added, Home, New, Operand, Patch
 from utcompile.graph import inserted, owner_of
 
@@ -127,10 +127,10 @@ class Trial:
         """Take out a node that nothing reads.
 
         Raises:
-            RuntimeError: something does.
+            Unfoldable: something does.
         """
         if node.users:
-            raise RuntimeError(f"{node.name} cannot go: {next(iter(node.users)).name} reads it")
+            raise Unfoldable(f"{node.name} cannot go: {next(iter(node.users)).name} reads it")
         self.touch(node)
         node.args, node.kwargs = (), {}
         self.model.gone[node] = None
