@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx
@@ -107,7 +106,7 @@ def _quantised(model: Folding, node: fx.Node) -> Iterator[torch.Tensor]:
 def _evaluated(model: Folding, operand: fx.Node) -> torch.Tensor:
     """What a weight's numbers stand for, in float64; of an input it reads the dtype."""
 
-    def value(node: fx.Node) -> Any:
+    def value(node: fx.Node) -> object:
         if node.op == "placeholder":
             return torch.empty(0, dtype=torch.float64)
         return run_node(model.root, node, value, in_float64)
