@@ -186,7 +186,7 @@ def set_operand(node: fx.Node, role: str, value: Argument) -> None:
     Args:
         node: a call of a function or a method of the table.
         role: the argument's name in the signature.
-        value: a node, or what an argument of fx may be.
+        value: a node, or what an argument of fx may be; of `*sizes`, all of them.
 
     >>> graph = fx.Graph()
     >>> conv = graph.call_function(torch.nn.functional.conv2d, (graph.placeholder("x"), graph.placeholder("w")))
@@ -197,11 +197,13 @@ def set_operand(node: fx.Node, role: str, value: Argument) -> None:
     if spelling is None or role not in spelling.schema:
         raise UtcError(f"{node.name} has no argument {role!r}", why=f"it calls {_full_name(node.target)}")
     place = spelling.schema.index(role)
-    if place < len(node.args):
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+    if place >= len(node.args):
+        name = next((k for k in node.kwargs if spelling.renamed.get(k, k) == role), role)
+        node.kwargs = {**node.kwargs, name: value}
+    elif role == spelling.variadic and not isinstance(node.args[place], (tuple, list)):
+        node.args = (*node.args[:place], *value)  # `x.view(2, 3)`
     else:
-        others = {k: v for k, v in node.kwargs.items() if spelling.renamed.get(k, k) != role}
-        node.kwargs = {**others, role: value}
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])
 
 
 def _spelling(node: fx.Node) -> Spelling | None:
