@@ -136,6 +136,7 @@ def test_links_of_the_repository_lead_to_pages_of_the_site() -> None:
         "[a](../contributing.md) [b](../errors.md) [c](../files/examples/vera.py.md)"
     )
     assert ROOT / "examples" / "vera.py" in hooks._linked_files()
+    assert hooks._bars("a `x \\| y`\n| `a \\| b` | c \\| d |\n") == "a `x \\| y`\n| `a | b` | c \\| d |\n"
 
 
 @pytest.mark.full
