@@ -60,6 +60,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
+        """Whether every comparison is within its bound."""
         return all(entry.passed for entry in self.outputs)
 
     @property
@@ -76,6 +77,7 @@ class ParityReport:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that were compared."""
         return tuple(sorted({entry.batch for entry in self.outputs}))
 
     def require(self) -> None:
