@@ -1,4 +1,4 @@
-"""State that a forward keeps: part of the graph, reported, or refused by name; and a capture leaves no trace of its own."""
+"""State that a forward keeps: part of the graph, reported, or refused by name; and a capture leaves no trace itself."""
 
 from __future__ import annotations
 

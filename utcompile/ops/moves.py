@@ -1,4 +1,4 @@
-"""What joins, cuts and moves values, writes into them, or reads them in another way."""
+"""Operations that join, cut and move values, write into them, or read them in another way."""
 
 from __future__ import annotations
 

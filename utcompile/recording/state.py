@@ -1,4 +1,4 @@
-"""What a model's `forward` leaves behind in Python, found by comparing before and after.
+"""The Python state that a model's `forward` leaves behind, found by comparing before and after.
 
 A snapshot knows the attributes of every module, in containers and plain objects too, and what the functions of the
 model's classes can reach: globals of their Python modules, variables of closures, default arguments, attributes of
@@ -44,7 +44,7 @@ _PLAIN_HOMES = frozenset(["types", "argparse", "collections"])  # of `SimpleName
 
 
 class Snapshot:
-    """The Python state of a model, or of what surrounds it.
+    """The Python state of a model, or of its surroundings.
 
     Args:
         places: where to look.
@@ -70,21 +70,21 @@ class Snapshot:
 
     @classmethod
     def of_surroundings(cls, model: nn.Module) -> Snapshot:
-        """What the code of a model's classes can reach, and the random numbers of Python and NumPy."""
+        """Everything that the code of a model's classes can reach, and the random numbers of Python and NumPy."""
         return cls([*random_dials(), *_Walk().surroundings(model)])
 
     def changes(self) -> list[Change]:
-        """What is otherwise than it was."""
+        """All differences from the moment of the snapshot."""
         return [change for place in self._places for change in place.changes()]
 
     def forget_caches(self) -> None:
-        """Clear the caches of `lru_cache` that a recording has filled: it was with fakes."""
+        """Clear the caches of `lru_cache` that a recording has filled with fakes."""
         for place in self._places:
             if isinstance(place, Cache):
                 place.put_back()
 
     def put_back(self) -> None:
-        """Make everything as it was."""
+        """Undo all changes."""
         for place in self._places:
             place.put_back()
 
@@ -143,7 +143,7 @@ class _Walk:
             for key, item in entries(value) if isinstance(value, dict) else enumerate(value):
                 yield from self._inside(item, f"{name}[{key!r}]", depth - 1)
 
-    # --- what surrounds it ------------------------------------------------------------------------------------------
+    # --- its surroundings -------------------------------------------------------------------------------------------
 
     def surroundings(self, model: nn.Module) -> Iterator[Place]:
         """Globals, closures, defaults and class attributes of the model's code."""
@@ -185,7 +185,7 @@ class _Walk:
 
 
 class _Attributes(Names):
-    """A module's own attributes, without what torch keeps there and the methods that TorchScript makes when asked."""
+    """A module's own attributes, without those of torch and the methods that TorchScript makes on access."""
 
     def changes(self) -> Iterator[Change]:
         own = (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
@@ -224,7 +224,7 @@ def _functions_of(classes: Iterable[type]) -> Iterator[types.FunctionType]:
 
 
 def _functions_in(model: nn.Module) -> Iterator[types.FunctionType]:
-    """Functions that modules hold: hooks, a `forward` of one instance, functions given to `__init__`."""
+    """Functions in the attributes of modules: hooks, a `forward` of one instance, functions given to `__init__`."""
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in (dict, list) or isinstance(value, dict):

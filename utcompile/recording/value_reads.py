@@ -1,4 +1,4 @@
-"""What Python reads from the values of tensors: a recorded choice that calls check, or a reason not to record."""
+"""Reads of values of tensors by Python: a choice that is recorded and checked in calls, or a reason not to record."""
 
 from __future__ import annotations
 

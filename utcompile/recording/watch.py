@@ -1,4 +1,4 @@
-"""What the recordings of one capture leave behind in Python, and whether a later call reads it."""
+"""The state that the recordings of one capture leave behind in Python, and whether a later call reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utcompile.recording.state import Snapshot
 
 @dataclass
 class Watch:
-    """Collects what recordings found; each recording puts the surroundings back.
+    """Collects the findings of recordings; each recording puts the surroundings back.
 
     Attributes:
         model: the user's model.
@@ -34,7 +34,7 @@ class Watch:
 
     @classmethod
     def of(cls, model: nn.Module) -> Watch:
-        """Look at a model and its surroundings before anything runs."""
+        """Take a snapshot of a model's surroundings before anything runs."""
         return cls(model, Snapshot.of_surroundings(model))
 
     def new(self, changes: Iterable[Change]) -> list[Change]:
@@ -44,7 +44,7 @@ class Watch:
         return [c for c in found if not c.random and c.name not in self.assigned and c.name not in self.lasting]
 
     def check(self) -> None:
-        """Refuse a model whose later calls read what an earlier one has left.
+        """Refuse a model whose later calls read the state that an earlier one has left.
 
         Raises:
             UtcError: it names the state.
@@ -54,12 +54,12 @@ class Watch:
 
     @property
     def state(self) -> tuple[str, ...]:
-        """What `forward` assigns and nothing reads again, for the report."""
+        """The state that `forward` assigns and nothing reads again, for the report."""
         return tuple(f"{name}: {reason}{_at(self.model, name)}" for name, reason in self.assigned.items())
 
 
 def lasting_error(model: nn.Module, names: list[str], why: str) -> UtcError:
-    """The model's next call would compute something else, because of what this one left."""
+    """The error of a model whose next call would compute something else, because of the state that this one left."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return UtcError(
         f"the model's forward keeps state in Python from one call to the next: {shown}",
