@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from utcompile.recording.places import content
+from utcompile.recording.places import content, function_in
 
 CACHED = type(functools.lru_cache(abs))
 _WRAPPERS = (types.FunctionType, staticmethod, classmethod, property, functools.partial, CACHED)
@@ -85,7 +85,7 @@ def _bare(held: object) -> object:
 
 def _cells(namespaces: Iterable[Mapping[str, object]]) -> list[types.CellType]:
     """The variables of closures that contain a function with a cache: a decorator keeps it there."""
-    stack = [f for names in namespaces for value in _wrappers(names) for f in _functions(value)]
+    stack = [f for names in namespaces for value in _wrappers(names) if (f := function_in(value)) is not None]
     seen: dict[int, types.CellType] = {}
     found = []
     while stack:
@@ -96,7 +96,9 @@ def _cells(namespaces: Iterable[Mapping[str, object]]) -> list[types.CellType]:
             seen[id(cell)] = cell
             if type(value) is CACHED:
                 found.append(cell)
-            stack += _functions(value)
+            function = function_in(value)
+            if function is not None:
+                stack.append(function)
     return found
 
 
@@ -108,16 +110,3 @@ def _wrappers(names: Mapping[str, object]) -> list[object]:
         return []
     plain = types.FunctionType
     return [v for v in values if type(v) in kinds and (type(v) is not plain or v.__closure__)]
-
-
-def _functions(value: object) -> list[Callable[..., object]]:
-    """The Python functions behind a value of a namespace."""
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    elif isinstance(value, property):
-        value = value.fget
-    elif isinstance(value, functools.partial):
-        value = value.func
-    if type(value) is CACHED:
-        value = value.__wrapped__
-    return [value] if isinstance(value, types.FunctionType) and value.__closure__ else []

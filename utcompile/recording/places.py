@@ -9,6 +9,7 @@ import functools
 import operator
 import random
 import types
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -61,7 +62,24 @@ class Change:
     random: bool = False
 
 
-class Names:
+class Place(ABC):
+    """A place with state: it names what has changed, and puts the former state back."""
+
+    @abstractmethod
+    def changes(self) -> Iterator[Change]:
+        """What differs from the moment when the place was made."""
+
+    @abstractmethod
+    def put(self, key: object, value: object) -> None:
+        """Write a value of a `Change`, under its key."""
+
+    def put_back(self) -> None:
+        """Write the former values."""
+        for change in list(self.changes()):
+            self.put(change.key, change.before)
+
+
+class Names(Place):
     """A dictionary, or the attributes of an object."""
 
     def __init__(self, owner: MutableMapping[Any, object], name: Callable[[Any], str]) -> None:
@@ -78,11 +96,6 @@ class Names:
             if not _same(before, after):
                 yield Change(self._name(key), before, after, self, key)
 
-    def put_back(self) -> None:
-        """Bind everything as before."""
-        for change in list(self.changes()):
-            self.put(change.key, change.before)
-
     def put(self, key: object, value: object) -> None:
         """Bind one name."""
         if value is ABSENT:
@@ -90,7 +103,7 @@ class Names:
         elif isinstance(self.owner, dict):
             dict.__setitem__(self.owner, key, value)  # a subclass may have another `__setitem__`
         else:
-            self.owner[key] = value
+            self.owner[...] = np.asarray(value)
 
 
 class ClassNames(Names):
@@ -108,7 +121,7 @@ class ClassNames(Names):
             setattr(self._class, str(key), value)
 
 
-class Items:
+class Items(Place):
     """A list, a deque or a set."""
 
     def __init__(self, owner: list[object] | deque[object] | set[object], name: str) -> None:
@@ -123,13 +136,9 @@ class Items:
         if len(now) != len(self._saved) or not all(map(_same, self._saved, now)):
             yield Change(self._name, self._saved, now, self)
 
-    def put_back(self) -> None:
-        """Put the former items in again."""
-        if any(True for _ in self.changes()):
-            self.put(None, self._saved)
-
-    def put(self, _: object, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Put other items in."""
+        assert isinstance(value, list)
         if isinstance(self.owner, list):
             self.owner[:] = value
         else:
@@ -137,7 +146,7 @@ class Items:
             (self.owner.update if isinstance(self.owner, set) else self.owner.extend)(value)
 
 
-class Cell:
+class Cell(Place):
     """A variable of a closure."""
 
     def __init__(self, owner: types.CellType, name: str) -> None:
@@ -150,18 +159,13 @@ class Cell:
         if not _same(self._saved, after):
             yield Change(self._name, self._saved, after, self)
 
-    def put_back(self) -> None:
-        """Give the variable its value again."""
-        if any(True for _ in self.changes()):
-            self.put(None, self._saved)
-
-    def put(self, _: object, value: object) -> None:
+    def put(self, key: object, value: object) -> None:
         """Give the variable a value."""
         if value is not ABSENT:
             self.owner.cell_contents = value
 
 
-class Dial:
+class Dial(Place):
     """A generator of random numbers, whose state is read and set as a whole."""
 
     def __init__(self, name: str, read: Callable[[], object], write: Callable[[Any], object]) -> None:
@@ -174,17 +178,12 @@ class Dial:
         if not _equal_states(self._saved, after):
             yield Change(self._name, self._saved, after, self, random=True)
 
-    def put_back(self) -> None:
-        """Set the former state again."""
-        if any(True for _ in self.changes()):
-            self._write(self._saved)
-
-    def put(self, _: object, value: object) -> None:
+    def put(self, key: object, value: object) -> None:
         """Set another state."""
         self._write(value)
 
 
-class Array:
+class Array(Place):
     """The numbers of a NumPy array."""
 
     def __init__(self, owner: NDArray[np.generic], name: str) -> None:
@@ -196,17 +195,12 @@ class Array:
         if not np.array_equal(self.owner, self._saved, equal_nan=self.owner.dtype.kind in "fc"):
             yield Change(self._name, self._saved, self.owner.copy(), self)
 
-    def put_back(self) -> None:
-        """Write the numbers again."""
-        if any(True for _ in self.changes()):
-            self.put(None, self._saved)
-
-    def put(self, _: object, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Write other numbers."""
-        self.owner[...] = value
+        self.owner[...] = np.asarray(value)
 
 
-class Storages:
+class Storages(Place):
     """The memory of a module's parameters and buffers: `weight.data = …` gives them another."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], name: Callable[[str], str]) -> None:
@@ -222,18 +216,13 @@ class Storages:
             if memory_of(tensor) != memory:
                 yield Change(self._name(key), before, OTHER_MEMORY, self, key)
 
-    def put_back(self) -> None:
-        """Give every tensor its memory again."""
-        for change in list(self.changes()):
-            self.put(change.key, change.before)
-
     def put(self, key: object, value: object) -> None:
         """Give a tensor the memory of another."""
         if isinstance(value, torch.Tensor):
             self._saved[str(key)][0].data = value
 
 
-class Hooks:
+class Hooks(Place):
     """The hooks of all modules of a model: transformers adds some in the first call."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -256,7 +245,7 @@ class Hooks:
         """Nothing: hooks are never judged alone."""
 
 
-class Cache:
+class Cache(Place):
     """A function under `lru_cache`: its results are no state, but must not be fake when the recording is over."""
 
     def __init__(self, owner: functools._lru_cache_wrapper[object]) -> None:
@@ -275,9 +264,6 @@ class Cache:
 
     def put(self, key: object, value: object) -> None:
         """Nothing can be put into it."""
-
-
-Place = Names | Items | Cell | Dial | Array | Storages | Hooks | Cache
 
 
 def sealed(value: object, name: str) -> Dial | Array | Cache | None:
@@ -308,6 +294,22 @@ def entries(owner: Mapping[K, object]) -> list[tuple[K, object]]:
 def is_container(value: object) -> TypeGuard[Container]:
     """Whether a value contains others and can be changed."""
     return isinstance(value, (dict, list, set, deque))
+
+
+def function_in(value: object) -> types.FunctionType | None:
+    """The Python function in a function, method, property, partial or function with a cache; None for other values."""
+    while not isinstance(value, types.FunctionType):
+        if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            value = value.__func__
+        elif isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, functools._lru_cache_wrapper):
+            value = value.__wrapped__
+        else:
+            return None
+    return value
 
 
 def content(cell: types.CellType) -> object:

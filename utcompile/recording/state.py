@@ -7,7 +7,6 @@ classes, caches of `lru_cache`, generators of random numbers. It names what has 
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from utcompile.recording.places import (
     Place,
     Storages,
     entries,
+    function_in,
     is_container,
     random_dials,
     sealed,
@@ -148,7 +148,8 @@ class _Walk:
     def surroundings(self, model: nn.Module) -> Iterator[Place]:
         """Globals, closures, defaults and class attributes of the model's code."""
         classes = _classes(model)
-        functions = [*_functions_of(classes), *_functions_in(model)]
+        own = (value for klass in classes for value in vars(klass).values())
+        functions = [*_functions(own), *_functions(_attributes(model))]
         modules = dict.fromkeys([*(c.__module__ for c in classes), *(f.__module__ for f in functions)])
         for klass in classes:
             yield ClassNames(klass, f"{klass.__name__}.{{}}".format)
@@ -217,33 +218,21 @@ def _classes(model: nn.Module) -> list[type]:
     return [c for c in found if _is_of_the_model(c.__module__)]
 
 
-def _functions_of(classes: Iterable[type]) -> Iterator[types.FunctionType]:
-    for klass in classes:
-        for value in vars(klass).values():
-            yield from _unwrapped(value)
-
-
-def _functions_in(model: nn.Module) -> Iterator[types.FunctionType]:
-    """Functions in the attributes of modules: hooks, a `forward` of one instance, functions given to `__init__`."""
+def _attributes(model: nn.Module) -> Iterator[object]:
+    """Attributes of modules and their items: hooks, a `forward` of one instance, functions given to `__init__`."""
     for module in model.modules():
         for value in vars(module).values():
-            if type(value) in (dict, list) or isinstance(value, dict):
-                for item in dict.values(value) if isinstance(value, dict) else value:
-                    yield from _unwrapped(item)
+            if isinstance(value, dict):
+                yield from dict.values(value)
+            elif type(value) is list:
+                yield from value
             else:
-                yield from _unwrapped(value)
+                yield value
 
 
-def _unwrapped(value: object) -> Iterator[types.FunctionType]:
-    """The Python functions in a function, method, property or partial."""
-    if isinstance(value, types.FunctionType):
-        if _is_of_the_model(value.__module__):
-            yield value
-    elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
-        yield from _unwrapped(value.__func__)
-    elif isinstance(value, property):
-        yield from _unwrapped(value.fget)
-    elif isinstance(value, functools.partial):
-        yield from _unwrapped(value.func)
-    elif isinstance(value, functools._lru_cache_wrapper):
-        yield from _unwrapped(value.__wrapped__)
+def _functions(values: Iterable[object]) -> Iterator[types.FunctionType]:
+    """The functions among values that are the model's own code."""
+    for value in values:
+        function = function_in(value)
+        if function is not None and _is_of_the_model(function.__module__):
+            yield function
