@@ -158,7 +158,7 @@ def test_an_operation_that_returns_its_input_gets_a_value_of_its_own() -> None:
 
 
 class InPlace(nn.Module):
-    """Writes whose memory nobody else reads, and one whose memory somebody does."""
+    """Writes whose memory nothing else reads, and one whose memory is read."""
 
     def __init__(self, aliased: bool) -> None:
         super().__init__()

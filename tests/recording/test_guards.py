@@ -439,7 +439,7 @@ def test_guards_are_asked_in_compiled_graphs_too() -> None:
     captured = utc.capture(toys.Tokens(toys.by_length).eval(), ids(2, 8))
     compiled = torch.compile(captured, fullgraph=True, backend="eager", dynamic=True)
     assert torch.equal(compiled(ids(3, 9)), captured(ids(3, 9)))
-    # the compiler raises an error of its own that shows the line: it found the refusal while it traced
+    # the compiler raises its own error, which shows the line: it found the refusal while it traced
     with pytest.raises(Exception, match=r"raise guard\.refuse|L <= 10"):
         compiled(ids(3, 11))
     loose = torch.compile(captured, backend="eager", dynamic=True)

@@ -43,7 +43,7 @@ def latency(
     warmup: int = 10,
     threads: int | None = None,
 ) -> dict[str, Latency]:
-    """Measure ONNX files against one another.
+    """Measure ONNX files pairwise.
 
     The clock, the temperature and the neighbours of a machine drift over seconds, so files that are measured one after
     the other are not comparable. Here each round runs every file once, the order turning from round to round, and the
@@ -60,10 +60,12 @@ def latency(
         UtcError: no file, a file that is not ONNX, or inputs that do not fit one.
     """
     if not paths:
-        raise UtcError("there is no ONNX file to measure", fix="pass a mapping of names to paths")
+        raise UtcError("there is no ONNX file to measure", fix="pass a mapping of names to paths", code="onnx/file")
     if rounds < 1 or batch_size < 1 or warmup < 0:
         raise UtcError(
-            f"rounds={rounds}, batch_size={batch_size}, warmup={warmup}", fix="rounds and batch_size start at 1"
+            f"rounds={rounds}, batch_size={batch_size}, warmup={warmup}",
+            fix="rounds and batch_size start at 1",
+            code="arguments/value",
         )
     # Idle workers that spin would take cores from the session that is being timed.
     opened = {name: session(path, threads, spin=False) for name, path in paths.items()}

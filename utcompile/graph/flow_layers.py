@@ -70,7 +70,7 @@ def _channel_norm(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) ->
 
 
 def _last_norm(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
-    # without a weight a channel it may run over anything
+    # without one weight per channel it may run over anything
     if op.parameters and len(op.attributes.get("normalized_shape", (1,))) == 1:
         flow.say(op.inputs[0], -1, "channel")
     return keep(flow, node, op, sizes)

@@ -1,8 +1,8 @@
 """One name for every spelling of an operation: module, function, method and operator.
 
 `operation(node)` reads a node as an `Operation`: its canonical name, the tensors it reads, its attributes by schema
-name with their defaults, and the parameters it uses. The spellings are rows of `ops`. What is in no row keeps the full
-name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
+name with their defaults, and the parameters it uses. The spellings are rows of `ops`. A call in no row keeps its
+full name, with its dots: `mypackage.Scan`; so it never passes for another operation.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def state_name(node: fx.Node) -> str | None:
     return str(node.target)
 
 
-def module_operation(leaf: nn.Module) -> tuple[str, dict[str, object]]:
+def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Argument]]:
     """The canonical name and attributes of a leaf module.
 
     >>> module_operation(nn.GELU(approximate="tanh"))
@@ -98,10 +98,10 @@ def module_operation(leaf: nn.Module) -> tuple[str, dict[str, object]]:
     return _module_operation(leaf, spelling_of_module(leaf))
 
 
-def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, object]]:
+def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, Argument]]:
     if spelling is None:
         return _full_name(type(leaf)), {}
-    attributes: dict[str, object] = {}
+    attributes: dict[str, Any] = {}
     for name in spelling.spoken:
         if name == spelling.schema[0]:
             continue
@@ -186,7 +186,7 @@ def set_operand(node: fx.Node, role: str, value: Argument) -> None:
     Args:
         node: a call of a function or a method of the table.
         role: the argument's name in the signature.
-        value: a node, or what an argument of fx may be.
+        value: a node, or what an argument of fx may be; of `*sizes`, all of them.
 
     >>> graph = fx.Graph()
     >>> conv = graph.call_function(torch.nn.functional.conv2d, (graph.placeholder("x"), graph.placeholder("w")))
@@ -197,11 +197,14 @@ def set_operand(node: fx.Node, role: str, value: Argument) -> None:
     if spelling is None or role not in spelling.schema:
         raise UtcError(f"{node.name} has no argument {role!r}", why=f"it calls {_full_name(node.target)}")
     place = spelling.schema.index(role)
-    if place < len(node.args):
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+    if place >= len(node.args):
+        name = next((k for k in node.kwargs if spelling.renamed.get(k, k) == role), role)
+        node.kwargs = {**node.kwargs, name: value}
+    elif role == spelling.variadic and not isinstance(node.args[place], (tuple, list)):
+        assert isinstance(value, (tuple, list))
+        node.args = (*node.args[:place], *value)  # `x.view(2, 3)`
     else:
-        others = {k: v for k, v in node.kwargs.items() if spelling.renamed.get(k, k) != role}
-        node.kwargs = {**others, role: value}
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])
 
 
 def _spelling(node: fx.Node) -> Spelling | None:

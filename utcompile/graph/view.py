@@ -42,9 +42,9 @@ class GraphView:
         self._frames: dict[fx.Node, tuple[Frame, ...]] = {}
 
     def rewritten(self) -> GraphView:
-        """The graph indexed anew after changes that left every value's layout, and what the operations are, alone.
+        """The graph indexed again after changes that kept every value's layout and all operations.
 
-        Of nodes that were added since, the layout is unknown. What has not been asked for yet is found anew.
+        The layout of added nodes is unknown. Facts that nothing has read yet are computed for the new graph.
         """
         found = GraphView(self.nodes[0].graph, self.module)
         if {"layouts", "classes"} <= self.__dict__.keys():

@@ -13,7 +13,7 @@ JOINING: tuple[Row, ...] = (
        "tensors; dim=0", "torch.vstack",
        "tensors; dim=2", "torch.dstack"),
     op("stack", "values joined along a new axis", T.JOINS | T.SUMS, A.STACK, "tensors, dim=0", "torch.stack"),
-    # Several values: no layout, and MOVES is said of one value.
+    # Several values: no layout, and MOVES describes one value.
     op("split", "several outputs: split, chunk, unbind, or indexing", T.CUTS | T.VIEW | T.SUMS, A.UNKNOWN,
        "input, split_size_or_sections, dim=0", "split split_with_sizes",
        "input, indices_or_sections, dim=0", "tensor_split",

@@ -1,7 +1,7 @@
 """Sizes at which a model decides as it does at the example's, as far as one recording shows.
 
 A graph needs three recordings that run alike. Where the model has a threshold between the sizes that are recorded
-first, its own questions show where: `B <= 4` leaves 1 to 4. What is chosen here is a guess, and the recordings decide.
+first, its own questions show where: `B <= 4` leaves 1 to 4. These sizes are a guess, and the recordings decide.
 """
 
 from __future__ import annotations

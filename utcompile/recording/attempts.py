@@ -3,9 +3,9 @@
 1. All sizes vary, and the last sample is in another dtype on another device.
 2. The same in another dtype, and then in the model's own: choices by dtype or device stay as recorded.
 3. The same at sizes at which the model decides as at the example's (`sizes_alike`), where it has thresholds.
-4. The same with lengths pinned at the example's, where they were not asked for.
+4. The same with lengths pinned at the example's, where the caller does not name them.
 5. Modules that run other operations at another batch are left opaque.
-6. Nothing varies, where it was not asked for.
+6. Nothing varies, where the caller does not name it.
 """
 
 from __future__ import annotations

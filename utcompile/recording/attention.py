@@ -1,11 +1,11 @@
 """Attention stays as the model's author wrote it: a mask that follows from sizes alone is removed from the call.
 
-Models that ask whether they are traced build masks and repeat keys, where their eager code says `is_causal=True,
+Models that check whether they are traced build masks and repeat keys, where their eager code says `is_causal=True,
 enable_gqa=True` or passes no mask at all; only without a mask do the fastest kernels run. Here
 1. a mask that depends on sizes alone and is the causal one at every size becomes `is_causal=True`; one that hides
    nothing is left out;
 2. keys and values that are repeated for groups of queries become `enable_gqa=True` on those that are not.
-What is not provably so stays as it was recorded.
+Every mask that is not provably one of these stays as it was recorded.
 """
 
 from __future__ import annotations
