@@ -21,7 +21,7 @@ from utcompile.recording.recorder import Recorder
 from utcompile.recording.state import Snapshot
 from utcompile.recording.tracked import plain
 from utcompile.recording.unrecordable import Unrecordable
-from utcompile.recording.watch import Watch, lasting_error
+from utcompile.recording.watch import SETTLES, Watch, lasting_error
 
 T = torch.Tensor
 _CALLS = 1009  # how many calls later; a prime, so that `% n` shows itself
@@ -124,11 +124,19 @@ def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Record
     except (Unrecordable, UtcError) as error:
         why = READ if isinstance(error, Unrecordable) else f"{READ}: {error.why or error}"
     else:
-        why = "" if _alike(first, second) else READ
+        why = "" if _alike(first, second) else SETTLES if _is_repeated(second, again) else READ
     if why and not kept:  # only caches are left, which are taken away: something else makes the recordings differ
         return {}, why
     unread = {c.name: CACHE if c in caches else UNREAD for c in changes if not why or c not in kept}
     return unread, why
+
+
+def _is_repeated(recorder: Recorder, again: Callable[[], Recorder]) -> bool:
+    """Whether the call after a recording runs like it."""
+    try:
+        return _alike(recorder, again())
+    except (Unrecordable, UtcError):
+        return False
 
 
 def _owner(name: str) -> str:

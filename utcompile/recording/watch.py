@@ -13,6 +13,8 @@ from utcompile.errors import UtcError
 from utcompile.recording.places import Change
 from utcompile.recording.state import Snapshot
 
+SETTLES = "the first call prepares state that later calls read, and these run alike"
+
 
 @dataclass
 class Watch:
@@ -61,12 +63,14 @@ class Watch:
 def lasting_error(model: nn.Module, names: list[str], why: str) -> UtcError:
     """The error of a model whose next call would compute something else, because of the state that this one left."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    write = "register it as a buffer and write into it with torch operations (self.mean.mul_(0.9).add_(0.1 * new))"
     return UtcError(
         f"the model's forward keeps state in Python from one call to the next: {shown}",
         where=source_of(model, names[0]),
         why=f"{why}; a graph has no Python state",
-        fix="register it as a buffer and write into it with torch operations (self.mean.mul_(0.9).add_(0.1 * new)), or "
-        "take it as an input and return it",
+        fix="run the model once on the example first, in eval mode: model(*example)"
+        if why == SETTLES
+        else f"{write}, or take it as an input and return it",
     )
 
 
