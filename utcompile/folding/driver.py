@@ -1,6 +1,6 @@
 """One site after the other: planned, applied, proven; or kept, with the reason.
 
-A fold refuses a site by `Unfoldable` or a `UtcError`. Any other exception of a fold is a mistake in its code, and ends
+A fold refuses a site by `Unfoldable` or a `UtcError`. Every other exception of a fold is a mistake in its code: it ends
 the folding with one error that names the fold and the site.
 """
 

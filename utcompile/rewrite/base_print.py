@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ class TensorPrint:
     shape: tuple[int, ...]
     digests: Mapping[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for a manifest."""
         return {"dtype": self.dtype, "shape": list(self.shape), "digests": dict(self.digests)}
 

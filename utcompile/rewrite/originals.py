@@ -60,14 +60,15 @@ class Originals(nn.Module):
         return {} if destination is None else destination
 
 
-def _forget_missing(module: nn.Module, found: Any) -> None:
+def _forget_missing(module: nn.Module, found: tuple[list[str], list[str]]) -> None:
     """Whatever `load_state_dict` did not find for the originals was never in a state."""
-    found.missing_keys[:] = [k for k in found.missing_keys if f".{NAME}." not in f".{k}"]
+    missing, _ = found
+    missing[:] = [k for k in missing if f".{NAME}." not in f".{k}"]
 
 
 def _twin(root: nn.Module, path: str, originals: Mapping[str, nn.Parameter]) -> nn.Module:
     layer = root.get_submodule(path)
-    memo: dict[int, Any] = {id(t): t for t in [*layer.parameters(), *layer.buffers()]}
+    memo: dict[int, object] = {id(t): t for t in [*layer.parameters(), *layer.buffers()]}
     memo |= {id(root.get_parameter(name)): value for name, value in originals.items()}
     twin = copy.deepcopy(layer, memo)
     for ours, theirs in zip(twin.modules(), layer.modules(), strict=True):

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,7 +29,7 @@ from utcompile.rewrite.peft_layout import (
     to_peft,
 )
 from utcompile.rewrite.tuned import TunedModule
-from utcompile.tuners import Dora, Lora
+from utcompile.tuners import Dora, Lora, LoraConfig
 
 
 def save_peft(tuned: torch.nn.Module, folder: str | Path) -> Path:
@@ -88,7 +87,7 @@ class _Site:
     path: str
     layer: Layer
     tuner: Lora
-    config: Any
+    config: LoraConfig
 
 
 def _sites(tuned: TunedModule, problems: Problems) -> list[_Site]:
@@ -101,7 +100,7 @@ def _sites(tuned: TunedModule, problems: Problems) -> list[_Site]:
             problems.append((site.id, error.what))
             continue
         tuner = tuned.tuner(site.id)
-        assert isinstance(tuner, Lora)
+        assert isinstance(tuner, Lora) and isinstance(site.config, LoraConfig)
         found.append(_Site(site.id, path, layer, tuner, site.config))
     return found
 
@@ -142,7 +141,7 @@ def _unsaved(tuned: TunedModule, saved: list[str], sites: list[_Site]) -> Proble
     return problems
 
 
-def _config(tuned: TunedModule, sites: list[_Site], saved: list[str]) -> dict[str, Any]:
+def _config(tuned: TunedModule, sites: list[_Site], saved: list[str]) -> dict[str, object]:
     rslora = all(s.config.rslora for s in sites)
     ranks = {s.path: s.config.r for s in sites}
     # where others scale by alpha / r, alpha·√r / r is alpha / √r

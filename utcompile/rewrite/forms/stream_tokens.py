@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import fx
+from torch.fx.node import Argument, Target
 
 from utcompile.graph import Role, Value, info, inserted, origin_of, tensor
 from utcompile.matching.forms.stream_tokens import Resized, StreamTokensPlace, sizes_of
@@ -25,7 +25,7 @@ def insert(writer: Writer, site: Inserted, place: StreamTokensPlace) -> None:
     learned = replace(value, shape=(1, length, value.shape[-1]), storage=-1)
     last = before
 
-    def call(role: Role, what: Callable[..., Any] | str, args: tuple[Any, ...], made: Value | None) -> fx.Node:
+    def call(role: Role, what: Target, args: tuple[Argument, ...], made: Value | None) -> fx.Node:
         nonlocal last
         with writer.graph.inserting_after(writer.after_inputs(last)):
             if isinstance(what, str):
@@ -63,13 +63,14 @@ def insert(writer: Writer, site: Inserted, place: StreamTokensPlace) -> None:
 def _resize(writer: Writer, site: Inserted, resized: Resized, length: int) -> None:
     """Let a size that a reshape states grow; one that the model has read is read again where it is needed."""
     node = writer.mapping[resized.node]
-    sizes: list[Any] = [*(sizes_of(node) or ())]
-    if isinstance(sizes[resized.at], int):
-        sizes[resized.at] += length
+    sizes = [cast("Argument", size) for size in sizes_of(node) or ()]
+    size = sizes[resized.at]
+    if isinstance(size, int):
+        sizes[resized.at] = size + length
     else:
         with writer.graph.inserting_before(node):
-            size = writer.graph.call_method("size", (node.args[0], resized.of))
-        sizes[resized.at] = inserted(size, origin_of(node), role=Role.PART, site=site.id)
+            read = writer.graph.call_method("size", (node.args[0], resized.of))
+        sizes[resized.at] = inserted(read, origin_of(node), role=Role.PART, site=site.id)
     node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], tuple(sizes))
     node.kwargs = {}
 
