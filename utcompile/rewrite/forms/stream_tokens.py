@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.fx.node import Argument, Target
 
-from utcompile.graph import Role, Value, info, inserted, origin_of, tensor
+from utcompile.graph import Role, Size, Value, info, inserted, origin_of, tensor
 from utcompile.matching.forms.stream_tokens import Resized, StreamTokensPlace, sizes_of
 from utcompile.rewrite.tokens import plus
 from utcompile.rewrite.writer import Inserted, Writer
@@ -46,8 +46,11 @@ def insert(writer: Writer, site: Inserted, place: StreamTokensPlace) -> None:
         parts = [before, *parts]
     else:
         first, others = (
-            call(Role.PART, operator.getitem, (before, (slice(None), part)), None)
-            for part in (slice(None, place.at), slice(place.at, None))
+            call(Role.PART, operator.getitem, (before, (slice(None), part)), _of_tokens(value, count))
+            for part, count in (
+                (slice(None, place.at), place.at),
+                (slice(place.at, None), plus(value.shape[1], -place.at)),
+            )
         )
         parts = [first, *parts, others]
     joined = call(Role.OPERATION, torch.cat, (parts, 1), _longer(value, frozenset([1]), length))
@@ -73,6 +76,10 @@ def _resize(writer: Writer, site: Inserted, resized: Resized, length: int) -> No
         sizes[resized.at] = inserted(read, origin_of(node), role=Role.PART, site=site.id)
     node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], tuple(sizes))
     node.kwargs = {}
+
+
+def _of_tokens(value: Value, count: int | Size) -> Value:
+    return replace(value, shape=(value.shape[0], count, *value.shape[2:]))
 
 
 def _longer(value: Value, axes: frozenset[int], length: int) -> Value:
