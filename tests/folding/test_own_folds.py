@@ -89,7 +89,7 @@ class Answer(Tuner):
 
 
 class FoldThreshold(Fold):
-    """`relu(relu(W x + b) − t) = relu(W x + (b − t))`, t ≥ 0; docs/folding.md has the same with all its checks."""
+    """`relu(relu(W x + b) − t) = relu(W x + (b − t))`, t ≥ 0; docs/extending.md has the same with all its checks."""
 
     status = "absorbed"
 

@@ -15,7 +15,7 @@ from torch.fx.graph import PythonCode
 from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
-from utcompile.graph.module import own_code
+from utcompile.graph.functions import copied
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import Switch, is_off, make_switch
@@ -169,7 +169,7 @@ def _choosing(tuned_forward: Callable[..., object]) -> Callable[..., object]:
             return self._base_forward(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
-    chosen: Callable[..., object] = own_code(forward)
+    chosen: Callable[..., object] = copied(forward)
     chosen.__signature__ = inspect.signature(tuned_forward)  # type: ignore[attr-defined]
     return chosen
 
