@@ -14,7 +14,8 @@ import torch
 from utcompile.errors import UtcError
 from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
-from utcompile.rewrite.base_print import fingerprint, print_of, statistics_of, text_of, whole
+from utcompile.rewrite.base_print import fingerprint, print_of, statistics_of, text_of
+from utcompile.rewrite.digests import whole
 from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
 from utcompile.rewrite.manifest import (
     FORMAT,

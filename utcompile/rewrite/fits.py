@@ -8,12 +8,12 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.rewrite.base_print import (
-    digest_of,
     fingerprint,
     fingerprint_of_format_1,
     tensors_of_base,
     text_of,
 )
+from utcompile.rewrite.digests import digest_of
 from utcompile.rewrite.manifest import Base, Format1, Manifest, SavedSite, versions
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite

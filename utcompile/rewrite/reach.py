@@ -136,7 +136,8 @@ def _zeros(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, str]:
 
 
 def _is_zero(parameter: torch.Tensor) -> bool:
-    if parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
+    is_plain = type(parameter) in (torch.Tensor, nn.Parameter)  # a quantiser's class need not index
+    if not is_plain or parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
         return False
     return not parameter[(0,) * parameter.dim()] and not parameter.any()  # the first number tells nearly always
 

@@ -13,8 +13,9 @@ import torch
 from utcompile.errors import UtcError
 from utcompile.files import path_of
 from utcompile.graph import owner_path
-from utcompile.rewrite.base_print import fingerprint, statistics_of, whole
+from utcompile.rewrite.base_print import fingerprint, statistics_of
 from utcompile.rewrite.checkpoint import tuned_module
+from utcompile.rewrite.digests import whole
 from utcompile.rewrite.pair import write_pair
 from utcompile.rewrite.peft_layout import (
     BASE,
