@@ -44,7 +44,7 @@ class Plan(PlanData):
 
     @cached_property
     def cost(self) -> PlanCost:
-        """FLOPs and saved bytes at batch 1, counted when they are first asked for."""
+        """FLOPs and saved bytes at batch 1, counted when they are first needed."""
         return self.cost_at(1)
 
     def cost_at(self, batch: int) -> PlanCost:

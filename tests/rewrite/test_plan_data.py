@@ -44,7 +44,7 @@ def test_a_pickled_plan_is_the_plan(captured: utc.CapturedModule, form: str) -> 
     assert type(again) is utc.Plan and str(again) == str(plan) and not plan.diff(again)
     assert again.to_dict() == plan.to_dict() and again.explain() == plan.explain()
     assert again.module is not plan.module
-    own = set(again.module.graph.nodes)  # its sites are in its own graph, not in one that came along beside it
+    own = set(again.module.graph.nodes)  # its sites are in its own graph, not in one that came along with it
     assert all(n in own for s in again.sites for n in (s.source, *s.targets, *s.bindings.values()))
     x = torch.randn(3, 5, 6)
     outputs = []

@@ -247,7 +247,7 @@ def _checked(proof: SiteProof, results: Sequence[fx.Node]) -> Proof:
     """
     found = _run(proof.check, results)
     if found.error > _TOLERANCE:
-        raise Unfoldable(f"folded, the site differs by {found.error:.1e}; what stands between is not what it seems")
+        raise Unfoldable(f"folded, the site differs by {found.error:.1e}; an operation on the way is not what it seems")
     return found
 
 

@@ -37,8 +37,8 @@ TENSORS = "tuners.safetensors"
 def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, object] | None = None) -> Path:
     """Write the tuners and `train:` parts of a model, and under `base="follow"` the statistics of norms, nothing else.
 
-    Both files carry one identity. Whoever reads the folder finds the old pair or the new one at every moment, also
-    after a process was killed or the power failed.
+    Both files carry one identity. A reader of the folder finds the old pair or the new one at every moment, also after
+    a process was killed or the power failed.
 
     Args:
         tuned: the model, or what DDP, FSDP2, `torch.compile` or an EMA made of it.

@@ -37,7 +37,7 @@ def digest_of(name: str, value: torch.Tensor, dtype: torch.dtype) -> str:
 
 
 def is_quantised(value: torch.Tensor) -> bool:
-    """Whether a tensor is of a quantiser's class, which holds its numbers in tensors of other dtypes."""
+    """Whether a tensor is of a quantiser's class, which keeps its numbers in tensors of other dtypes."""
     return is_traceable_wrapper_subclass(value) and not hasattr(value, "full_tensor")
 
 
@@ -66,6 +66,6 @@ def update(digest: _Hash, piece: torch.Tensor) -> None:
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    """A tensor that is distributed over processes, gathered; every process must ask for it."""
+    """A tensor that is distributed over processes, gathered; every process must call it."""
     gather = getattr(value, "full_tensor", None)
     return gather() if callable(gather) else value

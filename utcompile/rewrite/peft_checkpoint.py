@@ -86,7 +86,7 @@ class PeftScale:
     """IA3's factors of one module.
 
     Attributes:
-        factors: one a channel.
+        factors: one per channel.
         inputs: whether they are on what the module reads.
     """
 
@@ -105,8 +105,8 @@ class PeftCheckpoint:
     """PEFT's two files.
 
     Attributes:
-        tuners: one a tuned weight.
-        scales: one a module that IA3 scales.
+        tuners: one per tuned weight.
+        scales: one per module that IA3 scales.
         rest: all other tensors, by the names that the model has for them.
         saved: the paths of modules that PEFT copied, and trained whole: `modules_to_save`, and all of LayerNorm tuning.
         prefix: of prefix tuning.
@@ -257,7 +257,7 @@ def _tuner(
         raise UtcError(
             f"lora_bias of {path} is not read",
             where=config.where,
-            why="PEFT leaves the bias beside nn.MultiheadAttention's in_proj out of its computation",
+            why="PEFT leaves the bias of nn.MultiheadAttention's in_proj out of its computation",
         )
     first = layers[0].get("lora_A.weight", layers[0].get("lora_embedding_A"))
     assert first is not None

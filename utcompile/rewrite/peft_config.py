@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json`, read and checked: which methods are read, and what may be said of each."""
+"""PEFT's `adapter_config.json`, read and checked: which methods are read, and which fields of each."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class PeftConfig:
         return otherwise if key is None else table[key]
 
     def names(self, field: str) -> tuple[str, ...]:
-        """A list of names; empty where nothing is said.
+        """A list of names; empty where the field has none.
 
         Raises:
             UtcError: it is no list of texts.

@@ -34,7 +34,7 @@ class Switch(Choice):
     """A model's own switch, and the choice where no context is open: the tuners are on.
 
     A choice is made in the present `contextvars.Context`: other threads do not see it, asyncio tasks that are created
-    inside do. What has ended is over everywhere, in whichever thread it ended and in whichever order.
+    inside do. A choice that has ended is over everywhere, in whichever thread and order it ended.
     """
 
     variable: ContextVar[Choice]
@@ -58,7 +58,7 @@ class Switch(Choice):
 
 
 def make_switch() -> Switch:
-    """A switch of its own for one model.
+    """A new switch, for one model.
 
     `torch.compile` takes a property over a C function for free of side effects and evaluates it in its guards, so that
     a compiled model looks the choice up in each call. It guards on what the loop of `is_off` reads: `is_open` and `off`

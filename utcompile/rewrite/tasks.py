@@ -111,5 +111,5 @@ def _check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
                 f"{key} has the shape {list(found[key].shape)} in the checkpoint, {list(wanted[key].shape)} here",
                 where=where,
                 why="only a head may have another number of classes",
-                fix="compile a module of its own for this task",
+                fix="compile another module for this task",
             )

@@ -175,7 +175,7 @@ def _targets(tuned: TunedModule, paths: list[str]) -> list[str] | str:
     others = [name for name, _ in tuned.named_modules() if name not in paths]
     if not any(name.endswith(f".{path}") for path in paths for name in others):
         return paths
-    return "|".join(map(re.escape, paths))  # PEFT wants it to match the whole
+    return "|".join(map(re.escape, paths))  # PEFT requires a match of the whole
 
 
 def _anchored(path: str) -> str:

@@ -57,7 +57,7 @@ class TunedModule(UtcGraphModule):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base's: what trains may be in float32 beside a base in half precision."""
+        """The base's: on a base in half precision, what trains may be in float32."""
         for name, parameter in self.named_parameters():
             is_ours = name.startswith("tuners.") or name in self.trained
             if parameter.is_floating_point() and not is_ours:
@@ -190,7 +190,7 @@ def disable_tuners(tuned: _M) -> Iterator[_M]:
             training, a part of a larger model.
 
     Raises:
-        UtcError: there is no tuned module in it; in a call, as said above.
+        UtcError: there is no tuned module in it; in a call, for the reason given above.
 
     Example:
         >>> import torch, utcompile as utc
