@@ -105,7 +105,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "mkdocs.yml").write_text("nav:\n  - Gone: gone.md\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "PAGES", (page,))
-    monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type")})
+    monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type", "errors.Gone")})
     monkeypatch.setattr(module.importlib.import_module("utcompile.errors").check_type, "__doc__", None)
     problems = "\n".join(module.check(write=False))
     for part in (
@@ -118,6 +118,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "the navigation names gone.md",
         "the public name utcompile.fold is missing",
         "utcompile.errors.check_type has no docstring",
+        "there is no utcompile.errors.Gone",
     ):
         assert part in problems
     (tmp_path / "rules").mkdir()
