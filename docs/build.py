@@ -191,7 +191,7 @@ def tuners_text() -> str:
         if not cls.__module__.startswith("utcompile."):
             continue
         forms = ", ".join(f"`{form}`" for form in cls.forms)
-        parts += [f"## {kind}", _linked(inspect.getdoc(cls) or ""), f"Forms: {forms}."]
+        parts += [f"## {kind}", *_sections(inspect.getdoc(cls) or ""), f"**Forms.** {forms}."]
         fields = [item for item in cls.config_class.model_fields.items() if item[0] != "kind"]
         rows = [f"| `{name}` | `{field.default}` | {_cell(field.description or '')} |" for name, field in fields]
         if rows:
@@ -199,9 +199,13 @@ def tuners_text() -> str:
     return "\n\n".join(parts)
 
 
-def _linked(text: str) -> str:
-    """A docstring with its arXiv numbers as links."""
-    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+def _sections(docstring: str) -> Iterator[str]:
+    """A tuner's docstring as paragraphs: the first sentence, then each section after its name in bold, with links."""
+    text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", docstring)
+    first, *parts = re.split(r"^([A-Z]\w*):\n", text, flags=re.MULTILINE)
+    yield first.strip()
+    for name, section in zip(parts[::2], parts[1::2], strict=True):
+        yield f"**{name}.** {inspect.cleandoc(section)}"
 
 
 def verbs_table() -> str:
@@ -251,6 +255,19 @@ def _commands() -> Iterator[tuple[str, Any]]:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def codes_tables() -> str:
+    """The codes of errors by area: what each means, and what to do."""
+    from utcompile.error_codes import AREAS, CODES
+
+    parts = []
+    for area, title in AREAS.items():
+        rows = [f"## {title}", "", "| code | what it means | what to do |", "|---|---|---|"]
+        codes = {code: meaning for code, meaning in CODES.items() if code.startswith(f"{area}/")}
+        rows += [f"| `{code}` | {_cell(meaning.what)} | {_cell(meaning.fix)} |" for code, meaning in codes.items()]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
 def fold_cases(*names: str) -> Callable[[], str]:
@@ -359,6 +376,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "tuners": tuners_text,
     "api": api_tables,
     "errors": errors_table,
+    "codes": codes_tables,
     "limits": limits_table,
     "keys": keys_tables,
     "verbs": verbs_table,

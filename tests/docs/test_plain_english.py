@@ -14,17 +14,18 @@ LEFT: dict[str, int] = {
     "utcompile/api.py": 1,
     "utcompile/cli": 21,
     "utcompile/deploy": 18,
+    "utcompile/error_codes.py": 2,
     "utcompile/files.py": 2,
-    "utcompile/folding": 79,
+    "utcompile/folding": 80,
     "utcompile/graph": 43,
     "utcompile/matching": 47,
     "utcompile/ops": 5,
     "utcompile/plan.py": 1,
-    "utcompile/recording": 47,
-    "utcompile/rewrite": 18,
+    "utcompile/recording": 40,
+    "utcompile/rewrite": 19,
     "utcompile/rules": 43,
     "utcompile/train": 10,
-    "utcompile/tuners": 42,
+    "utcompile/tuners": 4,
 }
 
 

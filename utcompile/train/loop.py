@@ -105,9 +105,10 @@ def fit(
             "the model has no trainable parameter",
             where=type(model).__name__,
             fix="insert tuners, or name what stays trainable under `train:` in the rules",
+            code="train/model",
         )
     if not samples or not len(data.validation):  # type: ignore[arg-type]
-        raise UtcError("there is nothing to train on", why=str(data))
+        raise UtcError("there is nothing to train on", why=str(data), code="data/not-found")
     accelerator = _accelerator(precision, cpu)
     folder, mode = RunFolder(out, save, load), model.training
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
@@ -160,6 +161,7 @@ def _accelerator(precision: str, cpu: bool) -> Accelerator:
         raise UtcError(
             f"fit runs in one process, not {accelerator.num_processes}",
             fix="train the model in your own distributed loop: it is an ordinary nn.Module",
+            code="train/model",
         )
     return accelerator
 
