@@ -10,6 +10,7 @@ that the API reference does not list, or that has no docstring, is a problem. `m
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -27,6 +28,7 @@ PAGES = (
 sys.path.insert(0, str(ROOT))  # the package of this checkout
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _PATH = re.compile(r"`((?:utcompile|rules|docs|benchmarks|examples|tests)/[\w./*-]*)`")
@@ -315,6 +317,7 @@ API: dict[str, tuple[str, ...]] = {
         "register_operation",
         "register_fold",
         *(f"folding.{name}" for name in ("Fold", "Site", "Folding", "Case", "Patch", "Unfoldable", "FoldedSite")),
+        *(f"graph.{name}" for name in ("operation", "Operation", "readers")),
         *(f"folding.{name}" for name in ("Replace", "Redirect", "Argument", "Added", "New", "Remove")),
     ),
 }
@@ -362,6 +365,18 @@ def undocumented() -> Iterator[str]:
             value = getattr(value, "__func__", value)  # of a classmethod or staticmethod
             if not member.startswith("_") and _needs_text(value) and not (value.__doc__ or "").strip():
                 yield f"utcompile.{name}.{member} has no docstring"
+
+
+def imported() -> Iterator[str]:
+    """Names that a page or an example imports from a part of the package, and that the API reference lacks."""
+    listed = {f"utcompile.{name}" for names in API.values() for name in names}
+    texts = {path: "".join(_PYTHON.findall(path.read_text(encoding="utf-8"))) for path in PAGES}
+    texts |= {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.py"))}
+    for path, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utcompile."):
+                missing = [a.name for a in node.names if f"{node.module}.{a.name}" not in listed]
+                yield from (f"{path.name}: {node.module}.{name} is not in the API reference" for name in missing)
 
 
 def _needs_text(value: Any) -> bool:
@@ -446,7 +461,7 @@ def check(*, write: bool) -> list[str]:
         elif fresh != text:
             problems.append(f"{path.relative_to(ROOT)}: a generated part is out of date; run make docs")
         problems += broken_links(path, fresh)
-    problems += [*undocumented(), *strangers()]
+    problems += [*undocumented(), *imported(), *strangers()]
     fresh, schema = _schema(), ROOT / "rules" / "rules.schema.json"
     if write:
         schema.write_text(fresh, encoding="utf-8")

@@ -207,7 +207,7 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "Use the format of `utc.save_tuners`, or leave the site out.",
         ),
         "fold/kept": Meaning(
-            "Tuners could not be folded, and `strict` was asked for.",
+            "Tuners could not be folded, and `strict=True` requires it.",
             "Accept `kept` tuners, or choose tuners that fold; the report gives a reason per site.",
         ),
         "fold/not-proven": Meaning(
@@ -235,7 +235,7 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "onnx/file": Meaning("The ONNX file does not exist, is not valid, or cannot be opened.", "Use an intact file."),
         "onnx/inputs": Meaning("The inputs given do not fit the ONNX file.", "Pass the inputs that the message lists."),
         "onnx/runtime": Meaning(
-            "ONNX Runtime failed, did not finish, or lacks what was asked for.", "Follow the message."
+            "ONNX Runtime failed, did not finish, or lacks what the call needs.", "Follow the message."
         ),
         "data/not-found": Meaning(
             "There is no data at this path, or no class folder or image in it.",

@@ -101,7 +101,9 @@ def test_links_and_generated_parts() -> None:
 def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = build()
     page = tmp_path / "README.md"
-    page.write_text("[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n<!-- generated: verbs -->\n<!-- end -->\n")
+    page.write_text(
+        "[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n```python\nfrom utcompile.graph import info\n```\n<!-- generated: verbs -->\n<!-- end -->\n"
+    )
     (tmp_path / "mkdocs.yml").write_text("nav:\n  - Gone: gone.md\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "PAGES", (page,))
@@ -119,6 +121,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "the public name utcompile.fold is missing",
         "utcompile.errors.check_type has no docstring",
         "there is no utcompile.errors.Gone",
+        "utcompile.graph.info is not in the API reference",
     ):
         assert part in problems
     (tmp_path / "rules").mkdir()

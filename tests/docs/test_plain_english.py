@@ -1,4 +1,4 @@
-"""No text has a phrase that our style replaces; rooms that are not done yet may have as many as are listed, and no more."""
+"""No text has a phrase that our style replaces; rooms that are not done yet have no more than are listed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from support.plain_english import PHRASES, ROOT, Phrase, files, findings
 
 DONE = ("README.md", "CONTRIBUTING.md", "docs", "examples")
-# How many phrases a place still has. A number may only fall; where it is 0, the line goes.
+# How many phrases a place still has, at most. A number may only fall; where it is 0, the line goes.
 LEFT: dict[str, int] = {
     "CHANGELOG.md": 13,
     "rules": 26,
@@ -14,7 +14,6 @@ LEFT: dict[str, int] = {
     "utcompile/api.py": 1,
     "utcompile/cli": 21,
     "utcompile/deploy": 18,
-    "utcompile/error_codes.py": 2,
     "utcompile/files.py": 2,
     "utcompile/folding": 80,
     "utcompile/graph": 43,
@@ -40,13 +39,12 @@ def test_done_places_have_no_such_phrase(place: str) -> None:
     assert count == 0, shown
 
 
-def test_other_places_have_exactly_as_many_as_are_listed() -> None:
+def test_other_places_have_no_more_than_are_listed() -> None:
     rooms = {path.relative_to(ROOT).as_posix() for path in (ROOT / "utcompile").iterdir() if path.suffix == ".py"}
     rooms |= {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "utcompile").glob("*/__init__.py")}
     counts = {place: _count(place) for place in sorted({*rooms, "rules", "tools", "CHANGELOG.md"})}
-    now = {place: count for place, (count, _) in counts.items() if count}
-    more = "\n".join(shown for place, (count, shown) in counts.items() if count > LEFT.get(place, 0))
-    assert now == LEFT, f"{more}\nThe list should be: {now}"
+    more = {place: shown for place, (count, shown) in counts.items() if count > LEFT.get(place, 0)}
+    assert not more, "\n".join(more.values())
 
 
 @pytest.mark.parametrize("phrase", PHRASES, ids=[phrase.wrong for phrase in PHRASES])

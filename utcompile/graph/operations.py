@@ -89,7 +89,7 @@ def state_name(node: fx.Node) -> str | None:
     return str(node.target)
 
 
-def module_operation(leaf: nn.Module) -> tuple[str, dict[str, object]]:
+def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Argument]]:
     """The canonical name and attributes of a leaf module.
 
     >>> module_operation(nn.GELU(approximate="tanh"))
@@ -98,10 +98,10 @@ def module_operation(leaf: nn.Module) -> tuple[str, dict[str, object]]:
     return _module_operation(leaf, spelling_of_module(leaf))
 
 
-def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, object]]:
+def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, Argument]]:
     if spelling is None:
         return _full_name(type(leaf)), {}
-    attributes: dict[str, object] = {}
+    attributes: dict[str, Any] = {}
     for name in spelling.spoken:
         if name == spelling.schema[0]:
             continue
@@ -201,6 +201,7 @@ def set_operand(node: fx.Node, role: str, value: Argument) -> None:
         name = next((k for k in node.kwargs if spelling.renamed.get(k, k) == role), role)
         node.kwargs = {**node.kwargs, name: value}
     elif role == spelling.variadic and not isinstance(node.args[place], (tuple, list)):
+        assert isinstance(value, (tuple, list))
         node.args = (*node.args[:place], *value)  # `x.view(2, 3)`
     else:
         node.args = (*node.args[:place], value, *node.args[place + 1 :])
