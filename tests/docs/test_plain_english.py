@@ -23,7 +23,7 @@ LEFT: dict[str, int] = {
     "utcompile/recording": 40,
     "utcompile/rewrite": 19,
     "utcompile/rules": 43,
-    "utcompile/train": 10,
+    "utcompile/train": 11,
     "utcompile/tuners": 4,
 }
 
