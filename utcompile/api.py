@@ -37,7 +37,7 @@ def match(
         captured: a `CapturedModule`.
         rules: a `RuleSet`, a path, a shipped name such as `u_tuning/dual`, or YAML text (with a newline).
         vars: values for the rule file's `vars:`.
-        train: what is trained beside the tuners, instead of the file's `train:`; nothing with an empty list.
+        train: what is trained next to the tuners, instead of the file's `train:`; nothing with an empty list.
 
     Raises:
         UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.

@@ -10,7 +10,7 @@ from tools.zoo.rows import STATUSES, Row
 
 _DONE = tuple(s for s in STATUSES if s != "built")
 _LONGEST = 220  # characters of a reason
-_INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries stand on one machine
+_INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries are installed on one machine
 _HEAD = """# The zoo
 
 What `utcompile.capture` makes of every model of timm, torchvision and transformers. Written by `make zoo`; do not edit.

@@ -43,7 +43,7 @@ def latency(
     warmup: int = 10,
     threads: int | None = None,
 ) -> dict[str, Latency]:
-    """Measure ONNX files against one another.
+    """Measure ONNX files pairwise.
 
     The clock, the temperature and the neighbours of a machine drift over seconds, so files that are measured one after
     the other are not comparable. Here each round runs every file once, the order turning from round to round, and the
