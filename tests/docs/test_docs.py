@@ -108,6 +108,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "PAGES", (page,))
     monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type", "errors.Gone")})
+    monkeypatch.setattr(module, "FOLDS", {"fold_widen": ("widen",)})
     monkeypatch.setattr(module.importlib.import_module("utcompile.errors").check_type, "__doc__", None)
     problems = "\n".join(module.check(write=False))
     for part in (
@@ -116,6 +117,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "no rules/none.yaml",
         "a generated part is out of date",
         "rules.schema.json: out of date",
+        "the fold absorb_map is in no table",
         "the navigation lacks index.md",
         "the navigation names gone.md",
         "the public name utcompile.fold is missing",
