@@ -309,6 +309,9 @@ API: dict[str, tuple[str, ...]] = {
         "Plan",
         "TunedModule",
         "disable_tuners",
+        "recording.CaptureReport",
+        "matching.Site",
+        "rewrite.TunedSite",
     ),
     "Rules": ("RuleSet",),
     "Checkpoints": ("save_tuners", "load_tuners", "save_peft", "load_peft", "peft_rules"),
@@ -323,7 +326,18 @@ API: dict[str, tuple[str, ...]] = {
     "Extending": (
         "register_tuner",
         *(f"tuners.{name}" for name in ("Tuner", "TunerConfig", "TunerSite", "ValueSite", "WeightSite", "TokensSite")),
-        *(f"tuners.{name}" for name in ("ChainSite", "Port", "ChannelMap", "Bottleneck", "Outputs", "outputs_of")),
+        *(
+            f"tuners.{name}"
+            for name in (
+                "sites.StreamTokensSite",
+                "ChainSite",
+                "Port",
+                "ChannelMap",
+                "Bottleneck",
+                "Outputs",
+                "outputs_of",
+            )
+        ),
         "register_operation",
         "register_fold",
         *(f"folding.{name}" for name in ("Fold", "Site", "Folding", "Case", "Patch", "Unfoldable", "FoldedSite")),
