@@ -14,9 +14,9 @@ from utcompile.matching.cost import PlanCost, plan_cost
 from utcompile.matching.diff import PlanDiff, diff
 from utcompile.matching.explain import Explanation, explain
 from utcompile.matching.left_out import left_out
-from utcompile.matching.text import columns, counted, listed
 from utcompile.rewrite import TunedModule
 from utcompile.start import insert_and_check
+from utcompile.text import columns, counted, listed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from utcompile.text import amount, columns
+
 Status = Literal["absorbed", "widened", "constant", "kept"]
 _COLUMNS = ("site", "status", "parameters", "FLOPs", "float64", "own dtype", "retained")
 
@@ -130,20 +132,9 @@ class FoldReport:
     def __str__(self) -> str:
         if not self.sites and not self.base:
             return self.summary()
-        table = self.rows()
-        widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([*(line.rstrip() for line in columns(self.rows(), 0)), self.summary()])
 
 
 def _change(amounts: tuple[int, int]) -> str:
-    before, after = (_short(n) for n in amounts)
+    before, after = (amount(n) for n in amounts)
     return before if before == after else f"{before} -> {after}"
-
-
-def _short(number: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.0f}{unit}" if unit == "" or number >= 100 else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f}T"

@@ -8,7 +8,7 @@ from typing import Any
 
 from utcompile.matching.plan import PlanData
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, run
+from utcompile.text import alike, counted, run
 
 Change = tuple[Any, Any]
 

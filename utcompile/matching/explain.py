@@ -11,8 +11,8 @@ from utcompile.errors import UtcError
 from utcompile.graph import GraphView
 from utcompile.matching.places import nearest_path, places
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, groups, listed, run
 from utcompile.rules import Rule, RuleSet
+from utcompile.text import alike, counted, groups, listed, run
 
 _LEFT_OUT = -2
 _OPTIONAL = "set `expect: {optional: true}`"

@@ -36,7 +36,7 @@ _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
     "signature tuners base_values shape_env dtype device example_inputs proven ties".split()
 )
-# what users read off a model: transformers' config, timm's, and the like
+# attributes that users read: transformers' config, timm's, and similar ones
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
 
 _MODE_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -58,9 +58,9 @@ def capture(
     Args:
         model: any `nn.Module`. It is recorded, and kept, in eval mode.
         example_inputs: a tuple (positional), a dict (keyword; `*args` under its name, as a tuple) or one tensor.
-        dynamic: what varies between calls: names of inputs (their dimension 0 is the batch), or a dict from name to
-            `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of the
-            inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
+        dynamic: the sizes that vary between calls: names of inputs (their dimension 0 is the batch), or a dict from
+            name to `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of
+            the inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
             that the model pins is named in the report. An empty one captures at the example's sizes only.
         base: "frozen": the backbone stays in eval, whatever `.train()` says. "follow": its dropout, stochastic depth
             and batch norm obey `.train()` and `.eval()`.
@@ -169,7 +169,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _guard_constants(graph: fx.Graph, arguments: dict[str, object]) -> None:
-    """An argument that is no tensor is part of the graph: calls may leave it out, and may not change it."""
+    """Make arguments that are no tensors part of the graph: calls may leave them out, and may not change them."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     given = [(n, arguments[str(n.target)]) for n in inputs]
     fixed = {n: value for n, value in given if isinstance(value, (bool, int, float, str, type(None)))}
@@ -183,7 +183,7 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, object]) -> None:
 
 
 def _guard_containers(graph: fx.Graph, arguments: dict[str, object]) -> None:
-    """The structure of an argument, and what in it is no tensor, is part of the graph."""
+    """Make the structure of containers, and the values in them that are no tensors, part of the graph."""
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         value = arguments[str(node.target)]
         if isinstance(value, (dict, tuple, list)):
@@ -192,7 +192,7 @@ def _guard_containers(graph: fx.Graph, arguments: dict[str, object]) -> None:
 
 
 def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:
-    """A size that could not vary is part of the graph."""
+    """Make sizes that could not vary part of the graph."""
     last = [n for n in recorded.graph.nodes if n.op == "placeholder" or n in recorded.nodes][-1]
     names = [name for name, value in asked.arguments.items() for _ in tensors(value)]
     examples = tensors(asked.arguments)

@@ -1,4 +1,4 @@
-"""Small functions that stand in captured graphs: what a model derived from its inputs or its mode, derived again."""
+"""Small functions in captured graphs: they derive from inputs and mode again what the model's Python code derived."""
 
 from __future__ import annotations
 
