@@ -37,7 +37,8 @@ class Fitting:
     """What tuners are by class, config and site, each kind of site tried once."""
 
     def __init__(self) -> None:
-        self._fitted: dict[Hashable, Fitted] = {}
+        self._fitted: dict[tuple[object, ...], Fitted] = {}
+        self._texts: dict[int, tuple[TunerConfig, str]] = {}  # by identity: writing a config out takes long
 
     def fit(self, config: TunerConfig, site: TunerSite) -> Fitted:
         """Try a tuner at a site.
@@ -45,8 +46,10 @@ class Fitting:
         Raises:
             UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
         """
-        cls: Any = tuner_class(config.kind)
-        key = (cls, type(config), str(config), *site_key(site))
+        if id(config) not in self._texts:
+            self._texts[id(config)] = config, str(config)
+        _, text = self._texts[id(config)]
+        key: tuple[object, ...] = (tuner_class(config.kind), type(config), text, *site_key(site))
         if key not in self._fitted:
             self._fitted[key] = _tried(config, site)
         return self._fitted[key]
