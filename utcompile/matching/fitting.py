@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
@@ -102,18 +102,18 @@ def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     return type(site), *given
 
 
-def _key(value: Any) -> Hashable:
+def _key(value: object) -> Hashable:
     match value:
         case Port():
-            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid
+            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid, value.windows
         case Operation():
-            return value.name, str(_without_nodes(value.attributes)), tuple(value.parameters), len(value.inputs)
+            return value.name, _attributes(value), tuple(value.parameters), len(value.inputs)
         case Mapping():
             return tuple((name, _key(part)) for name, part in value.items())
     found: Hashable = value
     return found
 
 
-def _without_nodes(attributes: Mapping[str, Any]) -> Any:
-    """Attributes in which every value of the graph is the same word: its name says nothing of what it is."""
-    return fx.node.map_arg(dict(attributes), lambda node: "node")
+def _attributes(operation: Operation) -> str:
+    """The attributes of an operation, with one word for every value of the graph, whose name does not matter."""
+    return str(fx.node.map_arg(dict(operation.attributes), lambda node: "node"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, collector_paused
@@ -28,7 +27,7 @@ from utcompile.rules import ChainInsertion, Rule, RuleSet, library_patterns
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
-    vars: Mapping[str, Any] | None = None,
+    vars: Mapping[str, object] | None = None,
     train: Sequence[str] | None = None,
 ) -> PlanData:
     """Find every place that a rule set speaks of.
