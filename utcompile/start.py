@@ -16,6 +16,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.matching import PlanData, TunerDtype
+from utcompile.memory import MemoryPlan
 from utcompile.recording.example import Example
 from utcompile.recording.nested import map_tensors, tensors
 from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
@@ -43,6 +44,7 @@ def insert_and_check(plan: PlanData, example: Example | None = None) -> TunedMod
     if plan.tuner_dtype not in get_args(TunerDtype):
         raise UtcError(f"tuner_dtype is {plan.tuner_dtype!r}", fix="say 'float32', or 'base' for the model's own dtype")
     tuned = apply_plan(plan)
+    tuned.memory = MemoryPlan()
     example = example or plan.module.example_inputs
     if example is not None and not example.compared:
         tuned.proven = "unproven: it was captured with verify='shapes'"

@@ -63,6 +63,7 @@ class TunedModule(UtcGraphModule):
         ruleset: the rules it was compiled with.
         proven: what was compared with the base when the tuners were inserted, or why nothing was.
         tasks: which task is in place, and those that wait.
+        memory: how a call keeps less for backward (`utcompile.memory.MemoryPlan`); None: it keeps what torch keeps.
     """
 
     sites: tuple[TunedSite, ...]
@@ -71,7 +72,17 @@ class TunedModule(UtcGraphModule):
     base_graph: fx.Graph
     tasks: Tasks
     proven: str = "unproven"
-    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "tasks", "proven")
+    memory: Any = None
+    kept_attributes = (
+        *UtcGraphModule.inherited,
+        "sites",
+        "trained",
+        "ruleset",
+        "base_graph",
+        "tasks",
+        "proven",
+        "memory",
+    )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,6 +101,7 @@ class TunedModule(UtcGraphModule):
     def recompile(self) -> Any:
         """Generate the tuned `forward` again from the graph."""
         code = super().recompile()
+        self.__dict__.pop("_planned", None)
         own: Any = type(self)
         own._tuned_forward = own.forward
         own.forward = _choosing(own.forward)
@@ -185,6 +197,10 @@ def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
         if is_off(self._switch):
             refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
+        if not torch.compiler.is_compiling() and self.memory is not None:
+            planned = self.memory.forward_of(self)
+            if planned is not None:
+                return planned(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
     chosen: Callable[..., Any] = own_code(forward)
