@@ -1,4 +1,4 @@
-"""A rule file of one's own, `own_rule.yaml`, applied to a Vision Transformer.
+"""Your own rule file, `own_rule.yaml`, applied to a Vision Transformer.
 
 python examples/own_rule.py
 """
@@ -19,10 +19,10 @@ def main() -> None:
     model = timm.create_model("test_vit", num_classes=5)
     images = torch.randn(2, 3, 160, 160)
 
-    # What the rule finds, and what it adds.
+    # The places that the rule finds, and the tuners that it adds.
     plan = utc.match(utc.capture(model, images), RULES, vars={"dim": 8})
     print(plan)
-    print(plan.explain("blocks.2"))  # an earlier block, which `select: {last: 3}` leaves out
+    print(plan.explain("blocks.2"))  # a block that `select: {last: 3}` leaves out
 
     # A few steps, so that there is something to fold.
     tuned = plan.apply()

@@ -128,7 +128,7 @@ def test_every_error_class_is_a_utc_error() -> None:
 def test_no_name_hides_a_file() -> None:
     """`import utcompile.a.b as m` gives the file: no package exports a function, class or object under a file's name."""
     packages = [p.name for p in pkgutil.walk_packages(utc.__path__, "utcompile.") if p.ispkg]
-    assert len(packages) > 15
+    assert len(packages) >= 15
     hidden = []
     for name in ["utcompile", *packages]:
         package = importlib.import_module(name)

@@ -44,13 +44,16 @@ def match(
     """
     if not isinstance(captured, UtcGraphModule):
         raise UtcError(
-            f"match takes a CapturedModule, not {type(captured).__name__}", fix="capture the model first: utc.capture"
+            f"match takes a CapturedModule, not {type(captured).__name__}",
+            fix="capture the model first: utc.capture",
+            code="arguments/type",
         )
     if isinstance(captured, TunedModule):
         raise UtcError(
             "this is a TunedModule already",
             why="tuners that are not folded have no second layer of tuners",
             fix="put all the rules in one file and match the captured model; or fold first, and tune the folded model",
+            code="arguments/type",
         )
     return Plan.of(find(captured, rules, vars, train))
 
@@ -112,6 +115,7 @@ def _compile_again(
         raise UtcError(
             "what varies in a recorded module, and whether it follows the mode, was decided when it was captured",
             fix="leave out `dynamic=` and `base=`, or compile the original model",
+            code="arguments/type",
         )
     plan = replace(match(recorded, rules), tuner_dtype=tuner_dtype)
     example = Example.of(

@@ -41,9 +41,15 @@ def path_of(value: object, what: str) -> Path:
         UtcError: it is no path.
     """
     if not isinstance(value, str | Path) or not str(value):
-        raise UtcError(f"{what} must be a path, not {value!r:.80}", fix='give a str or a pathlib.Path, e.g. "run/"')
+        raise UtcError(
+            f"{what} must be a path, not {value!r:.80}",
+            fix='give a str or a pathlib.Path, e.g. "run/"',
+            code="arguments/type",
+        )
     if "\0" in str(value):
-        raise UtcError(f"{what} {str(value)!r:.80} contains a NUL character", fix="remove it from the path")
+        raise UtcError(
+            f"{what} {str(value)!r:.80} contains a NUL character", fix="remove it from the path", code="path/invalid"
+        )
     return Path(value)
 
 
@@ -54,7 +60,9 @@ def reported(what: str, where: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         fix = _FIXES.get(error.errno or 0)
-        raise UtcError(what, where=str(where), why=error.strerror or str(error), fix=fix) from error
+        raise UtcError(
+            what, where=str(where), why=error.strerror or str(error), fix=fix, code="path/invalid"
+        ) from error
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -66,7 +66,11 @@ class Plan(PlanData):
     def diff(self, other: Plan) -> PlanDiff:
         """What another plan of the model adds, removes and changes: other rules, or other values of their variables."""
         if not isinstance(other, Plan):
-            raise UtcError(f"a plan is compared with a Plan, not with {type(other).__name__}", fix="use utc.match")
+            raise UtcError(
+                f"a plan is compared with a Plan, not with {type(other).__name__}",
+                fix="use utc.match",
+                code="arguments/type",
+            )
         return diff(self, other)
 
     def explanation(self, path: str | None = None) -> Explanation:

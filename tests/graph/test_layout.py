@@ -17,8 +17,8 @@ from support.draws import examples
 from torch import nn
 
 import utcompile as utc
-from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.work import specimen_of
+from tools.zoo.rows import Task
+from tools.zoo.work import specimen_of
 from utcompile.graph import KINDS, GraphView, Layout, operation, tensor, value_of
 from utcompile.graph.axes import Atom, Origin, regrouped, resolved
 from utcompile.graph.flow import Flow

@@ -12,10 +12,10 @@ from support import models as zoo
 from zoo_operations import known_spellings, spelling_of
 
 import utcompile as utc
-from utcompile.cli.zoo.hugging_face import names as transformers_names
-from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.specimen import Specimen
-from utcompile.cli.zoo.work import specimen_of
+from tools.zoo.hugging_face import names as transformers_names
+from tools.zoo.rows import Task
+from tools.zoo.specimen import Specimen
+from tools.zoo.work import specimen_of
 from utcompile.graph import GraphView
 from utcompile.graph.spellings import FUNCTIONS, METHODS, spelling_of_module
 

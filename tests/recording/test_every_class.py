@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.work import work
+from tools.zoo.rows import Task
+from tools.zoo.work import work
 
 # written from the rows of the zoo; "shapes" where comparing values needs more than 10 GB or four minutes (768 px and more)
 _LISTED = [line.split() for line in Path(__file__).with_name("timm_classes.txt").read_text().splitlines()]

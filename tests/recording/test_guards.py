@@ -257,6 +257,47 @@ def test_a_repetition_once_is_no_decision() -> None:
         assert torch.equal(captured(x), model(x))
 
 
+class _Cut(nn.Module):
+    def forward(self, x: T, k: T) -> T:
+        return x[:, :k]
+
+
+class _Alike(nn.Module):
+    """Asks two questions that read alike: of two parts, of two calls of one module, or at the end of a long text."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.cut = kind, _Cut()
+
+    def forward(self, x: T, k: T) -> T:
+        if self.kind == "parts":
+            return torch.cat([p.relu() for p in x[:, :k].split(3, 1) if p.shape[1] == 3] + [x], 1)
+        if self.kind == "calls":
+            return torch.cat([p.relu() for p in (self.cut(x, k), self.cut(x, k - 3)) if p.shape[1] == 3] + [x], 1)
+        n = x.shape[1]
+        for i in range(24):
+            n = (n * 3 + i) // 2
+        return x + (1 if n % 2 == 0 else 2) + (10 if n % 3 == 0 else 20)
+
+
+@pytest.mark.parametrize("kind", ["parts", "calls", "long texts"])
+def test_questions_that_read_alike_are_two(kind: str) -> None:
+    model = _Alike(kind).eval()
+    captured = utc.capture(model, (torch.randn(2, 6), torch.tensor(6)), dynamic={"x": {0: "B", 1: "L"}})
+    found = []
+    for length in range(3, 24):
+        for k in (3, 4, 5, 6):
+            x = torch.randn(3, length)
+            try:
+                got = captured(x, torch.tensor(k))
+            except GuardError:
+                found.append("refused")
+                continue
+            assert torch.equal(got, model(x, torch.tensor(k))), f"wrong at {length}, {k}"
+            found.append("equal")
+    assert {*found} == {"refused", "equal"}
+
+
 def test_a_long_computation_of_sizes_stays_short() -> None:
     class Collatz(nn.Module):
         def forward(self, x: T) -> T:

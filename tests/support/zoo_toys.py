@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from utcompile.cli.zoo.rows import Row, Task
+from tools.zoo.rows import Row, Task
 
 
 def behave(task: Task, tell: Callable[[Row], None]) -> Row:

@@ -7,12 +7,14 @@ import os
 import pickle
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.cli_toys import refused
 from support.train_toys import hooks, toy_data, toy_model
 from torch import Tensor, nn
 
@@ -281,3 +283,16 @@ def test_shortest_runs(schedule: str, warmup: float, data: Data, tmp_path: Path)
 def test_a_bar_only_on_a_console(data: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(toy_model(), data, tmp_path / "a", epochs=1, progress=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_accelerate_one_error_says_what_to_install(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # importing it raises, as if it were not installed
+    said = fails(toy_model(), data, tmp_path / "run")
+    assert "training needs the package accelerate" in said and "pip install 'utcompile[train]'" in said
+    assert not (tmp_path / "run").exists()
+    refused(
+        "train", "-m", "timm:nothing", "-r", "lora/all_conv", "-d", tmp_path, "-o", tmp_path / "run",
+        says=("training needs the package accelerate",),
+    )  # fmt: skip

@@ -279,12 +279,16 @@ def test_a_conv_adapter_strides_with_its_branch_and_says_what_does_not_fit() -> 
         (ConvAdapterConfig(), port((2, 16, 8), 2), "the grid of 'x' .* is unknown"),
         (ConvAdapterConfig(grid=[5, 5]), port((2, 16, 8), 2), r"is not \[5, 5\]"),
         (ConvAdapterConfig(dim=3, layers=["gconv3", "up"]), port((2, 8, 4, 4), 1), "3 groups do not divide 8 channels"),
-        (ConvAdapterConfig(layers=["down"]), port((2, 16, 4, 4), 1), "the layers end with 8 channels of 16"),
+        (
+            ConvAdapterConfig(layers=["down"]),
+            port((2, 16, 4, 4), 1),
+            "the layers end with 8 channels, and the target has 16",
+        ),
         (ConvAdapterConfig(layers=["up", "relu"]), port((2, 16, 4, 4), 1), "the last layer is 'relu'"),
     ):
         with pytest.raises(utc.UtcError, match=message):
             ConvAdapter.build(config, site(place))
-    for word, message in (("conv4", "a kernel is odd"), ("dwn", "did you mean 'down'")):
+    for word, message in (("conv4", "the kernel size must be odd"), ("dwn", "did you mean 'down'")):
         with pytest.raises(ValueError, match=message):
             ConvAdapterConfig(layers=[word, "up"])
 

@@ -226,7 +226,7 @@ def test_captures_that_no_attention_reads() -> None:
     rules = PREFIX.replace("o = sdpa(q, k, v)", "v = relu(k)")
     with pytest.raises(utc.UtcError, match="no attention reads 'k' as its keys and 'v' as its values"):
         utc.compile(model, rules, x)
-    with pytest.raises(utc.UtcError, match="a prefix of tokens has no scale of its own"):
+    with pytest.raises(utc.UtcError, match="a prefix of tokens has no scale"):
         utc.compile(Attention("none", True), PREFIX.replace("length: 3", "scale: scalar"), torch.randn(2, 6, 16))
     with pytest.raises(utc.UtcError, match="a adapter tuner cannot be inserted as 'tokens'"):
         text = PREFIX.replace("kind: prefix, length: 3, init: normal", "kind: adapter")

@@ -77,7 +77,7 @@ def test_an_adapter_follows_channels_stride_and_layout() -> None:
     ("source", "target", "message"),
     [
         (port((2, 5, 8), None), TOKENS, "the channel axis of 'x' .* is unknown"),
-        (TOKENS, port((2, 6, 8), 2, "y"), "only the channels may change"),
+        (TOKENS, port((2, 6, 8), 2, "y"), "only the channels may differ"),
         (port((2, 3, 8, 5), 2), port((2, 3, 8, 5), 2, "y"), "its channels are axis 2"),
     ],
 )
@@ -181,7 +181,7 @@ def test_activation_of_a_captured_operation() -> None:
     captures = {"a": Operation("leaky_relu", (), {"negative_slope": 0.3}), "h": Operation("linear")}
     tuner = Adapter.build(AdapterConfig(activation="same as a"), site(TOKENS, captures=captures))
     assert isinstance(tuner.activation, nn.LeakyReLU) and tuner.activation.negative_slope == 0.3
-    for text, message in (("same as h", "is the result of linear"), ("same as z", "the match offers no 'z'")):
+    for text, message in (("same as h", "is the result of linear"), ("same as z", "the match offers no capture 'z'")):
         with pytest.raises(utc.UtcError, match=message):
             Adapter.build(AdapterConfig(activation=text), site(TOKENS, captures=captures))
 

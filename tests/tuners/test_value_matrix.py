@@ -31,7 +31,7 @@ FAMILIES = {
     "bypass": ("chain: y -> y, from: x", "kind: bypass, dim: 3, scale: channel, learn_gate: true", "kept"),
     "ladder": ("chain: y -> y, from: x", "kind: ladder, width: 4", "kept"),
 }
-NO_MAP, NO_GRID = "it reads feature maps, or as many tokens as it changes", r"the grid of '\w' .* is unknown"
+NO_MAP, NO_GRID = "a conv_adapter reads feature maps, or tokens of a fixed number", r"the grid of '\w' .* is unknown"
 KEEPS_SHAPE = "attention to learned tokens keeps the shape of its queries"
 REFUSED = {
     **{(f, t): NO_MAP for f in ("convpass", "mona") for t in ("signal", "volume", "vector")},

@@ -134,7 +134,7 @@ def test_keys_and_values_of_a_packed_projection_are_scaled(kind: str) -> None:
 
 def test_slices_are_rows_of_a_weight() -> None:
     text = rules("{op: linear}", "kind: ia3, slices: [1/2]", "sequential: h")
-    with pytest.raises(utc.UtcError, match="`slices:` are rows of a weight"):
+    with pytest.raises(utc.UtcError, match="`slices:` needs a weight"):
         utc.compile(nn.Sequential(nn.Linear(4, 4)), text, torch.randn(2, 4))
 
 

@@ -26,8 +26,6 @@ from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
 from utcompile.cli.verify import EXAMPLES as VERIFY
 from utcompile.cli.verify import verify
-from utcompile.cli.zoo.verb import EXAMPLES as ZOO
-from utcompile.cli.zoo.verb import zoo
 from utcompile.errors import UtcError
 
 _BUG = 70  # EX_SOFTWARE: neither the user's error (1) nor a wrong command (2)
@@ -88,7 +86,6 @@ app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
-app.command(epilog=ZOO)(zoo)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def load_files(path: str | None) -> tuple[dict[str, RuleSet], list[Result]]:
     if Path(path).is_dir():
         return _folder(Path(path))
     if path not in shipped and not Path(path).is_file():
-        raise UtcError(f"no rules {path!r}", fix=did_you_mean(path, shipped))
+        raise UtcError(f"no rules {path!r}", fix=did_you_mean(path, shipped), code="rule/not-found")
     return {path: RuleSet.load(path)}, []
 
 
@@ -43,7 +43,9 @@ def _folder(folder: Path) -> tuple[dict[str, RuleSet], list[Result]]:
 
     found = sorted(folder.rglob("*.yaml"))
     if not found:
-        raise UtcError("the folder holds no rule file", where=str(folder), fix="rule files end in .yaml")
+        raise UtcError(
+            "the folder holds no rule file", where=str(folder), fix="rule files end in .yaml", code="rule/not-found"
+        )
     loaded, failed = {}, []
     for file in found:
         try:

@@ -60,6 +60,7 @@ def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: 
             where=where,
             why=f"the manifest names {choice.spec}",
             fix=f"name it yourself with -m {choice.spec}, or say --trust if you know where the run comes from",
+            code="model/trust",
         )
     return choice
 
@@ -68,7 +69,7 @@ def rules_of(folder: Path, manifest: dict[str, Any]) -> RuleSet:
     """The rules of a run, with the values its variables had."""
     rules = manifest["rules"]
     if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):
-        raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST))
+        raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST), code="checkpoint/damaged")
     text = rules["text"]
     text += "" if "\n" in text else "\n"  # by which a text is known
     return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))

@@ -81,7 +81,9 @@ def train(
     from utcompile.cli.runs import choice_of, rules_of
     from utcompile.rewrite import MANIFEST, read_manifest
     from utcompile.rules import RuleSet
+    from utcompile.train.needs import check_accelerate
 
+    check_accelerate()  # before anything is built, loaded or captured
     settings: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -98,7 +100,11 @@ def train(
         training = manifest.get("training")
         wanted = {*settings, "augment"} - {"workers"}
         if not isinstance(training, dict) or training.keys() != wanted or not isinstance(manifest.get("data"), str):
-            raise UtcError("the manifest does not say how the run was trained", where=str(out / MANIFEST))
+            raise UtcError(
+                "the manifest does not say how the run was trained",
+                where=str(out / MANIFEST),
+                code="checkpoint/damaged",
+            )
         choice, ruleset = choice_of(out, manifest, model, trust), rules_of(out, manifest)
         path = data or Path(manifest["data"])
         settings = {**training, "workers": workers}

@@ -157,11 +157,18 @@ def _prove(
 
 def _check_target(path: Path) -> None:
     if not path.parent.is_dir():
-        raise UtcError("the folder to write to does not exist", where=str(path.parent), fix="create it first")
+        raise UtcError(
+            "the folder to write to does not exist", where=str(path.parent), fix="create it first", code="path/invalid"
+        )
     if path.is_dir():
-        raise UtcError("the path to write to is a folder", where=str(path), fix=f"name a file: {path / 'model.onnx'}")
+        raise UtcError(
+            "the path to write to is a folder",
+            where=str(path),
+            fix=f"name a file: {path / 'model.onnx'}",
+            code="path/invalid",
+        )
     if not os.access(path.parent, os.W_OK):
-        raise UtcError("the folder is not writable", where=str(path.parent))
+        raise UtcError("the folder is not writable", where=str(path.parent), code="path/invalid")
 
 
 def _check_dtype(model: nn.Module) -> None:
@@ -171,6 +178,7 @@ def _check_dtype(model: nn.Module) -> None:
                 "a bfloat16 model cannot be proven: ONNX Runtime has no bfloat16 kernels on the CPU",
                 where=name,
                 fix="export model.float() or model.half()",
+                code="export/unsupported",
             )
 
 
@@ -185,6 +193,7 @@ def _check_recurrent(model: nn.Module) -> None:
                 "an LSTM with projections (proj_size) has no ONNX operator",
                 where=path or "the root module",
                 fix="deploy it with torch.export, or train an nn.LSTM without proj_size and a linear after it",
+                code="export/unsupported",
             )
 
 
@@ -192,19 +201,29 @@ def _check_metadata(metadata: Mapping[str, str] | None) -> None:
     check_type(metadata, (Mapping, NoneType), "metadata", "a mapping from texts to texts")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise UtcError(f"metadata {key!r} is a {type(value).__name__}", fix="ONNX metadata is text: use json.dumps")
+            raise UtcError(
+                f"metadata {key!r} is a {type(value).__name__}",
+                fix="ONNX metadata is text: use json.dumps",
+                code="arguments/value",
+            )
 
 
 def _check_file(draft: Path, call: Call, outputs: list[tuple[int, dict[str, Tensor]]]) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(str(draft), full_check=True)
     except Exception as error:  # ValidationError or InferenceError, by version
-        raise UtcError("the exported file is not valid ONNX", why=str(error).strip().splitlines()[0]) from error
+        raise UtcError(
+            "the exported file is not valid ONNX", why=str(error).strip().splitlines()[0], code="export/unsupported"
+        ) from error
     written = onnx.load(str(draft), load_external_data=False)
     inputs = {entry.name: _axes(entry) for entry in written.graph.input}
     for name, batched in zip(call.names, call.batched, strict=True):
         if name not in inputs:
-            raise UtcError(f"the exporter dropped the input {name!r}", why=f"the file has {', '.join(inputs)}")
+            raise UtcError(
+                f"the exporter dropped the input {name!r}",
+                why=f"the file has {', '.join(inputs)}",
+                code="export/disagrees",
+            )
         if batched and inputs[name][0] != BATCH:
             raise _fixed_batch("input", name, inputs[name])
     axes = {entry.name: _axes(entry) for entry in written.graph.output}
@@ -228,4 +247,5 @@ def _fixed_batch(kind: str, name: str, axes: list[str | int]) -> UtcError:
         f"the batch of {kind} {name!r} became fixed in the ONNX graph: ({', '.join(map(str, axes))})",
         why="the model's forward turns the batch size into a constant",
         fix="in forward, take sizes from x.shape; or name the inputs that carry the batch in `batch_inputs`",
+        code="export/fixed-size",
     )

@@ -60,10 +60,12 @@ def latency(
         UtcError: no file, a file that is not ONNX, or inputs that do not fit one.
     """
     if not paths:
-        raise UtcError("there is no ONNX file to measure", fix="pass a mapping of names to paths")
+        raise UtcError("there is no ONNX file to measure", fix="pass a mapping of names to paths", code="onnx/file")
     if rounds < 1 or batch_size < 1 or warmup < 0:
         raise UtcError(
-            f"rounds={rounds}, batch_size={batch_size}, warmup={warmup}", fix="rounds and batch_size start at 1"
+            f"rounds={rounds}, batch_size={batch_size}, warmup={warmup}",
+            fix="rounds and batch_size start at 1",
+            code="arguments/value",
         )
     # Idle workers that spin would take cores from the session that is being timed.
     opened = {name: session(path, threads, spin=False) for name, path in paths.items()}

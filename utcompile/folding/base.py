@@ -17,6 +17,10 @@ from utcompile.folding.site import Part, Site
 from utcompile.graph import Role
 
 
+class FaultyFold(UtcError):
+    """A fold's code has failed, or has changed the model while it planned: no reason to keep a tuner in silence."""
+
+
 class _Rewrite:
     """What folds of tuners and of the base have in common.
 
@@ -77,10 +81,10 @@ class Fold(_Rewrite, ABC):
 
         Raises:
             Unfoldable: a condition does not hold.
-            UtcError: the plan changed the model.
+            FaultyFold: the plan changed the model.
         """
         if not self.requires(site, model):
-            raise Unfoldable(f"the fold {self.name} is not for a {site.form} {site.tuned.tuner}")
+            raise Unfoldable(f"the fold {self.name} is not for a {site.kind}")
         if self.trusted:
             return self.plan(site, model)
         before = model.stamp()
@@ -88,7 +92,7 @@ class Fold(_Rewrite, ABC):
             return self.plan(site, model)
         finally:
             if not before.is_of(model):
-                raise UtcError(
+                raise FaultyFold(
                     f"the fold {self.name!r} changed the model while it planned",
                     where=f"site {site.id}",
                     why="a plan that turns out wrong could then not be taken back",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -95,7 +94,7 @@ class Folding:
         self._is_rewired = True
         self._others |= set(others)
 
-    def observed(self, node: fx.Node, draw: int) -> Any:
+    def observed(self, node: fx.Node, draw: int) -> object:
         """What a node that chooses yields in the tuned model, on the CPU and in float64; None where it was not seen."""
         found = self.inputs.observed(self.seen_as.get(node, ""), draw)
         return pytree.tree_map(lambda t: in_float64("", t) if isinstance(t, torch.Tensor) else t, found)
@@ -106,7 +105,7 @@ class Folding:
         assert isinstance(result, torch.Tensor)
         return result
 
-    def _evaluate(self, node: fx.Node) -> Any:
+    def _evaluate(self, node: fx.Node) -> object:
         return run_node(self.root, node, self._evaluate, in_float64)
 
     @property

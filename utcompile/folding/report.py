@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Status = Literal["absorbed", "widened", "constant", "kept"]
 _COLUMNS = ("site", "status", "parameters", "FLOPs", "float64", "own dtype", "retained")
@@ -41,7 +41,7 @@ class FoldedSite:
     flops: tuple[int, int] | None = (0, 0)
     cloned: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {
             **vars(self),
@@ -96,7 +96,7 @@ class FoldReport:
         """Whether the folded `state_dict()` loads into the base's architecture with `strict=True`, and is all of it."""
         return not self.renamed
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {
             "sites": [s.to_dict() for s in self.sites],

@@ -90,7 +90,7 @@ class AffineBatchNorm3d(_AffineBatchNorm, nn.BatchNorm3d):
     """`nn.BatchNorm3d` that saves nothing for backward in eval."""
 
 
-_AFFINE = {
+_AFFINE: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: AffineBatchNorm1d,
     nn.BatchNorm2d: AffineBatchNorm2d,
     nn.BatchNorm3d: AffineBatchNorm3d,
@@ -100,7 +100,7 @@ _PLAIN = {affine: plain for plain, affine in _AFFINE.items()}
 
 def set_affine_norms(root: nn.Module, affine: bool) -> None:
     """Let the batch norms among the modules of a copy of ours run as affine maps, or as what they were."""
-    table: dict[Any, Any] = _AFFINE if affine else _PLAIN
+    table = _AFFINE if affine else _PLAIN
     for module in root.modules():
         if type(module) in table:
             module.__class__ = table[type(module)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
-from typing import Any
 
 from torch import fx
 
@@ -42,7 +41,13 @@ class Flow:
     # --- making and naming axes -----------------------------------------------------------------------------------
 
     def fresh(
-        self, size: int, role: str | None = None, *, letter: str = "", maker: fx.Node | None = None, shape: Any = None
+        self,
+        size: int,
+        role: str | None = None,
+        *,
+        letter: str = "",
+        maker: fx.Node | None = None,
+        shape: object = None,
     ) -> Axis:
         """An axis of its own; one whose size varies with the batch or a length is known by that."""
         if isinstance(shape, Size) and role is None:

@@ -7,7 +7,6 @@ from itertools import accumulate
 from math import prod
 from operator import mul
 from types import EllipsisType
-from typing import Any
 
 from torch import fx
 
@@ -297,7 +296,7 @@ def part_of(flow: Flow, node: fx.Node, source: fx.Node, sizes: list[int]) -> Fou
 def _permutation_of(op: Operation, rank: int) -> tuple[int, ...]:
     """The axis order of a permute or transpose: axis i of the result is axis `order[i]` of its input."""
     order = list(range(rank))
-    given: Any = op.attributes
+    given = op.attributes
     if op.name == "transpose":
         a, b = given["dim0"] % rank, given["dim1"] % rank
         order[a], order[b] = order[b], order[a]

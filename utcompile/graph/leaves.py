@@ -8,7 +8,6 @@ as one node it would lose all of that as soon as a tuner takes its weight.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from torch import nn
@@ -73,6 +72,6 @@ def hooks_for_all() -> bool:
     return any(getattr(global_hooks, name, None) for name in _GLOBAL_HOOKS)
 
 
-def _is_torch_code(function: Any) -> bool:
+def _is_torch_code(function: object) -> bool:
     code = getattr(function, "__code__", None)
     return code is None or code.co_filename.startswith(_HERE)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -82,7 +81,13 @@ class KeptMemory(TorchDispatchMode):
             if self._watched[key].nbytes() == saved.nbytes():  # else it was resized, and nothing can be put back
                 self._watched[key].copy_(saved)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.is_mutable:
@@ -92,7 +97,7 @@ class KeptMemory(TorchDispatchMode):
         with torch._C.DisableTorchFunction():  # a recorder must not see what a mode calls
             return func(*args, **kwargs)
 
-    def _before_write(self, value: Any) -> None:
+    def _before_write(self, value: object) -> None:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
             storage = _storage(tensor) if isinstance(tensor, T) else None
             if storage is not None:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import fx
+from torch.fx.node import Target
 
 from utcompile.graph.value import Computed, Size, Value
 
@@ -54,8 +55,8 @@ class InPlace:
         plain: (op, target) of the node that does not.
     """
 
-    written: tuple[str, Any] | None = None
-    plain: tuple[str, Any] | None = None
+    written: tuple[str, Target] | None = None
+    plain: tuple[str, Target] | None = None
 
 
 class Role(StrEnum):
@@ -117,7 +118,7 @@ class NodeInfo:
     ends = Fact[tuple[Frame, ...]](())  #: the module calls whose first output it is
     ends_from = Fact[tuple[fx.Node, ...]](())  #: for each of them, what the call read first
     module_call = Fact[str | None](None)  #: the layer that was called here before it became a function call
-    written_as = Fact[tuple[str, Any] | None](None)  #: (op, target) before it became another spelling
+    written_as = Fact[tuple[str, Target] | None](None)  #: (op, target) before it became another spelling
 
     # what it does besides yielding
     mutates = Fact[tuple[fx.Node, ...]](())  #: the values that it writes into

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import fx
@@ -23,7 +22,7 @@ from utcompile.graph.operations import Operation, operation
 from utcompile.graph.value import Value
 from utcompile.graph.view import GraphView
 
-_USUAL: Mapping[str, Any] = {
+_USUAL: Mapping[str, object] = {
     "alpha": 1,
     "beta": 1,
     "dilation": 1,
@@ -105,14 +104,14 @@ def _arguments(node: fx.Node, op: Operation, shapes: Mapping[str, tuple[int, ...
         yield str(node.target)
 
 
-def _is_usual(name: str, value: Any) -> bool:
+def _is_usual(name: str, value: object) -> bool:
     if value is None or value is False:
         return True
     usual = _USUAL.get(name)
     return usual is not None and all(v == usual for v in (value if isinstance(value, tuple) else (value,)))
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     """A value of a call as text: nodes by name, containers by their items."""
     if isinstance(value, fx.Node):
         return value.name

@@ -8,7 +8,6 @@ So `0.5·x·(1 + tanh(√(2/π)(x + 0.044715 x³)))` and all its rearrangements 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
 from utcompile.ops import Trait, having
 
-_KNOWN: tuple[tuple[str, dict[str, Any], Callable[[torch.Tensor], torch.Tensor]], ...] = (
+_KNOWN: tuple[tuple[str, dict[str, object], Callable[[torch.Tensor], torch.Tensor]], ...] = (
     ("silu", {}, F.silu),
     ("gelu", {"approximate": "none"}, F.gelu),
     ("gelu", {"approximate": "tanh"}, lambda x: F.gelu(x, approximate="tanh")),
@@ -48,7 +47,7 @@ class SpelledActivations:
 
     def __init__(self, operations: Mapping[fx.Node, Operation], module: nn.Module) -> None:
         self.operations, self.module = operations, module
-        self._names: dict[object, tuple[str, dict[str, Any]] | None] = {}
+        self._names: dict[object, tuple[str, dict[str, object]] | None] = {}
 
     def at(self, curve: fx.Node) -> tuple[fx.Node, Operation] | None:
         """The node that ends the activation around a sigmoid, tanh …, and how it reads; None where there is none."""
@@ -98,7 +97,7 @@ class SpelledActivations:
             op.inputs[0] if op is not None and op.name == "add" and len(op.inputs) == 1 and not op.parameters else None
         )
 
-    def _named(self, end: fx.Node, root: fx.Node) -> tuple[str, dict[str, Any]] | None:
+    def _named(self, end: fx.Node, root: fx.Node) -> tuple[str, dict[str, object]] | None:
         formula = self._formula(end, root, [_LARGEST])
         if formula is None:
             return None

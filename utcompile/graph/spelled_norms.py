@@ -11,7 +11,6 @@ With u the value that is squared, r = 1 / sqrt(mean(u²) + ε) and the statistic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import fx
 
@@ -51,7 +50,7 @@ def spelled_norm(statistic: fx.Node, operations: _Operations) -> tuple[fx.Node, 
         if state is not None:
             parameters[role] = state
     rank = value_of(statistic).rank  # type: ignore[union-attr]  # a mean is a tensor
-    attributes: dict[str, Any] = {"eps": eps, "spelled_out": True}
+    attributes: dict[str, object] = {"eps": eps, "spelled_out": True}
     if max(dims) != rank - 1:
         attributes["dim"] = dims  # LayerNorm of (B, C, H, W) over C
     return node, Operation(name, (_uncast(data, operations),), attributes, parameters)

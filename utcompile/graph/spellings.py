@@ -18,7 +18,7 @@ from torch import nn
 from utcompile.graph.affine_norm import affine_batch_norm
 from utcompile.ops import ROWS
 
-_HOMES: Mapping[str, Any] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
+_HOMES: Mapping[str, object] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
 # what torch also accepts, or what a module calls otherwise
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "input": ("self", "a", "x", "mat_a"),
@@ -56,9 +56,9 @@ class Spelling:
 
     name: str
     schema: tuple[str, ...]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
     variadic: str | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
     spatial: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ def read_signature(name: str, text: str, spatial: int) -> Spelling:
     )
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     dtype = getattr(torch, text, None)
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -114,7 +114,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _homes(spelled: str) -> Iterator[tuple[Any, str]]:
+def _homes(spelled: str) -> Iterator[tuple[object, str]]:
     """The namespaces that a spelling of the table speaks of, and the name in them."""
     first, _, rest = spelled.partition(".")
     if not rest:
@@ -134,7 +134,7 @@ def spelled(word: str) -> list[tuple[str, Any]]:
         >>> [kind for kind, _ in spelled("relu")], spelled("T.float"), spelled("nn.ReLU")
         (['function', 'function', 'method', 'method'], [('method', 'float')], [('module', <class '...ReLU'>)])
     """
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for home, name in _homes(word):
         for variant in (name, f"{name}_"):
             value = getattr(home, variant, None)
@@ -151,8 +151,8 @@ def _digit(word: str) -> int:
     return next((n for n in (1, 2, 3) if word.endswith(f"{n}d")), 0)
 
 
-def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], dict[type, Spelling]]:
-    functions: dict[Callable[..., Any], Spelling] = {}
+def _tables() -> tuple[dict[Callable[..., object], Spelling], dict[str, Spelling], dict[type, Spelling]]:
+    functions: dict[Callable[..., object], Spelling] = {}
     methods: dict[str, Spelling] = {}
     modules: dict[type, Spelling] = {}
     tables: dict[str, dict[Any, Spelling]] = {"function": functions, "method": methods, "module": modules}
@@ -167,7 +167,7 @@ def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], 
 
 
 functions, _methods, modules = _tables()  # what is registered enters these
-FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(functions)
+FUNCTIONS: Mapping[Callable[..., object], Spelling] = MappingProxyType(functions)
 METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
 MODULES: Mapping[type, Spelling] = MappingProxyType(modules)
 

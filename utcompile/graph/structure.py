@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import Counter, OrderedDict
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,9 +41,9 @@ def structural_copy(model: nn.Module) -> nn.Module:
     return result
 
 
-def _memo_of(model: nn.Module) -> dict[int, Any]:
+def _memo_of(model: nn.Module) -> dict[int, object]:
     """What `copy.deepcopy` need not find out: an alias of each tensor, and a new one of each empty container."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     for module in model.modules():
         for value in module.__dict__.values():
             kind = type(value)
@@ -55,7 +54,7 @@ def _memo_of(model: nn.Module) -> dict[int, Any]:
     return memo
 
 
-def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     """What `copy.deepcopy(model, memo)` makes, without its detours where every module's class leaves copying to it."""
     modules = list(model.modules())
     if not all(map(_is_copied_plainly, set(map(type, modules)))):
@@ -67,18 +66,19 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         attributes = vars(memo[id(module)])
         for name, value in vars(module).items():
             attributes[name] = value if type(value) in _ATOMS else _copy_of(value, memo)
-    result: nn.Module = memo[id(model)]
+    result = memo[id(model)]
+    assert isinstance(result, nn.Module)
     return result
 
 
-def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_of(value: object, memo: dict[int, object]) -> object:
     """`copy.deepcopy(value, memo)`, sooner for what modules have most: tables by name and tuples of numbers."""
-    known, kind = memo.get(id(value)), type(value)
-    if known is not None or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+    known = memo.get(id(value))
+    if known is not None or (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
         return value if known is None else known
-    if kind is not dict or not _ATOMS.issuperset(map(type, value)):
+    if type(value) is not dict or not _ATOMS.issuperset(map(type, value)):
         return copy.deepcopy(value, memo)
-    made = memo[id(value)] = dict[Any, Any]()
+    made = memo[id(value)] = dict[object, object]()
     for key, item in value.items():
         made[key] = item if type(item) in _ATOMS else _copy_of(item, memo)
     return made

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from math import prod
-from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ class Symbol:
 BATCH = Symbol("B", 2)
 Sample = Mapping[Symbol, int]
 Monomial = tuple[Symbol, ...]
+Term = tuple[Monomial, Fraction]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Size:
     B 3*B*L+1
     """
 
-    terms: tuple[tuple[Monomial, Fraction], ...]
+    terms: tuple[Term, ...]
 
     def __str__(self) -> str:
         return "+".join(_term(symbols, factor) for symbols, factor in self.terms).replace("+-", "-")
@@ -71,14 +71,14 @@ class Computed:
     (2, 1)
     """
 
-    function: Callable[..., Any]
-    operands: tuple[Any, ...]
+    function: Callable[..., object]
+    operands: tuple[object, ...]
 
-    def at(self, batch: int) -> Any:
+    def at(self, batch: int) -> object:
         """The number at one batch size; other symbols take their example's size."""
         return self.of({BATCH: batch})
 
-    def of(self, sample: Sample) -> Any:
+    def of(self, sample: Sample) -> object:
         """The number at a sample; symbols it leaves out take their example's size."""
         return self.function(*(o.of(sample) if isinstance(o, (Size, Computed)) else o for o in self.operands))
 

@@ -239,7 +239,7 @@ def unlisted(rule: Rule, taken: Sequence[Bindings], view: GraphView) -> tuple[st
             continue
         paths = others[0].value if isinstance(others[0], Literal) else None
         met = {place_of(env[left.capture]) for env in taken}
-        missing = [p for p in paths if p not in met] if isinstance(paths, tuple | list) else []
+        missing = [p for p in paths if isinstance(p, str) and p not in met] if isinstance(paths, tuple) else []
         if missing:
             known = places(view)
             absent = [p for p in missing if p not in known]

@@ -63,9 +63,9 @@ def _questions(
 
     def symbol_of(reading: Expression) -> Symbol | int:
         """The symbol that a reading seems to be, by its place or its value; its value where it seems to be none."""
-        if reading.op == "size" and reading.args in inputs:
-            return inputs[reading.args]
-        value = recorder.readings.get(reading, 1)
+        if reading.op == "size" and (reading.serial, reading.dim) in inputs:
+            return inputs[reading.serial, reading.dim]
+        value = recorder.metadata.readings.get(reading, 1)
         return next((s for s, size in recorded.items() if size == value), value)
 
     for question in [*recorder.questions.asked, *recorder.questions.shaping]:

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -94,7 +93,7 @@ class _Leaves:
     real: str = ""
     fixed: dict[str, str] = field(default_factory=dict)
     last: tuple[Recorder, Mapping[Symbol, int]] | None = None
-    recordings: dict[Any, Recorder] = field(default_factory=dict)
+    recordings: dict[object, Recorder] = field(default_factory=dict)
 
     @property
     def paths(self) -> frozenset[str]:
@@ -191,7 +190,7 @@ def _record_as(
             if leaves.real:
                 left = (f"dtype and device: the model was recorded with its values, because {leaves.real}",)
             left += tuple(f"{name}: its values, which Python reads ({line})" for name, line in leaves.fixed.items())
-            left += tuple(f"the choice at {line}: as with the example; another is an error" for line in first.choices)
+            left += tuple(f"the choice at {c}: as with the example; another is an error" for c in first.values.choices)
             used, opaque = inputs.fixing(leaves.fixed), tuple(leaves.found.values())
             return Recorded(
                 graph, first.constants, used, opaque, left, tuple(leaves.fixed), tuple(first.inputs), guards,
@@ -402,8 +401,8 @@ def _varying(first: fx.Graph, other: fx.Graph) -> set[str]:
     return {path for path in {*one, *two} if one.get(path, []) != two.get(path, [])}
 
 
-def _own_operations(graph: fx.Graph) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = defaultdict(list)
+def _own_operations(graph: fx.Graph) -> dict[str, list[object]]:
+    found: dict[str, list[object]] = defaultdict(list)
     for node in graph.nodes:
         if node.op not in ("placeholder", "output", "get_attr"):
             found[origin_of(node).path].append((node.op, node.target))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 CACHED = type(functools.lru_cache(abs))
 _WRAPPERS = (types.FunctionType, staticmethod, classmethod, property, functools.partial, CACHED)
@@ -24,11 +23,11 @@ class Caches:
     Looking for them takes longer than a recording of a small model: it is done once in a capture.
     """
 
-    names: list[tuple[dict[str, Any], str]]
+    names: list[tuple[dict[str, object], str]]
     cells: list[types.CellType]
 
     @classmethod
-    def of(cls, namespaces: Sequence[dict[str, Any]]) -> Caches:
+    def of(cls, namespaces: Sequence[dict[str, object]]) -> Caches:
         """Look through all values of namespaces."""
         names = [
             (held, name)
@@ -48,7 +47,7 @@ def without_caches(holders: Sequence[type], known: Sequence[Caches]) -> Iterator
         holders: classes whose methods the model calls.
         known: those of the globals that its code reads.
     """
-    names = [(held, n, held[n]) for found in known for held, n in found.names if type(held.get(n)) is CACHED]
+    names = [(held, n, f) for found in known for held, n in found.names if type(f := held.get(n)) is CACHED]
     methods = [
         (cls, name, held) for cls in holders for name, held in list(vars(cls).items()) if _bare(held) is not None
     ]
@@ -71,7 +70,7 @@ def without_caches(holders: Sequence[type], known: Sequence[Caches]) -> Iterator
             held[name] = cached
 
 
-def _bare(held: Any) -> Any:
+def _bare(held: object) -> object:
     """What a class holds, without its cache; None where it has none."""
     if type(held) is CACHED:
         return held.__wrapped__
@@ -82,7 +81,7 @@ def _bare(held: Any) -> Any:
     return None
 
 
-def _cells(namespaces: Iterable[Any]) -> list[types.CellType]:
+def _cells(namespaces: Iterable[Mapping[str, object]]) -> list[types.CellType]:
     """The variables of closures that hold a function with a cache: a decorator keeps it there."""
     stack = [f for names in namespaces for value in _wrappers(names) for f in _functions(value)]
     seen: dict[int, types.CellType] = {}
@@ -99,7 +98,7 @@ def _cells(namespaces: Iterable[Any]) -> list[types.CellType]:
     return found
 
 
-def _wrappers(names: Any) -> list[Any]:
+def _wrappers(names: Mapping[str, object]) -> list[object]:
     """What may be or hold a function with a closure: a few of the thousands of values that are looked at."""
     values = list(names.values())
     kinds = {kind for kind in set(map(type, values)) if issubclass(kind, _WRAPPERS)}
@@ -109,7 +108,7 @@ def _wrappers(names: Any) -> list[Any]:
     return [v for v in values if type(v) in kinds and (type(v) is not plain or v.__closure__)]
 
 
-def _functions(value: Any) -> list[Callable[..., Any]]:
+def _functions(value: object) -> list[Callable[..., object]]:
     """The Python functions behind what a namespace holds."""
     if isinstance(value, (staticmethod, classmethod)):
         value = value.__func__
@@ -122,7 +121,7 @@ def _functions(value: Any) -> list[Callable[..., Any]]:
     return [value] if isinstance(value, types.FunctionType) and value.__closure__ else []
 
 
-def _content(cell: types.CellType) -> Any:
+def _content(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # an empty cell

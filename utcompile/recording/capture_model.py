@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx, nn
@@ -10,6 +10,7 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, info, is_state, owner_of, owner_path, set_inplace
 from utcompile.graph.calls import Signature
+from utcompile.graph.nested import tensors
 from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 from utcompile.graph.ties import ties_of
@@ -25,7 +26,6 @@ from utcompile.recording.guards import StructureCheck
 from utcompile.recording.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.recording.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.recording.naming import rename_by_path
-from utcompile.recording.nested import tensors
 from utcompile.recording.patches import patched
 from utcompile.recording.rebinding import look_anew
 from utcompile.recording.value_checks import join_value_checks
@@ -118,7 +118,7 @@ def capture(
     fix_sizes(graph, recorded.nodes, inputs, recorded.fixed)
     _guard_containers(graph, inputs.arguments)
     _guard_constants(graph, inputs.arguments)
-    _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
+    _guard_values(graph, copied, {n: v for n in recorded.fixed if isinstance(v := inputs.arguments[n], torch.Tensor)})
     join_value_checks(graph)
     rename_by_path(graph)
     set_inplace(graph, copied)
@@ -168,21 +168,21 @@ def _is_plain(value: object) -> bool:
     return value is not None and not isinstance(value, (torch.Tensor, nn.Module)) and not callable(value)
 
 
-def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
+def _guard_constants(graph: fx.Graph, arguments: dict[str, object]) -> None:
     """An argument that is no tensor is part of the graph: calls may leave it out, and may not change it."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    fixed = [n for n in inputs if isinstance(arguments[str(n.target)], (bool, int, float, str, type(None)))]
+    given = [(n, arguments[str(n.target)]) for n in inputs]
+    fixed = {n: value for n, value in given if isinstance(value, (bool, int, float, str, type(None)))}
     with graph.inserting_after(inputs[-1]):
-        for node in reversed(fixed):
-            given = (node, arguments[str(node.target)], str(node.target))
-            info(graph.call_function(captured_as, given)).check = True
+        for node, value in reversed(fixed.items()):
+            info(graph.call_function(captured_as, (node, value, str(node.target)))).check = True
     for node in reversed(inputs):
         if node not in fixed:
             break
-        node.args = (arguments[str(node.target)],)
+        node.args = (fixed[node],)
 
 
-def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
+def _guard_containers(graph: fx.Graph, arguments: dict[str, object]) -> None:
     """The structure of an argument, and what in it is no tensor, is part of the graph."""
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         value = arguments[str(node.target)]

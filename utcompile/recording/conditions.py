@@ -15,16 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, cast
+from typing import cast
 
 from utcompile.errors import UtcError
 from utcompile.graph import Size, Symbol, place_of
 from utcompile.recording.expressions import Expression
 from utcompile.recording.guards import Guard
+from utcompile.recording.polynomials import Polynomial, is_never_negative, total
+from utcompile.recording.polynomials import constant as constant_polynomial
 from utcompile.recording.probes import translated
 from utcompile.recording.questions import Questions
 from utcompile.recording.recorder import Recorder
-from utcompile.recording.size_nodes import Polynomial, SizeNodes, is_never_negative
+from utcompile.recording.size_nodes import SizeNodes
 from utcompile.recording.ways import Answers, Condition, joined, merged, tightest
 
 _ORDER = {"ge": ("ge", True), "lt": ("ge", False), "le": ("ge", True), "gt": ("ge", False)}
@@ -36,7 +38,7 @@ class Conditions:
 
     def __init__(self, sizes: SizeNodes) -> None:
         self.sizes = sizes
-        self._known: dict[Expression, Any] = {}
+        self._known: dict[Expression, tuple[Condition, bool] | None] = {}
         self.lines: dict[Condition, str] = {}
         self._more: tuple[Answers, ...] = ()
 
@@ -88,7 +90,7 @@ class Conditions:
         """The questions that matter, of a probe in terms of this graph's nodes."""
 
         def here(question: Expression) -> Expression:
-            moved = {r: Expression.reading(r.op, serials[r.args[0]], r.args[1]) for r in question.readings()}
+            moved = {r: Expression.reading(r.op, serials[r.serial], r.dim) for r in question.readings()}
             return question.replaced(moved)
 
         for question, found in questions.asked.items():
@@ -114,7 +116,7 @@ class Conditions:
                 left, right = right, left
             sides = [self._rational(e) for e in (left, right)]
             if sides[0] is not None and sides[1] is not None:
-                return self._bound(question.op, _minus(sides[0], sides[1]))
+                return self._bound(question.op, total(sides[0], sides[1], -1))
             relation, same = _ORDER.get(question.op, ("eq", question.op == "eq"))
             if relation == "eq" and (left.op == "const" or (right.op != "const" and id(left) > id(right))):
                 left, right = right, left
@@ -132,8 +134,8 @@ class Conditions:
         if relation == "eq":
             return False
         (low, high), (least, most) = self.sizes.bounds(left), self.sizes.bounds(right)
-        always = low is not None and most is not None and is_never_negative(_minus(low, most))
-        never = high is not None and least is not None and _is_positive(_minus(least, high))
+        always = low is not None and most is not None and is_never_negative(total(low, most, -1))
+        never = high is not None and least is not None and _is_positive(total(least, high, -1))
         return always or never
 
     def _parts(self, parts: Expression, count: Expression, same: bool) -> tuple[Condition, bool]:
@@ -148,13 +150,13 @@ class Conditions:
         no = f"{size} > {high}" if not low else f"not {yes}"
         return Condition(asked, yes, no, asked), same
 
-    def _rational(self, e: Expression) -> Polynomial | None:
+    def _rational(self, e: Expression) -> Polynomial[Symbol] | None:
         constant = self.sizes.constant(e)
         if isinstance(constant, float) and math.isfinite(constant):
-            return {(): Fraction(constant)} if constant else {}
+            return constant_polynomial(constant)
         return self.sizes.polynomial(e)
 
-    def _bound(self, op: str, difference: Polynomial) -> tuple[Condition, bool] | None:
+    def _bound(self, op: str, difference: Polynomial[Symbol]) -> tuple[Condition, bool] | None:
         """`difference >= 0` or `difference == 0`, with whole factors, the first of them positive."""
         scale = math.lcm(*(f.denominator for f in difference.values())) if difference else 1
         terms = {m: f * scale for m, f in difference.items()}
@@ -222,10 +224,9 @@ class Conditions:
         if found is not None:
             text = str(found)
             return text if text.isalnum() else f"({text})"
-        serial, dim = reading.args
-        node = self.sizes.nodes.get(serial)
+        node = self.sizes.nodes.get(reading.serial)
         word = "shape" if reading.op == "size" else "stride"
-        return f"{(place_of(node) or str(node.target)) if node is not None else '?'}.{word}[{dim}]"
+        return f"{(place_of(node) or node.name) if node is not None else '?'}.{word}[{reading.dim}]"
 
 
 def _related(left: str, sign: str, right: str, bound: Fraction) -> str:
@@ -234,12 +235,5 @@ def _related(left: str, sign: str, right: str, bound: Fraction) -> str:
     return f"{left} {sign} {right}" + (f"{'+' if bound > 0 else '-'}{abs(bound)}" if bound else "")
 
 
-def _is_positive(polynomial: Polynomial) -> bool:
+def _is_positive(polynomial: Polynomial[Symbol]) -> bool:
     return is_never_negative(polynomial) and polynomial.get((), Fraction(0)) > 0
-
-
-def _minus(left: Polynomial, right: Polynomial) -> Polynomial:
-    total = dict(left)
-    for m, f in right.items():
-        total[m] = total.get(m, Fraction(0)) - f
-    return {m: f for m, f in total.items() if f}

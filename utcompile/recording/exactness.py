@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
-from typing import Any, cast
 
 from torch import fx
+from torch.fx.node import Argument
 
 from utcompile.graph import info
 from utcompile.ops import Axes, callables, callables_with, having
@@ -134,11 +134,15 @@ class Exactness:
     def _none(self, shapes: Shapes) -> Dims:
         return (False,) * len(shapes[0])
 
-    def _of(self, value: Any) -> Dims:
-        """The exact dimensions of an argument."""
-        return self.dims[value]
+    def _of(self, value: Argument) -> Dims:
+        """The exact dimensions of an argument.
 
-    def _is_exact(self, number: Any) -> bool:
+        Raises:
+            KeyError: it is no tensor of the graph.
+        """
+        return self.dims[_node(value)]
+
+    def _is_exact(self, number: Argument) -> bool:
         return number not in self.inexact if isinstance(number, fx.Node) else number is not None
 
     def _spatial(self, node: fx.Node, name: str, shapes: Shapes) -> Dims:
@@ -179,16 +183,13 @@ class Exactness:
         return own == sizes and set(own) != {1}  # a dimension of 1 would be stretched by any other
 
     def _reshape(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.kwargs.get("shape", node.args[1:])
-        sizes: Sequence[Any] = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given  # type: ignore[arg-type,index,assignment]
+        sizes = _listed(node.kwargs.get("shape", node.args[1:]))
         stated = [s for s in sizes if not (isinstance(s, int) and s == -1)]
         rest = all(self._of(node.args[0])) and all(map(self._is_exact, stated))
         return tuple(rest if isinstance(s, int) and s == -1 else self._is_exact(s) for s in sizes)
 
     def _expand(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.args[1:]
-        sizes: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-        own = self._of(node.args[0])
+        sizes, own = _listed(node.args[1:]), self._of(node.args[0])
         own = (False,) * (len(sizes) - len(own)) + own
         return tuple(
             o if isinstance(s, int) and s == -1 else self._is_exact(s) for s, o in zip(sizes, own, strict=True)
@@ -197,37 +198,30 @@ class Exactness:
     def _created(self, node: fx.Node, shapes: Shapes) -> Dims:
         at = 1 if self.name(node) in _MADE_LIKE else 0
         given = node.args[at:] or (node.kwargs.get("size"),)
-        sizes: Any = given[0] if isinstance(given[0], (tuple, list)) else given
-        return tuple(map(self._is_exact, sizes))
+        return tuple(map(self._is_exact, _listed(given[:1] if isinstance(given[0], (tuple, list)) else given)))
 
     def _arange(self, node: fx.Node, shapes: Shapes) -> Dims:
         return (all(map(self._is_exact, node.args)),)
 
     def _repeat(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.args[1:]
-        times: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-        own = self._of(node.args[0])
+        times, own = _listed(node.args[1:]), self._of(node.args[0])
         own = (True,) * (len(times) - len(own)) + own
         return tuple(o and self._is_exact(t) for o, t in zip(own, times, strict=True))
 
     def _permute(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.kwargs.get("dims", node.args[1:])
-        order: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given  # type: ignore[arg-type,index]
-        return tuple(self._of(node.args[0])[i] for i in order)
+        own = self._of(node.args[0])
+        return tuple(own[_whole(i)] for i in _listed(node.kwargs.get("dims", node.args[1:])))
 
     def _transpose(self, node: fx.Node, shapes: Shapes) -> Dims:
         own = list(self._of(node.args[0]))
-        if self.name(node) in ("t", "mt", "mh", "h"):
-            a, b = -1, -2
-        else:
-            a, b = node.args[1], node.args[2]  # type: ignore[assignment]
+        named = self.name(node) in ("t", "mt", "mh", "h")
+        a, b = (-1, -2) if named else (_whole(node.args[1]), _whole(node.args[2]))
         own[a], own[b] = own[b], own[a]
         return tuple(own)
 
     def _indexed(self, node: fx.Node, shapes: Shapes) -> Dims:
-        index: Any = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        source: Any = node.args[0]
-        own = [*zip(self._of(source), zip(*self.shapes[source], strict=True), strict=True)]
+        index, source = _index(node), _node(node.args[0])
+        own = [*zip(self.dims[source], zip(*self.shapes[source], strict=True), strict=True)]
         used = sum(i is not None and i is not Ellipsis for i in index)
         found: list[bool] = []
         for one in index:
@@ -254,19 +248,19 @@ class Exactness:
 
     def _part(self, node: fx.Node, shapes: Shapes) -> Dims | None:
         """One of several results."""
-        parent: Any = node.args[0]
-        name = self.name(parent) if isinstance(parent, fx.Node) else ""
-        source: Any = parent.args[0] if isinstance(parent, fx.Node) and parent.args else None
-        if source not in self.dims:
-            exact = isinstance(parent, fx.Node) and all(all(self.dims.get(i, (True,))) for i in parent.all_input_nodes)
+        parent = node.args[0]
+        if not isinstance(parent, fx.Node):
+            return self._none(shapes)
+        name, source = self.name(parent), parent.args[0] if parent.args else None
+        if not isinstance(source, fx.Node) or source not in self.dims:
+            exact = all(all(self.dims.get(i, (True,))) for i in parent.all_input_nodes)
             return None if exact and not self._is_piecewise(parent, name) else self._none(shapes)
         own = list(self.dims[source])
         if name in ("unbind", "__iter__", "iter"):
-            dim = parent.args[1] if len(parent.args) > 1 else parent.kwargs.get("dim", 0)
-            del own[dim]
+            del own[_dim(parent, 1)]
             return tuple(own)
         if name.removeprefix("unsafe_") in ("split", "split_with_sizes", "chunk", "tensor_split"):
-            dim = parent.args[2] if len(parent.args) > 2 else parent.kwargs.get("dim", 0)
+            dim = _dim(parent, 2)
             varying = len({s[dim] for s in self.shapes[source]}) > 1 or not own[dim]
             steps = parent.args[1] if len(parent.args) > 1 else None
             known = all(map(self._is_exact, steps if isinstance(steps, (tuple, list)) else [steps]))
@@ -283,35 +277,31 @@ class Exactness:
         )
 
     def _joined_along(self, node: fx.Node, shapes: Shapes) -> Dims:
-        parts: Any = node.args[0]
-        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        found = [any(column) for column in zip(*(self.dims[p] for p in parts), strict=True)]
+        parts = [self._of(p) for p in _listed(node.args[:1])]
+        dim = _dim(node, 1)
+        found = [any(column) for column in zip(*parts, strict=True)]
         if self.name(node) == "stack":
             found.insert(dim % len(shapes[0]), True)
         else:
-            found[dim] = all(self.dims[p][dim] for p in parts)
+            found[dim] = all(dims[dim] for dims in parts)
         return tuple(found)
 
     def _unsqueeze(self, node: fx.Node, shapes: Shapes) -> Dims:
-        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         own = list(self._of(node.args[0]))
-        own.insert(dim % len(shapes[0]), True)
+        own.insert(_dim(node, 1, None) % len(shapes[0]), True)
         return tuple(own)
 
     def _squeeze(self, node: fx.Node, shapes: Shapes) -> Dims:
-        dim: Any = node.args[1]
         own = list(self._of(node.args[0]))
         if len(own) != len(shapes[0]):
-            del own[dim]
+            del own[_whole(node.args[1])]
         return tuple(own)
 
     def _flatten(self, node: fx.Node, shapes: Shapes) -> Dims:
         own = self._of(node.args[0])
         if self.name(node) == "flatten" and node.op == "call_module":
             return self._none(shapes)
-        start: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        end: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-        start, end = start % len(own), end % len(own)
+        start, end = _dim(node, 1, 0, "start_dim") % len(own), _dim(node, 2, -1, "end_dim") % len(own)
         return (*own[:start], all(own[start : end + 1]), *own[end + 1 :])
 
     def _linear(self, node: fx.Node, shapes: Shapes) -> Dims:
@@ -321,8 +311,8 @@ class Exactness:
         return (*self._of(node.args[0]), True)
 
     def _matmul(self, node: fx.Node, shapes: Shapes) -> Dims:
-        left, right = cast(fx.Node, node.args[0]), cast(fx.Node, node.args[1])
-        a, b = self._of(left), self._of(right)
+        left, right = _node(node.args[0]), _node(node.args[1])
+        a, b = self.dims[left], self.dims[right]
         if len(a) < 2 or len(b) < 2:
             return self._none(shapes)
         batch = self._joined([left, right], shapes)[:-2]
@@ -333,16 +323,59 @@ class Exactness:
 
     def _reduced(self, node: fx.Node, shapes: Shapes) -> Dims:
         own = self._of(node.args[0])
-        dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", tuple(range(len(own))))
-        dims = {d % len(own) for d in (dims if isinstance(dims, (tuple, list)) else (dims,))}
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", tuple(range(len(own))))
+        dims = {_whole(d) % len(own) for d in (given if isinstance(given, (tuple, list)) else (given,))}
         if len(shapes[0]) == len(own):
             return tuple(o or i in dims for i, o in enumerate(own))
         return tuple(o for i, o in enumerate(own) if i not in dims)
 
 
+# --- how a call spells its arguments ----------------------------------------------------------------------------------
+
+
+def _node(argument: Argument) -> fx.Node:
+    """An argument that must be a node.
+
+    Raises:
+        TypeError: it is none, so the call is spelled otherwise than the rule expects.
+    """
+    if not isinstance(argument, fx.Node):
+        raise TypeError(f"{argument} is no node")
+    return argument
+
+
+def _whole(argument: Argument) -> int:
+    """An argument that must be a whole number that is part of the graph.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(argument, int):
+        raise TypeError(f"{argument} is no whole number")
+    return argument
+
+
+def _dim(node: fx.Node, at: int, default: int | None = 0, name: str = "dim") -> int:
+    """A dimension that is given by position or by name."""
+    return _whole(node.args[at] if len(node.args) > at else node.kwargs.get(name, default))
+
+
+def _listed(given: Argument) -> Sequence[Argument]:
+    """The members of arguments that may be given as one list: `x.view(2, 3)` is `x.view((2, 3))`."""
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"{given} is no list")
+    first = given[0] if len(given) == 1 else None
+    return first if isinstance(first, (tuple, list)) else given
+
+
+def _index(node: fx.Node) -> Sequence[Argument]:
+    """The parts of an index."""
+    index = node.args[1]
+    return index if isinstance(index, tuple) else (index,)
+
+
 def _has_step(node: fx.Node) -> bool:
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    return any(isinstance(i, slice) and i.step not in (None, 1) for i in index)
+    return any(isinstance(i, slice) and i.step not in (None, 1) for i in _index(node))
 
 
 def _broadcast(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.recording.nested import tensors
+from utcompile.graph.nested import alike, tensors
 from utcompile.recording.places import OTHER_MEMORY, Change
 from utcompile.recording.recorder import Recorder
 from utcompile.recording.state import Snapshot
@@ -165,12 +164,13 @@ def _is_moved(recorder: Recorder, change: Change) -> bool:
     )
 
 
-def _much_later(change: Change) -> Any:
+def _much_later(change: Change) -> object:
     """What a changed value would be after many calls, as far as one call shows."""
     before, after = change.before, plain(change.after)
-    if type(before) in (int, float) and type(after) in (int, float):
-        return before + _CALLS * (after - before)
-    if isinstance(after, np.ndarray) and after.dtype.kind in "iuf":
+    match [v for v in (before, after) if type(v) is int or type(v) is float]:
+        case [first, last]:
+            return first + _CALLS * (last - first)
+    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and after.dtype.kind in "iuf":
         return before + _CALLS * (after - before)
     if isinstance(after, list) and isinstance(before, list) and len(after) > len(before):
         owner = getattr(change.place, "owner", None)
@@ -186,11 +186,16 @@ def _alike(first: Recorder, second: Recorder) -> bool:
         return False
     number: dict[fx.Node, int] = {n: i for nodes in (one, two) for i, n in enumerate(nodes)}
     pairs = zip(one, two, strict=True)
+
+    def same(a: object, b: object) -> bool:
+        if isinstance(a, fx.Node):
+            return isinstance(b, fx.Node) and number[a] == number[b]
+        return a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))
+
     return all(
         a.op == b.op
         and _same_target(a, b)
-        and _same(a.args, b.args, number)
-        and _same(a.kwargs, b.kwargs, number)
+        and alike((a.args, a.kwargs), (b.args, b.kwargs), same)
         and (a.op != "get_attr" or _same_tensor(first.kept(a), second.kept(b)))
         for a, b in pairs
     )
@@ -204,21 +209,3 @@ def _same_tensor(a: T | None, b: T | None) -> bool:
 
 def _same_target(a: fx.Node, b: fx.Node) -> bool:
     return a.target == b.target or getattr(a.target, "__qualname__", a) == getattr(b.target, "__qualname__", b)
-
-
-def _same(a: Any, b: Any, number: dict[fx.Node, int]) -> bool:
-    if isinstance(a, fx.Node):
-        return isinstance(b, fx.Node) and number[a] == number[b]
-    if isinstance(a, (tuple, list)):
-        return (
-            isinstance(b, (tuple, list))
-            and len(a) == len(b)
-            and all(_same(x, y, number) for x, y in zip(a, b, strict=True))
-        )
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(v, b[k], number) for k, v in a.items())
-    if isinstance(a, slice):
-        return isinstance(b, slice) and all(
-            _same(getattr(a, f), getattr(b, f), number) for f in ("start", "stop", "step")
-        )
-    return a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))

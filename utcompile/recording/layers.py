@@ -6,7 +6,6 @@ import inspect
 import types
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -114,7 +113,7 @@ def _names(code: types.CodeType, name: str) -> bool:
     return name in code.co_names or any(_names(c, name) for c in inner)
 
 
-def _hooks_of(tensor: torch.Tensor) -> Any:
+def _hooks_of(tensor: torch.Tensor) -> object:
     return tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
 
 

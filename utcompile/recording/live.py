@@ -7,7 +7,6 @@ identity, and the address of a storage, may be given again when its owner is gon
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import torch
 from torch import fx
@@ -25,21 +24,21 @@ class LiveNodes:
 
     def __init__(self) -> None:
         self._nodes: dict[int, fx.Node] = {}
-        self._held: dict[int, tuple[Any, int]] = {}  # a weak reference or the value itself, and its storage's number
+        self._held: dict[int, tuple[object, int]] = {}  # a weak reference or the value itself, and its storage's number
         self._storages: dict[int, list[int]] = {}  # address -> number, and how many live tensors share it
         self._count = 0
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: object) -> bool:
         return id(value) in self._nodes
 
-    def __getitem__(self, value: Any) -> fx.Node:
+    def __getitem__(self, value: object) -> fx.Node:
         return self._nodes[id(value)]
 
-    def get(self, value: Any) -> fx.Node | None:
+    def get(self, value: object) -> fx.Node | None:
         """The node that made a value; None where it is not known."""
         return self._nodes.get(id(value))
 
-    def bind(self, value: Any, node: fx.Node) -> int:
+    def bind(self, value: object, node: fx.Node) -> int:
         """From here on, a value is what `node` yields; the number of its storage, which no other storage was given."""
         key = id(value)
         if key not in self._held:

@@ -12,13 +12,16 @@ import types
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+K = TypeVar("K")
+Container = dict[object, object] | list[object] | set[object] | deque[object]
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device])
 
 
@@ -49,17 +52,17 @@ class Change:
     """
 
     name: str
-    before: Any = field(compare=False, default=ABSENT)
-    after: Any = field(compare=False, default=ABSENT)
-    place: Any = field(compare=False, default=None, repr=False)
-    key: Any = field(compare=False, default=None)
+    before: object = field(compare=False, default=ABSENT)
+    after: object = field(compare=False, default=ABSENT)
+    place: Place | None = field(compare=False, default=None, repr=False)
+    key: object = field(compare=False, default=None)
     random: bool = False
 
 
 class Names:
     """A dictionary, or the attributes of an object."""
 
-    def __init__(self, owner: MutableMapping[Any, Any], name: Callable[[Any], str]) -> None:
+    def __init__(self, owner: MutableMapping[Any, object], name: Callable[[Any], str]) -> None:
         self.owner, self._name = owner, name
         self._saved = dict(entries(owner))
 
@@ -78,7 +81,7 @@ class Names:
         for change in list(self.changes()):
             self.put(change.key, change.before)
 
-    def put(self, key: Any, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Bind one name."""
         if value is ABSENT:
             self.owner.pop(key, None)
@@ -91,22 +94,22 @@ class Names:
 class ClassNames(Names):
     """The attributes of a class, which are written by `setattr` only."""
 
-    def __init__(self, owner: type, name: Callable[[Any], str]) -> None:
+    def __init__(self, owner: type, name: Callable[[object], str]) -> None:
         super().__init__(vars(owner), name)  # type: ignore[arg-type]
         self._class = owner
 
-    def put(self, key: Any, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Bind one attribute."""
         if value is ABSENT:
-            delattr(self._class, key)
+            delattr(self._class, str(key))
         else:
-            setattr(self._class, key, value)
+            setattr(self._class, str(key), value)
 
 
 class Items:
     """A list, a deque or a set."""
 
-    def __init__(self, owner: Any, name: str) -> None:
+    def __init__(self, owner: list[object] | deque[object] | set[object], name: str) -> None:
         self.owner, self._name = owner, name
         self._saved = list(owner)
 
@@ -123,7 +126,7 @@ class Items:
         if any(True for _ in self.changes()):
             self.put(None, self._saved)
 
-    def put(self, _: Any, value: Any) -> None:
+    def put(self, _: object, value: Any) -> None:
         """Fill it with other items."""
         if isinstance(self.owner, list):
             self.owner[:] = value
@@ -150,7 +153,7 @@ class Cell:
         if any(True for _ in self.changes()):
             self.put(None, self._saved)
 
-    def put(self, _: Any, value: Any) -> None:
+    def put(self, _: object, value: object) -> None:
         """Give the variable a value."""
         if value is not ABSENT:
             self.owner.cell_contents = value
@@ -159,7 +162,7 @@ class Cell:
 class Dial:
     """A generator of random numbers, whose state is read and set as a whole."""
 
-    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+    def __init__(self, name: str, read: Callable[[], object], write: Callable[[Any], object]) -> None:
         self._name, self._read, self._write = name, read, write
         self._saved = read()
 
@@ -174,7 +177,7 @@ class Dial:
         if any(True for _ in self.changes()):
             self._write(self._saved)
 
-    def put(self, _: Any, value: Any) -> None:
+    def put(self, _: object, value: object) -> None:
         """Set it."""
         self._write(value)
 
@@ -182,7 +185,7 @@ class Dial:
 class Array:
     """The numbers of a NumPy array."""
 
-    def __init__(self, owner: np.ndarray[Any, Any], name: str) -> None:
+    def __init__(self, owner: NDArray[np.generic], name: str) -> None:
         self.owner, self._name = owner, name
         self._saved = owner.copy()
 
@@ -196,7 +199,7 @@ class Array:
         if any(True for _ in self.changes()):
             self.put(None, self._saved)
 
-    def put(self, _: Any, value: Any) -> None:
+    def put(self, _: object, value: Any) -> None:
         """Write other numbers."""
         self.owner[...] = value
 
@@ -222,10 +225,10 @@ class Storages:
         for change in list(self.changes()):
             self.put(change.key, change.before)
 
-    def put(self, key: Any, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Give a tensor the memory of another."""
         if isinstance(value, torch.Tensor):
-            self._saved[key][0].data = value
+            self._saved[str(key)][0].data = value
 
 
 class Hooks:
@@ -247,14 +250,14 @@ class Hooks:
                 table.clear()
                 table.update(saved)
 
-    def put(self, key: Any, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Hooks that were put on stay."""
 
 
 class Cache:
     """A function under `lru_cache`: what it keeps is no state, but must not be fake when the recording is over."""
 
-    def __init__(self, owner: Any) -> None:
+    def __init__(self, owner: functools._lru_cache_wrapper[object]) -> None:
         self.owner = owner
         self._saved = owner.cache_info().misses
 
@@ -268,14 +271,14 @@ class Cache:
             self.owner.cache_clear()
             self._saved = 0
 
-    def put(self, key: Any, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Nothing can be put into it."""
 
 
 Place = Names | Items | Cell | Dial | Array | Storages | Hooks | Cache
 
 
-def sealed(value: Any, name: str) -> Dial | Array | Cache | None:
+def sealed(value: object, name: str) -> Dial | Array | Cache | None:
     """The place of a generator of random numbers, an array, a function under `lru_cache`; None for everything else."""
     if isinstance(value, np.ndarray):
         return Array(value, name) if value.size <= _LARGE and value.dtype != object else None
@@ -295,34 +298,34 @@ def random_dials() -> list[Dial]:
     return [Dial("Python's random numbers", random.getstate, random.setstate), numpy_state]
 
 
-def entries(owner: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """What a dictionary holds; a subclass may have an `items` of its own that makes things (transformers' `ACT2FN`)."""
+def entries(owner: Mapping[K, object]) -> list[tuple[K, object]]:
+    """What a dictionary contains; the `items` of a subclass may make things (transformers' `ACT2FN`)."""
     return list(dict.items(owner) if isinstance(owner, dict) else owner.items())
 
 
-def is_container(value: Any) -> bool:
-    """Whether a value holds others and can be changed."""
+def is_container(value: object) -> TypeGuard[Container]:
+    """Whether a value contains others and can be changed."""
     return isinstance(value, (dict, list, set, deque))
 
 
-def _content(cell: types.CellType) -> Any:
+def _content(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # not yet assigned
         return ABSENT
 
 
-def _identical(now: Collection[Any], before: Collection[Any]) -> bool:
+def _identical(now: Collection[object], before: Collection[object]) -> bool:
     """Whether nothing was bound again, which is quickly seen."""
     return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     if a is b:
         return True
     if type(a) is not type(b):
         return False
-    if type(a) in (tuple, torch.Size):
+    if type(a) in (tuple, torch.Size) and isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return type(a) in _PLAIN and bool(a == b or (a != a and b != b))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.errors import UtcError
 from utcompile.graph import info
+from utcompile.graph.nested import tensors
 from utcompile.graph.structure import attribute_tensors, named_state
 from utcompile.recording.active import recording
 from utcompile.recording.fakes import Converter
 from utcompile.recording.inputs import Inputs
 from utcompile.recording.lasting import watched
 from utcompile.recording.layers import drop_backward_hooks
-from utcompile.recording.nested import tensors
 from utcompile.recording.patches import no_gpu_context, patched
 from utcompile.recording.rebinding import rebound
 from utcompile.recording.recorder import Recorder
@@ -118,7 +117,7 @@ def _name_state(model: nn.Module, convert: Converter, real: bool) -> tuple[list[
 
 
 def _run(
-    model: nn.Module, recorder: Recorder, inputs: Inputs, arguments: dict[str, Any], fake: FakeTensorMode | None
+    model: nn.Module, recorder: Recorder, inputs: Inputs, arguments: dict[str, object], fake: FakeTensorMode | None
 ) -> None:
     args, kwargs = inputs.as_given(arguments)
     try:
@@ -141,7 +140,7 @@ def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
     return next((t.device for t in everything if t.device.type != "meta"), first) if first.type == "meta" else first
 
 
-def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, Any]:
+def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, object]:
     """The inputs at a sample.
 
     Raises:
@@ -182,7 +181,7 @@ def _paths(model: nn.Module) -> dict[int, str]:
     return {id(m): name for name, m in reversed([*model.named_modules(remove_duplicate=False)])}
 
 
-def _failure(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:
+def _failure(error: Exception, arguments: dict[str, object], last: fx.Node | None) -> UtcError:
     """The model's own forward failed while it was recorded."""
     origin = info(last).origin if last is not None else None
     place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None

@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from utcompile.graph import BATCH, Size, Symbol, ancestors, info, operation, tensor, value_of
 from utcompile.ops import Trait, having
 
 T = torch.Tensor
+A = TypeVar("A", bound=Argument)
 _LIKE = having(Trait.MADE_LIKE)  # they read no numbers
 _OF_MASKS = having(Trait.SUMS_OF_MASKS)
 _OPERATIONS = having(Trait.MADE | Trait.MADE_LIKE | Trait.SUMS | Trait.SUMS_OF_MASKS)
@@ -105,7 +107,7 @@ class AtSizes:
         floating: torch.dtype = torch.float32,
     ) -> None:
         self.root, self.alone, self.sizes, self.floating = root, alone, sizes, floating
-        self._known: dict[fx.Node, Any] = {}
+        self._known: dict[fx.Node, object] = {}
 
     def give(self, node: fx.Node, value: T) -> None:
         """Let a tensor stand for a node."""
@@ -128,7 +130,7 @@ class AtSizes:
             self._known[node] = self._read(node) if is_reading(node) else self._run(node)
         return self._known[node]
 
-    def _read(self, node: fx.Node) -> Any:
+    def _read(self, node: fx.Node) -> object:
         source, what = _first(node), node.args[1]
         if node.target == "size":
             return self.shape(source)[what]  # type: ignore[index]
@@ -138,7 +140,7 @@ class AtSizes:
         dtype = tensor(node).dtype
         return self.floating if dtype.is_floating_point else dtype
 
-    def _run(self, node: fx.Node) -> Any:
+    def _run(self, node: fx.Node) -> object:
         name = operation(node, self.root).name
         if name in _LIKE and _first(node) not in self.alone:
             blank = torch.zeros((), dtype=self._dtype(_first(node)))
@@ -152,11 +154,11 @@ class AtSizes:
         return result
 
 
-def _on_cpu(arguments: Any) -> Any:
+def _on_cpu(arguments: A) -> A:
     return fx.node.map_aggregate(arguments, lambda a: torch.device("cpu") if isinstance(a, torch.device) else a)
 
 
-def _check_exact(node: fx.Node, result: Any, factors: Iterable[Any]) -> None:
+def _check_exact(node: fx.Node, result: object, factors: Iterable[object]) -> None:
     """Positions count exactly, and no product is of positions."""
     if isinstance(result, T):
         doubtful = [*([] if result.dtype in _EXACT else [result]), *(t for t in factors if isinstance(t, T))]
@@ -208,7 +210,7 @@ def reach(nodes: Iterable[fx.Node], root: nn.Module) -> int:
 
 def _constants(node: fx.Node) -> Iterator[float]:
     """The numbers in a call, what stands for minus infinity aside; and those in the sizes that it reads."""
-    found: list[Any] = []
+    found: list[object] = []
     fx.node.map_aggregate((node.args, node.kwargs), found.append)
     yield from (abs(n) for n in found if isinstance(n, (int, float)) and n == n and abs(n) < -NEVER)
     if is_reading(node):

@@ -11,7 +11,6 @@ import functools
 import sys
 import types
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from utcompile.recording.places import (
     Cell,
     Change,
     ClassNames,
+    Container,
     Hooks,
     Items,
     Names,
@@ -93,9 +93,9 @@ class _Walk:
     """Collects places, each object once."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Any] = {}  # the objects too, so that their identities stay theirs
+        self._seen: dict[int, object] = {}  # the objects too, so that their identities stay theirs
 
-    def _is_new(self, value: Any) -> bool:
+    def _is_new(self, value: object) -> bool:
         if id(value) in self._seen:
             return False
         self._seen[id(value)] = value
@@ -118,7 +118,7 @@ class _Walk:
                 if type(value) not in _ATOMS and name not in _OWN_OF_TORCH and name not in _TABLES:
                     yield from self._inside(value, prefix + name, _DEPTH)
 
-    def _inside(self, value: Any, name: str, depth: int) -> Iterator[Place]:
+    def _inside(self, value: object, name: str, depth: int) -> Iterator[Place]:
         """The places in a value: containers, and the attributes of objects."""
         if type(value) in _ATOMS:
             return
@@ -137,11 +137,10 @@ class _Walk:
             for key, item in list(vars(value).items()):
                 yield from self._inside(item, f"{name}.{key}", depth - 1)
 
-    def _container(self, value: Any, name: str, depth: int) -> Iterator[Place]:
-        is_dict = isinstance(value, dict)
-        yield Names(value, lambda key: f"{name}[{key!r}]") if is_dict else Items(value, name)
+    def _container(self, value: Container, name: str, depth: int) -> Iterator[Place]:
+        yield Names(value, lambda key: f"{name}[{key!r}]") if isinstance(value, dict) else Items(value, name)
         if depth and len(value) <= _LONG and not isinstance(value, set):
-            for key, item in entries(value) if is_dict else enumerate(value):
+            for key, item in entries(value) if isinstance(value, dict) else enumerate(value):
                 yield from self._inside(item, f"{name}[{key!r}]", depth - 1)
 
     # --- what surrounds it ------------------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ class _Globals(Names):
         return (c for c in super().changes() if not isinstance(c.after, (type, types.ModuleType, types.FunctionType)))
 
 
-def _is_entered(value: Any) -> bool:
+def _is_entered(value: object) -> bool:
     """Whether the attributes of an object are state: its class is not of torch, nor of Python's own library."""
     if isinstance(value, _NOT_ENTERED) or not hasattr(value, "__dict__"):
         return False
@@ -235,7 +234,7 @@ def _functions_in(model: nn.Module) -> Iterator[types.FunctionType]:
                 yield from _unwrapped(value)
 
 
-def _unwrapped(value: Any) -> Iterator[types.FunctionType]:
+def _unwrapped(value: object) -> Iterator[types.FunctionType]:
     """The Python functions in a function, method, property or partial."""
     if isinstance(value, types.FunctionType):
         if _is_of_the_model(value.__module__):

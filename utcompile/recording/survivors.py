@@ -12,9 +12,9 @@ import sys
 import traceback
 import types
 from collections import deque
-from typing import Any
 
 from utcompile.errors import UtcError
+from utcompile.graph.nested import tuple_like
 from utcompile.recording.active import current
 from utcompile.recording.tracked import Sizes, live, plain
 
@@ -59,12 +59,12 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _keeper(number: Any) -> str:
+def _keeper(number: object) -> str:
     kinds = {type(r).__name__ for r in gc.get_referrers(number) if not isinstance(r, (types.FrameType, list))}
     return ", ".join(sorted(kinds)) or "an object of C code"
 
 
-def _replace(old: Any, new: Any, depth: int) -> None:
+def _replace(old: object, new: object, depth: int) -> None:
     """Put a plain value in the place of a number, or of a tuple that holds one, in all that refers to it.
 
     No expression here may close over `old`: its cell would be found, and changed.
@@ -90,17 +90,16 @@ def _replace(old: Any, new: Any, depth: int) -> None:
             _in_dict(vars(owner), old, new)
 
 
-def _plain_tuple(value: Any) -> Any:
-    members = plain(tuple(value)) if type(value) is not Sizes else plain(value)
-    return type(value)(*members) if hasattr(value, "_fields") else members
+def _plain_tuple(value: tuple[object, ...]) -> tuple[object, ...]:
+    return plain(value) if type(value) is Sizes else tuple_like(value, plain(tuple(value)))
 
 
-def _in_dict_of(owner: dict[Any, Any], old: Any, new: Any) -> None:
+def _in_dict_of(owner: dict[object, object], old: object, new: object) -> None:
     """A dict may belong to C code that must hear of a change: to a cache of functools, or to a class."""
     keepers = [r for r in gc.get_referrers(owner) if isinstance(r, (_CACHED, type))]
     for keeper in keepers:
         if isinstance(keeper, type):
-            for name in [k for k, v in owner.items() if v is old]:
+            for name in [str(k) for k, v in owner.items() if v is old]:
                 setattr(keeper, name, new)
         else:
             keeper.cache_clear()
@@ -108,13 +107,13 @@ def _in_dict_of(owner: dict[Any, Any], old: Any, new: Any) -> None:
         _in_dict(owner, old, new)
 
 
-def _in_set(owner: set[Any]) -> None:
+def _in_set(owner: set[object]) -> None:
     kept = [plain(value) for value in owner]
     owner.clear()
     owner.update(kept)
 
 
-def _in_dict(owner: dict[Any, Any], old: Any, new: Any) -> None:
+def _in_dict(owner: dict[object, object], old: object, new: object) -> None:
     for key, value in list(owner.items()):
         if value is old:
             owner[key] = new

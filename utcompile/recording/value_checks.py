@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -25,7 +24,7 @@ class ValueCheck:
         >>> check(torch.tensor(True), torch.tensor(2))
     """
 
-    choices: tuple[tuple[Any, str], ...]
+    choices: tuple[tuple[bool | int, str], ...]
     names: tuple[str, ...]
     __name__ = "check_values"
 
@@ -44,8 +43,8 @@ class ValueCheck:
     def _hold(self, given: tuple[torch.Tensor, ...], fixed: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         if any(a.shape != b.shape for a, b in fixed):
             return False
-        held = [tensor == value for tensor, (value, _) in zip(given, self.choices, strict=True)]
-        held += [(a == b.to(a.device)).all() for a, b in fixed]
+        held = [tensor.eq(value) for tensor, (value, _) in zip(given, self.choices, strict=True)]
+        held += [a.eq(b.to(a.device)).all() for a, b in fixed]
         if all(t.device.type == "cpu" for t in held):
             return all(held)
         return bool(torch.stack([t.reshape(()) for t in held]).all())

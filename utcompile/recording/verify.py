@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, every_name
+from utcompile.graph.nested import map_tensors, tensors
 from utcompile.recording.bounds import equal, why_not
 from utcompile.recording.inputs import Inputs
 from utcompile.recording.layouts import comparable
 from utcompile.recording.mode import in_mode, trainable_as
-from utcompile.recording.nested import map_tensors, tensors
 from utcompile.recording.patches import WithoutFastPath
 from utcompile.recording.samples import Sample, plan_samples, unrecorded
 from utcompile.recording.state import Snapshot
@@ -97,7 +96,7 @@ class _Both:
         self.written: dict[str, None] = {}  # names of what the model's calls write into
         self._fast = any(isinstance(m, _FAST) for m in model.modules())
 
-    def compare(self, calls: Sequence[dict[str, Any]], what: str, *, gradients: bool = False) -> bool:
+    def compare(self, calls: Sequence[dict[str, object]], what: str, *, gradients: bool = False) -> bool:
         """Compare outputs, gradients and what was written: bit for bit on a CPU, elsewhere within rounding.
 
         At sizes of our own making a model may refuse the values, and a guard of the capture too; there is nothing to
@@ -134,7 +133,7 @@ class _Both:
             raise self._error(difference, what, expected, calls, gradients)
         return True
 
-    def compare_calls(self, first: dict[str, Any], second: dict[str, Any]) -> None:
+    def compare_calls(self, first: dict[str, object], second: dict[str, object]) -> None:
         """A series of calls, each in the state that the one before it left; the second call may be refused.
 
         Raises:
@@ -151,7 +150,12 @@ class _Both:
             ) from error
 
     def _error(
-        self, difference: _Difference, what: str, expected: _Outcome, calls: Sequence[dict[str, Any]], gradients: bool
+        self,
+        difference: _Difference,
+        what: str,
+        expected: _Outcome,
+        calls: Sequence[dict[str, object]],
+        gradients: bool,
     ) -> UtcError:
         again = _difference(expected, self._run(self.model, calls, gradients))
         if again is not None:
@@ -174,7 +178,7 @@ class _Both:
             "alone; or give the model what it makes itself when it is traced, such as an attention mask, as an input",
         )
 
-    def _run(self, module: nn.Module, calls: Sequence[dict[str, Any]], gradients: bool) -> _Outcome:
+    def _run(self, module: nn.Module, calls: Sequence[dict[str, object]], gradients: bool) -> _Outcome:
         """Call a module under seed 0 and put everything back."""
         own = Snapshot.of_model(module)  # the capture has state where it has opaque modules
         state = dict(every_name(module))
@@ -194,7 +198,7 @@ class _Both:
             own.put_back()
             self.watch.around.put_back()
 
-    def _call(self, module: nn.Module, arguments: dict[str, Any], gradients: bool, outcome: _Outcome) -> None:
+    def _call(self, module: nn.Module, arguments: dict[str, object], gradients: bool, outcome: _Outcome) -> None:
         def leaf(t: T) -> T:
             made = t.detach().clone()
             return made.requires_grad_() if t.is_floating_point() and gradients else made

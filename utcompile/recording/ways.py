@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from utcompile.graph import Symbol
+from utcompile.graph.value import Monomial, Term
 from utcompile.recording.expressions import Expression
+
+Bound = tuple[str, tuple[Term, ...]]  # "eq" or "ge", and the terms of a polynomial
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class Condition:
         bound: a polynomial of the sizes that is compared with 0: its terms and "eq" or "ge".
     """
 
-    key: Any
+    key: Expression | Bound
     yes: str
     no: str
     expression: Expression | None = None
-    bound: tuple[str, tuple[tuple[tuple[Symbol, ...], Fraction], ...]] | None = None
+    bound: Bound | None = None
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -91,9 +92,9 @@ def shown(answers: Answers) -> str:
 
 def tightest(answers: Answers) -> Answers:
     """Without bounds of one symbol that another one implies, and without those that hold at every size."""
-    low: dict[Any, Fraction] = {}
-    high: dict[Any, Fraction] = {}
-    exactly: dict[Any, Fraction] = {}
+    low: dict[Monomial, Fraction] = {}
+    high: dict[Monomial, Fraction] = {}
+    exactly: dict[Monomial, Fraction] = {}
     for condition, answer in answers.items():
         found = _single(condition)
         if found is None:
@@ -121,7 +122,7 @@ def tightest(answers: Answers) -> Answers:
     return {c: a for c, a in answers.items() if needed(c, a)}
 
 
-def _single(condition: Condition) -> tuple[str, Any, Fraction] | None:
+def _single(condition: Condition) -> tuple[str, Monomial, Fraction] | None:
     """A bound of one symbol (or product of symbols) alone: relation, symbols and bound."""
     if condition.bound is None:
         return None
@@ -143,7 +144,7 @@ def _always(condition: Condition, answer: bool) -> bool:
     return grows and ((relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0))
 
 
-Between = Callable[[Any, Fraction, Fraction | None, Condition], Answers]
+Between = Callable[[Monomial, Fraction, Fraction | None, Condition], Answers]
 
 
 def joined(ways: Sequence[Answers], between: Between) -> list[Answers]:
@@ -175,20 +176,19 @@ def _join(a: Answers, b: Answers, between: Between) -> Answers | None:
     return {**common, **between(symbols, low, top, next(iter(own[0])))}
 
 
-def _range(bounds: Answers) -> tuple[Any, Fraction, Fraction | None] | None:
+def _range(bounds: Answers) -> tuple[Monomial, Fraction, Fraction | None] | None:
     """The least and the largest size that bounds allow; None where they are not of one size, or leave a hole."""
-    found = [(_single(c), answer) for c, answer in bounds.items()]
-    if not found or any(f is None or (f[0] == "eq" and not answer) for f, answer in found):
-        return None
-    if len({f[1] for f, _ in found if f is not None}) > 1:
-        return None
     low, high = Fraction(0), None
-    symbols = None
-    for single, answer in found:
-        relation, symbols, bound = single  # type: ignore[misc]
+    found: set[Monomial] = set()
+    for condition, answer in bounds.items():
+        single = _single(condition)
+        if single is None or (single[0] == "eq" and not answer):
+            return None
+        relation, symbols, bound = single
+        found.add(symbols)
         if relation == "eq" or answer:
             low = max(low, bound)
         if relation == "eq" or not answer:
             limit = bound if relation == "eq" else bound - 1
             high = limit if high is None else min(high, limit)
-    return symbols, low, high
+    return (found.pop(), low, high) if len(found) == 1 else None

@@ -16,7 +16,8 @@ from utcompile.rewrite.base_print import (
     text_of,
 )
 from utcompile.rewrite.manifest import versions
-from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rewrite.wiring import first_difference, place_of_site, wiring
 
 Notes = list[str]

@@ -20,7 +20,8 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import origin_of
-from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.tuned_site import TunedSite, TunedWeight
 from utcompile.tuners import Dora, Lora
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -53,11 +54,11 @@ def module_of(site: TunedSite) -> str:
     Raises:
         UtcError: the tuner is no plain LoRA or DoRA of a module's own weight.
     """
-    if site.tuner not in (Lora.kind, Dora.kind):
+    if site.tuner not in (Lora.kind, Dora.kind) or not isinstance(site.place, TunedWeight):
         raise UtcError(f"its tuner is {site.form} {site.tuner}, and only lora and dora have PEFT's layout")
     if getattr(site.config, "slices", None):
         raise UtcError("it tunes slices of a packed weight, and PEFT the whole")
-    names = [name for name in site.tunes.values() if name is not None]
+    names = site.place.names
     path, _, attribute = names[0].rpartition(".")
     if len(names) > 1 or attribute != "weight" or not path:
         raise UtcError(f"it tunes {', '.join(names)}, and PEFT the weights of modules")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -15,37 +14,16 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
-from utcompile.graph.module import own_code
+from utcompile.graph.functions import copied
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
+from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rules import RuleSet
-from utcompile.tuners import Tuner, TunerConfig
+from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class TunedSite:
-    """A tuner in place.
-
-    Attributes:
-        id: rule name, module path and ordinal.
-        name: the tuner's module in the tuned model, `tuners.mha_blocks_0_0`.
-        how: of a weight tuner, `branch` or `reparametrised`.
-        tunes: of a weight tuner, role to the name of the parameter it changes; None for one that it adds.
-    """
-
-    id: str
-    rule: str
-    path: str
-    form: str
-    tuner: str
-    name: str
-    config: TunerConfig
-    how: str | None = None
-    tunes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class TunedModule(UtcGraphModule):
@@ -203,7 +181,7 @@ def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
                 return planned(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
-    chosen: Callable[..., Any] = own_code(forward)
+    chosen: Callable[..., Any] = copied(forward)
     chosen.__signature__ = inspect.signature(tuned_forward)  # type: ignore[attr-defined]
     return chosen
 

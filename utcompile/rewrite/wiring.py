@@ -16,7 +16,8 @@ from torch import fx
 
 from utcompile.graph import GraphView, Operation, Role, info, is_state, state_name, value_of
 from utcompile.ops import Trait, having
-from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.tuned_site import TunedSite, TunedWeight
 
 _LISTED = having(Trait.ACTIVATION | Trait.NORM | Trait.LISTED)
 # modes, and sizes that the shapes of the weights have, of which those of a head may differ
@@ -68,8 +69,8 @@ def wiring(tuned: TunedModule) -> Wiring:
 
 def place_of_site(tuned: TunedModule, site: TunedSite) -> list[str]:
     """What a site's nodes read, in terms of the base's operations; of a weight tuner, the parameters it changes."""
-    if site.tunes:
-        return [f"{role} {name}" for role, name in sorted(site.tunes.items())]
+    if isinstance(site.place, TunedWeight) and site.place.tunes:
+        return [f"{role} {name}" for role, name in sorted(site.place.tunes.items())]
     sources = wiring(tuned).sources
     nodes = [n for n in tuned.graph.nodes if info(n).site == site.id and info(n).role in (Role.TUNER, Role.SUM)]
     reads = [[_of_base(n) for n in node.all_input_nodes] for node in nodes]

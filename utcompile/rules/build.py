@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules.entries import GLOB_FIX
@@ -37,16 +36,15 @@ from utcompile.rules.schema import (
 )
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Mark, Pattern
-from utcompile.rules.variables import Variables, check_value
+from utcompile.rules.variables import Value, Variables, check_value
 from utcompile.rules.where import parse_comparison
 from utcompile.rules.yaml12 import Node
-from utcompile.tuners import config_for, tuner_kinds
+from utcompile.tuners import SAME_AS, config_for, tuner_kinds
 
 _ARROW = re.compile(r"\s*([A-Za-z_]\w*)\s*->\s*([A-Za-z_]\w*)\s*")
 _WORD = re.compile(r"\s*([A-Za-z_]\w*)\s*")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _ALTERNATIVES = re.compile(r"\s*[A-Za-z_]\w*(\s*\|\s*[A-Za-z_]\w*)+\s*")
-_SAME_AS = re.compile(r"same as (\w+)")
 
 
 class Builder:
@@ -182,7 +180,7 @@ class Builder:
         for name, mark in node.at("sites").keys.items():
             if name not in rules:
                 raise UtcError(f"unknown rule '{name}'", where=str(mark), fix=did_you_mean(name, rules))
-        values: dict[str, Any] = {}
+        values: dict[str, Value] = {}
         for name, value in entry.vars.items():
             where = str(node.at("vars").keys[name])
             if name not in self.variables.values:
@@ -268,7 +266,7 @@ class Captures:
     def check_config(self, spec: TunerSpec, node: Node) -> None:
         """A field such as `activation: same as a` names a capture too."""
         for key, value in spec.config.model_dump().items():
-            if isinstance(value, str) and (found := _SAME_AS.fullmatch(value)):
+            if isinstance(value, str) and (found := SAME_AS.fullmatch(value)):
                 field = node.get(key)  # of a tuner in place; a named one is blamed where it is used
                 self.check(found[1], str(field.passage.mark(found.start(1)) if field else node.mark))
 

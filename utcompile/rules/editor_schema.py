@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+
+from pydantic.json_schema import JsonSchemaValue
 
 from utcompile.rules.schema import RuleFile
 from utcompile.tuners import config_for, tuner_class, tuner_kinds
@@ -12,7 +13,7 @@ _VARIABLE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "t
 _LITERAL = ("version", "name", "cite", "description", "folds", "include", "vars")  # where no variable may stand
 
 
-def json_schema(kinds: Iterable[str] | None = None) -> dict[str, Any]:
+def json_schema(kinds: Iterable[str] | None = None) -> JsonSchemaValue:
     """The JSON Schema (draft 2020-12) of a rule file.
 
     Args:
@@ -23,7 +24,7 @@ def json_schema(kinds: Iterable[str] | None = None) -> dict[str, Any]:
         True
     """
     schema = RuleFile.model_json_schema(by_alias=True)
-    definitions: dict[str, Any] = schema["$defs"]
+    definitions: dict[str, JsonSchemaValue] = schema["$defs"]
     references = {}
     for kind in tuner_kinds() if kinds is None else kinds:
         name = f"tuner_{kind}"
@@ -37,7 +38,9 @@ def json_schema(kinds: Iterable[str] | None = None) -> dict[str, Any]:
         "oneOf": [{"$ref": reference} for reference in references.values()],
         "discriminator": {"propertyName": "kind", "mapping": references},
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_finished(schema)}
+    finished = _finished(schema)
+    assert isinstance(finished, dict)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **finished}
 
 
 def shipped_kinds() -> tuple[str, ...]:
@@ -50,7 +53,7 @@ def shipped_kinds() -> tuple[str, ...]:
     return tuple(kind for kind in tuner_kinds() if tuner_class(kind).__module__.partition(".")[0] == package)
 
 
-def _config(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
+def _config(kind: str, definitions: dict[str, JsonSchemaValue]) -> JsonSchemaValue:
     config = config_for(kind).model_json_schema(ref_template="#/$defs/{model}")
     definitions.update(config.pop("$defs", {}))
     config["properties"]["kind"] = {"const": kind}
@@ -58,7 +61,7 @@ def _config(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _allow_variables(definition: dict[str, Any]) -> None:
+def _allow_variables(definition: JsonSchemaValue) -> None:
     """Let `$name` stand where a variable's value may stand and a text may not."""
     whole_file = "version" in definition.get("properties", {})
     for name, field in definition.get("properties", {}).items():
@@ -71,17 +74,17 @@ def _allow_variables(definition: dict[str, Any]) -> None:
         definition["properties"][name] = {**(options[0] if len(options) == 1 else {"anyOf": options}), **about}
 
 
-def _is_free_text(schema: dict[str, Any]) -> bool:
+def _is_free_text(schema: JsonSchemaValue) -> bool:
     return schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()
 
 
-def _is_plain(schema: dict[str, Any]) -> bool:
+def _is_plain(schema: JsonSchemaValue) -> bool:
     """A scalar, or a list of scalars: what a variable can be."""
     inner = schema.get("items", schema)
     return "enum" in inner or inner.get("type") in ("string", "integer", "number", "boolean")
 
 
-def _finished(value: Any) -> Any:
+def _finished(value: object) -> object:
     """Point at the tuners' schema where the models, which know no kinds, say `$comment: tuner`; allow no odd names."""
     if isinstance(value, list):
         return [_finished(item) for item in value]

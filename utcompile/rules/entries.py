@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -38,7 +38,7 @@ def _glob(text: str) -> str:
     return text
 
 
-def _shape(value: Any) -> str | None:
+def _shape(value: object) -> str | None:
     """Tells a union's members apart, so that an error is about the one that was meant."""
     shapes: dict[type, str] = {str: "<text>", dict: "<mapping>", int: "<number>", list: "<list>"}
     return shapes.get(type(value))
@@ -52,7 +52,7 @@ class _OrOneAlone:
         return {"anyOf": [several["items"], several]}
 
 
-def _in_list(value: Any) -> Any:
+def _in_list(value: object) -> object:
     return [value] if isinstance(value, str | dict) else value
 
 
@@ -76,7 +76,7 @@ Sites = Annotated[
         _shape, custom_error_type="rule_union", custom_error_message="must be a number, a list of paths or a mapping"
     ),
 ]
-TunerMapping = Annotated[dict[str, Any], WithJsonSchema({"$comment": "tuner"})]
+TunerMapping = Annotated[dict[str, object], WithJsonSchema({"$comment": "tuner"})]
 UNION_TAGS = ("<text>", "<mapping>", "<number>", "<list>")
 GLOB_FIX = "write a dotted path: * is one segment, ** any number"
 

@@ -6,11 +6,11 @@ import ast
 import math
 import re
 import warnings
-from typing import Any, Literal
+from typing import Literal
 
 from utcompile.errors import UtcError
 from utcompile.rules.passage import Passage, short
-from utcompile.rules.syntax import Mark
+from utcompile.rules.syntax import Mark, Plain
 
 MAX_CHARACTERS = 8_000
 MAX_NESTING = 30
@@ -28,7 +28,7 @@ class Text:
 
     Example:
         >>> text = Text(Passage.plain("x.rank == 4", Mark("r.yaml", 7, 9)), "eval", what="comparison")
-        >>> str(text.mark(text.tree.body.comparators[0]))
+        >>> str(text.mark(text.expression.comparators[0]))
         'r.yaml:7:19'
     """
 
@@ -41,7 +41,19 @@ class Text:
         check_length(passage)
         if long := re.search(rf"\w{{{MAX_WORD + 1},}}", passage.text):  # every message about a word is then short
             raise UtcError(f"a word of more than {MAX_WORD} characters", where=str(passage.mark(long.start())))
-        self.tree: Any = self._parse(mode, what, fix)
+        self._tree = self._parse(mode, what, fix)
+
+    @property
+    def statements(self) -> list[ast.stmt]:
+        """The statements of a text that was read as `exec`."""
+        assert isinstance(self._tree, ast.Module)
+        return self._tree.body
+
+    @property
+    def expression(self) -> ast.expr:
+        """The expression of a text that was read as `eval`."""
+        assert isinstance(self._tree, ast.Expression)
+        return self._tree.body
 
     def _parse(self, mode: str, what: str, fix: str | None) -> ast.AST:
         problem = f"this is not a {what}"
@@ -89,7 +101,7 @@ class Text:
         if depth > MAX_NESTING:
             raise self.error(node, f"nested deeper than {MAX_NESTING} levels", fix="give the inner parts names")
 
-    def literal(self, node: ast.expr, depth: int = 0) -> Any:
+    def literal(self, node: ast.expr, depth: int = 0) -> Plain:
         """A number, text, boolean, None, or a tuple of them (a list becomes a tuple).
 
         Raises:
@@ -97,8 +109,8 @@ class Text:
         """
         self.check_nesting(node, depth)
         match node:
-            case ast.Constant(value=bool() | int() | str() | None):
-                return node.value
+            case ast.Constant(value=(bool() | int() | str() | None) as plain):
+                return plain
             case ast.Constant(value=float(value)) if math.isfinite(value):
                 return value
             case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float() as value)) if (

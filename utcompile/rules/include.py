@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules import yaml12
@@ -20,7 +19,7 @@ from utcompile.rules.passage import short
 from utcompile.rules.schema import Header
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Mark
-from utcompile.rules.variables import check_value
+from utcompile.rules.variables import Value, check_value
 from utcompile.rules.yaml12 import Node
 
 MAX_FILES = 20
@@ -134,9 +133,9 @@ class Included:
         self.sources = sources
         self.files: dict[str, File] = {}
         self.texts: dict[str, str] = {}
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Value] = {}
         self._declared: dict[str, Mark] = {}
-        self._given: dict[tuple[str, str], tuple[Any, Mark]] = {}  # (file, variable) -> value and its place
+        self._given: dict[tuple[str, str], tuple[Value, Mark]] = {}  # (file, variable) -> value and its place
         self._size = self._nodes = 0
         self._file(text, (("", shown),))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from utcompile.rules.globs import glob_match
 from utcompile.rules.insertions import AnyInsertion
 from utcompile.rules.syntax import Comparison, Head, Mark, Pattern
+from utcompile.rules.variables import Value
 
 __all__ = [
     "Expect",
@@ -146,4 +147,4 @@ class RuleTest:
 
     model: str
     sites: Mapping[str, ExpectedSites]
-    vars: Mapping[str, Any] = field(default_factory=dict)
+    vars: Mapping[str, Value] = field(default_factory=dict)

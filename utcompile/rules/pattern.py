@@ -18,7 +18,7 @@ from utcompile.rules.expression import Text
 from utcompile.rules.flow import Occurrence, check_flow
 from utcompile.rules.passage import Passage
 from utcompile.rules.slips import operation_fix, operator_fix
-from utcompile.rules.syntax import Call, Expression, Head, Name, Path, Pattern, Spelling, Step
+from utcompile.rules.syntax import Call, Expression, Head, Name, Path, Pattern, Plain, Spelling, Step
 
 MAX_STEPS = 64
 MAX_PATH = 64
@@ -53,7 +53,7 @@ def parse_spelling(passage: Passage, known: Collection[str], named: Collection[s
         (['h', 'x', 'y'], ['h = linear(x)', 'y = (gelu | silu | skip)(h)'])
     """
     text = Text(passage, "exec", what="pattern", fix=_HOW_STEP)
-    if not text.tree.body:
+    if not text.statements:
         raise UtcError("an empty pattern", where=str(passage.start), fix=_HOW_STEP)
     return _Parser(text, known, named).spelling()
 
@@ -72,7 +72,7 @@ def parse_heads(passage: Passage, known: Collection[str], named: Collection[str]
     if "*" in passage.text:
         fix = f"operations are no globs: conv is any convolution, norm any norm; {fix}"
     text = Text(passage, "eval", what="list of operations", fix=fix)
-    return _Parser(text, known, named).single(text.tree.body)
+    return _Parser(text, known, named).single(text.expression)
 
 
 class _Parser:
@@ -85,7 +85,7 @@ class _Parser:
         self.uses: list[Occurrence] = []
 
     def spelling(self) -> Spelling:
-        for statement in self.text.tree.body:
+        for statement in self.text.statements:
             self.steps.append(self.step(statement))
         check_flow(self.steps, self.bindings, self.uses, self.known)
         return Spelling(tuple(self.steps), self.text.passage.start)
@@ -167,7 +167,7 @@ class _Parser:
         arguments = tuple(self.expression(self.plain(argument), depth + 1) for argument in node.args)
         return Call(heads, arguments, self.text.of(node))
 
-    def check_call(self, node: ast.Call, heads: tuple[Head, ...], shared: dict[str, object]) -> None:
+    def check_call(self, node: ast.Call, heads: tuple[Head, ...], shared: dict[str, Plain]) -> None:
         text, called = self.text, self.text.shown(node.func)
         called = f"({called})" if isinstance(node.func, ast.BinOp) else called
         if not node.args:
@@ -180,8 +180,8 @@ class _Parser:
             if shared and head.name in self.named:
                 raise text.error(node.keywords[0], f"the named pattern '{head.name}' has no attributes")
 
-    def attributes(self, node: ast.Call) -> dict[str, object]:
-        found: dict[str, object] = {}
+    def attributes(self, node: ast.Call) -> dict[str, Plain]:
+        found: dict[str, Plain] = {}
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise self.text.error(keyword, "'**' is not supported in a pattern", fix="write the attributes out")
@@ -225,7 +225,7 @@ class _Parser:
         text = self.text
         match node:
             case ast.Name(id=name):
-                attributes: dict[str, object] = {}
+                attributes: dict[str, Plain] = {}
             case ast.Call(func=ast.Name(id=name), args=[]):
                 attributes = self.attributes(node)
                 if attributes and (name == "skip" or name in self.named):

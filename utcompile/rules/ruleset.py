@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Literal
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.rules.build import Builder, train_line
@@ -17,7 +17,7 @@ from utcompile.rules.passage import Passage, short
 from utcompile.rules.schema import RuleFile
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Mark, Pattern
-from utcompile.rules.variables import Variables, check_value
+from utcompile.rules.variables import Value, Variables, check_value
 from utcompile.rules.yaml12 import Node
 
 Folded = Literal["absorbed", "widened", "constant", "kept"]
@@ -49,7 +49,7 @@ class RuleSet:
     cite: str | None
     description: str | None
     folds: tuple[Folded, ...]
-    vars: Mapping[str, Any]
+    vars: Mapping[str, Value]
     rules: tuple[Rule, ...]
     patterns: Mapping[str, Pattern]
     train: tuple[Train, ...]
@@ -61,7 +61,7 @@ class RuleSet:
     def load(
         cls,
         source: RuleSet | Path | str,
-        vars: Mapping[str, Any] | None = None,
+        vars: Mapping[str, object] | None = None,
         included: Mapping[str, str] | None = None,
         train: Sequence[str] | None = None,
     ) -> RuleSet:
@@ -117,7 +117,7 @@ class RuleSet:
         return replace(self, train=found, trains_instead=tuple(lines))
 
     @classmethod
-    def _load(cls, source: RuleSet | Path | str, given: dict[str, Any], held: dict[str, str]) -> RuleSet:
+    def _load(cls, source: RuleSet | Path | str, given: dict[str, object], held: dict[str, str]) -> RuleSet:
         if isinstance(source, RuleSet):
             again = {**source.vars, **given}
             return _parse(source.text, source.path, again, {**source.included, **held}) if given or held else source
@@ -139,7 +139,7 @@ def _held(included: Mapping[str, str] | None) -> dict[str, str]:
     raise UtcError("the texts of included files must be a mapping from names to texts")
 
 
-def _parse(text: str, path: Path | None, given: Mapping[str, Any], held: Mapping[str, str]) -> RuleSet:
+def _parse(text: str, path: Path | None, given: Mapping[str, object], held: Mapping[str, str]) -> RuleSet:
     shown = str(path) if path else "<rules>"
     whole = Included(text, shown, Sources(path.parent if path else None, held))
     *_, file = whole.files.values()
@@ -172,7 +172,7 @@ def _parse(text: str, path: Path | None, given: Mapping[str, Any], held: Mapping
     )
 
 
-def _values(file: File, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _values(file: File, values: Mapping[str, Value], given: Mapping[str, object]) -> dict[str, Value]:
     """The values of all variables; the caller's go before those of the files."""
     found = dict(values)
     for name, value in given.items():

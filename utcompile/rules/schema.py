@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticKnownError
@@ -23,7 +23,7 @@ from utcompile.rules.entries import (
 from utcompile.rules.insertions import InsertEntry
 
 
-def _one(value: Any) -> Any:
+def _one(value: object) -> object:
     if type(value) is not int or value != 1:  # Literal alone takes true and 1.0, which are equal to 1
         raise PydanticKnownError("literal_error", {"expected": "1"})
     return value
@@ -135,14 +135,14 @@ class TestEntry(Entry):
     sites: dict[str, Sites] = Field(
         description="by rule name: the number of its sites, a list of their paths, or numbers by glob"
     )
-    vars: dict[str, Any] = Field({}, description="variables, instead of the file's values")
+    vars: dict[str, object] = Field({}, description="variables, instead of the file's values")
 
 
 class IncludeEntry(Entry):
     """One included file, and values for its variables."""
 
     file: str = Field(description="a .yaml file below this one's folder, or the name of shipped rules")
-    vars: dict[str, Any] = Field({}, description="values for variables of that file, instead of its own")
+    vars: dict[str, object] = Field({}, description="values for variables of that file, instead of its own")
 
 
 Includes = Annotated[
@@ -155,7 +155,7 @@ class Header(Entry):
     """What is read of a file before its variables are known."""
 
     include: Includes = Field([])
-    vars: dict[Identifier, Any] = Field({}, description="values for $name")
+    vars: dict[Identifier, object] = Field({}, description="values for $name")
 
 
 class RuleFile(Entry):
@@ -175,7 +175,7 @@ class RuleFile(Entry):
         [], description="what folding makes of the tuners; for people, as the description is"
     )
     include: Includes = Field([])
-    vars: dict[Identifier, Any] = Field({}, description="values for $name; the caller may give others")
+    vars: dict[Identifier, object] = Field({}, description="values for $name; the caller may give others")
     patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
     tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")
     rules: list[RuleEntry] = Field([], description="applied in this order; none where `train:` says all")

@@ -8,9 +8,10 @@ import re
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules.entries import IDENTIFIER, LABEL, UNION_TAGS
@@ -89,7 +90,7 @@ def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
     return tuple(field.alias or name for name, field in model.model_fields.items())
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message: what it is and how it reads, cut short."""
     match value:
         case None:
@@ -119,7 +120,7 @@ def _check_finite(node: Node, key: str) -> None:
                 _check_finite(value, name)
 
 
-def _convert(problem: Any, model: type[BaseModel], root: Node) -> UtcError:
+def _convert(problem: ErrorDetails, model: type[BaseModel], root: Node) -> UtcError:
     kind, context = problem["type"], problem.get("ctx", {})
     *parents, last = problem["loc"] or ("",)
     # Pydantic puts the tag of a union's member into the location; an unknown key is the file's own, whatever it reads.
@@ -163,7 +164,7 @@ def _missing_key(location: _Location, root: Node) -> UtcError:
     )
 
 
-def _wrong_value(problem: Any, subject: str, value: Any, where: str) -> UtcError:
+def _wrong_value(problem: ErrorDetails, subject: str, value: object, where: str) -> UtcError:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "value_error":  # a validator's own words
         what, _, hint = str(context["error"]).partition("; ")
@@ -180,9 +181,9 @@ def _wrong_value(problem: Any, subject: str, value: Any, where: str) -> UtcError
     return UtcError(what, where=where, why=f"it is {shown(value)}", fix=fix)
 
 
-def _words(context: Mapping[str, Any]) -> list[str]:
+def _words(context: Mapping[str, object]) -> list[str]:
     """The words of pydantic's "'none', 'scalar' or 'channel'"; none of a number's."""
-    return re.findall(r"'([^']+)'", context["expected"])
+    return re.findall(r"'([^']+)'", str(context["expected"]))
 
 
 def _model_at(model: type[BaseModel], location: _Location) -> type[BaseModel]:
@@ -196,7 +197,7 @@ def _model_at(model: type[BaseModel], location: _Location) -> type[BaseModel]:
     return current
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in typing.get_args(annotation) if (found := _model_in(part))), None)

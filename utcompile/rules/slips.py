@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 _OPERATORS: Mapping[str, str] = MappingProxyType(
     {"Add": "add", "Sub": "sub", "Mult": "mul", "Div": "div", "MatMult": "matmul"}
@@ -42,7 +41,7 @@ def key_fix(name: str, known: list[str]) -> str | None:
     return found if found is None or " " in word or word in known else None
 
 
-def value_fix(key: str, value: Any, *, in_list: bool) -> str | None:
+def value_fix(key: str, value: object, *, in_list: bool) -> str | None:
     """What to write instead of a value of the wrong kind.
 
     >>> value_fix("train", "out", in_list=False), value_fix("select", "last 2", in_list=False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
+
+Plain: TypeAlias = "str | int | float | bool | tuple[Plain, ...] | None"  # the value of a literal
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Head:
     """One alternative of a call: an operation, an operation class, a named pattern, or `skip`."""
 
     name: str
-    attributes: Mapping[str, Any] = field(default_factory=dict, hash=False)  # schema name -> literal
+    attributes: Mapping[str, Plain] = field(default_factory=dict, hash=False)  # schema name -> literal
 
     @property
     def is_skip(self) -> bool:
@@ -134,7 +136,7 @@ class Product:
 class Literal:
     """A number, string, boolean, None or tuple of them."""
 
-    value: Any
+    value: Plain
 
 
 Operand = Attribute | Product | Literal

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.rules.expression import check_length
 from utcompile.rules.passage import Passage, short
-from utcompile.rules.yaml12 import Node
+from utcompile.rules.yaml12 import Node, Scalar
+
+Value = Scalar | list[Scalar]  # of a variable
 
 _WHOLE = re.compile(r"\$([A-Za-z_]\w*)")
 # Comments and quoted words are read as one piece each, so that a `$` inside them is told from a variable.
@@ -22,28 +23,32 @@ _PART = re.compile(r"""(?P<comment>\#[^\n]*)|(?P<quoted>"[^"\n]*"|'[^'\n]*')|\$(
 _PROSE = frozenset({"name", "cite", "description", "folds", "include", "vars"})
 
 
-def check_value(value: Any, name: str, where: str | None) -> Any:
+def check_value(value: object, name: str, where: str | None) -> Value:
     """A variable's value: a number, a text, a boolean, null, or a list of these; tuples become lists."""
-    scalars = value if isinstance(value, list | tuple) else [value]
-    for scalar in scalars:
-        odd = isinstance(scalar, float) and not math.isfinite(scalar)
-        if odd or not (scalar is None or isinstance(scalar, str | int | float)):
-            why = f"a variable is a number, text, boolean, null, or a list of these, and this is {scalar!r:.60}"
-            raise UtcError(f"the variable '{name}' has no plain value", where=where, why=why)
-        if isinstance(scalar, str) and "$" in scalar:
-            raise UtcError(f"the variable '{name}' refers to another", where=where, fix="write its value out")
-    return list(value) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_scalar(item, name, where) for item in value]
+    return _scalar(value, name, where)
+
+
+def _scalar(value: object, name: str, where: str | None) -> Scalar:
+    odd = isinstance(value, float) and not math.isfinite(value)
+    if odd or not (value is None or isinstance(value, str | int | float)):
+        why = f"a variable is a number, text, boolean, null, or a list of these, and this is {value!r:.60}"
+        raise UtcError(f"the variable '{name}' has no plain value", where=where, why=why)
+    if isinstance(value, str) and "$" in value:
+        raise UtcError(f"the variable '{name}' refers to another", where=where, fix="write its value out")
+    return value
 
 
 class Variables:
     """The variables of one file with their values, and which of them have been used."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Value]) -> None:
         self.values = dict(values)
         self.used: set[str] = set()
         self.problem: UtcError | None = None  # the first `$name` that `fill` could not replace
 
-    def value(self, name: str, where: str) -> Any:
+    def value(self, name: str, where: str) -> Value:
         """The value of `$name`."""
         if name not in self.values:
             fix = did_you_mean(name, self.values) if self.values else f"declare it: vars: {{{short(name)}: …}}"
@@ -64,7 +69,7 @@ class Variables:
         return node
 
     def _fill(self, node: Node, path: tuple[str | int, ...]) -> Node:
-        content: Any = node.content
+        content = node.content
         if isinstance(content, dict):
             filled = {k: v if not path and k in _PROSE else self._fill(v, (*path, k)) for k, v in content.items()}
             return Node(filled, node.mark, node.keys)
@@ -111,7 +116,7 @@ def _is_expression(path: tuple[str | int, ...]) -> bool:
     return False
 
 
-def _node(value: Any, place: Node) -> Node:
+def _node(value: Value, place: Node) -> Node:
     if isinstance(value, list):
         return Node(tuple(Node(item, place.mark) for item in value), place.mark)
     return Node(value, place.mark)

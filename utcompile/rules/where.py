@@ -62,7 +62,7 @@ def parse_comparison(passage: Passage, captures: Collection[str]) -> Comparison:
     """
     cut = passage.text.count("(") != passage.text.count(")")
     text = Text(passage, "eval", what="comparison", fix=_HOW_COMMA if cut else _HOW)
-    body = text.tree.body
+    body = text.expression
     if not isinstance(body, ast.Compare):
         fix = "write each comparison as a line of its own: all of them must hold" if _is_logic(body) else _HOW
         raise text.error(body, f"{text.shown(body)!r} is not a comparison", fix=fix)

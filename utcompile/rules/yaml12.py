@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 
@@ -27,6 +27,9 @@ MAX_KEY = 100
 MAX_DIGITS = 64
 
 Scalar = str | int | float | bool | None
+Data: TypeAlias = "Scalar | list[Data] | dict[str, Data]"
+_Content = Scalar | tuple["Node", ...] | dict[str, "Node"]
+_Begin = yaml.ScalarEvent | yaml.CollectionStartEvent
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _OCTAL, _HEX = re.compile(r"0o[0-7]+"), re.compile(r"0x[0-9a-fA-F]+")
@@ -49,7 +52,7 @@ class Node:
     `content` is a scalar, a tuple of nodes, or a dict from key to node; `keys` has the place of each key.
     """
 
-    content: Scalar | tuple[Node, ...] | dict[str, Node]
+    content: _Content
     mark: Mark
     keys: Mapping[str, Mark] = field(default_factory=dict)
     text: Passage | None = None  # of a text: where each of its characters stands
@@ -57,7 +60,7 @@ class Node:
     height: int = 0
 
     @property
-    def data(self) -> Any:
+    def data(self) -> Data:
         """The value as plain Python: scalars, lists and dicts."""
         match self.content:
             case tuple(items):
@@ -205,7 +208,7 @@ class _Composer:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.events: Iterator[Any] = iter(yaml.parse(source.text, Loader=yaml.SafeLoader))
+        self.events: Iterator[yaml.Event] = iter(yaml.parse(source.text, Loader=yaml.SafeLoader))
         self.anchors: dict[str, Node | None] = {}  # None while the anchored node is still being built
         self.aliases = 0
         self.nodes = 0
@@ -213,7 +216,7 @@ class _Composer:
     def document(self) -> Node:
         next(self.events)  # the start of the stream
         start = next(self.events)
-        if isinstance(start, yaml.StreamEndEvent):
+        if not isinstance(start, yaml.DocumentStartEvent):
             raise UtcError("the rule file is empty", where=f"{self.source.file}:1:1")
         if start.version not in (None, (1, 2)):
             version = ".".join(map(str, start.version))
@@ -225,9 +228,10 @@ class _Composer:
             raise self.error(after, "a second document", fix="a rule file is one document: remove the '---'")
         return node
 
-    def node(self, event: Any, depth: int) -> Node:
+    def node(self, event: yaml.Event, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event, depth)
+        assert isinstance(event, _Begin)
         if event.tag is not None:
             fix = "leave the tag out; quote a value that is to be text"
             tag = short(event.tag.replace("tag:yaml.org,2002:", "!!"))
@@ -242,17 +246,17 @@ class _Composer:
             self.anchors[event.anchor] = node
         return node
 
-    def collection(self, event: Any, depth: int) -> Node:
+    def collection(self, event: yaml.CollectionStartEvent, depth: int) -> Node:
         self.check_depth(event, depth)
         return self.sequence(event, depth) if isinstance(event, yaml.SequenceStartEvent) else self.mapping(event, depth)
 
-    def sequence(self, start: Any, depth: int) -> Node:
+    def sequence(self, start: yaml.CollectionStartEvent, depth: int) -> Node:
         items: list[Node] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
             items.append(self.node(event, depth))
         return self.measured(start, tuple(items), {}, items)
 
-    def mapping(self, start: Any, depth: int) -> Node:
+    def mapping(self, start: yaml.CollectionStartEvent, depth: int) -> Node:
         entries: dict[str, Node] = {}
         keys: dict[str, Mark] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
@@ -264,7 +268,7 @@ class _Composer:
             entries[key] = self.node(next(self.events), depth)
         return self.measured(start, entries, keys, list(entries.values()))
 
-    def key(self, event: Any) -> str:
+    def key(self, event: yaml.Event) -> str:
         if not isinstance(event, yaml.ScalarEvent):
             raise self.error(event, "a key must be one word, not a list, a mapping or an alias")
         if event.style is None and event.value == "<<":
@@ -277,18 +281,19 @@ class _Composer:
             raise self.error(event, f"the key {short(event.value)!r} is not a text", fix="put it in quotes")
         return node.content
 
-    def scalar(self, event: Any) -> Node:
-        mark, value = self.mark(event), event.value
-        if event.style is None:
-            value = self.resolve(event)
+    def scalar(self, event: yaml.ScalarEvent) -> Node:
+        mark = self.mark(event)
+        value = self.resolve(event) if event.style is None else event.value
         if not isinstance(value, str):
             return Node(value, mark)
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise self.error(event, "a text has half of a surrogate pair in it")
-        passage = Passage.aligned(value, self.source, event.start_mark.index, event.end_mark.index)
+        start, end = event.start_mark, event.end_mark
+        assert start is not None and end is not None
+        passage = Passage.aligned(value, self.source, start.index, end.index)
         return Node(value, mark, text=passage)
 
-    def resolve(self, event: Any) -> Scalar:
+    def resolve(self, event: yaml.ScalarEvent) -> Scalar:
         value: str = event.value
         if value in _WORDS:
             return _WORDS[value]
@@ -305,7 +310,7 @@ class _Composer:
             return int(value[2:], 16)
         return float(value) if _FLOAT.fullmatch(value) else value
 
-    def alias(self, event: Any, depth: int) -> Node:
+    def alias(self, event: yaml.AliasEvent, depth: int) -> Node:
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
             raise self.error(event, f"more than {MAX_ALIASES} aliases")
@@ -319,24 +324,25 @@ class _Composer:
         self.check_depth(event, depth + node.height)
         return node
 
-    def measured(self, event: Any, content: Any, keys: dict[str, Mark], children: list[Node]) -> Node:
+    def measured(self, event: yaml.Event, content: _Content, keys: dict[str, Mark], children: list[Node]) -> Node:
         size = 1 + sum(child.size for child in children)
         height = 1 + max((child.height for child in children), default=0)
         return Node(content, self.mark(event), keys, size=size, height=height)
 
-    def count(self, event: Any, size: int) -> None:
+    def count(self, event: yaml.Event, size: int) -> None:
         self.nodes += size
         if self.nodes > MAX_NODES:
             raise self.error(
                 event, f"more than {MAX_NODES:,} values", why="each alias counts as all that it stands for"
             )
 
-    def check_depth(self, event: Any, depth: int) -> None:
+    def check_depth(self, event: yaml.Event, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise self.error(event, f"nested deeper than {MAX_DEPTH} levels")
 
-    def mark(self, event: Any) -> Mark:
+    def mark(self, event: yaml.Event) -> Mark:
+        assert event.start_mark is not None
         return self.source.mark(event.start_mark.index)
 
-    def error(self, event: Any, what: str, *, why: str | None = None, fix: str | None = None) -> UtcError:
+    def error(self, event: yaml.Event, what: str, *, why: str | None = None, fix: str | None = None) -> UtcError:
         return UtcError(what, where=str(self.mark(event)), why=why, fix=fix)

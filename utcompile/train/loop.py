@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from timm.optim import create_optimizer_v2
@@ -19,10 +17,14 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs, Settings
+from utcompile.train.needs import check_accelerate
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.run_folder import STATE, RunFolder, SaveOrLoad
 from utcompile.train.run_state import load_part
 from utcompile.train.schedule import create_schedule
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def fit(
             "the model has no trainable parameter",
             where=type(model).__name__,
             fix="insert tuners, or name what stays trainable under `train:` in the rules",
+            code="train/model",
         )
     if not samples or not len(data.validation):  # type: ignore[arg-type]
-        raise UtcError("there is nothing to train on", why=str(data))
+        raise UtcError("there is nothing to train on", why=str(data), code="data/not-found")
     accelerator = _accelerator(precision, cpu)
     folder, mode = RunFolder(out, save, load), model.training
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
@@ -147,13 +150,18 @@ def fit(
 
 
 def _accelerator(precision: str, cpu: bool) -> Accelerator:
-    # accelerate keeps one state a process and would refuse another precision than the first.
+    check_accelerate()
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # accelerate keeps one state per process and would refuse another precision than the first.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     if accelerator.num_processes > 1:
         raise UtcError(
             f"fit runs in one process, not {accelerator.num_processes}",
             fix="train the model in your own distributed loop: it is an ordinary nn.Module",
+            code="train/model",
         )
     return accelerator
 

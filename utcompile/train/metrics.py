@@ -39,7 +39,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             total += len(labels)
     if not total:
-        raise UtcError("there is no sample to measure accuracy on")
+        raise UtcError("there is no sample to measure accuracy on", code="data/not-found")
     return right / total, loss / total
 
 
@@ -69,5 +69,6 @@ def logits_of(output: Any) -> Tensor:
         raise UtcError(
             f"the model returns {shape}, not logits (B, classes)",
             fix="train a model with a classification head, or a wrapper that returns its logits",
+            code="train/model",
         )
     return output

@@ -32,5 +32,6 @@ def stratified(labels: ArrayLike, seed: int, share: float = 0.1) -> tuple[np.nda
             "no sample can be held out for validation",
             why="every class has a single sample",
             fix="give validation data of its own, or at least two samples a class",
+            code="data/labels",
         )
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -1,5 +1,6 @@
 """The tuners: one file a family."""
 
+from utcompile.tuners.activations import SAME_AS
 from utcompile.tuners.adapter import Adapter, AdapterConfig
 from utcompile.tuners.base import (
     ChannelMap,
@@ -34,6 +35,7 @@ __all__ = [
     "FORMS",
     "HALVES",
     "RECURRENT",
+    "SAME_AS",
     "Adapter",
     "AdapterConfig",
     "Bias",

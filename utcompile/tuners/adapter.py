@@ -1,4 +1,4 @@
-"""Adapters: `s · Up(act(Down(x)))`, beside an operation or after it."""
+"""Adapters: `s · Up(act(Down(x)))`, parallel to an operation or after it."""
 
 from __future__ import annotations
 
@@ -26,36 +26,57 @@ class AdapterConfig(TunerConfig):
     kind: Literal["adapter"] = "adapter"
     dim: int = Field(10, ge=1, description="width of the bottleneck")
     activation: Annotated[str, AfterValidator(check_activation)] = Field(
-        "gelu", description="a name, or `same as <capture>`"
+        "gelu", description="the name of an activation, or `same as <capture>`"
     )
-    scale: Scale = Field("none", description="a learned factor: none, scalar, channel (one a channel), input (a gate)")
-    factor: float = Field(1.0, gt=0, description="a number that the result is multiplied by and that is not learned")
+    scale: Scale = Field(
+        "none",
+        description="a learned factor on the result: none, scalar, channel (one number per channel), input (a gate)",
+    )
+    factor: float = Field(1.0, gt=0, description="a fixed factor on the result")
     bias: bool = Field(True, description="whether Down and Up have biases")
     init: Init = Field(
-        "zero", description="zero: Up is zero, the identity at the start; xavier; houlsby: N(0, 0.01) cut"
+        "zero",
+        description="zero: Up is zero, the identity at the start; xavier: Xavier-uniform; "
+        "houlsby: truncated normal, std 0.01, cut at ±2 std",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the bottleneck, in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the bottleneck, in training")
 
 
 @register_tuner("adapter")
 class Adapter(Tuner):
-    """The bottleneck adapter, as U-Tuner, Houlsby's or AdaptFormer's, on tokens or feature maps.
+    """The bottleneck adapter of U-Tuning, Houlsby and AdaptFormer, on tokens or feature maps.
 
-    `parallel: x -> y` adds `T(x) = s·Up(act(Down(x)))` to y (U-Tuning, arXiv:2303.00690, Eq. 4);
-    `sequential: v` replaces v by `v + T(v)` (arXiv:1902.00751). Where the channels are the last axis, Down and Up are
-    linears; where they are axis 1, 1×1 convolutions. If y has fewer positions than x, Down strides; if y's channels
-    stand elsewhere (NCHW beside NHWC), the result is moved there.
+    Computes:
+        `T(x) = s · Up(act(Down(x)))`. `parallel: x -> y` adds `T(x)` to y; `sequential: v` replaces v by `v + T(v)`.
 
-    The scale s: `none`; `scalar`, `()`; `channel`, `(C,)`; `input`, the mean over positions of sigmoid(Linear(C, 1));
-    times `factor`, which is not learned (AdaptFormer's 0.1, arXiv:2205.13535). Shapes: `(B, …, C_x)` or `(B, C_x, …)`
-    to the shape of y. Parameters: `C_x·d + d + d·C_y + C_y` and the scale's.
+        Where the channels are the last axis, Down and Up are linears; where they are axis 1, 1×1 convolutions. If y has
+        fewer positions than x, Down has a stride. If y has its channels on another axis than x (NCHW next to NHWC), the
+        result is permuted. The scale s is 1 (`none`), a learned number (`scalar`), a learned number per channel of y
+        (`channel`), or the mean over all positions of `sigmoid(Linear(C_x, 1)(x))` (`input`). It is multiplied by
+        `factor`, which is not learned (0.1 in AdaptFormer).
 
-    Init: `zero`, Down Kaiming-uniform with zero bias and Up zero, the identity at the start (AdaptFormer, SCEdit);
-    `xavier`, both Xavier-uniform with biases N(0, 1e-6) (U-Tuning's released code); `houlsby`, both N(0, 0.01) cut at
-    two deviations with zero biases (arXiv:1902.00751, and Adapter+, arXiv:2406.06820), nearly the identity.
+    Shapes:
+        x is `(B, …, C_x)` or `(B, C_x, …)`; the result has the shape of y. Down is `(d, C_x)`, Up `(C_y, d)`, s `()` or
+        `(C_y,)`.
 
-    Folds: widened beside an ffn or an inverted residual whose input and activation it shares; with `activation:
-    identity` it is one linear map, and absorbed into a layer that can take it; else kept.
+    Init:
+        `zero`: Down is Kaiming-uniform, Up and the biases are zero; the tuner is the identity at the start
+        (AdaptFormer, SCEdit). `xavier`: both are Xavier-uniform with biases N(0, 1e-6) (the released code of U-Tuning).
+        `houlsby`: both are truncated normal (std 0.01, cut at ±2 std) with zero biases; nearly the identity (Houlsby,
+        Adapter+).
+
+    Parameters:
+        `C_x·d + d + d·C_y + C_y`, and 1 (`scalar`), `C_y` (`channel`) or `C_x + 1` (`input`); `bias: false` removes
+        `d + C_y`. ViT-B/16, dim 10, channel scale: 768·10 + 10 + 10·768 + 768 + 768 = 16,906 per site.
+
+    Folds:
+        Widened next to an ffn or an inverted residual that has the same input and activation. With
+        `activation: identity` the tuner is one linear map and is absorbed where a neighbouring layer can take it, but
+        not with a stride or a gate. Otherwise kept.
+
+    Source:
+        U-Tuning, arXiv:2303.00690, Eq. 4; Houlsby et al., arXiv:1902.00751; AdaptFormer, arXiv:2205.13535; Adapter+,
+        arXiv:2406.06820.
     """
 
     config_class = AdapterConfig
@@ -112,7 +133,7 @@ class Adapter(Tuner):
     def build(cls, config: AdapterConfig, site: ValueSite) -> Adapter:
         """Choose the linear or convolutional form, the stride and the activation from the site."""
         source, target = site.source, site.target
-        _ = source.channels, target.channels  # both must be known
+        _ = source.channels, target.channels  # raises where one is unknown
         if not source.channels_last and (source.channel_axis != 1 or source.value.rank not in (3, 4, 5)):
             raise UtcError(
                 f"an adapter cannot read '{source.name}' {source.value}",

@@ -1,4 +1,4 @@
-"""What every tuner is: a config that a rule file fills in, and a small module that is built from a site."""
+"""The base of all tuners: a config that a rule file fills in, and a small module that is built for a site."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
 from utcompile.tuners.sites import Form, Port
 
-LARGEST = 2**16  # of ranks, widths, lengths: above the widest layers of today
+LARGEST = 2**16  # the largest rank, width or length; no layer of today is wider
 
 
 class TunerConfig(BaseModel):
-    """The fields that a rule file may set; subclasses add theirs and a literal `kind`."""
+    """The fields that a rule file may set; a subclass adds its fields and a literal `kind`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,7 +30,7 @@ class TunerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        """Raise where a whole number is no size that a tuner may have: nothing may be allocated for it."""
+        """Refuse a size above `LARGEST`, before memory is allocated for it."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             for size in value if isinstance(value, list | tuple) else (value,):
@@ -45,10 +45,10 @@ class TunerConfig(BaseModel):
 
 @dataclass(frozen=True)
 class ChannelMap:
-    """What a linear tuner does to every position: `v -> matrix · v + shift` along the channels, in float64 on the CPU.
+    """The linear map `v -> matrix · v + shift` of the channels at every position, in float64 on the CPU.
 
     Attributes:
-        axis: where the channels are.
+        axis: the axis of the channels.
         matrix: `(C_out, C_in)`, or `(C,)` where it is diagonal.
         shift: `(C_out,)`.
     """
@@ -59,30 +59,32 @@ class ChannelMap:
 
 
 class Tuner(nn.Module):
-    """A small trainable module beside a frozen operation.
+    """A small trainable module that changes what one frozen operation computes.
 
-    A subclass states `config_class` and `forms` and builds itself in `build(config, site)`. Beside values, its
-    `forward` takes the source value and returns what is added (`parallel`) or what replaces it (`sequential`). For
-    `weight`, its `changed` takes the parameters named in `roles` and returns what takes their place. A `tokens` tuner
-    takes keys and values and returns those that are put before them; a stage of a `chain` takes its value and the state
-    before, and returns its own state.
+    A subclass has `config_class` and `forms`, and builds itself in `build(config, site)`. For values, `forward` takes
+    the source value and returns what is added to the target (`parallel`) or what replaces it (`sequential`). For
+    `weight`, `changed` takes the parameters named in `roles` and returns their replacements. For `tokens`, `forward`
+    takes keys and values and returns the keys and values that are put before them. For a stage of a `chain`, `forward`
+    takes its value and the state before, and returns its state.
 
-    It carries its own fold: `changed`, run in float64, is absorbed as it stands; a tuner of values that is linear says
-    so in `channel_map`, and one that is a bottleneck in `bottleneck`.
+    A tuner also contains its fold: `changed` is run once in float64 and absorbed; a tuner of values that is one linear
+    map returns it from `channel_map`, and a bottleneck is returned from `bottleneck`.
 
     Attributes:
-        identity_at_start: whether the model's outputs are the base's until it is trained; `compile` proves it.
-        roles: the operation's parameters that a `weight` tuner reads and changes.
-        how: of a `weight` tuner, `reparametrised` (the operation runs with the changed parameters) or `branch` (it runs
-            as it is, and `forward(x, y)` adds the tuner's share, computed from its input x, to its result y).
-        length: for `tokens`, how many keys and values it yields.
-        reads_stream: for `tokens`, whether it yields tokens of the stream, which the frozen projections then turn into
-            keys and values; its `forward` takes nothing.
-        reads_parameters: whether its `forward` is for `weight` too, and calls this class's; then it takes care of half
-            precision itself, by `in_own_dtype` on what reads values.
-        takes_complex: whether `changed` is right for a complex weight, with parameters that are complex then.
-        state: for `chain`, what the stage yields.
-        joins: for `chain`, whether the last stage's result is added to the chain's target; else it replaces it.
+        identity_at_start: whether the outputs of the model are the base's before training; `compile` proves it. roles:
+        the parameters of the operation that a `weight` tuner reads and changes. how: for a `weight` tuner,
+        `reparametrised` (the operation runs with the changed parameters) or `branch` (the
+            operation runs unchanged, and `forward(x, y)` adds the update, computed from its input x, to its result y).
+        length: for `tokens`, the number of learned keys and values. reads_stream: for `tokens`, whether the tuner
+        yields tokens of the stream, which the frozen projections turn into
+            keys and values; its `forward` then takes no argument.
+        reads_parameters: whether `forward` is overridden for `weight` too, and calls `super().forward` there. Such a
+        class
+            puts `in_own_dtype` on the methods that read values, for bases in half precision.
+        takes_complex: whether `changed` is right for a complex weight, with complex parameters of the tuner. state: for
+        `chain`, shape and channel axis of what the stage yields. joins: for `chain`, whether the result of the last
+        stage is added to the target of the chain, instead of replacing
+            it.
     """
 
     kind: ClassVar[str]
@@ -105,37 +107,40 @@ class Tuner(nn.Module):
 
     @classmethod
     def build(cls, config: Any, site: Any) -> Tuner:
-        """Make the tuner for one site; a `UtcError` says why it does not fit.
+        """Make the tuner for one site.
 
         Args:
             config: an instance of `config_class`.
             site: the `TunerSite` of a form in `forms` (`ValueSite`, `WeightSite` …).
+
+        Raises:
+            UtcError: the tuner does not fit the site.
         """
         raise NotImplementedError
 
     def start(self, *parameters: torch.Tensor | None) -> None:
-        """For `weight`: set what depends on the frozen parameters; called once, when the tuner is inserted."""
+        """For `weight`: set what depends on the frozen parameters. Called once, when the tuner is inserted."""
 
     def changed(self, *args: Any, **kwargs: Any) -> Any:
-        """For `weight`: the parameters of `roles` as the tuner makes them, one tensor or a tuple, in the dtypes given.
+        """For `weight`: the changed parameters of `roles`, one tensor or a tuple, in the dtypes of the arguments.
 
-        A parameter that the operation lacks is None; a tensor in its place is added to the operation.
+        An argument is None where the operation lacks the parameter; a tensor returned for it is added to the operation.
         """
         raise NotImplementedError
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """For `weight`, reparametrised: what the operation reads instead of its own parameters."""
+        """For `weight`, reparametrised: the parameters with which the operation runs."""
         return remember(changed_in_own_dtype(self, *args), self, args)
 
     def channel_map(self) -> ChannelMap | None:
-        """For `parallel` and `sequential`: what the tuner computes, where that is one linear map of channels."""
+        """For `parallel` and `sequential`: the linear map of channels that the tuner computes, or None."""
         return None
 
     def bottleneck(self) -> Bottleneck | None:
-        """For `parallel`: what the tuner computes, where that is a bottleneck; then it can widen layers next to it.
+        """For `parallel`: the bottleneck that the tuner computes, or None; it can widen neighbouring layers.
 
         Raises:
-            UtcError: it is one that cannot, for the reason given.
+            UtcError: it is a bottleneck that cannot widen a layer, for the reason given.
         """
         return None
 
@@ -144,10 +149,10 @@ _REGISTRY: dict[str, type[Tuner]] = {}
 
 
 def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
-    """Class decorator: makes a `Tuner` known to rule files under `kind: name`.
+    """Class decorator that registers a `Tuner`, so that rule files can write `kind: name`.
 
     Raises:
-        UtcError: the name is taken, or the class lacks `config_class` or `forms`.
+        UtcError: the name is registered already, or the class lacks `config_class` or `forms`.
     """
 
     check_type(name, str, "name", "a tuner's kind")
@@ -172,7 +177,7 @@ def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
     return register
 
 
-@cache  # the look through all installed packages opens a file of each, and rule files ask for kinds all the time
+@cache  # searching all installed packages opens a file per package, and rule files need kinds often
 def _load_plugins() -> None:
     for entry in entry_points(group="utcompile.tuners"):
         if entry.name not in _REGISTRY:

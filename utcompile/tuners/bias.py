@@ -18,15 +18,34 @@ class BiasConfig(TunerConfig):
     """`{kind: bias}`."""
 
     kind: Literal["bias"] = "bias"
-    add: bool = Field(False, description="give an operation without a bias one, of zeros, instead of refusing it")
+    add: bool = Field(
+        False, description="give an operation without a bias a bias of zeros, instead of refusing the operation"
+    )
 
 
 @register_tuner("bias")
 class Bias(Tuner):
-    """BitFit (arXiv:2106.10199): the bias b `(C,)` of a linear, convolution, norm or recurrent layer is trained.
+    """BitFit: the bias of a linear, convolution, norm or recurrent layer is trained.
 
-    The trained one is a copy: the frozen one stays as it is, so the base can be had again and many tasks share it.
-    Init: b, so it is the identity at the start. Parameters: `C`. Folds: absorbed, b is replaced.
+    Computes:
+        The operation runs with the trained bias b' instead of b. b' is a copy: b stays as it is, so the base can be
+        restored and many tasks share it. An operation without a bias is refused: leave it out with
+        `where: [h.op.bias != None]`, or write `add: true`.
+
+    Shapes:
+        b' is `(C,)`.
+
+    Init:
+        A copy of b, or zeros with `add: true`; the identity at the start.
+
+    Parameters:
+        `C`.
+
+    Folds:
+        Absorbed: b is replaced by b'.
+
+    Source:
+        BitFit, arXiv:2106.10199.
     """
 
     config_class = BiasConfig
@@ -39,26 +58,26 @@ class Bias(Tuner):
 
     @classmethod
     def build(cls, config: BiasConfig, site: WeightSite) -> Bias:
-        """Take the shape of the bias, or of the one to add."""
+        """Take the shape of the bias, or of the bias to add."""
         shape = site.parameters.get("bias")
         if shape is not None:
             return cls(shape)
         op = site.operation
         if not takes_bias(op):
-            raise UtcError(f"{op.name} has no bias, and takes none")
+            raise UtcError(f"{op.name} has no bias, and cannot be given one")
         if not config.add:
             raise UtcError(
                 f"this {op.name} has no bias",
-                fix="leave such places out with `where: [h.op.bias != None]`, or add one with `add: true`",
+                fix="leave such places out with `where: [h.op.bias != None]`, or add a bias with `add: true`",
             )
         return cls((site.target.channels,))
 
     def start(self, *parameters: torch.Tensor | None) -> None:
-        """A copy of the frozen bias."""
+        """Copy the frozen bias."""
         if parameters[0] is not None:
             with torch.no_grad():
                 self.value.copy_(parameters[0])
 
     def changed(self, bias: torch.Tensor | None) -> torch.Tensor:
-        """b -> the trained one."""
+        """b -> the trained bias."""
         return self.value

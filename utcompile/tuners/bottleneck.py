@@ -1,4 +1,4 @@
-"""What a tuner of values computes, where it is a bottleneck: so it folds beside layers that are one too."""
+"""The bottleneck that a tuner of values computes; with it the tuner widens neighbouring layers when it is folded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Bottleneck:
     Attributes:
         down: `(d, C_in)`.
         activation: a module of one elementwise function, such as `nn.GELU()`; `nn.Identity()` for none.
-        up: `(C_out, d)`, with every factor that the result is multiplied by in it.
+        up: `(C_out, d)`, multiplied by every factor on the result.
         down_bias, up_bias: `(d,)` and `(C_out,)`; None for zeros.
-        stride: of the positions that it reads; empty where it reads all.
+        stride: the stride over the positions that it reads; empty where it reads all positions.
     """
 
     down: torch.Tensor

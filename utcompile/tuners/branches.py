@@ -1,4 +1,4 @@
-"""LoRA's branch, `y + s·B(A(x))`, beside each kind of operation.
+"""LoRA's branch, `y + s·B(A(x))`, for each kind of operation.
 
 In training it runs as one autograd function: the sum is made in y's memory, A(x) is kept as `(r, positions)`, and all
 six thin products are taken in the orientation in which their long side is the fast one. On one CPU thread, ViT-S/16,
@@ -84,7 +84,7 @@ def edges(padding: Any, kernel: tuple[int, ...], dilation: Any) -> list[int]:
 
 
 def _fusible(x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether this is plain training: gradients, one dtype, and nobody who looks at the operations."""
+    """Whether this is plain training: gradients are on, all dtypes are equal, and no mode sees the operations."""
     return (
         torch.is_grad_enabled()
         and not runs_plainly(x, y, a, b)
@@ -101,7 +101,7 @@ class _LinearBranch(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, s: float) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         hidden = a @ flat.t()
-        total = y.detach()  # in y's memory: nobody else reads y, and marked as a write to a view, it would be copied
+        total = y.detach()  # in y's memory: no other code reads y; a write to a view that autograd sees would copy it
         total.view(-1, y.shape[-1]).addmm_(hidden.t(), b.t(), alpha=s)
         ctx.save_for_backward(x, hidden, a, b)
         ctx.s = s

@@ -1,4 +1,4 @@
-"""Convolutional adapters: a stated sequence of small layers, on feature maps or on tokens that were one."""
+"""Convolutional adapters: a stated sequence of small layers, on feature maps, or on tokens that were made from one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS = ("down", "up", "mix_norm", "mona", "conv3", "dwconv3", "gconv3")
 def _check_layer(word: str) -> str:
     found = _KERNEL.fullmatch(word)
     if found and int(found[2]) % 2 == 0:
-        raise ValueError(f"{word!r}: a kernel is odd, or it has no middle")
+        raise ValueError(f"{word!r}: the kernel size must be odd, so that the kernel has a middle")
     if found or word in _WORDS:
         return word
     try:
@@ -44,42 +44,64 @@ class ConvAdapterConfig(TunerConfig):
         ["down", "gelu", "conv3", "gelu", "up"],
         min_length=1,
         max_length=16,
-        description="in order: down, up, convK, dwconvK, gconvK, mona, mix_norm, or an activation",
+        description="the layers in order: down, up, convK, dwconvK, gconvK, mona, mix_norm, or an activation",
     )
-    scale: Literal["none", "scalar", "channel"] = Field("none", description="a learned factor on the result")
-    factor: float = Field(1.0, gt=0, description="a number that the result is multiplied by and that is not learned")
-    init: Literal["zero", "xavier"] = Field("zero", description="of the last up: zero is the identity at the start")
+    scale: Literal["none", "scalar", "channel"] = Field(
+        "none", description="a learned factor on the result: none, scalar, or channel (one number per channel)"
+    )
+    factor: float = Field(1.0, gt=0, description="a fixed factor on the result")
+    init: Literal["zero", "xavier"] = Field(
+        "zero", description="zero: the last layer is zero, the identity at the start; xavier: all are Xavier-uniform"
+    )
     grid: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="[height, width] of the tokens; found in the graph where nothing is said"
+        None, description="[height, width] of the tokens; by default the grid is found in the graph"
     )
 
 
 @register_tuner("conv_adapter")
 class ConvAdapter(Tuner):
-    """A sequence of layers over a feature map, beside an operation or after it.
+    """A sequence of small layers over a feature map, parallel to an operation or after it.
 
-    The words of `layers`, with c the channels so far, those of x at first:
+    Computes:
+        `parallel: x -> y` adds `T(x)` to y, `sequential: v` replaces v by `v + T(v)`. `layers` lists the layers of T; c
+        is the number of channels so far:
 
-    | word | layer |
-    |---|---|
-    | `down`, `up` | 1×1 convolution from c to `dim`; from c to the channels of y |
-    | `conv3` | 3×3 convolution from c to `dim` (any odd K) |
-    | `dwconv3` | depthwise 3×3 convolution, c channels |
-    | `gconv3` | 3×3 convolution from c to `dim` in `dim` groups, which must divide c |
-    | `mona` | `z + W z` with `z = x + (dw3(x) + dw5(x) + dw7(x)) / 3` |
-    | `mix_norm` | `γ ⊙ LN(x) + γ_x ⊙ x`, γ = 1e-6 and γ_x = 1 at first |
-    | `gelu`, `relu`, …, `same as a` | an activation |
+        | word | layer |
+        |---|---|
+        | `down`, `up` | 1×1 convolution from c to `dim`; from c to the channels of y |
+        | `conv3` | 3×3 convolution from c to `dim` (any odd kernel size) |
+        | `dwconv3` | depthwise 3×3 convolution of c channels |
+        | `gconv3` | 3×3 convolution from c to `dim` in `dim` groups, which must divide c |
+        | `mona` | `z + W z` with `z = x + (dw3(x) + dw5(x) + dw7(x)) / 3` |
+        | `mix_norm` | `γ ⊙ LN(x) + γ_x ⊙ x`, γ = 1e-6 and γ_x = 1 at the start |
+        | `gelu`, `relu`, …, `same as a` | an activation |
 
-    Convpass (arXiv:2207.07039): `[down, gelu, conv3, gelu, up]` beside attention and ffn, reading the normed value.
-    Conv-Adapter (arXiv:2208.07463): `[gconv3, relu, up]`, channel scale, beside a block's convolutions. Mona
-    (arXiv:2311.15010): `[mix_norm, down, mona, gelu, up]`, sequential after each residual addition.
+        Published methods as layers:
 
-    `parallel: x -> y` adds the result, `sequential: v` yields `v + T(v)`. Shapes: `(B, C, H, W)`, `(B, H, W, C)`, or
-    tokens `(B, N, C)`, whose grid is found in the graph or stated. Tokens in front of the patches (a class token) pass
-    as feature maps of one pixel, as in Convpass. Where y has fewer positions than x, the first layer strides.
+        | method | `layers` | place |
+        |---|---|---|
+        | Convpass | `[down, gelu, conv3, gelu, up]` | `n -> y` at attention and ffn, from the normed value |
+        | Conv-Adapter | `[gconv3, relu, up]`, channel scale | `x -> b` at residual blocks |
+        | Mona | `[mix_norm, down, mona, gelu, up]` | sequential, after each residual addition |
 
-    Init: Kaiming-uniform with zero biases, the middle of a `convK` between `down` and `up` as Convpass has it (the
-    identity's kernel); the last layer zero, so that it is the identity at the start. Folds: kept.
+    Shapes:
+        x is `(B, C, H, W)`, `(B, H, W, C)`, or tokens `(B, N, C)`; the result has the shape of y. The grid of tokens is
+        that of the nearest feature map before them that has as many positions or up to 16 fewer; `grid: [14, 14]`
+        states it. Tokens in front of the patches (a class token) pass as feature maps of one pixel, as in Convpass.
+        Where y has fewer positions than x, the first convolution has a stride.
+
+    Init:
+        Kaiming-uniform with zero biases, the last layer zero: the identity at the start. `xavier`: Xavier-uniform, the
+        last layer too.
+
+    Parameters:
+        Those of the listed layers, and 1 (`scalar`) or `C_y` (`channel`).
+
+    Folds:
+        Kept.
+
+    Source:
+        Convpass, arXiv:2207.07039; Conv-Adapter, arXiv:2208.07463; Mona, arXiv:2311.15010.
     """
 
     config_class = ConvAdapterConfig
@@ -120,11 +142,14 @@ class ConvAdapter(Tuner):
             if isinstance(made, nn.Conv2d):
                 stride = (1, 1)
             if place == len(config.layers) - 1 and not isinstance(made, nn.Conv2d):
-                raise UtcError(f"the last layer is {word!r}", fix="end with up, or with a convolution")
+                raise UtcError(f"the last layer is {word!r}", fix="end the layers with up, or with a convolution")
         if channels != target.channels:
-            raise UtcError(f"the layers end with {channels} channels of {target.channels}", fix="end them with up")
+            raise UtcError(
+                f"the layers end with {channels} channels, and the target has {target.channels}",
+                fix="end the layers with up",
+            )
         if stride != (1, 1):
-            raise UtcError("no layer can stride", fix="begin with a convolution")
+            raise UtcError("no layer of this tuner can have a stride", fix="begin the layers with a convolution")
         return cls(config, layers, source, target, grid, residual=site.replaces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -187,7 +212,7 @@ class Mona(nn.Module):
 def _layer(
     word: str, channels: int, out: int, dim: int, stride: tuple[int, int], captures: Mapping[str, Operation]
 ) -> tuple[nn.Module, int]:
-    """A layer, and the channels behind it."""
+    """A layer, and the number of channels of its result."""
     found = _KERNEL.fullmatch(word)
     if word in ("down", "up"):
         width = dim if word == "down" else out
@@ -222,10 +247,10 @@ def _initialise(layers: nn.Sequential, init: str) -> None:
 
 
 def _grid(config: ConvAdapterConfig, source: Port, target: Port) -> tuple[int, int] | None:
-    """The grid of tokens; None for feature maps.
+    """The grid of tokens, or None for feature maps.
 
     Raises:
-        UtcError: tokens whose grid neither the rule nor the graph tells, or one that does not fit them.
+        UtcError: neither the rule nor the graph gives the grid of the tokens, or the grid does not fit them.
     """
     if source.value.rank == 4 and source.channel_axis in (1, 3):
         return None
@@ -233,14 +258,14 @@ def _grid(config: ConvAdapterConfig, source: Port, target: Port) -> tuple[int, i
     if not isinstance(tokens, int) or source.value.shape[:2] != target.value.shape[:2] or not target.channels_last:
         raise UtcError(
             f"a conv_adapter cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
-            why="it reads feature maps, or as many tokens as it changes, of a fixed number",
-            fix="exclude the place in `where:`",
+            why="a conv_adapter reads feature maps, or tokens of a fixed number, as many as the target has",
+            fix="exclude the site in `where:`",
         )
     grid = (config.grid[0], config.grid[1]) if config.grid is not None else source.grid
     if grid is None or not 0 <= tokens - prod(grid) < tokens:
         raise UtcError(
             f"the grid of '{source.name}' {source.value} is {'unknown' if grid is None else f'not {list(grid)}'}",
-            why="no feature map of so many positions was made into these tokens" if grid is None else None,
-            fix="state it: grid: [height, width]",
+            why="no feature map with that many positions was made into these tokens" if grid is None else None,
+            fix="state the grid: `grid: [height, width]`",
         )
     return grid

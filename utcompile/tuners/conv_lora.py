@@ -1,4 +1,4 @@
-"""LoRA beside a convolution whose weight cannot take it: A reads every channel, whatever the groups."""
+"""LoRA parallel to a grouped convolution, whose weight has no place for an A that reads every channel."""
 
 from __future__ import annotations
 
@@ -21,22 +21,35 @@ class ConvLoraConfig(TunerConfig):
     """`{kind: conv_lora, r: 8, alpha: 16}`."""
 
     kind: Literal["conv_lora"] = "conv_lora"
-    r: int = Field(8, ge=1, description="channels between A and B; the groups divide them")
-    alpha: float = Field(8, gt=0, description="the result is scaled by alpha / r")
-    rslora: bool = Field(False, description="scale by alpha / √r instead")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the input, in training")
+    r: int = Field(8, ge=1, description="rank of the update: channels between A and B, a multiple of the groups")
+    alpha: float = Field(8, gt=0, description="the result is multiplied by alpha / r")
+    rslora: bool = Field(False, description="multiply by alpha / √r instead of alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the input, in training")
 
 
 @register_tuner("conv_lora")
 class ConvLora(Tuner):
-    """PEFT's LoRA of a grouped convolution: `y + s·B(A(x))`, `s = α/r`.
+    """PEFT's LoRA of a grouped convolution, parallel to the convolution.
 
-    A `(r, C_in, *kernel)` is a convolution with the kernel, stride and padding of the one beside it, over the channels
-    of all groups; B `(C_out, r/groups, 1, …)` is one of 1×1 in as many groups. `lora` of a grouped convolution has an A
-    inside each group instead, and folds.
+    Computes:
+        `parallel: x -> h` adds `s·B(A(x))` to h, with `s = α/r`, or `s = α/√r` with `rslora: true`. A is a convolution
+        with the kernel, stride and padding of the tuned one over the channels of *all* groups; B is a 1×1 convolution
+        in as many groups. `lora` of a grouped convolution has an A inside each group instead, and folds.
 
-    Init: A Kaiming-uniform, B zero, so it is the identity at the start. Parameters: `r·(C_in·kernel + C_out/groups)`.
-    Folds: kept, for a grouped weight has no place for an A that reads all channels.
+    Shapes:
+        x is `(B, C_in, …)`, the result has the shape of h. A is `(r, C_in, *kernel)`, B `(C_out, r/groups, 1, …)`.
+
+    Init:
+        A is Kaiming-uniform, B is zero; the tuner is the identity at the start.
+
+    Parameters:
+        `r·(C_in·kernel + C_out/groups)`.
+
+    Folds:
+        Kept: a grouped weight has no place for an A that reads all channels.
+
+    Source:
+        The convolution layer of PEFT's LoRA, arXiv:2106.09685.
     """
 
     config_class = ConvLoraConfig
@@ -58,16 +71,16 @@ class ConvLora(Tuner):
         op = site.captures.get(site.target.name)
         if op is None or op.name not in _CONVS:
             raise UtcError(
-                f"conv_lora does not apply beside {op.name if op else 'this value'}",
-                why="it takes kernel, stride and padding from a convolution",
-                fix="match one, from its input to its result: {op: conv}, parallel: x -> h",
+                f"conv_lora does not apply to {op.name if op else 'this value'}",
+                why="conv_lora takes kernel, stride and padding from a convolution",
+                fix="match a convolution, and insert from its input to its result: {op: conv}, parallel: x -> h",
             )
         groups, kernel = op.attributes.get("groups", 1), op.attributes.get("kernel_size")
         if config.r % groups:
-            fix = f"choose a multiple of {groups}"
+            fix = f"set r to a multiple of {groups}"
             raise UtcError(f"r: {config.r} is not divisible by the convolution's {groups} groups", fix=fix)
         if kernel is None:
-            raise UtcError("the kernel of this convolution is unknown", why="its weight is no parameter of its own")
+            raise UtcError("the kernel of this convolution is unknown", why="its weight is not a parameter")
         spatial = int(op.name[-2])
         a = (config.r, site.source.channels, *kernel)
         b = (site.target.channels, config.r // groups, *[1] * spatial)

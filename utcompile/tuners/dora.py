@@ -23,12 +23,28 @@ class DoraConfig(LoraConfig):
 
 @register_tuner("dora")
 class Dora(Lora):
-    """Weight-decomposed adaptation (arXiv:2402.09353, Eq. 5): `W' = m · (W + s·B·A) / ‖W + s·B·A‖`.
+    """Weight-decomposed low-rank adaptation: LoRA of the direction of a weight, and a magnitude per output channel.
 
-    Norm and magnitude m `(out,)` are an output channel's. As in the paper (§4.3) and in PEFT the norm is a constant in
-    backward. Shapes, `slices` and init of A and B as in LoRA; `m = ‖W‖`, so it is the identity at the start. With
-    `slices`, the other rows keep their magnitude. Always reparametrised: its branch would need the frozen result a
-    second time. Parameters: LoRA's and `out`. Folds: absorbed, W becomes W'.
+    Computes:
+        `W' = m · (W + s·B·A) / ‖W + s·B·A‖`. Norm and magnitude are taken per output channel. The norm is a constant in
+        backward, as in the paper (§4.3) and in PEFT. The tuner applies where LoRA does (to an einsum where its equation
+        names the result), always reparametrised: its branch would need the frozen result a second time. With `slices`,
+        the other rows keep their magnitude.
+
+    Shapes:
+        A and B as in LoRA, m `(out,)`.
+
+    Init:
+        A and B as in LoRA, `m = ‖W‖`; the tuner is the identity at the start.
+
+    Parameters:
+        LoRA's, and one per output channel.
+
+    Folds:
+        Absorbed: W becomes W'.
+
+    Source:
+        DoRA, arXiv:2402.09353, Eq. 5.
     """
 
     config_class = DoraConfig

@@ -1,12 +1,12 @@
-"""Branch or reparametrised: the two forms of a weight tuner, compared by what they cost in one training step.
+"""Branch or reparametrised: the two forms of a weight tuner, compared by their cost in one training step.
 
-Counted a site, over the operation's own forward and the gradient of its input, which both forms need (P positions of
-the result, a weight of `rows × columns`, rank r):
+The cost is counted per site, in addition to the forward of the operation and the gradient of its input, which both
+forms need (P positions of the result, a weight of `rows × columns`, rank r):
 
 - *branch*: A and B, forward and twice backward, `6·P·r·(columns + rows)` FLOPs in thin products; the result is read
   and written once more, the input's gradient too; A(x), `P·r` numbers, is saved.
 - *reparametrised*: the whole weight's gradient, `2·P·rows·columns` FLOPs in one thick product, and `8·r·rows·columns`
-  for `BA` (twice) and the gradients of A and B; nothing but the input is saved, as in the branch.
+  for `BA` (twice) and the gradients of A and B; only the input is saved, as in the branch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Literal
 from utcompile.tuners.sites import WeightSite
 
 How = Literal["auto", "branch", "reparametrised"]
-BATCH = 8  # the batch that is counted with; only the cost of `BA` does not grow with it
-_THIN = 3.0  # thin products (r of 4 to 64) reach about a third of a thick one's FLOPs a second
-_BYTE = 8.0  # FLOPs in the time of moving a byte
+BATCH = 8  # the batch of the count; only the cost of `BA` does not grow with it
+_THIN = 3.0  # thin products (r of 4 to 64) reach about a third of the FLOPs per second of a thick one
+_BYTE = 8.0  # FLOPs in the time in which one byte is moved
 
 
 def cheaper_form(name: str, site: WeightSite, rank: int) -> Literal["branch", "reparametrised"]:
@@ -27,7 +27,7 @@ def cheaper_form(name: str, site: WeightSite, rank: int) -> Literal["branch", "r
 
     Args:
         name: the operation.
-        site: the site; its weight is read directly.
+        site: a site whose weight the operation reads directly.
         rank: columns of B.
     """
     branch, reparametrised = costs(name, site, rank)
@@ -35,7 +35,7 @@ def cheaper_form(name: str, site: WeightSite, rank: int) -> Literal["branch", "r
 
 
 def costs(name: str, site: WeightSite, rank: int) -> tuple[float, float]:
-    """What branch and reparametrised form add to a training step, in FLOPs of a thick product."""
+    """The cost that each form adds to a training step, branch first, in FLOPs of a thick product."""
     rows, *rest = site.weight_shape
     columns = prod(rest)
     read, written = (prod(port.value.sizes(BATCH)) for port in (site.source, site.target))

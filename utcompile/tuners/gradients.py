@@ -27,8 +27,8 @@ class Call:
     Attributes:
         function: its name in `FUNCTIONS`.
         args: its positional arguments; None where a tensor was.
-        kwargs: the others, likewise.
-        places: where the tensors go, in order: positions and names.
+        kwargs: its keyword arguments; None where a tensor was.
+        places: the places of the tensors in order: positions and names.
     """
 
     function: str
@@ -47,13 +47,13 @@ class Call:
 
     @property
     def bias_at(self) -> int | None:
-        """Which of its tensors is a bias; None where none is."""
+        """The number of the tensor that is a bias; None where there is none."""
         if self.function in ("matmul", "bmm", "einsum"):
             return None
         return next((i for i, place in enumerate(self.places) if place in (2, "bias")), None)
 
     def filled(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Its arguments, with values in the places of the tensors."""
+        """The arguments, with values in the places of the tensors."""
         args, kwargs = list(self.args), dict(self.kwargs)
         for place, value in zip(self.places, values, strict=True):
             if isinstance(place, int):
@@ -72,22 +72,22 @@ class Call:
         args, kwargs = self.filled(values)
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
-    def gradients(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
-        """The gradients of its tensors, each where it is wanted; they have gradients themselves."""
+    def gradients(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], needed: Sequence[bool]) -> Gradients:
+        """The gradients of the tensors, None where `needed` is false. They are differentiable."""
         if self.function == "linear":
-            return self._of_linear(grad, tensors, wanted)
+            return self._of_linear(grad, tensors, needed)
         if self.function.startswith("conv"):
-            return self._of_convolution(grad, tensors, wanted)
+            return self._of_convolution(grad, tensors, needed)
         if self.function in ("matmul", "bmm") and all(t.dim() > 1 for t in tensors):
-            return _of_product(grad, tensors[0], tensors[1], wanted)
-        return self._by_autograd(grad, tensors, wanted)
+            return _of_product(grad, tensors[0], tensors[1], needed)
+        return self._by_autograd(grad, tensors, needed)
 
-    def _of_linear(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+    def _of_linear(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], needed: Sequence[bool]) -> Gradients:
         named = self.by_name(("input", "weight", "bias"), tensors)
         order = self.by_name(("input", "weight", "bias"), range(len(tensors)))
         x, weight = named["input"], named["weight"]
         if weight.dim() != 2:
-            return self._by_autograd(grad, tensors, wanted)
+            return self._by_autograd(grad, tensors, needed)
         flat = grad.reshape(-1, grad.shape[-1])
         found = {
             "input": lambda: grad @ weight,
@@ -95,16 +95,16 @@ class Call:
             "bias": lambda: flat.sum(0),
         }
         makers = {order[name]: make for name, make in found.items() if isinstance(named.get(name), torch.Tensor)}
-        return tuple(makers[i]() if wanted[i] else None for i in range(len(tensors)))
+        return tuple(makers[i]() if needed[i] else None for i in range(len(tensors)))
 
-    def _of_convolution(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+    def _of_convolution(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], needed: Sequence[bool]) -> Gradients:
         transposed = "transpose" in self.function
         names, defaults = _SPELLED[self.function].schema, _SPELLED[self.function].defaults
         a = {**defaults, **self.by_name(names, tensors)}
         x, weight = a["input"], a["weight"]
         spatial = weight.dim() - 2
         if isinstance(a["padding"], str) or x.dim() != spatial + 2:
-            return self._by_autograd(grad, tensors, wanted)
+            return self._by_autograd(grad, tensors, needed)
         order = self.by_name(names, range(len(tensors)))
         places = [order["input"], order["weight"], order["bias"] if a["bias"] is not None else None]
         sizes = None if a["bias"] is None else [weight.shape[1] * a["groups"] if transposed else weight.shape[0]]
@@ -117,28 +117,28 @@ class Call:
             transposed,
             _each(a.get("output_padding", 0), spatial),
             a["groups"],
-            [place is not None and wanted[place] for place in places],
+            [place is not None and needed[place] for place in places],
         )
         by_place = dict(zip(places, found, strict=True))
-        return tuple(by_place[i] if wanted[i] else None for i in range(len(tensors)))
+        return tuple(by_place[i] if needed[i] else None for i in range(len(tensors)))
 
-    def _by_autograd(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+    def _by_autograd(self, grad: torch.Tensor, tensors: Sequence[torch.Tensor], needed: Sequence[bool]) -> Gradients:
         """By running the call once more."""
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             given = [t.view_as(t) if again else t.detach() for t in tensors]
-            for t, want in zip(given, wanted, strict=True):
-                if want and not t.requires_grad:
+            for t, need in zip(given, needed, strict=True):
+                if need and not t.requires_grad:
                     t.requires_grad_()
             result = self.run(given)
-        asked = [t for t, want in zip(given, wanted, strict=True) if want]
+        asked = [t for t, need in zip(given, needed, strict=True) if need]
         found = iter(torch.autograd.grad(result, asked, grad, create_graph=again, allow_unused=True))
-        return tuple(next(found) if want else None for want in wanted)
+        return tuple(next(found) if need else None for need in needed)
 
 
-def _of_product(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
-    of_a = (grad @ b.mT).sum_to_size(a.shape) if wanted[0] else None
-    if not wanted[1]:
+def _of_product(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, needed: Sequence[bool]) -> Gradients:
+    of_a = (grad @ b.mT).sum_to_size(a.shape) if needed[0] else None
+    if not needed[1]:
         return of_a, None
     if b.dim() == 2:
         return of_a, a.reshape(-1, a.shape[-1]).t() @ grad.reshape(-1, grad.shape[-1])

@@ -1,4 +1,4 @@
-"""IA3: one learned factor a channel."""
+"""IA3: one learned factor per channel."""
 
 from __future__ import annotations
 
@@ -20,19 +20,36 @@ class Ia3Config(TunerConfig):
 
     kind: Literal["ia3"] = "ia3"
     slices: Slices = None
-    inputs: bool = Field(False, description="of a weight: scale what it reads, and not what it yields")
+    inputs: bool = Field(False, description="scale the input channels of a weight instead of its output channels")
 
 
 @register_tuner("ia3")
 class Ia3(Scaling):
-    """Infused adapter by inhibiting and amplifying inner activations (arXiv:2205.05638, §3.3): `v' = l ⊙ v`.
+    """One learned factor per channel: infused adapter by inhibiting and amplifying inner activations.
 
-    The paper scales keys, values and the hidden layer of the ffn. `sequential: v` scales a value's channels, l `(C,)`;
-    `weight: h` scales the rows of the weight, and the bias, of the operation that makes h; with `slices: [k, v]` some
-    rows of a packed projection. With `inputs: true`, `weight: h` scales what the weight reads, l `(C_in,)`, which is
-    the paper's hidden layer of an ffn seen from its second linear.
+    Computes:
+        `v' = l ⊙ v`. `sequential: v` scales the channels of a value. `weight: h` scales the rows of the weight, and the
+        bias, of the operation that makes h; with `slices: [k, v]` some rows of a packed projection. The operation is a
+        linear, a convolution, a norm, an embedding, a matmul or an einsum.
 
-    Init: ones, so it is the identity at the start. Parameters: `C`. Folds: absorbed.
+        With `inputs: true`, `weight: h` scales what the weight of a linear, convolution or matmul reads: `W' = W ⊙ l`,
+        l per input channel. On the second linear of an ffn this is the paper's factor of the hidden layer. The paper
+        scales keys, values and that hidden layer.
+
+    Shapes:
+        v is `(B, …, C)` or `(B, C, …)`, and so is the result; l is `(C,)`.
+
+    Init:
+        l is one; the identity at the start.
+
+    Parameters:
+        `C`.
+
+    Folds:
+        Absorbed; in the sequential form into the layer that makes v, or into the layers that read v.
+
+    Source:
+        IA3, arXiv:2205.05638, §3.3.
     """
 
     config_class = Ia3Config
@@ -41,12 +58,12 @@ class Ia3(Scaling):
 
     @classmethod
     def build(cls, config: Ia3Config, site: ValueSite | WeightSite) -> Ia3:
-        """One factor a channel of the value, or an output (or input) channel of the weight."""
+        """One factor per channel of the value, or per output (or input) channel of the weight."""
         if not config.inputs:
             return cls(**cls.arguments(site, shift=False, slices=config.slices))
         if config.slices or not isinstance(site, WeightSite):
             what = "`slices:`" if config.slices else f"`{site.form}:`"
-            raise UtcError(f"inputs: true does not go with {what}", fix="use `weight: h` without slices")
+            raise UtcError(f"`inputs: true` cannot be combined with {what}", fix="use `weight: h` without slices")
         arguments = cls.arguments(site, shift=False, slices=None)
         found = inputs_of(site.operation, site.weight_shape)
         tuner = cls(**(arguments | {"channels": found.count, "outputs": found}))

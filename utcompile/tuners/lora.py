@@ -19,7 +19,7 @@ from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.sites import WeightSite
 from utcompile.tuners.slices import Slices, places
 
-_SMALL = 16  # a rank up to here costs nothing, and rules have one rank for wide and narrow layers
+_SMALL = 16  # a rank up to this costs little, and a rule has one rank for wide and narrow layers
 _PRODUCTS = having(Trait.PRODUCT)  # of a weight with three axes, the first counts the experts
 
 
@@ -28,30 +28,55 @@ class LoraConfig(TunerConfig):
 
     kind: Literal["lora"] = "lora"
     r: int = Field(8, ge=1, description="rank of the update")
-    alpha: float = Field(8, gt=0, description="the update is scaled by alpha / r")
-    rslora: bool = Field(False, description="scale by alpha / √r instead")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the branch's input, in training")
+    alpha: float = Field(8, gt=0, description="the update is multiplied by alpha / r")
+    rslora: bool = Field(False, description="multiply by alpha / √r instead of alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the branch's input, in training")
     slices: Slices = None
-    how: How = Field("auto", description="branch, reparametrised, or by cost")
+    how: How = Field("auto", description="branch, reparametrised, or auto: the cheaper form")
 
 
 @register_tuner("lora")
 class Lora(Tuner):
-    """Low-rank adaptation (arXiv:2106.09685, Eq. 3) of a weight: `W' = W + s·B·A`, `s = α/r`.
+    """Low-rank adaptation of the weight of any operation.
 
-    The weight is read as a matrix, its first axis against all others: B is `(rows, r)`, A `(r, *rest)`. A linear's or
-    convolution's rows are the outputs (and A is `(r, in/groups, *kernel)`), a transposed convolution's, a matmul's and
-    an embedding's are the inputs; with `slices` a matmul's are the outputs too. Stacked weights
-    `(E, …, …)` of a matmul or einsum have an A and a B for each of E.
+    Computes:
+        `W' = W + s·B·A`, with `s = α/r`, or `s = α/√r` with `rslora: true`.
 
-    Two forms, equal in exact arithmetic, chosen by cost (`tuners/forms.py`) or by `how`: as a *branch*,
-    `y + s·B(A(x))`; *reparametrised*, `OP(x; W + s·BA)`, the second weight computed again in backward. Grouped
-    convolutions, einsums, recurrent layers and weights that the model computes first (slices, weight standardisation)
-    have no branch.
-    `rslora`: `s = α/√r` (arXiv:2312.03732). `slices`: factors for some rows of a packed projection alone.
+        The weight is read as a matrix: its first axis is the rows, all other axes together are the columns. The rows of
+        a linear or convolution are its outputs; the rows of a transposed convolution, a matmul and an embedding are its
+        inputs. Stacked weights `(E, …, …)` of a matmul or einsum, as of experts, have an A and a B for each of the E.
 
-    Init: A Kaiming-uniform, B zero, so it is the identity at the start. Parameters: `r·(rows + rest)`, a slice.
-    Folds: absorbed, `W += s·BA`.
+        There are two forms, equal in exact arithmetic. *Branch*: `y + s·B(A(x))`. *Reparametrised*: `OP(x; W + s·BA)`,
+        whose second weight is computed again in backward instead of being stored. The form with the lower count of
+        FLOPs and bytes is taken (`utcompile/tuners/forms.py`), or the one that `how` names; the plan shows it. Grouped
+        convolutions, einsums, recurrent layers and weights that the model computes (a slice, weight standardisation)
+        have no branch.
+
+        `slices: [q, v]` tunes some output channels of a packed weight: rows of a linear's, columns of `x @ W`. A name
+        is a capture; its channels are found by sending the numbers of the packed channels through the operations
+        between, so heads may interleave. `1/3` is the first of three equal parts.
+
+    Shapes:
+        B is `(rows, r)`, A `(r, *rest)`: `(r, in)` for a linear, `(r, in/groups, *kernel)` for a convolution.
+
+    Init:
+        A is Kaiming-uniform, B is zero; the tuner is the identity at the start.
+
+    Parameters:
+        `r · (rows + rest)` per slice. ViT-B/16, r = 8, all 48 linears of the blocks: 12 blocks · 8·((768 + 2304) + (768
+        + 768) + (768 + 3072) + (3072 + 768)) = 1,179,648; with a head of 100 classes 1,256,548.
+
+    Folds:
+        Absorbed: `W += s·BA`.
+
+    Operations:
+        Linears; convolutions of any kernel, stride, dilation, groups and padding mode; transposed convolutions;
+        embeddings; matmul, `bmm` and einsum with a parameter; LSTM, GRU and their cells (each of their weights has its
+        own factors); the projections of `nn.MultiheadAttention`; a parameter itself (`match: {parameter: …}`). Where
+        the model computes the weight, the parameter is tuned and the computation follows.
+
+    Source:
+        LoRA, arXiv:2106.09685, Eq. 3; rsLoRA, arXiv:2312.03732.
     """
 
     config_class: ClassVar[type[TunerConfig]] = LoraConfig
@@ -82,7 +107,7 @@ class Lora(Tuner):
         self.branch = branch
         self.how = "reparametrised" if branch is None else "branch"
         self.slice_sizes = tuple(map(len, rows))
-        if rows:  # rows of no slice read the row of zeros after the last
+        if rows:  # rows in no slice read the row of zeros after the last
             self.register_buffer("place", places(rows, out), persistent=False)
 
     @classmethod
@@ -93,7 +118,7 @@ class Lora(Tuner):
             raise UtcError(
                 f"LoRA does not apply to {op.name}, whose weight is {list(site.weight_shape)}",
                 why="an update of low rank needs a matrix",
-                fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the place in `where:`",
+                fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the site in `where:`",
             )
         stacked = (op.name in _PRODUCTS or op.name == "parameter") and len(site.weight_shape) == 3
         rows = site.weight_shape[stacked]
@@ -101,7 +126,7 @@ class Lora(Tuner):
         if config.r > max(rows, columns, _SMALL):
             raise UtcError(
                 f"the rank {config.r} is larger than the weight, a matrix of {rows} by {columns}",
-                why="an update of a rank above both sides says nothing more, and costs more than the weight",
+                why="a rank above both sides adds no freedom to the update, and costs more than the weight itself",
                 fix=f"set r to {min(rows, columns)} or less",
             )
         branch, why_not = cls.branch_of(op, site)
@@ -111,9 +136,11 @@ class Lora(Tuner):
         if stacked and site.rows:
             raise UtcError("stacked weights have no slices", fix="leave out `slices:`")
         if config.how == "branch" and branch is None:
-            raise UtcError(f"LoRA has no branch here: {why_not}", fix="leave out `how:`, or say how: reparametrised")
+            raise UtcError(
+                f"LoRA has no branch here: {why_not}", fix="leave out `how:`, or write `how: reparametrised`"
+            )
         if config.how == "reparametrised":
-            branch, why_not = None, "the rule says how: reparametrised"
+            branch, why_not = None, "the rule has `how: reparametrised`"
         elif config.how == "auto" and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
             if not site.held and cheaper_form(op.name, site, rank) == "reparametrised":
@@ -122,7 +149,7 @@ class Lora(Tuner):
             raise UtcError(
                 f"LoRA with dropout does not apply here: {why_not}",
                 why="its update is added to the weight, where there is no input to drop",
-                fix="set dropout: 0 for this rule",
+                fix="set `dropout: 0` in this rule",
             )
         return cls(config, site.weight_shape, branch, site.rows, stacked, turned)
 
@@ -132,7 +159,7 @@ class Lora(Tuner):
         if op.attributes.get("groups", 1) != 1:
             return None, "the convolution is grouped"
         if op.name not in BRANCHES:
-            return None, f"{op.name} has none"
+            return None, f"a branch of {op.name} is not implemented"
         if not site.direct:
             return None, "the model computes the weight before it uses it"
         return Branch(op.name, op.attributes), ""
@@ -140,7 +167,7 @@ class Lora(Tuner):
     def delta(self) -> torch.Tensor:
         """The update `s·B·A` in the shape of the weight."""
         a = self.lora_A.flatten(1 + len(self.stack))
-        # in place: nothing more is saved for backward, and no second tensor of the weight's size is made
+        # in place, so that nothing more is saved for backward and no second tensor of the weight's size is allocated
         update = (self._up() @ a).mul_(self.scaling).reshape(self.weight_shape)
         return update.mT if self.turned else update
 
@@ -165,7 +192,7 @@ class Lora(Tuner):
         return self.branch(x, y, self.lora_A, self._up(), self.scaling)
 
     def _up(self) -> torch.Tensor:
-        """B, `(rows, r)`; with slices the block matrix of theirs, each in its rows, `(rows, slices·r)`."""
+        """B, `(rows, r)`; with slices the block matrix of their factors, each in its rows, `(rows, slices·r)`."""
         if not self.slice_sizes:
             return self.lora_B
         last = self.slice_count - 1

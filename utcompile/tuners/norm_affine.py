@@ -21,10 +21,26 @@ class NormAffineConfig(TunerConfig):
 
 @register_tuner("norm_affine")
 class NormAffine(Tuner):
-    """Weight and bias `(C,)` of a norm, cloned and trained (arXiv:2003.00152 for BatchNorm, arXiv:2312.11420 for
-    LayerNorm); statistics stay frozen.
+    """Norm tuning: weight and bias of a norm are trained.
 
-    Init: copies, so it is the identity at the start. Parameters: `2·C`, or `C` for RMSNorm. Folds: absorbed.
+    Computes:
+        The norm runs with trained copies of its weight and bias; running statistics stay frozen. A norm that the model
+        spells out in single operations is tuned too. The frozen parameters stay, so the base can be restored.
+
+    Shapes:
+        Weight and bias are `(C,)`, or of the shape that the norm has.
+
+    Init:
+        Copies; the identity at the start.
+
+    Parameters:
+        `2·C`, or `C` for a norm without a bias, such as RMSNorm.
+
+    Folds:
+        Absorbed: weight and bias are replaced.
+
+    Source:
+        arXiv:2003.00152 for BatchNorm, arXiv:2312.11420 for LayerNorm.
     """
 
     config_class = NormAffineConfig
@@ -48,12 +64,12 @@ class NormAffine(Tuner):
         return cls(weight, site.parameters.get("bias"))
 
     def start(self, *parameters: torch.Tensor | None) -> None:
-        """Copies of the frozen ones."""
+        """Copy the frozen parameters."""
         with torch.no_grad():
             for mine, frozen in zip((self.weight, self.bias), parameters, strict=True):
                 if mine is not None and frozen is not None:
                     mine.copy_(frozen)
 
     def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
-        """(w, b) -> the trained ones."""
+        """(w, b) -> the trained weight and bias."""
         return self.weight, self.bias

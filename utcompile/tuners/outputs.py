@@ -1,4 +1,4 @@
-"""Where an operation's weight has its output channels: what a scale of the result is, as a scale of the weight."""
+"""The output channels in an operation's weight: they turn a scale of the result into a scale of the weight."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Outputs:
     """The output channels of a weight.
 
     Attributes:
-        shape: the weight's shape with its axes split so that the channels have axes of their own.
-        axes: those axes.
+        shape: the weight's shape, its axes split so that no axis has both channels and other positions.
+        axes: the axes of the channels.
 
     >>> found = outputs_of(Operation("conv_transpose2d", (), {"groups": 2}), (4, 3, 5, 5))
     >>> found.count, found.shape, found.axes  # (groups, in/groups, out/groups, kernel)
@@ -34,16 +34,16 @@ class Outputs:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of channels."""
         return prod([self.shape[a] for a in self.axes])  # a list: Dynamo folds no product of a generator
 
     def scaled(self, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The weight, each output channel of it times its factor `(count,)`."""
+        """The weight with each channel multiplied by its factor `(count,)`."""
         spread = factor.reshape([n if a in self.axes else 1 for a, n in enumerate(self.shape)])
         return (weight.reshape(self.shape) * spread).reshape(weight.shape)
 
     def norms(self, weight: torch.Tensor) -> torch.Tensor:
-        """The Euclidean norm of each output channel's weights, `(count,)`."""
+        """The Euclidean norm of the weights of each channel, `(count,)`."""
         others = [a for a in range(len(self.shape)) if a not in self.axes]
         split = weight.reshape(self.shape)
         return split.square().sum(others).sqrt().reshape(-1) if others else split.abs().reshape(-1)
@@ -53,7 +53,7 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
     """Find the output channels in a weight.
 
     Raises:
-        UtcError: nothing says where they are.
+        UtcError: the place of the output channels is unknown.
     """
     if op.name in NORMS:
         return Outputs((prod(shape),), (0,))
@@ -68,16 +68,16 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
         return Outputs(shape, (0, 2) if len(shape) == 3 else (1,))
     raise UtcError(
         f"the output channels of {op.name} with a weight {list(shape)} are unknown",
-        why="a scale of its result is no scale of one axis of its weight",
-        fix="tune its result instead: `sequential:`, or its weight with {kind: lora}",
+        why="no axis of its weight is known to be that of the result's channels",
+        fix="tune its result with `sequential:`, or its weight with {kind: lora}",
     )
 
 
 def inputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
-    """Find the input channels in a weight, in the same terms.
+    """Find the input channels in a weight, described as `outputs_of` describes output channels.
 
     Raises:
-        UtcError: it is no linear, convolution or matmul.
+        UtcError: the operation is not a linear, convolution or matmul.
 
     >>> inputs_of(Operation("conv2d", (), {"groups": 2}), (6, 4, 3, 3)).count
     8
@@ -91,13 +91,13 @@ def inputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
         return Outputs(shape, (0,))
     raise UtcError(
         f"the input channels of {op.name} with a weight {list(shape)} are unknown",
-        why="a scale of what it reads is no scale of one axis of its weight",
-        fix="tune the value that it reads: `sequential: x`",
+        why="no axis of its weight is known to be that of the channels that it reads",
+        fix="tune the value that it reads with `sequential: x`",
     )
 
 
 def _of_einsum(op: Operation, rank: int) -> tuple[int, ...]:
-    """The weight's axes that the result has too: a factor on them leaves the sum. None where that is not clear."""
+    """The axes that weight and result share, so that a factor on them leaves the sum; empty where that is unclear."""
     terms, _, result = str(op.attributes.get("equation", "")).replace(" ", "").partition("->")
     place = op.attributes.get("weight_at")
     letters = terms.split(",")[place] if isinstance(place, int) and result and terms.count(",") >= place else ""

@@ -1,7 +1,7 @@
-"""Tuners in float32 beside a base in half precision: they compute in their own dtype, and yield their input's.
+"""Tuners in float32 on a base in half precision: they compute in their dtype, and their result has their input's.
 
-An update of 1e-4 is lost in a bfloat16 weight of 1, and a gradient below 6e-8 in float16; so what trains is float32 by
-default, as PEFT's `autocast_adapter_dtype` has it. Where everything has one dtype, nothing here does anything.
+An update of 1e-4 is lost in a bfloat16 weight of 1, and a gradient below 6e-8 in float16. So trained parameters are
+float32 by default, as with PEFT's `autocast_adapter_dtype`. Where all dtypes are equal, this module changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def in_own_dtype(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A tuner's `forward` in the dtype of its parameters where its inputs are in half precision."""
+    """Run a tuner's `forward` in the dtype of its parameters where its inputs are in half precision."""
 
     @wraps(forward)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,7 +32,7 @@ def in_own_dtype(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def changed_in_own_dtype(tuner: Any, *parameters: torch.Tensor | None) -> Any:
-    """What a weight tuner makes of parameters in half precision, computed in its own dtype and rounded once."""
+    """Compute `tuner.changed` of parameters in half precision in the tuner's dtype, and round the result once."""
     first = _half_tensor(parameters)
     own = None if first is None else own_dtype(tuner)
     if first is None or own is None or own == first.dtype:

@@ -1,4 +1,4 @@
-"""Prefix tuning: learned keys and values before those of an attention, or beside it, or beside anything."""
+"""Prefix tuning: learned keys and values inside an attention, parallel to it, or parallel to another part."""
 
 from __future__ import annotations
 
@@ -22,35 +22,51 @@ class PrefixConfig(TunerConfig):
     kind: Literal["prefix"] = "prefix"
     length: int = Field(10, ge=1, description="number of learned key and value tokens")
     heads: int = Field(
-        1, ge=1, description="in parallel, where the value has none: attention heads; divides the channels"
+        1, ge=1, description="in parallel to a value without heads: the number of heads, a divisor of the channels"
     )
     scale: Literal["none", "scalar", "channel"] = Field(
-        "none", description="in parallel: a learned factor on the result"
+        "none", description="in parallel: a learned factor on the result; none, scalar or channel"
     )
     init: Literal["zero", "xavier", "normal"] = Field(
         "zero",
-        description="of the values: zero makes a parallel prefix the identity at the start; normal is N(0, 0.02)",
+        description="of the values; zero: a parallel prefix is the identity at the start; xavier; normal: N(0, 0.02)",
     )
 
 
 @register_tuner("prefix")
 class Prefix(Tuner):
-    """Learned keys `K_p` and values `V_p`, in three places.
+    """Prefix tuning: learned keys `K_p` and values `V_p`.
 
-    `tokens: [k, v]`: prefix tuning (arXiv:2101.00190), exact: `Attn(Q, [K_p; K], [V_p; V])`. `K_p` is
-    `(heads, length, d)`, `V_p` `(heads, length, d_v)`; heads that share keys share the prefix. It takes keys
-    `(…, heads, S, d)`, or `(B·heads, S, d)`, and values, and returns what is put before them. Never the identity.
+    Computes:
+        `tokens: [k, v]`, inside an attention, exact: `Attn(Q, [K_p; K], [V_p; V])`, which is
+        `(1-λ)·Attn(Q, K, V) + λ·Attn(Q, K_p, V_p)` with λ the share of the learned keys in the softmax. Heads that
+        share keys share the prefix.
 
-    `parallel: r -> o`, from the queries of an attention to what it yields, both `(…, heads, N, d)`: U-Tuning's form
-    (arXiv:2303.00690, Eq. 8), `T = s·Attn(Q, K_p, V_p)`; the λ of the exact form becomes the scale s.
+        `parallel: r -> o`, from the queries of an attention to its result: U-Tuning's form, which adds
+        `T = s·Attn(Q, K_p, V_p)`. A learned scale s takes the place of λ.
 
-    `parallel: x -> y` elsewhere, as beside an FFN or a Block: the same with Q = x, `K_p` and `V_p` `(length, C)`,
-    softmax over the learned tokens of `x·K_pᵀ / √(C/heads)`; tokens `(B, …, C)` or feature maps `(B, C, …)`, to the
-    same shape.
+        `parallel: x -> y` elsewhere, as parallel to an ffn or a block, where there is no query projection: the same
+        with Q = x, `T(x) = s · softmax(x·K_pᵀ / √(C/heads))·V_p`.
 
-    Init: keys N(0, 0.02), values zero, so that a parallel prefix is the identity at the start. Parameters:
-    `length·(C_k + C_v)` and the scale's, where C counts the channels of all heads.
-    Folds: as tokens, to constants; else kept.
+    Shapes:
+        Tokens: the keys are `(…, heads, S, d)` or `(B·heads, S, d)`; `K_p` is `(heads, length, d)`, `V_p`
+        `(heads, length, d_v)`. Parallel to an attention: `(…, heads, N, d)` to the same. Parallel to another part:
+        `(B, …, C)` or `(B, C, …)` to the same, `K_p` and `V_p` `(length, C)`; x and y must have one shape.
+
+    Init:
+        Keys are N(0, 0.02). Values are zero, which makes a parallel prefix the identity at the start; or Xavier-uniform
+        (`xavier`), or N(0, 0.02) (`normal`). A prefix of tokens is never the identity.
+
+    Parameters:
+        `length·(C_k + C_v)`, where C counts the channels of all heads; and 1 (`scalar`) or `C` (`channel`). ViT-B/16,
+        length 10: 15,360 per site.
+
+    Folds:
+        As tokens, constant: keys and values are computed once. In parallel, kept, because a softmax of the input
+        remains.
+
+    Source:
+        Prefix tuning, arXiv:2101.00190; U-Tuning, arXiv:2303.00690, Eq. 8.
     """
 
     config_class = PrefixConfig
@@ -88,7 +104,7 @@ class Prefix(Tuner):
         source, target = site.source, site.target
         read = site.captures.get(target.name)
         if read is not None and read.name == "sdpa" and source.value.shape[:-1] == target.value.shape[:-1]:
-            return cls._beside_attention(config, site)
+            return cls._parallel_to_attention(config, site)
         if source.value.shape != target.value.shape or source.channel_axis != target.channel_axis:
             raise UtcError(
                 f"a prefix cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
@@ -98,7 +114,7 @@ class Prefix(Tuner):
         if source.channels % config.heads:
             raise UtcError(
                 f"heads: {config.heads} does not divide the {source.channels} channels of '{source.name}'",
-                fix="choose a divisor",
+                fix="set heads to a divisor of the channels",
             )
         assert source.channel_axis is not None
         shape = (config.length, source.channels)
@@ -108,18 +124,18 @@ class Prefix(Tuner):
     def _tokens(cls, config: PrefixConfig, site: TokensSite) -> Prefix:
         if config.scale != "none" or config.heads != 1:
             field = "scale" if config.scale != "none" else "heads"
-            raise UtcError(f"a prefix of tokens has no {field} of its own", fix=f"leave out {field}, or use parallel")
+            raise UtcError(f"a prefix of tokens has no {field}", fix=f"leave out `{field}:`, or use `parallel:`")
         own = site.heads // site.repeats
         keys, values = ((own, config.length, port.channels) for port in (site.source, site.target))
         return cls(config, keys, values, repeats=site.repeats)
 
     @classmethod
-    def _beside_attention(cls, config: PrefixConfig, site: ValueSite) -> Prefix:
+    def _parallel_to_attention(cls, config: PrefixConfig, site: ValueSite) -> Prefix:
         sizes = [(port.value.shape[-3] if port.value.rank > 3 else 1) for port in (site.source, site.target)]
         widths = [port.value.shape[-1] for port in (site.source, site.target)]
         if not all(isinstance(n, int) for n in (*sizes, *widths)) or config.heads != 1:
-            why = "its heads come from the attention" if config.heads != 1 else "heads or channels vary"
-            raise UtcError(f"a prefix does not fit beside '{site.target.name}' {site.target.value}", why=why)
+            why = "its heads are those of the attention" if config.heads != 1 else "heads or channels vary in size"
+            raise UtcError(f"a prefix does not fit in parallel to '{site.target.name}' {site.target.value}", why=why)
         keys, values = ((h, config.length, d) for h, d in zip(sizes, widths, strict=True))
         return cls(config, keys, values, scale=(sizes[1], 1, widths[1]))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""From the channels and positions of one value to those of another: a linear, and whole strides on feature maps."""
+"""A linear from the channels of one value to those of another, with a whole stride on feature maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utcompile.tuners.base import Port
 
 
 class Projection(nn.Module):
-    """`(B, …, C_x)` or `(B, C_x, …)` to the shape of the target: a 1×1 convolution with the stride that leads there."""
+    """`(B, …, C_x)` or `(B, C_x, …)` to the shape of the target: a 1×1 convolution with the stride between the two."""
 
     def __init__(self, source: Port, target: Port) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Projection(nn.Module):
         self.linear = nn.Linear(source.channels, target.channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Positions first, channels last in between."""
+        """`(B, …, C_x)` or `(B, C_x, …)` -> the shape of the target."""
         x = x.movedim(self.source_axis, -1)
         if self.strides:
             x = x[(slice(None), *(slice(None, None, s) for s in self.strides))]
@@ -31,10 +31,10 @@ class Projection(nn.Module):
 
 
 def stride_between(source: Port, target: Port) -> tuple[int, ...]:
-    """The stride with which a 1×1 convolution gets from source's positions to target's: `ceil(n / s)` a dimension.
+    """The stride of a 1×1 convolution from the positions of source to those of target: `ceil(n / s)` per dimension.
 
     Raises:
-        UtcError: no whole stride leads there, or the positions are tokens in a row, whose neighbours are unknown.
+        UtcError: no whole stride does, or the positions are tokens in a row, whose neighbours are unknown.
     """
 
     def positions(port: Port) -> list[int | Size]:
@@ -53,7 +53,7 @@ def stride_between(source: Port, target: Port) -> tuple[int, ...]:
     if not clear or (source.value.rank == 3 and source.channels_last and any(s != 1 for s in strides)):
         raise UtcError(
             f"a tuner cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
-            why="only the channels may change, and on feature maps the resolution by a whole stride",
+            why="only the channels may differ, and on feature maps the resolution by a whole stride",
             fix="choose captures of equal positions, or exclude the site in `where:`",
         )
     return tuple(strides) or (1,)

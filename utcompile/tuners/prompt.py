@@ -19,25 +19,46 @@ class PromptConfig(TunerConfig):
     kind: Literal["prompt"] = "prompt"
     length: int = Field(10, ge=1, description="number of learned tokens")
     scale: Literal["none", "scalar", "channel"] = Field(
-        "none", description="in parallel: a learned factor on the result"
+        "none", description="in parallel: a learned factor on the result; none, scalar or channel"
     )
 
 
 @register_tuner("prompt")
 class Prompt(Tuner):
-    """Learned tokens P `(length, C)` of the stream, with `K_p = LN(P)·W_k + b_k`, `V_p = LN(P)·W_v + b_v`.
+    """Visual prompt tuning: learned tokens P of the stream.
 
-    `tokens: [k, v]`: VPT-Deep (arXiv:2203.12119), where each layer's prompts are its own and what they become is
-    dropped: `Attn(Q, [K_p; K], [V_p; V])` with the frozen norm and projections. Exact wherever the outputs of the last
-    layer's prompts are not read, as with a class token. Refused where a rotary embedding stands between.
+    Computes:
+        `tokens: [k, v]`, VPT-Deep: `Attn(Q, [K_p; K], [V_p; V])` with `K_p = LN(P)·W_k + b_k` and
+        `V_p = LN(P)·W_v + b_v` from the frozen norm and projections, packed or separate. Each layer has its own
+        prompts, and their outputs are dropped. This is exact where nothing reads the outputs of the last layer's
+        prompts: with a class token, but not with mean pooling. A prompt has no position, so it is refused where another
+        operation than layout (a rotary embedding, a norm of keys) is between projection and attention.
 
-    `stream_tokens: x`, at the first block: VPT-Shallow, whose prompts enter once and live through all blocks.
+        `stream_tokens: x` at the first block, VPT-Shallow: the tokens enter the stream once and live through all
+        blocks. They are put behind the class token and in front of the patches (attention does not see their place),
+        and the sizes that the graph states grow with them. Every operation on their way is checked. A model that pins
+        the number of its tokens (a relative position bias, a mixer, windows), pools them, or reads them by a place that
+        is not in front of the learned tokens is refused by name.
 
-    `parallel: x -> y`, beside an FFN or a Block, where there is no projection: `T(x) = s·Attn(x, P, P)` (U-Tuning,
-    arXiv:2303.00690, with K_p = V_p = P). Shapes: tokens `(B, …, C)` or feature maps `(B, C, …)`, to the same shape.
+        `parallel: x -> y`, parallel to an ffn or a block, where there is no projection: adds `T(x) = s·Attn(x, P, P)`
+        (U-Tuning with `K_p = V_p = P`).
 
-    Init: Xavier-uniform, as VPT's; never the identity. Parameters: `length·C` and the scale's.
-    Folds: as tokens, to constants; else kept.
+    Shapes:
+        P is `(length, C)`. In parallel: tokens `(B, …, C)` or feature maps `(B, C, …)` to the same; x and y must have
+        one shape.
+
+    Init:
+        Xavier-uniform, as in VPT; never the identity.
+
+    Parameters:
+        `length·C`, and 1 (`scalar`) or `C` (`channel`). ViT-B/16, length 10: 7,680 per site.
+
+    Folds:
+        As tokens, constant: keys and values are computed once. As `stream_tokens` and in parallel, kept, because what
+        the tokens become depends on the input.
+
+    Source:
+        VPT, arXiv:2203.12119; U-Tuning, arXiv:2303.00690.
     """
 
     config_class = PromptConfig
@@ -59,7 +80,7 @@ class Prompt(Tuner):
         source, target = site.source, site.target
         if not isinstance(site, ValueSite):
             if config.scale != "none":
-                raise UtcError("a prompt of tokens has no scale of its own", fix="leave out scale, or use parallel")
+                raise UtcError("a prompt of tokens has no scale", fix="leave out `scale:`, or use `parallel:`")
         elif source.value.shape != target.value.shape or source.channel_axis != target.channel_axis:
             raise UtcError(
                 f"a prompt cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",

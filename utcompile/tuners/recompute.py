@@ -1,9 +1,9 @@
-"""Operations on a changed weight that is computed again for backward instead of being kept.
+"""Operations on a changed weight that is computed again in backward instead of being stored.
 
-`conv(x, W + s·BA)` would save the second weight `W + s·BA` until its gradient is needed. A weight that `remember` has
-seen is not saved: one autograd function runs the operation, saves its other factor, and computes the weight again in
-backward. What it saves, it saves as every function does, so that `torch.utils.checkpoint` and `save_on_cpu` around the
-model see it. Compiled and exported graphs contain the plain operations, and their own planner decides what is kept.
+`conv(x, W + s·BA)` would save the second weight `W + s·BA` until its gradient is needed. A weight that was marked by
+`remember` is not saved: one autograd function runs the operation, saves its other factor, and computes the weight again
+in backward. That function saves tensors in the usual way, so that `torch.utils.checkpoint` and `save_on_cpu` around the
+model see them. Compiled and exported graphs contain the plain operations, and their planner decides what is stored.
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ class _Recipe:
     """How a weight was made.
 
     Attributes:
-        tuner: its `changed` computes the weight.
-        given: what `changed` was called with.
-        factors: the tuner's parameters as they were then.
-        versions: of these and of the parameters in `given`, to find out that one was changed in place.
-        lowered: the dtype of the autocast in which it was made.
-        cast: the dtype to which the weight was then cast.
+        tuner: its `changed` computes the weight. given: the arguments of `changed`. factors: the tuner's parameters at
+        that time. versions: versions of these and of the parameters in `given`, to detect a change in place. lowered:
+        the dtype of the autocast in which the weight was made. cast: the dtype to which the weight was then cast.
     """
 
     tuner: Any
@@ -50,7 +47,7 @@ class _Recipe:
         return cls(tuner, given, factors, versions, autocast_dtype(weight.device.type), weight.dtype)
 
     def again(self, given: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        """The weight from what `changed` was called with, under the autocast of then."""
+        """Compute the weight again from the arguments of `changed`, in the autocast state of the first time."""
         if any(t._version != version for t, version in self.versions):
             raise RuntimeError(
                 "a parameter of a tuner, or of a layer that it tunes, was modified in place between forward and "
@@ -68,7 +65,7 @@ class _Recipe:
 
 
 def _with_parameters(tuner: Any, factors: Mapping[str, torch.Tensor]) -> Any:
-    """A tuner with the parameters of then: itself, or where `functional_call` had lent it others, a copy with these."""
+    """The tuner with its parameters of the first time; a copy where `functional_call` had substituted others."""
     now = dict(tuner.named_parameters())
     if now.keys() == factors.keys() and all(now[name] is f for name, f in factors.items()):
         return tuner
@@ -85,12 +82,12 @@ def _copied(module: nn.Module, factors: Mapping[str, torch.Tensor], prefix: str 
 
 
 def remember(result: Any, tuner: nn.Module, given: tuple[torch.Tensor | None, ...]) -> Any:
-    """Note on a weight how it was made; gives it back.
+    """Mark a weight with how it was made, and return `result`.
 
     Args:
-        result: what `tuner.changed(*given)` gave: a tensor, or several, of which the first is the weight.
-        tuner: computes it again.
-        given: the frozen parameters of which it was made.
+        result: the result of `tuner.changed(*given)`: a tensor, or a tuple whose first is the weight.
+        tuner: the tuner that computes the weight again.
+        given: the frozen parameters from which the weight was made.
     """
     weight = result[0] if isinstance(result, tuple) else result
     if isinstance(weight, torch.Tensor) and not runs_plainly(weight) and weight.grad_fn is not None:
@@ -99,7 +96,7 @@ def remember(result: Any, tuner: nn.Module, given: tuple[torch.Tensor | None, ..
 
 
 def recomputed(function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Call a function of `torch.nn.functional` or `torch`; a weight that `remember` has seen is not saved for backward.
+    """Call a function of `torch.nn.functional` or `torch`; a weight marked by `remember` is not saved.
 
     Args:
         function: `linear`, `conv2d`, `conv_transpose1d`, `matmul`, `einsum` …
@@ -122,7 +119,7 @@ def recomputed(function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
     at = next(i for i, t in enumerate(tensors) if t is weights[0])
     lowered = autocast_dtype(weights[0].device.type)
     if lowered is not None:
-        # in autocast the operation would cast for itself, and what it saves would be out of our hands
+        # in autocast the operation would cast its arguments and save the casts
         tensors = tuple(_lowered(t, lowered) for t in tensors)
         recipe = _Recipe(recipe.tuner, recipe.given, recipe.factors, recipe.versions, recipe.lowered, tensors[at].dtype)
     result: torch.Tensor = _Recomputed.apply(call, recipe, at, *tensors)
@@ -134,7 +131,7 @@ def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _no_view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory under no other tensor's name: torch refuses writes to a function's result that is a view.
+    """The same memory as a tensor that is no view: torch refuses writes to a function's result that is a view.
 
     `linear` on three axes makes a matrix and reshapes it; nothing else sees the matrix.
     """
@@ -144,12 +141,12 @@ def _no_view(tensor: torch.Tensor) -> torch.Tensor:
 class _Recomputed(torch.autograd.Function):
     """A call whose tensor number `at` is computed again in backward.
 
-    Saved is what torch saves of such a call: its other factor. The result is not, nor the bias.
+    It saves the other factor, as torch does for such a call; neither the result nor the bias is saved.
     """
 
     @staticmethod
     def forward(ctx: Any, call: Call, recipe: _Recipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
-        # parameters are the model's own and kept anyway; what was computed on the way to the weight is saved as all is
+        # parameters stay alive in the model; tensors that were computed on the way to the weight are saved
         computed = [t for t in recipe.given if t is not None and not isinstance(t, nn.Parameter)]
         kept = [i for i in range(len(tensors)) if i not in (at, call.bias_at)]
         ctx.save_for_backward(*(tensors[i] for i in kept), *computed)

@@ -43,7 +43,7 @@ class EachParameter(Tuner):
 
 
 def build_tuner(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
-    """Build a tuner for a site; at a recurrent layer, one for each of the parameters that the tuner's role stands for.
+    """Build a tuner for a site; for a recurrent layer, one tuner for each parameter of the tuner's role.
 
     Raises:
         UtcError: the tuner does not fit the site.
@@ -53,7 +53,7 @@ def build_tuner(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner
     if len(cls.roles) != 1:
         raise UtcError(
             f"a {config.kind} tuner does not apply to the weights of {site.operation.name}",
-            why="it scales a result channel by channel, and the gates of a recurrent layer are nonlinear",
+            why="the tuner scales the channels of a result, and the gates of a recurrent layer are nonlinear",
             fix="use {kind: lora}, {kind: dora} or {kind: bias}, or `sequential:` after the layer",
         )
     (role,) = cls.roles

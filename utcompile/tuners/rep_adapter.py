@@ -19,21 +19,35 @@ class RepAdapterConfig(TunerConfig):
 
     kind: Literal["rep_adapter"] = "rep_adapter"
     dim: int = Field(8, ge=1, description="width between the two projections")
-    groups: int = Field(2, ge=1, description="of the second projection; must divide `dim` and the channels")
-    scale: float = Field(1.0, gt=0, description="a constant factor")
+    groups: int = Field(2, ge=1, description="groups of the second projection; a divisor of `dim` and of the channels")
+    scale: float = Field(1.0, gt=0, description="a fixed factor on the result")
 
 
 @register_tuner("rep_adapter")
 class RepAdapter(Tuner):
-    """A linear adapter (arXiv:2302.08106, Eq. 5 to 7): `x' = x + s·(B(A x + a) + b)`, B block-diagonal in `groups`.
+    """RepAdapter: a linear adapter whose second projection is grouped, so that it can be absorbed.
 
-    The paper places it before the first projection of attention and of the ffn: `{sequential: n, for: h}`.
-    `parallel: x -> y` adds `s·(B(A x + a) + b)` to y. Shapes `(B, …, C)` or `(B, C, …)`, A `(d, C_x)`,
-    B `(C_y, d/groups)`, a `(d,)`, b `(C_y,)`.
+    Computes:
+        `x' = x + s·(B(A x + a) + b)`, B block-diagonal in `groups` blocks. The paper places the tuner before the first
+        projection of attention and of the ffn: `{sequential: n, for: h}`. `parallel: x -> y` adds `s·(B(A x + a) + b)`
+        to y.
 
-    Init: A Xavier, B and both biases zero, so it is the identity at the start. Parameters:
-    `C_x·d + d + C_y·d/groups + C_y`. Folds: absorbed into the operation before or after; after it not into a
-    convolution with zero padding, whose border does not see the bias.
+    Shapes:
+        x is `(B, …, C_x)` or `(B, C_x, …)`, the result the same with `C_y` channels. A is `(d, C_x)`, B
+        `(C_y, d/groups)`, a `(d,)`, b `(C_y,)`.
+
+    Init:
+        A is Xavier-uniform, B and both biases are zero; the tuner is the identity at the start.
+
+    Parameters:
+        `C_x·d + d + C_y·d/groups + C_y`.
+
+    Folds:
+        Absorbed into a linear or ungrouped convolution before or after it; but not into a following convolution with
+        zero padding, whose border would lack the bias.
+
+    Source:
+        RepAdapter, arXiv:2302.08106, Eq. 5 to 7.
     """
 
     config_class = RepAdapterConfig

@@ -1,4 +1,4 @@
-"""Scale and shift of channels, `γ ⊙ v + β`, of a value or of the weight that makes it: the core of SSF and IA3."""
+"""Scale and shift of channels, `γ ⊙ v + β`, of a value or of the weight that makes it; shared by SSF and IA3."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scaling(Tuner):
         shift: whether there is a β.
         axis: the value's channel axis and rank; None for weights.
         outputs: the weight's output channels; None for values.
-        rows: of a config's `slices`, those that γ and β are for; the others keep theirs.
+        rows: the rows of a config's `slices`, to which γ and β apply; the other rows stay as they are.
     """
 
     place: torch.Tensor | None
@@ -54,11 +54,11 @@ class Scaling(Tuner):
         """The constructor's arguments at a site.
 
         Raises:
-            UtcError: the operation has no weight, or cannot take the β; or a value has slices.
+            UtcError: the operation has no weight or cannot add a β, or the config has slices of a value.
         """
         if isinstance(site, ValueSite):
             if slices:
-                raise UtcError("`slices:` are rows of a weight", fix="use `weight:`, or name the part in the pattern")
+                raise UtcError("`slices:` needs a weight", fix="use `weight:`, or name the part in the pattern")
             port = site.target
             channels = port.channels
             assert port.channel_axis is not None
@@ -71,15 +71,15 @@ class Scaling(Tuner):
         if not site.direct:
             raise UtcError(
                 f"the weight of this {op.name} cannot be scaled",
-                why="the model computes it first, and its channels are no longer the result's",
-                fix="use `sequential:` instead; where a parametrisation computes it, bake it in and capture again: "
-                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True), for "
-                "pruning torch.nn.utils.prune.remove(layer, 'weight')",
+                why="the model computes the weight from a parameter, whose channels are not those of the result",
+                fix="use `sequential:` instead; or remove the parametrisation that computes the weight, and capture "
+                "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True), "
+                "for pruning torch.nn.utils.prune.remove(layer, 'weight')",
             )
         outputs = outputs_of(op, site.weight_shape)
         if shift and not takes_bias(op) and site.parameters.get("bias") is None:
             raise UtcError(
-                f"{op.name} adds no bias, so β has no place in its parameters", fix="use `sequential:` instead"
+                f"{op.name} adds no bias, so its parameters have no place for β", fix="use `sequential:` instead"
             )
         return {"channels": outputs.count, "shift": shift, "outputs": outputs, "rows": site.rows}
 
@@ -94,7 +94,7 @@ class Scaling(Tuner):
         return self.outputs.scaled(weight, gamma), new
 
     def _spread(self, own: torch.Tensor, other: float) -> torch.Tensor:
-        """One number an output channel: its own, or that which leaves a channel of no slice as it is."""
+        """One number per output channel: `own` for the channels of slices, `other` for the rest."""
         place = self.place
         return own if place is None else nn.functional.pad(own, (0, 1), value=other).index_select(0, place)
 
@@ -124,7 +124,7 @@ class Scaling(Tuner):
 
 
 def takes_bias(op: Operation) -> bool:
-    """Whether an operation adds a bias, or could; one that is spelled out has no place for another."""
+    """Whether an operation adds a bias or could add one; one that the model spells out without a bias could not."""
     if op.attributes.get("spelled_out") and "bias" not in op.parameters:
         return False
     return op.name.startswith(("linear", "conv", "batch_norm", "layer_norm", "group_norm", "instance_norm"))

@@ -1,4 +1,4 @@
-"""Side networks: a stage at each of several values of a frozen backbone, which no gradient enters."""
+"""Side networks: one stage for each of several values of a frozen backbone, which no gradient enters."""
 
 from __future__ import annotations
 
@@ -23,24 +23,45 @@ class BypassConfig(TunerConfig):
 
     kind: Literal["bypass"] = "bypass"
     dim: int = Field(10, ge=1, description="width of the bottlenecks")
-    activation: Annotated[str, AfterValidator(check_activation)] = Field("gelu", description="a name")
-    scale: Literal["none", "scalar", "channel"] = Field("none", description="of each adapter, as an adapter's")
+    activation: Annotated[str, AfterValidator(check_activation)] = Field(
+        "gelu", description="the name of an activation"
+    )
+    scale: Literal["none", "scalar", "channel"] = Field(
+        "none", description="a learned factor of each adapter: none, scalar, or channel (one number per channel)"
+    )
     gate: float = Field(0.5, gt=0, lt=1, description="λ, the share of the backbone's value in each state")
-    learn_gate: bool = Field(False, description="whether λ is learned, a sigmoid that begins at `gate`")
-    join: Join = Field("replace", description="what the last state does to the chain's target: replace or add")
+    learn_gate: bool = Field(
+        False, description="whether λ is learned; then it is a sigmoid whose value at the start is `gate`"
+    )
+    join: Join = Field("replace", description="what the last state does to the target of the chain: replace or add")
 
 
 @register_tuner("bypass")
 class Bypass(Tuner):
-    """A stage of Res-Tuning-Bypass (arXiv:2310.19859, Eq. 9): `x_l^b = λ·T_h(x_l) + (1-λ)·T_v(x_{l-1}^b)`.
+    """One stage of a bypass network next to the frozen backbone, which no gradient enters.
 
-    `chain: y -> y, from: x` over the blocks of a model: `T_h` reads what the block yields, detached, and `T_v` the
-    state before; the first state is `x_0`, what the first block reads. Both are adapters `Up(act(Down(·)))`, which
-    follow where the backbone changes channels or resolution. A first stage without `from:` is `T_h(x_l)` alone.
+    Computes:
+        `x_l^b = λ·T_h(x_l) + (1-λ)·T_v(x_{l-1}^b)`. `chain: y -> y, from: x` over the blocks of a model: `T_h` reads
+        the result of a block, detached, and `T_v` the state before; the first state is `x_0`, the input of the first
+        block. Both are adapters `Up(act(Down(·)))`, which follow where the backbone changes channels, or the resolution
+        by a whole stride. A first stage without `from:` is `T_h(x_l)` alone. λ is `gate`, learned with
+        `learn_gate: true`. `join` says what the last state does to the target of the chain.
 
-    Shapes: the state has the shape of `x_l`; the last has that of the chain's target. Init: as the authors' code,
-    Xavier-uniform; never the identity. Parameters: two adapters a stage, and 1 where λ is learned. Folds: kept; one
-    pass of the backbone serves many tasks.
+    Shapes:
+        A state has the shape of `x_l`; the last has the shape of the chain's target.
+
+    Init:
+        Xavier-uniform, as in the authors' code; never the identity.
+
+    Parameters:
+        Two adapters per stage, and 1 where λ is learned. ViT-B/16, dim 10: 2·16,138 per block.
+
+    Folds:
+        Kept. One pass of the backbone serves many tasks, and training stores no activation of the backbone for
+        backward.
+
+    Source:
+        Res-Tuning-Bypass, arXiv:2310.19859, Eq. 9.
     """
 
     config_class = BypassConfig
@@ -78,23 +99,40 @@ class LadderConfig(TunerConfig):
 
     kind: Literal["ladder"] = "ladder"
     width: int = Field(96, ge=1, description="channels of the side network")
-    ratio: int = Field(4, ge=1, description="its layers' hidden channels are so many times its width")
-    activation: Annotated[str, AfterValidator(check_activation)] = Field("gelu", description="a name")
-    join: Join = Field("add", description="what the last state does to the chain's target: replace or add")
+    ratio: int = Field(4, ge=1, description="hidden channels of the side network's layers, as a multiple of its width")
+    activation: Annotated[str, AfterValidator(check_activation)] = Field(
+        "gelu", description="the name of an activation"
+    )
+    join: Join = Field("add", description="what the last state does to the target of the chain: replace or add")
 
 
 @register_tuner("ladder")
 class Ladder(Tuner):
-    """A rung of ladder side-tuning (LST, arXiv:2206.06522, Sec. 3): `s_l = g_l(μ_l·D_l(x_l) + (1-μ_l)·s_{l-1})`.
+    """One rung of ladder side-tuning next to the frozen backbone, which no gradient enters.
 
-    `D_l` brings the backbone's value, detached, to the side network's width; `μ_l = sigmoid(α_l)` is learned and begins
-    at 0.5; `g_l(s) = s + W_2·act(W_1·LN(s))` is the side network's own layer, here a feed-forward one (LST's are small
-    copies of the backbone's layers), so it fits convolutional backbones too. The last rung brings the state to the
-    channels of the chain's target through a linear that begins at zero.
+    Computes:
+        `s_l = g_l(μ_l·D_l(x_l) + (1-μ_l)·s_{l-1})`. `D_l` brings the backbone's value, detached, to the width of the
+        side network; `μ_l = sigmoid(α_l)` is learned; `g_l(s) = s + W_2·act(W_1·LN(s))` is the layer of the side
+        network. It is a feed-forward layer (the layers of LST are small copies of the backbone's), so it fits
+        convolutional backbones too. The last rung brings the state to the channels of the chain's target through a
+        linear. `join` says what the last state does to that target.
 
-    Shapes: `(B, …, C)` or `(B, C, …)` to `(B, …, width)` or `(B, width, …)`, with the positions of `x_l`. Init: with
-    `join: add` the identity at the start. Parameters a rung: `C·w + w` for D, and for the first `C_0·w + w`, 1 for μ,
-    `2w + 2·ratio·w² + ratio·w + w` for g; the last has `w·C + C` more. Folds: kept.
+    Shapes:
+        `(B, …, C)` or `(B, C, …)` to `(B, …, width)` or `(B, width, …)`, with the positions of `x_l`.
+
+    Init:
+        `μ_l` is 0.5. With `join: add` the last linear is zero: the identity at the start.
+
+    Parameters:
+        Per rung: `C·w + w` for D (and for the first rung `C_0·w + w`), 1 for μ, `2w + 2·ratio·w² + ratio·w + w` for g;
+        the last has `w·C + C` more.
+
+    Folds:
+        Kept. One pass of the backbone serves many tasks, and training stores no activation of the backbone for
+        backward.
+
+    Source:
+        LST, arXiv:2206.06522, §3.
     """
 
     config_class = LadderConfig

@@ -1,6 +1,6 @@
-"""Where a tuner is inserted, as the tuner sees it: one type for each form of insertion.
+"""The site of a tuner: one type per form of insertion.
 
-A tuner's `build` gets the site type of each form that the tuner lists in `forms`:
+A tuner's `build` gets the type of site of each form that the tuner lists in `forms`:
 
     `parallel`, `sequential`   `ValueSite`
     `weight`                   `WeightSite`
@@ -23,7 +23,7 @@ from utcompile.graph import Operation, Value
 Form = Literal["parallel", "sequential", "weight", "tokens", "stream_tokens", "chain"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-# before sites had types, all of them had these; tuners written then ask for them whatever the form
+# all sites had these attributes before sites had types; tuners written then read them for every form
 _ABSENT: Mapping[str, Any] = {
     "operation": None,
     "weight_shape": (),
@@ -43,10 +43,9 @@ class Port:
     """A value that a tuner reads or writes.
 
     Attributes:
-        value: its shape, dtype and device.
-        channel_axis: the axis of its channels; None where it is unknown.
-        name: the capture's name in the rule, for messages.
-        grid: height and width of the feature map that tokens `(B, N, C)` were, as far as the graph tells.
+        value: its shape, dtype and device. channel_axis: the axis of its channels; None where it is unknown. name: the
+        name of the capture in the rule, for messages. grid: height and width of the feature map from which tokens
+        `(B, N, C)` were made; None where it is unknown.
     """
 
     value: Value
@@ -56,7 +55,10 @@ class Port:
 
     @property
     def channels(self) -> int:
-        """The number of channels; an error where the axis is unknown or its size varies."""
+        """The number of channels.
+
+        Raises:
+            UtcError: the axis is unknown, or its size varies."""
         size = self.value.shape[self.channel_axis] if self.channel_axis is not None else None
         if not isinstance(size, int):
             raise UtcError(
@@ -74,13 +76,13 @@ class Port:
 
 @dataclass(frozen=True, kw_only=True)
 class TunerSite:
-    """What a tuner of any form is built from: nothing in a rule ever states a hidden size.
+    """The site from which a tuner of any form is built: a rule never states a hidden size.
 
     Attributes:
         source: the value that the tuner reads (`x`, `v`, or the input of the tuned operation).
         target: the value that the tuner changes (`y`, `v`, or the tuned operation's result).
-        captures: operations of the match by name, for `same as a`.
-        shared: what `share` has made so far, for all sites of one tuned model.
+        captures: the operations of the match by name, for `same as a`.
+        shared: the modules that `share` has made so far, for all sites of one tuned model.
     """
 
     source: Port
@@ -94,21 +96,21 @@ class TunerSite:
         raise NotImplementedError
 
     def takes(self, forms: Sequence[str], reads_stream: bool) -> bool:
-        """Whether a tuner is made for the form, by the class attributes that say so."""
+        """Whether a tuner with these class attributes can be built for this form."""
         return self.form in forms
 
-    if not TYPE_CHECKING:  # a tuner that is typed for its forms needs none of it
+    if not TYPE_CHECKING:  # a tuner that is typed for its forms does not need it
 
         def __getattr__(self, name: str) -> Any:
-            """What a tuner of several forms reads of a form that this site does not have."""
+            """The default of an attribute that only sites of another form have."""
             if name in _ABSENT:
                 return _ABSENT[name]
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
 
     def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
-        """One module for all sites of a model that name one key; `make(*args)` makes it the first time.
+        """Return one module for all sites of a model that use one key; `make(*args)` makes it the first time.
 
-        As a submodule of each tuner it stays one, also when the model is moved, cast, copied or pickled. A plan counts
+        As a submodule of each tuner it stays one module when the model is moved, cast, copied or pickled. A plan counts
         its parameters at every site.
         """
         if key not in self.shared:
@@ -121,7 +123,7 @@ class ValueSite(TunerSite):
     """`parallel: x -> y` or `sequential: v`.
 
     Attributes:
-        replaces: whether the tuner's result replaces the target (`sequential`); else it is added (`parallel`).
+        replaces: whether the result of the tuner replaces the target (`sequential`) or is added to it (`parallel`).
     """
 
     replaces: bool
@@ -138,11 +140,11 @@ class WeightSite(TunerSite):
 
     Attributes:
         operation: the tuned operation.
-        weight_shape: the shape of the tuned weight; empty where the operation has none.
-        parameters: role to shape of the parameters that the tuner changes; None where the operation has none.
-        direct: whether the operation reads its weight itself, and not something computed from it.
-        rows: for a config's `slices`, the rows of the weight that each of them names.
-        held: why no update can be added to the weight; empty where one can. Then only a branch fits.
+        weight_shape: the shape of the tuned weight; empty where the operation has no weight.
+        parameters: role to shape of the parameters that the tuner changes; None where the operation lacks the role.
+        direct: whether the operation reads the parameter itself, and not a tensor computed from it.
+        rows: for a config's `slices`, the rows of the weight for each slice.
+        held: the reason why no update can be added to the weight, so that only a branch fits; empty otherwise.
     """
 
     operation: Operation
@@ -163,9 +165,9 @@ class TokensSite(TunerSite):
     """`tokens: [k, v]`.
 
     Attributes:
-        heads: how many sets of keys each sample has: source and target are `(…, heads, S, d)` or, with the batch in
+        heads: the number of sets of keys per sample: source and target are `(…, heads, S, d)` or, with the batch in
             front of the heads, `(B·heads, S, d)`. For a tuner that `reads_stream`, the source is the stream.
-        repeats: how many neighbouring heads share one set of keys (grouped-query attention).
+        repeats: the number of neighbouring heads that share one set of keys (grouped-query attention).
     """
 
     heads: int
@@ -187,7 +189,7 @@ class StreamTokensSite(TunerSite):
         return "stream_tokens"
 
     def takes(self, forms: Sequence[str], reads_stream: bool) -> bool:
-        """Every tuner that yields tokens of the stream fits: it is built from the stream's channels alone."""
+        """Whether the tuner yields tokens of the stream; such a tuner is built from the stream's channels alone."""
         return reads_stream
 
 
@@ -196,7 +198,7 @@ class ChainSite(TunerSite):
     """One stage of `chain: v -> z`.
 
     Attributes:
-        previous: what the stage before yields, or what the chain begins with; None where there is nothing.
+        previous: the state of the stage before, or the value that the chain begins with; None where there is neither.
         is_last: whether this stage brings its state to `target`.
     """
 

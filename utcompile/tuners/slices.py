@@ -1,4 +1,4 @@
-"""`slices:` of a packed weight: the config's field, and where each row's own numbers stand."""
+"""`slices:` of a packed weight: the field of a config, and the place of each row among the slices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ def _as_tuple(value: Any) -> Any:
 Slices = Annotated[
     tuple[str, ...] | None,
     BeforeValidator(_as_tuple),
-    Field(min_length=1, description="of a packed weight: captures such as [q, v], or parts such as [1/3, 3/3]"),
+    Field(
+        min_length=1,
+        description="the tuned slices of a packed weight: captures such as [q, v], or parts such as [1/3, 3/3]",
+    ),
 ]
 
 
 def places(rows: Sequence[Sequence[int]], count: int) -> torch.Tensor:
-    """For each of `count` rows its number among those of the slices, in their order; those of no slice get the next.
+    """For each of `count` rows its number among the rows of the slices; a row in no slice gets the next number.
 
     >>> places([[4, 5], [0, 1]], 6)
     tensor([2, 3, 4, 4, 0, 1])

@@ -18,28 +18,44 @@ class SsfConfig(TunerConfig):
 
     kind: Literal["ssf"] = "ssf"
     init: Literal["identity", "normal"] = Field(
-        "identity", description="scale 1 and shift 0; or drawn as in the paper, N(1, 0.02) and N(0, 0.02)"
+        "identity", description="identity: scale 1 and shift 0; normal: as in the paper, N(1, 0.02) and N(0, 0.02)"
     )
     slices: Slices = None
 
 
 @register_tuner("ssf")
 class Ssf(Scaling):
-    """Scaling and shifting features (arXiv:2210.08823, Eq. 3): `v' = γ ⊙ v + β`.
+    """Scaling and shifting of features.
 
-    `sequential: v`, after any operation: v `(B, …, C)` or `(B, C, …)` to the same, γ and β `(C,)`. `weight: h`, in the
-    parameters of the operation that makes h: `W' = γ ⊙ W` an output channel, `b' = γ ⊙ b + β`; a linear or convolution
-    that has no bias gets one; `slices` takes some rows of a packed projection. The two train alike; `weight` adds no
-    operation on activations.
+    Computes:
+        `v' = γ ⊙ v + β`. `sequential: v` applies it after any operation whose channel axis is known. `weight: h`
+        applies it in the parameters of the operation that makes h: `W' = γ ⊙ W` per output channel, `b' = γ ⊙ b + β`,
+        on linears, convolutions, transposed convolutions and norms. A linear or convolution without a bias gets one.
+        The two forms train alike; `weight` adds no operation on activations. `slices: [k, v]` takes some rows of a
+        packed projection, as in LoRA.
 
-    Init: `identity` (the default here), or the paper's draw. Parameters: `2·C`. Folds: absorbed.
+    Shapes:
+        v is `(B, …, C)` or `(B, C, …)`, and so is the result; γ and β are `(C,)`.
+
+    Init:
+        `identity`: γ is one and β is zero; the identity at the start. `normal`: N(1, 0.02) and N(0, 0.02), as in the
+        paper.
+
+    Parameters:
+        `2·C`.
+
+    Folds:
+        Absorbed; in the sequential form into the layer that makes v, or into the layers that read v.
+
+    Source:
+        SSF, arXiv:2210.08823, Eq. 3.
     """
 
     config_class = SsfConfig
 
     @classmethod
     def build(cls, config: SsfConfig, site: ValueSite | WeightSite) -> Ssf:
-        """One γ and β a channel of the value, or output channel of the weight."""
+        """One γ and β per channel of the value, or per output channel of the weight."""
         tuner = cls(**cls.arguments(site, shift=True, slices=config.slices))
         if config.init == "normal":
             nn.init.normal_(tuner.gamma, 1.0, 0.02)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from utcompile.folding.folding import Unfoldable
 from utcompile.graph import Operation
 from utcompile.ops import Trait, having
 
-Function = tuple[str, dict[str, Any]]  # its canonical name and attributes
+Function = tuple[str, Mapping[str, object]]  # its canonical name and attributes
 
 IDENTITY: Function = ("identity", {})
 _POSITIVE = having(Trait.POSITIVE)
@@ -74,5 +74,6 @@ def _slope(function: Function) -> float | None:
     """Of a function that is z above zero and `slope · z` below."""
     name, attributes = function
     if name == "leaky_relu":
-        return float(attributes.get("negative_slope", 0.01))
+        slope = attributes.get("negative_slope", 0.01)
+        return float(slope) if isinstance(slope, int | float) else None
     return {"identity": 1.0, "relu": 0.0}.get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -167,7 +167,7 @@ def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: El
     if bool(torch.block_diag(*blocks).ne(matrix).any()):
         raise Unfoldable(f"{op.name} ({node.name}) beside it is grouped, and the tuner joins its groups")
     added = torch.zeros_like(weight)
-    tap: Any = (slice(None), slice(None), *_own_tap(node, op, tuple(weight.shape[2:])))
+    tap: tuple[slice | int, ...] = (slice(None), slice(None), *_own_tap(node, op, tuple(weight.shape[2:])))
     added[tap] = blocks.reshape(-1, inputs)
     return layer, weight + added, bias + shift
 
@@ -232,8 +232,8 @@ def _vector(node: fx.Node, t: torch.Tensor, axis: int, count: int) -> torch.Tens
     return t.reshape(-1).expand(count)
 
 
-def _sides(value: Any, count: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+def _sides(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 def _check_border(node: fx.Node, op: Operation, shift: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -313,9 +312,9 @@ def _run(
     model: Folding, path: Sequence[fx.Node], known: dict[fx.Node, torch.Tensor], other: float | None = None
 ) -> torch.Tensor:
     """Run operations on stand-ins for the values they read; other tensors that they join are full of `other`."""
-    found: dict[fx.Node, Any] = dict(known)
+    found: dict[fx.Node, object] = dict(known)
 
-    def lookup(node: fx.Node) -> Any:
+    def lookup(node: fx.Node) -> object:
         if node in found:
             return found[node]
         if (size := info(node).size) is not None:

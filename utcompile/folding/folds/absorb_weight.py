@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from utcompile.folding.algebra.parameters import BETWEEN, of_parameters, operations_of
+from utcompile.folding.algebra.parameters import BETWEEN, is_quantised, of_parameters, operations_of
 from utcompile.folding.algebra.rounding import share_retained
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
@@ -17,7 +17,7 @@ from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.patch import Added, Draft, Edit, Editor, New, Operand, Patch, Remove, Replace
 from utcompile.folding.site import Site
 from utcompile.graph import Role, info, is_state, origin_of, owner_path
-from utcompile.rewrite import to_module, written_again
+from utcompile.rewrite import TunedWeight, to_module, written_again
 
 
 class AbsorbWeight(Fold):
@@ -54,7 +54,7 @@ class AbsorbWeight(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of a weight that holds floating-point numbers."""
-        return site.is_weight and not site.is_quantised
+        return isinstance(site.place, TunedWeight) and not is_quantised(site.place)
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Find out whether the tuner can go into the parameters.
@@ -64,7 +64,8 @@ class AbsorbWeight(Fold):
         """
         nodes = site.nodes
         operations = operations_of(nodes)
-        names = list(site.tuned.tunes.values())
+        assert isinstance(site.place, TunedWeight)
+        names = list(site.place.tunes.values())
         for known in filter(None, names):
             _check_readers(model, known, {*operations, *nodes.get(Role.TUNER, ())})
         before = [model.state(n) if n is not None else None for n in names]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import fx
 
-from utcompile.folding.algebra.parameters import operations_of
+from utcompile.folding.algebra.parameters import is_quantised, operations_of
 from utcompile.folding.algebra.rounding import share_retained
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
@@ -18,6 +17,7 @@ from utcompile.folding.patch import Added, Draft, New, Patch, Redirect, Replace,
 from utcompile.folding.site import Site
 from utcompile.graph import Role, ancestors, is_state, origin_of, run_node, tensor, value_of
 from utcompile.graph.stored import is_stored, stored_in
+from utcompile.rewrite import TunedWeight
 
 
 class Dequantize(Fold):
@@ -46,7 +46,7 @@ class Dequantize(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of a quantised weight."""
-        return site.is_weight and site.is_quantised
+        return isinstance(site.place, TunedWeight) and is_quantised(site.place)
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Make one weight of floating-point numbers.
@@ -106,7 +106,7 @@ def _quantised(model: Folding, node: fx.Node) -> Iterator[torch.Tensor]:
 def _evaluated(model: Folding, operand: fx.Node) -> torch.Tensor:
     """What a weight's numbers stand for, in float64; of an input it reads the dtype."""
 
-    def value(node: fx.Node) -> Any:
+    def value(node: fx.Node) -> object:
         if node.op == "placeholder":
             return torch.empty(0, dtype=torch.float64)
         return run_node(model.root, node, value, in_float64)

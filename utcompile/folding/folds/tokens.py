@@ -13,9 +13,10 @@ from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
 from utcompile.folding.execute import in_float64
 from utcompile.folding.folding import Folding, Unfoldable
-from utcompile.folding.patch import Added, Draft, Patch, Remove, Replace, Unread
+from utcompile.folding.patch import Added, Draft, Given, Patch, Remove, Replace, Unread
 from utcompile.folding.site import Site
 from utcompile.graph import Role, Size, origin_of, run_node, tensor
+from utcompile.rewrite import TunedTokens
 
 
 class ConstantTokens(Fold):
@@ -41,7 +42,7 @@ class ConstantTokens(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of learned tokens."""
-        return site.is_tokens
+        return isinstance(site.place, TunedTokens)
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Find the learned keys and values, and how they become constants.
@@ -105,7 +106,7 @@ def _for_all(
     )
     batch = Added("call_method", "size", (like, 0), part, origin)
     if rank > 3:
-        every = (buffer, batch, *[-1] * (rank - 1))
+        every: tuple[Given, ...] = (buffer, batch, *[-1] * (rank - 1))
         draft.edits += [batch, made := Added("call_method", "expand", every, part, origin, value=tensor(part))]
         return made
     times = Added("call_function", operator.floordiv, (batch, value.shape[0]), part, origin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
@@ -11,15 +10,15 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.folding.algebra.activations import IDENTITY, Function, activation, combination, composed
 from utcompile.folding.algebra.beside import Chain, Squeeze, find_chain
-from utcompile.folding.algebra.layers import Layer, widened_groups
+from utcompile.folding.algebra.layers import Layer, widened_sizes
 from utcompile.folding.algebra.scales import Scale, without_scale
 from utcompile.folding.algebra.sinks import own_tap
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
 from utcompile.folding.folding import Folding, Unfoldable
-from utcompile.folding.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
+from utcompile.folding.patch import Draft, Edit, Patch, Remove, Replace, Retype
 from utcompile.folding.site import Site
-from utcompile.graph import GraphView, Operation, Value, descendants, module_operation, tensor, value_of
+from utcompile.graph import GraphView, Operation, Value, descendants, module_operation, value_of
 
 CASES = (
     Case(
@@ -129,7 +128,7 @@ class Widen(Fold):
     def requires(self, site: Site, model: Folding) -> bool:
         """A parallel tuner that is linear or a bottleneck."""
         try:
-            return site.is_parallel and (site.linear is not None or site.bottleneck is not None)
+            return site.total is not None and (site.linear is not None or site.bottleneck is not None)
         except UtcError:
             return True  # it is one that cannot be widened; planning says why
 
@@ -150,10 +149,10 @@ class Widen(Fold):
         if chain.squeeze is not None and chain.squeeze.gate.name not in _OPEN:
             raise Unfoldable(f"the squeeze-excite's gate is {chain.squeeze.gate.name}, which is never 1")
         hidden = chain.last.weight.shape[1]
-        sizes = [_resized(node, axis, hidden, hidden + len(channels.down)) for node, axis in chain.moved]
+        wider = hidden + len(channels.down)
 
         draft = Draft()
-        draft.edits += [Arguments(node, args, node.kwargs) for (node, _), args in zip(chain.moved, sizes, strict=True)]
+        draft.edits += [edit for node, axis in chain.moved for edit in widened_sizes(node, axis, hidden, wider)]
         _write_layers(draft, chain, channels, tap)
         draft.edits += _widened_values(chain, hidden, len(channels.down))
         draft.edits += [without_scale(s.node) for layer in chain.layers for s in chain.scales[layer.node]]
@@ -244,26 +243,6 @@ def _strides(layer: Layer) -> tuple[int, ...]:
     return tuple(stride) if isinstance(stride, (tuple, list)) else (stride,)
 
 
-def _resized(node: fx.Node, axis: int, before: int, after: int) -> tuple[Any, ...]:
-    """A node's arguments, where they state the number of hidden channels.
-
-    Raises:
-        Unfoldable: they do so in a way that is not understood.
-    """
-    name, shape = str(node.target), tensor(node).shape
-    states = node.op == "call_method" and name in ("reshape", "view", "expand", "unflatten")
-    states |= getattr(node.target, "__name__", "") == "reshape"
-    if not states or shape[axis] != before:
-        return node.args
-    listed = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
-    sizes: list[Any] = list(node.args[1]) if listed else list(node.args[1:])  # type: ignore[arg-type]
-    if len(sizes) != len(shape):
-        raise Unfoldable(f"{node.name} states the hidden size in a way that is not understood")
-    if sizes[axis] == before:
-        sizes[axis] = after
-    return (node.args[0], sizes) if listed else (node.args[0], *sizes)
-
-
 # --- changes ---------------------------------------------------------------------------------------------------------
 
 _Parameters = tuple[torch.Tensor, torch.Tensor]  # a layer's weight and bias
@@ -277,8 +256,6 @@ def _write_layers(draft: Draft, chain: Chain, new: Channels, tap: tuple[int, ...
     widened = _widened(chain, own, new, tap)
     for layer in chain.layers:
         layer.resize(draft, *widened[layer.node])
-    if chain.depthwise is not None:
-        draft.edits += widened_groups(chain.depthwise.node, len(widened[chain.depthwise.node][0]))
 
 
 def _absorbed(layer: Layer, scales: list[Scale]) -> _Parameters:
@@ -341,7 +318,7 @@ def _with_deltas(own: _Parameters, width: int, tap: tuple[int, ...]) -> _Paramet
     """A depthwise convolution that leaves its new channels alone."""
     weight, bias = own
     delta = weight.new_zeros(width, *weight.shape[1:])
-    center: Any = (slice(None), 0, *tap)
+    center: tuple[slice | int, ...] = (slice(None), 0, *tap)
     delta[center] = 1
     return torch.cat([weight, delta]), torch.cat([bias, weight.new_zeros(width)])
 

@@ -1,4 +1,4 @@
-"""`zoo`: shrunken architectures, example inputs, the worker pool, resuming, the page."""
+"""`make zoo`: shrunken architectures, example inputs, the worker pool, resuming, the page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from support.cli_toys import parsed, passed, utc
 from support.zoo_toys import behave
+from typer.testing import CliRunner, Result
 
-from utcompile.cli.zoo.page import page
-from utcompile.cli.zoo.pool import Limits, run_tasks
-from utcompile.cli.zoo.rows import Row, RowFile, Task, smallest_of_each_class
-from utcompile.cli.zoo.weights import shake, unwritten
-from utcompile.cli.zoo.work import work
+from tools.zoo.__main__ import app
+from tools.zoo.page import page
+from tools.zoo.pool import Limits, run_tasks
+from tools.zoo.rows import Row, RowFile, Task, smallest_of_each_class
+from tools.zoo.weights import shake, unwritten
+from tools.zoo.work import work
 from utcompile.errors import UtcError
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_what_a_library_refuses_is_not_built():
 def test_an_architecture_is_built_small_and_runs_on_its_own_kinds_of_input(name, inputs):
     import transformers
 
-    from utcompile.cli.zoo.hugging_face import specimen
+    from tools.zoo.hugging_face import specimen
 
     made = specimen(Task("transformers", name, "full"))
     assert isinstance(made.model, transformers.PreTrainedModel)
@@ -163,7 +164,7 @@ def test_an_architecture_is_built_small_and_runs_on_its_own_kinds_of_input(name,
 def test_a_shrunken_configuration_keeps_one_layer_of_every_kind():
     import transformers
 
-    from utcompile.cli.zoo.shrink import RUNGS, shrunk
+    from tools.zoo.shrink import RUNGS, shrunk
 
     default = transformers.Qwen3NextConfig()
     small = shrunk(default, RUNGS[0])
@@ -177,7 +178,7 @@ def test_a_shrunken_configuration_keeps_one_layer_of_every_kind():
 def test_special_tokens_stay_inside_the_small_vocabulary_and_apart():
     import transformers
 
-    from utcompile.cli.zoo.shrink import RUNGS, shrunk
+    from tools.zoo.shrink import RUNGS, shrunk
 
     small = shrunk(transformers.Qwen2VLConfig(), RUNGS[0])
     special = {small.image_token_id, small.video_token_id, small.vision_start_token_id}
@@ -185,12 +186,24 @@ def test_special_tokens_stay_inside_the_small_vocabulary_and_apart():
     assert max(special) < small.text_config.vocab_size
 
 
-# --- the verb -----------------------------------------------------------------------------------------------------
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def passed(*arguments: object) -> Result:
+    """Run it, and see that it worked."""
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
 
 
 @pytest.fixture
 def worked(monkeypatch):
-    """The verb with the toys' job in this process; lists what was done."""
+    """The command with the toys' job in this process; lists what was done."""
     done = []
 
     def run(tasks, work, jobs, limits):
@@ -198,11 +211,11 @@ def worked(monkeypatch):
             done.append((task.name, task.verify))
             yield Row(task.library, task.name, "ok", cls="Toy", parameters=len(task.name), verify=task.verify)
 
-    monkeypatch.setattr("utcompile.cli.zoo.pool.run_tasks", run)
+    monkeypatch.setattr("tools.zoo.pool.run_tasks", run)
     return done
 
 
-RESNETS = ("zoo", "--library", "timm", "--only", "test_resnet", "--only", "test_vit*")
+RESNETS = ("--library", "timm", "--only", "test_resnet", "--only", "test_vit*")
 
 
 def test_every_model_then_the_smallest_of_each_class_and_nothing_twice(worked, tmp_path):
@@ -221,7 +234,7 @@ def test_every_model_then_the_smallest_of_each_class_and_nothing_twice(worked, t
 def test_an_interrupted_run_goes_on_where_it_stopped(worked, tmp_path):
     file = RowFile(tmp_path / "rows.jsonl")
     file.append(Row("timm", "test_resnet", "failed", verify="shapes", reason="x"))
-    only = ("zoo", "--library", "timm", "--only", "test_resnet*", "--verify", "shapes", "-o", file.path)
+    only = ("--library", "timm", "--only", "test_resnet*", "--verify", "shapes", "-o", file.path)
     passed(*only)
     assert worked == []
     passed(*only, "--retry", "failed")
@@ -229,13 +242,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(worked, tmp_path):
 
 
 def test_the_rows_as_json(worked, tmp_path):
-    found = parsed("zoo", "--library", "timm", "--only", "test_resnet", "-o", tmp_path / "rows.jsonl")
+    found = json.loads(
+        passed("--library", "timm", "--only", "test_resnet", "-o", tmp_path / "rows.jsonl", "--json").stdout
+    )
     assert [(r["name"], r["status"]) for r in found] == [("test_resnet", "ok")]
 
 
 def test_a_wrong_word_is_refused(tmp_path):
     for option in ("--library", "--verify", "--retry"):
-        result = utc("zoo", option, "nonsense", "-o", tmp_path / "rows.jsonl")
+        result = command(option, "nonsense", "-o", tmp_path / "rows.jsonl")
         assert result.exit_code == 2
         assert "nonsense" in result.output
 
@@ -244,7 +259,7 @@ def test_a_wrong_word_is_refused(tmp_path):
 def test_one_real_model_through_everything(tmp_path):
     rows, text = tmp_path / "rows.jsonl", tmp_path / "zoo.md"
     only = ("--library", "timm", "--only", "test_resnet", "--verify", "full")
-    assert "timm: 1 models: 1 ok" in passed("zoo", *only, "-o", rows, "--page", text).stdout
+    assert "timm: 1 models: 1 ok" in passed(*only, "-o", rows, "--page", text).stdout
     assert json.loads(rows.read_text())["verified"].startswith("values")
     assert "| ResNet | 1 |" in text.read_text()
 

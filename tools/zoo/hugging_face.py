@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from utcompile.cli.zoo.inputs import example_inputs
-from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.shrink import RUNGS, shrunk
-from utcompile.cli.zoo.specimen import Specimen
-from utcompile.cli.zoo.weights import shake, unwritten
+from tools.zoo.inputs import example_inputs
+from tools.zoo.rows import Task
+from tools.zoo.shrink import RUNGS, shrunk
+from tools.zoo.specimen import Specimen
+from tools.zoo.weights import shake, unwritten
 
 _LARGEST = 350_000_000  # parameters of a model that is run
 _PACKED = ("image_grid_thw", "video_grid_thw", "grid_thw", "spatial_shapes", "image_sizes")  # sizes as values

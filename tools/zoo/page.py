@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from utcompile.cli.zoo.rows import STATUSES, Row
+from tools.zoo.rows import STATUSES, Row
 
 _DONE = tuple(s for s in STATUSES if s != "built")
 _LONGEST = 220  # characters of a reason

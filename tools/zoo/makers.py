@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utcompile.cli.zoo.scene import LENGTH, Scene, integer
+from tools.zoo.scene import LENGTH, Scene, integer
 
 
 def make(scene: Scene, name: str) -> dict[str, Any]:

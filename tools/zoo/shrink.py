@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from utcompile.cli.zoo.names import (
+from tools.zoo.names import (
     GRID,
     INDICES,
     LAYER_COUNT,

@@ -14,9 +14,9 @@ import torch
 import torch.utils._pytree as pytree
 
 import utcompile as utc
-from utcompile.cli.zoo.beyond import Beyond, beyond
-from utcompile.cli.zoo.rows import Row, Task
-from utcompile.cli.zoo.specimen import Specimen
+from tools.zoo.beyond import Beyond, beyond
+from tools.zoo.rows import Row, Task
+from tools.zoo.specimen import Specimen
 from utcompile.errors import UtcError
 
 
@@ -99,10 +99,10 @@ def _worked(task: Task, tell: Callable[[Row], None]) -> Row:
 def specimen_of(task: Task) -> Specimen:
     """Build a model of any of the libraries, with its inputs."""
     if task.library == "transformers":
-        from utcompile.cli.zoo.hugging_face import specimen as transformers_specimen
+        from tools.zoo.hugging_face import specimen as transformers_specimen
 
         return transformers_specimen(task)
-    from utcompile.cli.zoo.models import specimen
+    from tools.zoo.models import specimen
 
     return specimen(task)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from utcompile.cli.zoo.rows import Row, Task
+from tools.zoo.rows import Row, Task
 
 Work = Callable[[Task, Callable[[Row], None]], Row]
 _POLL = 0.5  # seconds between looks at clocks and memory

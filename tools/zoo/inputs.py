@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utcompile.cli.zoo.makers import MAKERS, SHAPED, make, shapes_of
-from utcompile.cli.zoo.scene import Scene
+from tools.zoo.makers import MAKERS, SHAPED, make, shapes_of
+from tools.zoo.scene import Scene
 
 _TRIES = 10
 _SECONDS = 30.0  # for finding inputs of one model

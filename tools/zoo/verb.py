@@ -1,4 +1,4 @@
-"""`utcompile zoo`: capture every model of timm, torchvision and transformers."""
+"""`python -m tools.zoo`: capture every model of timm, torchvision and transformers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tools.zoo.rows import STATUSES, Row, RowFile, Task, smallest_of_each_class
 from utcompile.cli import output
 from utcompile.cli.options import Json, examples
-from utcompile.cli.zoo.rows import STATUSES, Row, RowFile, Task, smallest_of_each_class
 
 if TYPE_CHECKING:
-    from utcompile.cli.zoo.pool import Limits
+    from tools.zoo.pool import Limits
 
 LIBRARIES = ("timm", "torchvision", "transformers")
 MODES = ("auto", "shapes", "full", "classes", "none")
 EXAMPLES = examples(
-    "utcompile zoo --page docs/zoo.md",
-    "utcompile zoo --library timm --only 'vit_*' --verify shapes --jobs 4",
-    "utcompile zoo --retry failed --retry 'timed out'",
+    "python -m tools.zoo --page docs/zoo.md",
+    "python -m tools.zoo --library timm --only 'vit_*' --verify shapes --jobs 4",
+    "python -m tools.zoo --retry failed --retry 'timed out'",
 )
 
 # verification by library for --verify auto: of every model, and then of one model of each class
@@ -46,7 +46,7 @@ def zoo(
     ] = "auto",
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Worker processes.")] = 1,
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The rows, one a line, appended as they come.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The rows, one per line, appended as they come.")
     ] = Path("build/zoo.jsonl"),
     fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Forget the rows there are.")] = False,
     retry: Annotated[
@@ -66,7 +66,7 @@ def zoo(
     Each runs in a worker process: a crash, a hang or a flood of memory costs one row. A run that was interrupted goes
     on where it stopped. Failures leave the exit code at 0: they are results.
     """
-    from utcompile.cli.zoo.pool import Limits
+    from tools.zoo.pool import Limits
 
     libraries = _chosen("--library", library or LIBRARIES, LIBRARIES)
     _chosen("--verify", [verify], MODES)
@@ -88,7 +88,7 @@ def zoo(
         stale -= {t.key for t in left if round_ == 1 and t.verify == "full"}
     chosen = [row for key, row in file.read().items() if key in set(wanted)]
     if page:
-        from utcompile.cli.zoo.page import page as text
+        from tools.zoo.page import page as text
 
         page.write_text(text(file.read().values()), encoding="utf-8")
     if json:
@@ -116,8 +116,8 @@ def _is_done(row: Row | None, verify: str) -> bool:
 
 
 def _run(tasks: list[Task], file: RowFile, jobs: int, limits: Limits) -> None:
-    from utcompile.cli.zoo.pool import run_tasks
-    from utcompile.cli.zoo.work import work
+    from tools.zoo.pool import run_tasks
+    from tools.zoo.work import work
 
     before = file.read()
     for i, found in enumerate(run_tasks(tasks, work, jobs, limits), 1):
@@ -145,10 +145,10 @@ def kept(before: Row | None, row: Row) -> Row:
 
 def _names(library: str) -> list[str]:
     if library == "transformers":
-        from utcompile.cli.zoo.hugging_face import names
+        from tools.zoo.hugging_face import names
 
         return names()
-    from utcompile.cli.zoo import models
+    from tools.zoo import models
 
     listed: Callable[[], list[str]] = getattr(models, f"{library}_names")
     return listed()
@@ -162,7 +162,7 @@ def _chosen(option: str, given: Iterable[str], known: Iterable[str]) -> list[str
 
 
 def _summary(rows: list[Row]) -> None:
-    from utcompile.cli.zoo.page import counts
+    from tools.zoo.page import counts
 
     for library in LIBRARIES:
         found = [r for r in rows if r.library == library]

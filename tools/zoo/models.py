@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from utcompile.cli.zoo.rows import Task
-from utcompile.cli.zoo.specimen import Specimen
-from utcompile.cli.zoo.weights import shake, unwritten
+from tools.zoo.rows import Task
+from tools.zoo.specimen import Specimen
+from tools.zoo.weights import shake, unwritten
 
 _FRAMES = 16
 _FLOW = (3, 128, 128)  # raft needs 128 at least

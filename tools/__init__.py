@@ -1,0 +1,1 @@
+"""What developers of utcompile run; no part of the wheel."""
