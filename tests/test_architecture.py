@@ -29,7 +29,7 @@ ROOMS = {
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite"},
 }
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "modes", "text"}
 
 
 def imports_of(path: Path) -> set[str]:

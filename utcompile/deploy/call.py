@@ -16,6 +16,7 @@ from utcompile.deploy.structure import leaves, substitute, unique
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import full_precision
 from utcompile.graph.draws import draw_like
+from utcompile.modes import evaluating
 from utcompile.rewrite import enabled_tuners
 
 _FEW = 4  # integers in a row: a grid, a box, a size
@@ -156,19 +157,11 @@ def resized(example_inputs: ExampleInputs, batch: int) -> tuple[Any, ...] | dict
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, its tuners on, without gradients and without TF32; modes are restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
-        with torch.no_grad(), enabled_tuners(model), full_precision():
-            yield
-    finally:
-        # `train` first, for the models that drop a cache of biases in it, and then each module's own flag.
-        model.train(modes[model])
-        for module, mode in modes.items():
-            module.training = mode
+def as_shipped(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, its tuners on, without gradients and without TF32; modes are restored afterwards."""
+    # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
+    with evaluating(model), enabled_tuners(model), full_precision():
+        yield
 
 
 def _output_name(name: str) -> str:

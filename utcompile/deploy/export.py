@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from utcompile.deploy.call import Call, ExampleInputs, evaluating
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, check_tolerance, compare_once, references
 from utcompile.deploy.runtime import session
 from utcompile.deploy.translate import BATCH, translate
@@ -112,7 +112,7 @@ def export_onnx(
     call = Call.of(model, example_inputs, batch_inputs)
     guards = tuple(map(str, getattr(model, "guards", ())))
     with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
-        with evaluating(model):
+        with as_shipped(model):
             # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
             expected = references(model, call, sizes, check_inputs)
             program = translate(model, call, tuple(expected[0][3]), opset)

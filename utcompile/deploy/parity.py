@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from utcompile.deploy.call import Call, ExampleInputs, evaluating
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.runtime import SECONDS, run, session
 from utcompile.errors import GuardError, UtcError, check_type, did_you_mean
 
@@ -136,7 +136,7 @@ def verify_onnx(
     opened = session(path, threads)
     call = Call.of(model, example_inputs, batch_inputs)
     entries = []
-    with evaluating(model):
+    with as_shipped(model):
         for source, batch, tensors, outputs in references(model, call, sizes, check_inputs):
             entries += compare_once(
                 model,
@@ -197,7 +197,7 @@ def compare(
     """Compare an ONNX file with its model on the given inputs alone; arguments and errors as in `verify_onnx`."""
     opened = session(path, threads)
     call = Call.of(model, inputs)
-    with evaluating(model):
+    with as_shipped(model):
         entries = compare_once(model, opened, call, call.tensors, batch=call.batch, source="given", tolerance=tolerance)
     return ParityReport(Path(path), tuple(entries))
 

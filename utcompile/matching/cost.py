@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from utcompile.graph import GraphView, Value, flops
 from utcompile.matching.fitting import site_key
 from utcompile.matching.sites import Site
-from utcompile.matching.text import amount, counted, percent
 from utcompile.ops import Trait, having
+from utcompile.text import amount, counted, percent
 from utcompile.tuners import Tuner
 
 _COUNTED = having(Trait.COUNTED)
@@ -97,7 +96,7 @@ class PlanCost:
             text += f"\nnot counted: {counted(len(self.unknown), 'site')}; {site}: {why}"
         return text
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("batch", "flops", "model_flops", "share", "saved_bytes")
         return {**{k: getattr(self, k) for k in keys}, "unknown": dict(self.unknown)}

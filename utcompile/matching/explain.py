@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView
 from utcompile.matching.places import nearest_path, places
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, groups, listed, run
 from utcompile.rules import Rule, RuleSet
+from utcompile.text import alike, counted, groups, listed, run
 
 _LEFT_OUT = -2
 _OPTIONAL = "set `expect: {optional: true}`"
@@ -68,7 +67,7 @@ class Near:
     def __str__(self) -> str:
         return f"{self.miss}{f' (and {len(self.others)} more like it)' if self.others else ''}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("path", "line", "node", "reason", "fix")
         return {**{k: getattr(self.miss, k) for k in keys}, "alike": list(self.others)}
@@ -82,7 +81,7 @@ class RuleExplanation:
     sites: tuple[Site, ...]
     near: tuple[Near, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"rule": self.rule, "sites": [s.id for s in self.sites], "near": [n.to_dict() for n in self.near]}
 
@@ -99,7 +98,7 @@ class Explanation:
     rules: tuple[RuleExplanation, ...]
     path: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"path": self.path, "rules": [rule.to_dict() for rule in self.rules]}
 
