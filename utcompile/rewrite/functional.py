@@ -109,7 +109,7 @@ def _conv(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> di
     assert isinstance(source, fx.Node) and isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if given["padding_mode"] == "zeros":
         return {}
-    sides = edges(given["padding"], leaf.kernel_size, given["dilation"])
+    sides = edges(leaf.padding, leaf.kernel_size, leaf.dilation)
     padded = graph.call_function(F.pad, (source, sides), {"mode": given["padding_mode"]})
     return {"input": inserted(padded, info(source).origin, role=Role.PADDING), "padding": 0}
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import fx, nn
@@ -27,6 +27,13 @@ from utcompile.tuners import Tuner
 _M = TypeVar("_M", bound=nn.Module)
 
 
+class Memory(Protocol):
+    """Decides what a call of a tuned module keeps for backward."""
+
+    def forward_of(self, tuned: TunedModule) -> Callable[..., object] | None:
+        """The function that the next call runs; None: the module's own `forward`."""
+
+
 class TunedModule(UtcGraphModule):
     """A frozen backbone with tuners: a `torch.fx.GraphModule` that trains in any loop.
 
@@ -42,6 +49,7 @@ class TunedModule(UtcGraphModule):
         ruleset: the rules it was compiled with.
         proven: what was compared with the base when the tuners were inserted, or why nothing was.
         tasks: which task is in place, and those that wait.
+        memory: how a call keeps less for backward (`utcompile.memory.MemoryPlan`); None: it keeps what torch keeps.
     """
 
     sites: tuple[TunedSite, ...]
@@ -53,7 +61,17 @@ class TunedModule(UtcGraphModule):
     _base_forward: Callable[..., object]
     _switch: Switch
     proven: str = "unproven"
-    kept_attributes = (*UtcGraphModule.inherited, "sites", "trained", "ruleset", "base_graph", "tasks", "proven")
+    memory: Memory | None = None
+    kept_attributes = (
+        *UtcGraphModule.inherited,
+        "sites",
+        "trained",
+        "ruleset",
+        "base_graph",
+        "tasks",
+        "proven",
+        "memory",
+    )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,6 +90,7 @@ class TunedModule(UtcGraphModule):
     def recompile(self) -> PythonCode:
         """Generate the tuned `forward` again from the graph."""
         code: PythonCode = super().recompile()
+        self.__dict__.pop("_planned", None)
         own = type(self)
         own._tuned_forward = own.forward
         own.forward = _choosing(own.forward)
@@ -167,6 +186,10 @@ def _choosing(tuned_forward: Callable[..., object]) -> Callable[..., object]:
         if is_off(self._switch):
             refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
+        if not torch.compiler.is_compiling() and self.memory is not None:
+            planned = self.memory.forward_of(self)
+            if planned is not None:
+                return planned(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
     chosen: Callable[..., object] = copied(forward)
