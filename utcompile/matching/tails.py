@@ -6,7 +6,7 @@ and layout that lie between. A tuner placed before a LayerScale of 1e-6 would be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 from torch import fx
@@ -138,13 +138,18 @@ class Tails:
             if output and op.name == "add" and len(op.inputs) == 2:  # BART adds a bias that it brings to the device
                 whole = [n for n in op.inputs if tensor(n).shape == tensor(current).shape]
                 found += [n for n in whole if len(whole) == 1 and n not in found]
-            averaged = output and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
+            several = output and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
+            averaged = several and self._apart(op.inputs)  # of a residual sum, one depends on the other
             mean = output and op.name == "mean" and "stack" in self.view.classes[op.inputs[0]]
             if averaged or mean:
                 found += [n for n in op.inputs if n not in found]
             elif scales or names & passed:  # of two inputs the second tells a shape or dtype: reshape_as, type_as
                 found += [n for n in op.inputs[:1] if n not in found]
         return tuple(found)
+
+    def _apart(self, values: Sequence[fx.Node]) -> bool:
+        """Whether none of the values is computed from another, as with the results of several heads."""
+        return not any(self.view.depends(a, b) for a in values for b in values if a is not b)
 
     # --- stems --------------------------------------------------------------------------------------------------
 
