@@ -330,7 +330,7 @@ def test_a_rule_that_matches_nothing_names_the_nearest_miss() -> None:
     )
     assert found.startswith("<rules>:4:5: rule 'r' matched 0 places, expected at least 1\n  why: nearest miss: ")
     assert "blocks.0.mlp.act: `a = relu(h)` fails at blocks_0_mlp_act in blocks.0.mlp.act (mlp.py:" in found
-    assert "the pattern wants relu(h), and this is gelu" in found and "explain" in found
+    assert "the pattern needs relu(h), and this is gelu" in found and "explain" in found
 
 
 @pytest.mark.parametrize(
