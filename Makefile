@@ -60,6 +60,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/build.py --check
 
 bench: setup
 	$(BIN)/python -m benchmarks
@@ -72,8 +73,15 @@ gpu: setup
 zoo: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tools.zoo --jobs $(JOBS) --page docs/zoo.md
 
-docs: setup
+# writes the generated parts, checks every link and public name, then builds the site into site/
+docs: setup .venv/.docs
 	$(BIN)/python docs/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
+.venv/.docs: pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest demo-output gpu-output
+	rm -rf .venv .venv-oldest demo-output gpu-output site

@@ -3,12 +3,16 @@
     python docs/build.py            write the tables, then check
     python docs/build.py --check    change nothing; a table that is out of date is a problem
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; `PARTS` says what makes it. A link is
-checked where it leads to a file of this repository; so is every path in backticks that looks like one of its files.
+A generated part is between `<!-- generated: NAME -->` and `<!-- end -->`; `PARTS` says which function makes it. Links
+to files of this repository are checked, and so is every path in backticks that looks like one. A public name
+that the API reference does not list, or that has no docstring, is a problem. `make docs` then builds the site.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -17,9 +21,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
+sys.path.insert(0, str(ROOT))  # the package of this checkout
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _PATH = re.compile(r"`((?:utcompile|rules|docs|benchmarks|examples|tests)/[\w./*-]*)`")
@@ -60,7 +69,7 @@ def operations_table() -> str:
 
 
 def attributes_table() -> str:
-    """What `where:` may ask of a capture."""
+    """The attributes of a capture that `where:` can compare."""
     from utcompile.rules.where import ATTRIBUTES
 
     return "\n".join(
@@ -108,12 +117,12 @@ _MISTAKES = (
 
 
 def errors_table() -> str:
-    """Mistakes in a rule file, and what is said of each."""
+    """Mistakes in a rule file, each with its message."""
     from utcompile.errors import UtcError
     from utcompile.rules import RuleSet
 
     RuleSet.load(_RIGHT)
-    rows = ["| instead of | written | said | fix |", "|---|---|---|---|"]
+    rows = ["| instead of | written | message | fix |", "|---|---|---|---|"]
     for right, wrong in _MISTAKES:
         assert _RIGHT.count(right) == 1, right
         try:
@@ -121,15 +130,15 @@ def errors_table() -> str:
         except UtcError as error:
             place = str(error.where).removeprefix("<rules>:")
             why = f": {error.why}" if error.why else ""
-            said = f"{place}: {error.what}{why}"
-            rows.append(f"| `{_cell(right)}` | `{_cell(wrong)}` | {_cell(said)} | {_cell(error.fix or '')} |")
+            message = f"{place}: {error.what}{why}"
+            rows.append(f"| `{_cell(right)}` | `{_cell(wrong)}` | {_cell(message)} | {_cell(error.fix or '')} |")
         else:
             raise AssertionError(wrong)
     return "\n".join(rows)
 
 
 def limits_table() -> str:
-    """What bounds a rule file."""
+    """The bounds of a rule file."""
     from utcompile.rules import expression, include, pattern, yaml12
 
     rows = {
@@ -174,18 +183,31 @@ def keys_tables() -> str:
     return "\n\n".join(parts)
 
 
-def tuners_table() -> str:
-    """The fields of every shipped tuner's config."""
+def tuners_text() -> str:
+    """Every shipped tuner: the docstring of its class, its forms, and the fields of its config."""
     from utcompile.tuners import tuner_class, tuner_kinds
 
-    rows = ["| kind | field | default | meaning |", "|---|---|---|---|"]
+    parts = []
     for kind in tuner_kinds():
-        if not tuner_class(kind).__module__.startswith("utcompile."):
+        cls = tuner_class(kind)
+        if not cls.__module__.startswith("utcompile."):
             continue
-        for name, field in tuner_class(kind).config_class.model_fields.items():
-            if name != "kind":
-                rows.append(f"| `{kind}` | `{name}` | `{field.default}` | {_cell(field.description or '')} |")
-    return "\n".join(rows)
+        forms = ", ".join(f"`{form}`" for form in cls.forms)
+        parts += [f"## {kind}", *_sections(inspect.getdoc(cls) or ""), f"**Forms.** {forms}."]
+        fields = [item for item in cls.config_class.model_fields.items() if item[0] != "kind"]
+        rows = [f"| `{name}` | `{field.default}` | {_cell(field.description or '')} |" for name, field in fields]
+        if rows:
+            parts.append("\n".join(["| field | default | meaning |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _sections(docstring: str) -> Iterator[str]:
+    """A tuner's docstring as paragraphs: the first sentence, then each section after its name in bold, with links."""
+    text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", docstring)
+    first, *parts = re.split(r"^([A-Z]\w*):\n", text, flags=re.MULTILINE)
+    yield first.strip()
+    for name, section in zip(parts[::2], parts[1::2], strict=True):
+        yield f"**{name}.** {inspect.cleandoc(section)}"
 
 
 def verbs_table() -> str:
@@ -237,9 +259,27 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def vera_file() -> str:
-    """The tuner of `examples/vera.py`, as it stands there."""
-    return f"```python\n{(ROOT / 'examples' / 'vera.py').read_text(encoding='utf-8')}```"
+def codes_tables() -> str:
+    """The codes of errors by area: what each means, and what to do."""
+    from utcompile.error_codes import AREAS, CODES
+
+    parts = []
+    for area, title in AREAS.items():
+        rows = [f"## {title}", "", "| code | what it means | what to do |", "|---|---|---|"]
+        codes = {code: meaning for code, meaning in CODES.items() if code.startswith(f"{area}/")}
+        rows += [f"| `{code}` | {_cell(meaning.what)} | {_cell(meaning.fix)} |" for code, meaning in codes.items()]
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+# The folds of each table of docs/folding.md.
+FOLDS = {
+    "fold_weights": ("absorb_weight", "dequantize"),
+    "fold_maps": ("absorb_map",),
+    "fold_widen": ("widen",),
+    "fold_constants": ("constant_tokens",),
+    "fold_base": ("constants", "batch_norms", "move_biases"),
+}
 
 
 def fold_cases(*names: str) -> Callable[[], str]:
@@ -259,23 +299,128 @@ def fold_cases(*names: str) -> Callable[[], str]:
     return table
 
 
+# The public names by section. Those without a module are in `utcompile` itself, and each of these must be here.
+API: dict[str, tuple[str, ...]] = {
+    "Capture, match, insert": (
+        "compile",
+        "capture",
+        "CapturedModule",
+        "match",
+        "Plan",
+        "TunedModule",
+        "disable_tuners",
+        "recording.CaptureReport",
+        "matching.Site",
+        "rewrite.TunedSite",
+    ),
+    "Rules": ("RuleSet",),
+    "Checkpoints": ("save_tuners", "load_tuners", "save_peft", "load_peft", "peft_rules"),
+    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "UtcError"),
+    "Training and evaluation": (
+        *(f"train.{name}" for name in ("fit", "TrainResult", "load_data", "Data", "accuracy")),
+        *(
+            f"deploy.{name}"
+            for name in ("verify_onnx", "ParityReport", "accuracy_onnx", "latency", "Latency", "session")
+        ),
+    ),
+    "Extending": (
+        "register_tuner",
+        *(f"tuners.{name}" for name in ("Tuner", "TunerConfig", "TunerSite", "ValueSite", "WeightSite", "TokensSite")),
+        *(
+            f"tuners.{name}"
+            for name in (
+                "sites.StreamTokensSite",
+                "ChainSite",
+                "Port",
+                "ChannelMap",
+                "Bottleneck",
+                "Outputs",
+                "outputs_of",
+            )
+        ),
+        "register_operation",
+        "register_fold",
+        *(f"folding.{name}" for name in ("Fold", "Site", "Folding", "Case", "Patch", "Unfoldable", "FoldedSite")),
+        *(f"graph.{name}" for name in ("operation", "Operation", "readers")),
+        *(f"folding.{name}" for name in ("Replace", "Redirect", "Argument", "Added", "New", "Remove")),
+    ),
+}
+
+
+def api_tables() -> str:
+    """The public names, each with the first sentence of its docstring; the site shows the whole (`docs/hooks.py`)."""
+    parts = []
+    for title, names in API.items():
+        rows = [f"| `{_shown(name)}` | {_cell(_summary(_public(name)))} |" for name in names]
+        comments = [f"<!-- ::: utcompile.{name} -->" for name in names]
+        parts += [f"## {title}", "\n".join(["| name | |", "|---|---|", *rows]), "\n".join(comments)]
+    return "\n\n".join(parts)
+
+
+def _shown(name: str) -> str:
+    return f"utcompile.{name}" if "." in name else f"utc.{name}"
+
+
+def _public(name: str) -> Any:
+    module, _, attribute = f"utcompile.{name}".rpartition(".")
+    return getattr(importlib.import_module(module), attribute, None)
+
+
+def _summary(thing: Any) -> str:
+    return ("" if thing is None else inspect.getdoc(thing) or "").split("\n\n")[0]
+
+
+def undocumented() -> Iterator[str]:
+    """Public names that the API reference lacks, or that have no docstring; also members of public classes."""
+    import utcompile
+
+    listed = [name for names in API.values() for name in names]
+    for name in sorted(set(utcompile.__all__) - set(listed)):
+        yield f"docs/api.md: the public name utcompile.{name} is missing; add it to API in docs/build.py"
+    for name in listed:
+        thing = _public(name)
+        if thing is None:
+            yield f"docs/api.md: there is no utcompile.{name}; remove it from API in docs/build.py"
+            continue
+        if not (thing.__doc__ or "").strip():
+            yield f"utcompile.{name} has no docstring"
+        members = vars(thing).items() if inspect.isclass(thing) else ()
+        for member, value in members:
+            value = getattr(value, "__func__", value)  # of a classmethod or staticmethod
+            if not member.startswith("_") and _needs_text(value) and not (value.__doc__ or "").strip():
+                yield f"utcompile.{name}.{member} has no docstring"
+
+
+def imported() -> Iterator[str]:
+    """Names that a page or an example imports from a part of the package, and that the API reference lacks."""
+    listed = {f"utcompile.{name}" for names in API.values() for name in names}
+    texts = {path: "".join(_PYTHON.findall(path.read_text(encoding="utf-8"))) for path in PAGES}
+    texts |= {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.py"))}
+    for path, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utcompile."):
+                missing = [a.name for a in node.names if f"{node.module}.{a.name}" not in listed]
+                yield from (f"{path.name}: {node.module}.{name} is not in the API reference" for name in missing)
+
+
+def _needs_text(value: Any) -> bool:
+    return inspect.isfunction(value) or isinstance(value, property)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "rules": shipped_rules_table,
     "patterns": patterns_table,
     "operations": operations_table,
     "attributes": attributes_table,
-    "tuners": tuners_table,
-    "vera": vera_file,
+    "tuners": tuners_text,
+    "api": api_tables,
     "errors": errors_table,
+    "codes": codes_tables,
     "limits": limits_table,
     "keys": keys_tables,
     "verbs": verbs_table,
     "options": options_tables,
-    "fold_weights": fold_cases("absorb_weight", "dequantize"),
-    "fold_maps": fold_cases("absorb_map"),
-    "fold_widen": fold_cases("widen"),
-    "fold_constants": fold_cases("constant_tokens"),
-    "fold_base": fold_cases("constants", "batch_norms", "move_biases"),
+    **{name: fold_cases(*folds) for name, folds in FOLDS.items()},
 }
 
 
@@ -314,6 +459,28 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
+def folds_without_table() -> Iterator[str]:
+    """Shipped folds whose cases no table shows."""
+    from utcompile.folding import registered_folds
+    from utcompile.folding.folds import BASE_FOLDS
+
+    shown = {name for folds in FOLDS.values() for name in folds}
+    for fold in (*registered_folds(), *BASE_FOLDS):
+        if fold.name not in shown and type(fold).__module__.startswith("utcompile."):
+            yield f"docs/build.py: the fold {fold.name} is in no table; add it to FOLDS"
+
+
+def strangers() -> Iterator[str]:
+    """Pages that are missing in the navigation of `mkdocs.yml`, and entries of it that are no page."""
+    from_root = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^ +- [^:\n]+: ([\w/-]+\.md)$", text, re.MULTILINE))
+    names = {path.relative_to(ROOT).as_posix() for path in PAGES}
+    pages = {from_root.get(name, name.removeprefix("docs/")) for name in names}
+    yield from (f"mkdocs.yml: the navigation lacks {name}" for name in sorted(pages - listed))
+    yield from (f"mkdocs.yml: the navigation names {name}, which is no page" for name in sorted(listed - pages))
+
+
 def check(*, write: bool) -> list[str]:
     """Everything that is wrong; with `write`, generated parts are brought up to date first."""
     problems: list[str] = []
@@ -325,6 +492,7 @@ def check(*, write: bool) -> list[str]:
         elif fresh != text:
             problems.append(f"{path.relative_to(ROOT)}: a generated part is out of date; run make docs")
         problems += broken_links(path, fresh)
+    problems += [*undocumented(), *imported(), *folds_without_table(), *strangers()]
     fresh, schema = _schema(), ROOT / "rules" / "rules.schema.json"
     if write:
         schema.write_text(fresh, encoding="utf-8")
@@ -334,14 +502,14 @@ def check(*, write: bool) -> list[str]:
 
 
 def _schema() -> str:
-    """The JSON Schema that is shipped beside the rule files, which name it in their first lines."""
+    """The JSON Schema that is shipped with the rule files, which name it in their first lines."""
     from utcompile.rules import json_schema, shipped_kinds
 
     return json.dumps(json_schema(shipped_kinds()), indent=2) + "\n"
 
 
 def main() -> int:
-    """Check, and say what is wrong."""
+    """Check, and print what is wrong."""
     problems = check(write="--check" not in sys.argv[1:])
     print("\n".join(problems) or f"{len(PAGES)} pages: links and generated parts are right")
     return bool(problems)

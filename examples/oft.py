@@ -1,4 +1,4 @@
-"""OFT as a tuner of one's own: import this file, then write `{kind: oft, block: 8}` in a rule."""
+"""OFT as a custom tuner: import this file, then write `{kind: oft, block: 8}` in a rule."""
 
 from math import prod
 from typing import Literal
@@ -21,7 +21,9 @@ class Oft(Tuner):
     """Orthogonal finetuning (arXiv:2306.07280, Eq. 4): each neuron w, the weights of one output channel, becomes `R w`.
 
     R is block-diagonal with blocks `(k, k)`, each orthogonal by Cayley's `R = (I - Q)⁻¹ (I + Q)`, Q skew-symmetric. All
-    neurons turn alike, so the angles between them stay. A neuron of a convolution has `in/groups · kernel` weights.
+    neurons are turned alike, so the angles between them stay. A neuron of a convolution has `in/groups · kernel`
+    weights.
+
     Init: Q zero, so it is the identity at the start. Parameters: `n/k · k(k-1)/2` for n weights. Folds: absorbed; ONNX
     has no solve, so it exports folded.
     """
@@ -37,7 +39,7 @@ class Oft(Tuner):
     @classmethod
     def build(cls, config: OftConfig, site: TunerSite) -> "Oft":
         assert site.operation is not None
-        outputs = outputs_of(site.operation, site.weight_shape)  # a `UtcError` where nothing says which axis it is
+        outputs = outputs_of(site.operation, site.weight_shape)  # a `UtcError` if the output axis is unknown
         n = prod(outputs.shape) // outputs.count
         width = max(k for k in range(1, config.block + 1) if n % k == 0)
         if width == 1:

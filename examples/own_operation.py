@@ -1,4 +1,4 @@
-"""A custom kernel that rules know: registered once, it is an activation in patterns and for channels.
+"""A custom kernel that rules know: after one call, it is an activation in patterns, and channels pass through it.
 
 python examples/own_operation.py
 """
@@ -13,7 +13,7 @@ import utcompile as utc
 
 @torch.library.custom_op("examples::scaled_relu", mutates_args=())
 def scaled_relu(x: torch.Tensor, scale: float) -> torch.Tensor:
-    """What a fused kernel would compute: `scale * relu(x)`."""
+    """The result of a fused kernel: `scale * relu(x)`."""
     return torch.relu(x) * scale
 
 

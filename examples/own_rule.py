@@ -1,4 +1,4 @@
-"""A rule file of one's own, `own_rule.yaml`, applied to a Vision Transformer.
+"""Your own rule file, `own_rule.yaml`, applied to a Vision Transformer.
 
 python examples/own_rule.py
 """
@@ -9,7 +9,6 @@ import timm
 import torch
 
 import utcompile as utc
-from utcompile.deploy import export_onnx
 
 RULES = Path(__file__).with_name("own_rule.yaml")
 
@@ -19,10 +18,10 @@ def main() -> None:
     model = timm.create_model("test_vit", num_classes=5)
     images = torch.randn(2, 3, 160, 160)
 
-    # What the rule finds, and what it adds.
+    # The places that the rule finds, and the tuners that it adds.
     plan = utc.match(utc.capture(model, images), RULES, vars={"dim": 8})
     print(plan)
-    print(plan.explain("blocks.2"))  # an earlier block, which `select: {last: 3}` leaves out
+    print(plan.explain("blocks.2"))  # a block that `select: {last: 3}` leaves out
 
     # A few steps, so that there is something to fold.
     tuned = plan.apply()
@@ -35,7 +34,7 @@ def main() -> None:
     # The tuned ffn becomes the same operations, a little wider.
     folded, report = utc.fold(tuned, strict=True)
     print(report)
-    print(export_onnx(folded, "own_rule.onnx", images))
+    print(utc.export_onnx(folded, "own_rule.onnx", images))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Tune a frozen ConvNet on handwritten digits, fold the tuners away, and ship a proven ONNX file.
+"""Tune a frozen ConvNet on handwritten digits, fold the tuners into its weights, and ship a proven ONNX file.
 
-The demo's job in the public API, on a part of the data. It needs the extra packages of `pip install 'utcompile[demo]'`.
+This is the job of the demo, with the public API, on a part of the data. It needs the extra `demo`:
+`pip install '.[demo]'`.
 
     python examples/tune_convnet.py
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import utcompile as utc
-from utcompile.deploy import accuracy_onnx, export_onnx
+from utcompile.deploy import accuracy_onnx
 
 
 def backbone() -> nn.Module:
@@ -44,13 +45,13 @@ def main(train: int = 1500, test: int = 500, epochs: int = 3) -> None:
     torch.manual_seed(0)
     x, y, x_test, y_test = digits(train, test)
 
-    # 1. Say what goes where; see it before anything is changed.
+    # 1. Say which tuners go where, and look at the plan before anything is changed.
     plan = utc.match(utc.capture(backbone(), x[:2]), "convnet/inverted_residual_foldable", vars={"dim": 32, "r": 4})
     print(str(plan).splitlines()[-1])
     tuned = plan.apply()
     tuned.print_trainable_parameters()
 
-    # 2. Train in a loop of your own: a TunedModule is an ordinary nn.Module.
+    # 2. Train in your own loop: a TunedModule is an ordinary nn.Module.
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad])
     steps = epochs * -(-train // 32)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
@@ -67,7 +68,7 @@ def main(train: int = 1500, test: int = 500, epochs: int = 3) -> None:
     # 3. Fold the tuners into the frozen weights, and prove the file that ships.
     folded, report = utc.fold(tuned, strict=True)
     print(report)
-    result = export_onnx(folded, Path("digits.onnx"), x_test[:2])
+    result = utc.export_onnx(folded, Path("digits.onnx"), x_test[:2])
     print(result)
     print(f"test accuracy in ONNX Runtime: {accuracy_onnx(result.path, [(x_test, y_test)]):.1%}")
 

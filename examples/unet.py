@@ -10,12 +10,12 @@ from torch import nn
 
 
 def classic() -> nn.Module:
-    """Two convolutions a level, pooling down, transposed convolutions up; the skip stands first in each `cat`."""
+    """Two convolutions per level, pooling down, transposed convolutions up; the skip is first in each `cat`."""
     return Classic(8, levels=3)
 
 
 def diffusion() -> nn.Module:
-    """Residual blocks with group norm, attention in the middle, interpolation up; the skip stands last."""
+    """Residual blocks with group norm, attention in the middle, interpolation up; the skip is last."""
     return Diffusion(8, levels=2)
 
 

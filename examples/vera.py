@@ -1,4 +1,4 @@
-"""VeRA as a tuner of one's own: import this file, then write `{kind: vera, r: 256}` in a rule."""
+"""VeRA as a custom tuner: import this file, then write `{kind: vera, r: 256}` in a rule."""
 
 from math import prod
 from typing import Literal
@@ -14,8 +14,8 @@ from utcompile.tuners import Tuner, TunerConfig, TunerSite
 class VeraConfig(TunerConfig):
     kind: Literal["vera"] = "vera"
     r: int = Field(256, ge=1, description="rank of the update")
-    d: float = Field(0.1, description="what the vector d starts with")
-    seed: int = Field(0, description="of the frozen matrices, which no checkpoint holds")
+    d: float = Field(0.1, description="the initial value of the vector d")
+    seed: int = Field(0, description="the seed of the frozen matrices, which are not in checkpoints")
 
 
 class Drawn(nn.Module):
@@ -32,7 +32,7 @@ class Drawn(nn.Module):
 class Vera(Tuner):
     """Vector-based random matrix adaptation (arXiv:2310.11454, Eq. 2): `W' = W + Λ_b B Λ_d A`.
 
-    W is read as a matrix `(rows, rest)`, its first axis against all others. A `(r, rest)` and B `(rows, r)` are random,
+    W is read as a matrix `(rows, rest)`: its first axis, and all others. A `(r, rest)` and B `(rows, r)` are random,
     frozen and shared by all sites of their shape; the vectors d `(r,)` and b `(rows,)` are trained. Init: b zero, so it
     is the identity at the start. Parameters: `rows + r`. Folds: absorbed.
     """

@@ -25,11 +25,12 @@ ROOMS = {
     "rules": {"tuners", "ops"},
     "matching": {"rules", "graph", "tuners", "ops"},
     "rewrite": {"matching", "tuners", "graph", "rules", "ops"},
+    "memory": {"rewrite", "tuners", "graph", "ops"},
     "folding": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite"},
 }
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "modes", "text"}
 
 
 def imports_of(path: Path) -> set[str]:

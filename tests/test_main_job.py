@@ -20,7 +20,7 @@ JOBS = {
 }
 
 
-# docs/tutorial.md, which the tests run, does the job on the efficientnet; test_fold folds the swin with the same rules,
+# docs/getting-started.md, which the tests run, does the job on the efficientnet; test_fold folds the swin with the same rules,
 # and the convnext's are those of the vit and the mixer
 _FULL = ("efficientnet", "swin", "convnext")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from utcompile.matching import match as find
 from utcompile.plan import Plan
 from utcompile.recording import capture
 from utcompile.recording.example import Example
-from utcompile.recording.inputs import Examples, bind_inputs
+from utcompile.recording.inputs import Dynamic, Examples, bind_inputs
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.start import insert_and_check
@@ -28,29 +28,32 @@ _VARS = "a value for the rule file's `vars:` is given as vars={{{name!r}: …}}"
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
-    vars: Mapping[str, Any] | None = None,
+    vars: Mapping[str, object] | None = None,
     train: Sequence[str] | None = None,
 ) -> Plan:
-    """Find every place that a rule set speaks of; `plan.apply()` inserts the tuners.
+    """Find every place that matches a rule set; `plan.apply()` inserts the tuners.
 
     Args:
         captured: a `CapturedModule`.
         rules: a `RuleSet`, a path, a shipped name such as `u_tuning/dual`, or YAML text (with a newline).
         vars: values for the rule file's `vars:`.
-        train: what is trained beside the tuners, instead of the file's `train:`; nothing with an empty list.
+        train: what is trained next to the tuners, instead of the file's `train:`; nothing with an empty list.
 
     Raises:
         UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
     """
     if not isinstance(captured, UtcGraphModule):
         raise UtcError(
-            f"match takes a CapturedModule, not {type(captured).__name__}", fix="capture the model first: utc.capture"
+            f"match takes a CapturedModule, not {type(captured).__name__}",
+            fix="capture the model first: utc.capture",
+            code="arguments/type",
         )
     if isinstance(captured, TunedModule):
         raise UtcError(
             "this is a TunedModule already",
             why="tuners that are not folded have no second layer of tuners",
             fix="put all the rules in one file and match the captured model; or fold first, and tune the folded model",
+            code="arguments/type",
         )
     return Plan.of(find(captured, rules, vars, train))
 
@@ -60,8 +63,8 @@ def compile(
     model: nn.Module,
     rules: RuleSet | str | Path,
     example_inputs: Examples,
-    vars: Mapping[str, Any] | None = None,
-    dynamic: Any = None,
+    vars: Mapping[str, object] | None = None,
+    dynamic: Dynamic | None = None,
     base: Literal["frozen", "follow"] = "frozen",
     verify: Literal["values", "full", "shapes"] = "values",
     train: Sequence[str] | None = None,
@@ -102,7 +105,7 @@ def _compile_again(
     recorded: UtcGraphModule,
     rules: RuleSet,
     example_inputs: Examples,
-    dynamic: Any,
+    dynamic: Dynamic | None,
     base: str,
     verify: str,
     tuner_dtype: TunerDtype,
@@ -112,6 +115,7 @@ def _compile_again(
         raise UtcError(
             "what varies in a recorded module, and whether it follows the mode, was decided when it was captured",
             fix="leave out `dynamic=` and `base=`, or compile the original model",
+            code="arguments/type",
         )
     plan = replace(match(recorded, rules), tuner_dtype=tuner_dtype)
     example = Example.of(

@@ -6,7 +6,9 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
+
+from utcompile.error_codes import UNKNOWN
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -20,16 +22,29 @@ class UtcError(Exception):
         where: a place: `rules.yaml:14:7`, a module path, a source line.
         why: the reason, with the values that failed.
         fix: what to do about it.
+        code: the kind of problem, such as `match/count`: a key of `utcompile.error_codes.CODES`, or your own.
 
     Example:
-        >>> print(UtcError("unknown tuner kind 'lore'", where="r.yaml:3:9", fix="did you mean 'lora'?"))
+        >>> fix = "did you mean 'lora'?"
+        >>> error = UtcError("unknown tuner kind 'lore'", where="r.yaml:3:9", fix=fix, code="tuner/unknown")
+        >>> print(error)
         r.yaml:3:9: unknown tuner kind 'lore'
           fix: did you mean 'lora'?
+        >>> error.code
+        'tuner/unknown'
     """
 
-    def __init__(self, what: str, *, where: str | None = None, why: str | None = None, fix: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        fix: str | None = None,
+        code: str = UNKNOWN,
+    ) -> None:
         # no call of Exception's own: its `__new__` has kept `what`, and torch.compile could not trace it
-        self.what, self.where, self.why, self.fix = what, where, why, fix
+        self.what, self.where, self.why, self.fix, self.code = what, where, why, fix, code
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
@@ -41,15 +56,32 @@ class UtcError(Exception):
         return f"{self.what} ({self.where})" if self.where else self.what.splitlines()[0]
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.what, self.where, self.why, self.fix)
+        return _rebuild, (type(self), self.what, self.where, self.why, self.fix, self.code)
+
+    def within(self, context: str = "", *, where: str | None = None) -> Self:
+        """The same error with the context of a caller: the one way to add to an error.
+
+        Args:
+            context: goes in front of what is wrong: `rule 'dual' at blocks.0`.
+            where: the place, for an error that has none.
+
+        Example:
+            >>> print(UtcError("no weight", fix="use parallel").within("rule 'a'", where="r.yaml:3:9"))
+            r.yaml:3:9: rule 'a': no weight
+              fix: use parallel
+        """
+        what = f"{context}: {self.what}" if context else self.what
+        return type(self)(what, where=self.where or where, why=self.why, fix=self.fix, code=self.code)
 
 
 class GuardError(UtcError):
     """A call of a captured model that its guards refuse: the model's own Python code would run otherwise."""
 
 
-def _rebuild(cls: type[UtcError], what: str, where: str | None, why: str | None, fix: str | None) -> UtcError:
-    return cls(what, where=where, why=why, fix=fix)
+def _rebuild(
+    cls: type[UtcError], what: str, where: str | None, why: str | None, fix: str | None, code: str
+) -> UtcError:
+    return cls(what, where=where, why=why, fix=fix, code=code)
 
 
 def check_type(value: object, kinds: type | tuple[type, ...], what: str, wanted: str) -> None:
@@ -60,7 +92,7 @@ def check_type(value: object, kinds: type | tuple[type, ...], what: str, wanted:
     utcompile.errors.UtcError: path must be a text, not 3
     """
     if not isinstance(value, kinds) or isinstance(value, bool):  # which Python takes for a number
-        raise UtcError(f"{what} must be {wanted}, not {value!r:.60}")
+        raise UtcError(f"{what} must be {wanted}, not {value!r:.60}", code="arguments/type")
 
 
 def known_arguments(otherwise: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
@@ -79,7 +111,7 @@ def known_arguments(otherwise: str) -> Callable[[Callable[_P, _T]], Callable[_P,
                 if name not in known:
                     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
                     fix = f"did you mean {near[0]!r}?" if near else otherwise.format(name=name)
-                    raise UtcError(f"{function.__name__} has no argument {name!r}", fix=fix)
+                    raise UtcError(f"{function.__name__} has no argument {name!r}", fix=fix, code="arguments/unknown")
             return function(*args, **kwargs)
 
         return checked

@@ -41,9 +41,15 @@ def path_of(value: object, what: str) -> Path:
         UtcError: it is no path.
     """
     if not isinstance(value, str | Path) or not str(value):
-        raise UtcError(f"{what} must be a path, not {value!r:.80}", fix='give a str or a pathlib.Path, e.g. "run/"')
+        raise UtcError(
+            f"{what} must be a path, not {value!r:.80}",
+            fix='give a str or a pathlib.Path, e.g. "run/"',
+            code="arguments/type",
+        )
     if "\0" in str(value):
-        raise UtcError(f"{what} {str(value)!r:.80} contains a NUL character", fix="remove it from the path")
+        raise UtcError(
+            f"{what} {str(value)!r:.80} contains a NUL character", fix="remove it from the path", code="path/invalid"
+        )
     return Path(value)
 
 
@@ -54,7 +60,9 @@ def reported(what: str, where: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         fix = _FIXES.get(error.errno or 0)
-        raise UtcError(what, where=str(where), why=error.strerror or str(error), fix=fix) from error
+        raise UtcError(
+            what, where=str(where), why=error.strerror or str(error), fix=fix, code="path/invalid"
+        ) from error
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -105,7 +113,7 @@ def draft(parent: Path) -> Iterator[Path]:
             break
         _close(descriptor)  # swept away between the two calls
     try:
-        inside = path / "new"  # a folder of its own, which what writes in it may lock
+        inside = path / "new"  # a separate folder, which the writer may lock
         os.mkdir(inside)  # noqa: PTH102
         yield inside
     finally:
@@ -161,7 +169,7 @@ def _locked(folder: Path, *, wait: bool) -> int | None:
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Lock an open file or folder until it is closed or the process dies; False where another holds the lock."""
+    """Lock an open file or folder until it is closed or the process dies; False where another process has the lock."""
     if locks is None:
         return True
     try:

@@ -80,12 +80,20 @@ def register_operation(
     for value, argument in ((name, "name"), (gloss, "gloss"), (signature, "signature"), (axes, "axes")):
         check_type(value, str, argument, "a text")
     if not name.isidentifier() or not name.islower():
-        raise UtcError(f"{name!r} cannot be the name of an operation", fix="use small letters, digits and _")
+        raise UtcError(
+            f"{name!r} cannot be the name of an operation",
+            fix="use small letters, digits and _",
+            code="extend/operation",
+        )
     if not gloss or "\n" in gloss:
-        raise UtcError(f"the operation {name!r} needs one line that says what it computes", fix="give it as `gloss`")
+        raise UtcError(
+            f"the operation {name!r} needs one line that says what it computes",
+            fix="give it as `gloss`",
+            code="extend/operation",
+        )
     if name in library_patterns() or name in CLASSES or name in STRUCTURAL:
         why = "a named pattern has it" if name in library_patterns() else "it is a word of patterns"
-        raise UtcError(f"the name {name!r} is taken", why=why, fix="choose another name")
+        raise UtcError(f"the name {name!r} is taken", why=why, fix="choose another name", code="extend/operation")
     row = Row(name, gloss, _traits(traits), _axes(axes), (), flops)
     given = [spellings] if isinstance(spellings, str) or callable(spellings) else [*spellings]
     register(row, signature, given)
@@ -95,12 +103,12 @@ def _traits(words: Iterable[str]) -> Trait:
     found = Trait(0)
     for word in [words] if isinstance(words, str) else words:
         if word not in _TRAITS:
-            raise UtcError(f"unknown trait {word!r}", fix=did_you_mean(word, _TRAITS))
+            raise UtcError(f"unknown trait {word!r}", fix=did_you_mean(word, _TRAITS), code="extend/operation")
         found |= _TRAITS[word]
     return found
 
 
 def _axes(word: str) -> Axes:
     if word not in _AXES:
-        raise UtcError(f"no operation carries axes as {word!r}", fix=did_you_mean(word, _AXES))
+        raise UtcError(f"no operation carries axes as {word!r}", fix=did_you_mean(word, _AXES), code="extend/operation")
     return _AXES[word]

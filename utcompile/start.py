@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph.nested import map_tensors, tensors
 from utcompile.matching import PlanData, TunerDtype
+from utcompile.memory import MemoryPlan
 from utcompile.recording.example import Example
-from utcompile.recording.nested import map_tensors, tensors
 from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
 
@@ -41,8 +42,13 @@ def insert_and_check(plan: PlanData, example: Example | None = None) -> TunedMod
         UtcError: one of these does not hold.
     """
     if plan.tuner_dtype not in get_args(TunerDtype):
-        raise UtcError(f"tuner_dtype is {plan.tuner_dtype!r}", fix="say 'float32', or 'base' for the model's own dtype")
+        raise UtcError(
+            f"tuner_dtype is {plan.tuner_dtype!r}",
+            fix="say 'float32', or 'base' for the model's own dtype",
+            code="arguments/value",
+        )
     tuned = apply_plan(plan)
+    tuned.memory = MemoryPlan()
     example = example or plan.module.example_inputs
     if example is not None and not example.compared:
         tuned.proven = "unproven: it was captured with verify='shapes'"
@@ -79,6 +85,7 @@ def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any])
                 f"output {i} of the tuned model differs at the start by {(a - b).abs().max().item():.3g}",
                 why="a tuner that declares itself the identity at the start is not",
                 fix="set `identity_at_start = False` on your tuner, or initialise its last factor with zeros",
+                code="tune/not-identity",
             )
 
 

@@ -118,7 +118,7 @@ def test_the_embedded_weights_are_trained_ones():
     assert efficientnet_lite0(10).classifier.weight.shape == (10, 1280)
 
 
-# docs/tutorial.md, which the tests run, does the same as both
+# docs/getting-started.md, which the tests run, does the same as both
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["own_rule", "tune_convnet"])
 def test_examples_run(name, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""What README and docs say is so: their Python runs, their rule files load, their links and tables are right."""
+"""README and docs are true: their Python runs, their rule files load, their links and tables are right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utcompile.rules import shipped_rules
 from utcompile.tuners import base
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -32,8 +32,8 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start(2)) + 1, m[2]) for m in _BLOCK.finditer(text) if m[1] == language]
 
 
-def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+def build(name: str = "build") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -41,7 +41,7 @@ def build() -> ModuleType:
 
 
 def ids(pages: list[Path]) -> list[str]:
-    return [page.name for page in pages]
+    return [page.relative_to(ROOT).as_posix() for page in pages]
 
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
@@ -50,8 +50,9 @@ WITH_RULES = [page for page in PAGES if any("version: 1" in text for _, text in 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=ids(WITH_PYTHON))
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks of a page in order, in one namespace and an empty folder."""
+    """All blocks of a page in order, in one namespace and a folder that has nothing but the page's own rule files."""
     monkeypatch.chdir(tmp_path)
+    rule_files(page, tmp_path)
     for registry in (base, folds):
         monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     torch.manual_seed(0)
@@ -88,9 +89,9 @@ def test_rule_files_load_and_find_what_they_say(page: Path, tmp_path: Path) -> N
 
 
 def test_every_rule_file_of_the_reference_is_a_whole_one() -> None:
-    page = ROOT / "docs" / "rules.md"
-    assert [line for line, text in blocks(page, "yaml") if not re.search(r"^version: 1", text, re.MULTILINE)] == []
-    assert sum("tests:" in text for _, text in blocks(page, "yaml")) >= 8
+    texts = [text for page in sorted((ROOT / "docs" / "rules").glob("*.md")) for _, text in blocks(page, "yaml")]
+    assert [text for text in texts if not re.search(r"^version: 1", text, re.MULTILINE)] == []
+    assert sum("tests:" in text for text in texts) >= 8
 
 
 def test_links_and_generated_parts() -> None:
@@ -100,9 +101,15 @@ def test_links_and_generated_parts() -> None:
 def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = build()
     page = tmp_path / "README.md"
-    page.write_text("[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n<!-- generated: verbs -->\n<!-- end -->\n")
+    page.write_text(
+        "[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n```python\nfrom utcompile.graph import info\n```\n<!-- generated: verbs -->\n<!-- end -->\n"
+    )
+    (tmp_path / "mkdocs.yml").write_text("nav:\n  - Gone: gone.md\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "PAGES", (page,))
+    monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type", "errors.Gone")})
+    monkeypatch.setattr(module, "FOLDS", {"fold_widen": ("widen",)})
+    monkeypatch.setattr(module.importlib.import_module("utcompile.errors").check_type, "__doc__", None)
     problems = "\n".join(module.check(write=False))
     for part in (
         "nowhere.md leads nowhere",
@@ -110,11 +117,32 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "no rules/none.yaml",
         "a generated part is out of date",
         "rules.schema.json: out of date",
+        "the fold absorb_map is in no table",
+        "the navigation lacks index.md",
+        "the navigation names gone.md",
+        "the public name utcompile.fold is missing",
+        "utcompile.errors.check_type has no docstring",
+        "there is no utcompile.errors.Gone",
+        "utcompile.graph.info is not in the API reference",
     ):
         assert part in problems
     (tmp_path / "rules").mkdir()
     module.check(write=True)
     assert "utcompile train" in page.read_text()
+
+
+def test_links_of_the_repository_lead_to_pages_of_the_site() -> None:
+    hooks = build("hooks")
+    text = "[a](docs/rules/index.md#rules) [b](examples/vera.py) [c](https://x.org/a.md) [d](#here) ![e](docs/assets/icon.svg)"
+    assert hooks._moved(text, ROOT / "README.md", "index.md") == (
+        "[a](rules/index.md#rules) [b](files/examples/vera.py.md) [c](https://x.org/a.md) [d](#here) ![e](assets/icon.svg)"
+    )
+    text = "[a](../../CONTRIBUTING.md) [b](../errors.md) [c](../../examples/vera.py)"
+    assert hooks._moved(text, ROOT / "docs/rules/match.md", "rules/match.md") == (
+        "[a](../contributing.md) [b](../errors.md) [c](../files/examples/vera.py.md)"
+    )
+    assert ROOT / "examples" / "vera.py" in hooks._linked_files()
+    assert hooks._bars("a `x \\| y`\n| `a \\| b` | c \\| d |\n") == "a `x \\| y`\n| `a | b` | c \\| d |\n"
 
 
 @pytest.mark.full

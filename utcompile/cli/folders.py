@@ -19,15 +19,27 @@ def check_apart(out: Path, run: Path) -> None:
     where, source = out.resolve(), run.resolve()
     word = "is" if where == source else "contains" if where in source.parents else "lies in"
     if where == source or where in source.parents or source in where.parents:
-        raise UtcError(f"the result {word} the run", where=str(out), fix="write it to another folder")
+        raise UtcError(
+            f"the result {word} the run", where=str(out), fix="write it to another folder", code="path/taken"
+        )
     for folder in (where, *where.parents):
         if is_run(folder):
             word = "is" if folder == where else "lies in"
-            raise UtcError(f"the result {word} a run", where=str(out), why=f"{folder} has a checkpoint", fix=_ELSEWHERE)
+            raise UtcError(
+                f"the result {word} a run",
+                where=str(out),
+                why=f"{folder} has a checkpoint",
+                fix=_ELSEWHERE,
+                code="path/taken",
+            )
     inside = (Path(root) for root, _, _ in os.walk(where))
     if (found := next(filter(is_run, inside), None)) is not None:
         raise UtcError(
-            "the result would replace a run", where=str(out), why=f"{found} has a checkpoint", fix=_ELSEWHERE
+            "the result would replace a run",
+            where=str(out),
+            why=f"{found} has a checkpoint",
+            fix=_ELSEWHERE,
+            code="path/taken",
         )
 
 
@@ -39,17 +51,31 @@ def is_run(folder: Path) -> bool:
 def check_free(out: Path, *, overwrite: bool, flag: str = "--overwrite") -> None:
     """Raise where a result would replace something: called before any work is done."""
     if out.exists() and not out.is_dir():
-        raise UtcError("the result is a folder, and this is a file", where=str(out), fix="give another path")
+        raise UtcError(
+            "the result is a folder, and this is a file", where=str(out), fix="give another path", code="path/invalid"
+        )
     if out.exists() and not overwrite and any(out.iterdir()):
-        raise UtcError("the folder is not empty", where=str(out), fix=f"give another folder, or {flag} to replace it")
+        raise UtcError(
+            "the folder is not empty",
+            where=str(out),
+            fix=f"give another folder, or {flag} to replace it",
+            code="path/taken",
+        )
 
 
 def check_file(out: Path) -> None:
     """Raise where a file cannot be written: called before any work is done."""
     if not out.absolute().parent.is_dir():
-        raise UtcError("the folder to write to does not exist", where=str(out.parent), fix="create it first")
+        raise UtcError(
+            "the folder to write to does not exist", where=str(out.parent), fix="create it first", code="path/invalid"
+        )
     if out.is_dir():
-        raise UtcError("the path to write to is a folder", where=str(out), fix=f"name a file: {out / 'model.onnx'}")
+        raise UtcError(
+            "the path to write to is a folder",
+            where=str(out),
+            fix=f"name a file: {out / 'model.onnx'}",
+            code="path/invalid",
+        )
 
 
 @contextmanager

@@ -106,7 +106,10 @@ class ModelChoice:
             or not -(2**63) <= data["seed"] < 2**64
         ):
             raise UtcError(
-                "the manifest does not say how the model is built", where=where, fix="name the model with -m"
+                "the manifest does not say how the model is built",
+                where=where,
+                fix="name the model with -m",
+                code="checkpoint/damaged",
             )
         if prod(data["input_size"]) > _MOST_PIXELS or not 0 < (data["num_classes"] or 1) <= _MOST_CLASSES:
             raise UtcError(
@@ -114,5 +117,6 @@ class ModelChoice:
                 where=where,
                 why=f"input_size is {data['input_size']}, num_classes {data['num_classes']}",
                 fix="name the model with -m",
+                code="checkpoint/damaged",
             )
         return cls(**{k: data[k] for k in kinds if k != "input_size"}, input_size=tuple(data["input_size"]))

@@ -11,6 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from utcompile.error_codes import UNKNOWN
+from utcompile.errors import UtcError
+
 _WIDTH = 140  # of what is no terminal: a table in a log is not cut at 80 columns
 
 
@@ -40,13 +43,14 @@ def say(text: str, style: str = "") -> None:
 
 
 def progress(text: str) -> None:
-    """What is going on, on stderr."""
+    """Report progress on stderr."""
     stderr().print(Text(text, "dim"), soft_wrap=True)
 
 
-def fail(error: BaseException) -> None:
-    """An error's text on stderr."""
-    stderr().print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+def fail(error: UtcError) -> None:
+    """Print an error's text on stderr, and the code under which the documentation lists it."""
+    code = "" if error.code == UNKNOWN else f"\n  code: {error.code}"
+    stderr().print(Text.assemble(("error: ", "bold red"), str(error), (code, "dim")), soft_wrap=True)
 
 
 def _console(*, stderr: bool) -> Console:

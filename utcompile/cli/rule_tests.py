@@ -34,7 +34,7 @@ def load_files(path: str | None) -> tuple[dict[str, RuleSet], list[Result]]:
     if Path(path).is_dir():
         return _folder(Path(path))
     if path not in shipped and not Path(path).is_file():
-        raise UtcError(f"no rules {path!r}", fix=did_you_mean(path, shipped))
+        raise UtcError(f"no rules {path!r}", fix=did_you_mean(path, shipped), code="rule/not-found")
     return {path: RuleSet.load(path)}, []
 
 
@@ -43,7 +43,9 @@ def _folder(folder: Path) -> tuple[dict[str, RuleSet], list[Result]]:
 
     found = sorted(folder.rglob("*.yaml"))
     if not found:
-        raise UtcError("the folder holds no rule file", where=str(folder), fix="rule files end in .yaml")
+        raise UtcError(
+            "the folder contains no rule file", where=str(folder), fix="rule files end in .yaml", code="rule/not-found"
+        )
     loaded, failed = {}, []
     for file in found:
         try:
@@ -55,7 +57,7 @@ def _folder(folder: Path) -> tuple[dict[str, RuleSet], list[Result]]:
 
 
 def _is_part(file: Path) -> bool:
-    """Whether a file is one that others include: patterns, tuners or variables, and no rules of its own."""
+    """Whether a file is one that others include: patterns, tuners or variables, without rules."""
     from utcompile.rules.yaml12 import load
 
     try:
@@ -66,7 +68,7 @@ def _is_part(file: Path) -> bool:
 
 
 def run_tests(files: dict[str, RuleSet]) -> Iterator[Result]:
-    """A result for each rule that a test states something of; the tests of one model stand together.
+    """Yield a result per rule of which a test states something; the tests of one model are together.
 
     A model that cannot be built or captured, and rules that cannot be matched, are one failed result a test.
     """

@@ -136,4 +136,6 @@ def schema(
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UtcError("the schema cannot be written", where=str(out), why=error.strerror) from None
+        raise UtcError(
+            "the schema cannot be written", where=str(out), why=error.strerror, code="path/invalid"
+        ) from None

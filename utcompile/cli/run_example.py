@@ -27,13 +27,18 @@ def example_of(inputs: Mapping[str, Any], seed: int, where: str) -> dict[str, Te
 def _input(name: str, entry: Mapping[str, Any], generator: torch.Generator, where: str) -> Tensor:
     shape, dtype = entry["shape"], getattr(torch, entry["dtype"], None)
     if not isinstance(dtype, torch.dtype):
-        raise UtcError(f"input {name!r} has the dtype {entry['dtype']!r:.40}, which torch lacks", where=where)
+        raise UtcError(
+            f"input {name!r} has the dtype {entry['dtype']!r:.40}, which torch lacks",
+            where=where,
+            code="checkpoint/damaged",
+        )
     if prod(shape) > _MOST:
         raise UtcError(
             f"input {name!r} of shape {shape} is too large",
             where=where,
             why=f"at most {_MOST:,} numbers are made for an example",
             fix="save the checkpoint from a model that was compiled with a smaller example",
+            code="checkpoint/damaged",
         )
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)

@@ -60,7 +60,7 @@ def source_of(spec: str) -> Source:
     """
     kind, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
     if not colon or not name or not kind:
-        raise UtcError(f"{spec!r} names no model", fix=f"give {SPECS}")
+        raise UtcError(f"{spec!r} names no model", fix=f"give {SPECS}", code="model/unknown")
     if kind == "timm":
         return _Timm(name)
     if kind == "torchvision":
@@ -69,7 +69,7 @@ def source_of(spec: str) -> Source:
         return _Demo(name)
     if kind.endswith(".py") or all(part.isidentifier() for part in kind.split(".")):
         return _Factory(kind, name)
-    raise UtcError(f"{spec!r} names no model", fix=f"give {SPECS}")
+    raise UtcError(f"{spec!r} names no model", fix=f"give {SPECS}", code="model/unknown")
 
 
 class _Timm:
@@ -80,14 +80,16 @@ class _Timm:
 
         if not timm.is_model(name):
             fix = did_you_mean(name, timm.list_models())
-            raise UtcError(f"timm has no model {name!r}", fix=f"{fix} List them with timm.list_models()")
+            raise UtcError(
+                f"timm has no model {name!r}", fix=f"{fix} List them with timm.list_models()", code="model/unknown"
+            )
         self.name, self.spec = name, f"timm:{name}"
         try:
             self.config = timm.get_pretrained_cfg(name)
         except RuntimeError as error:  # `resnet50.nowhere`
             tags = [n for n in timm.list_pretrained() if n.partition(".")[0] == name.partition(".")[0]]
             fix = did_you_mean(name, tags)
-            raise UtcError(f"timm has no weights {name!r}", why=str(error), fix=fix) from error
+            raise UtcError(f"timm has no weights {name!r}", why=str(error), fix=fix, code="model/weights") from error
 
     def preset(self) -> Preset:
         from timm.data import resolve_data_config
@@ -99,7 +101,7 @@ class _Timm:
         import timm
 
         if pretrained and not (self.config and self.config.has_weights):
-            raise UtcError(f"timm has no pretrained weights for {self.name!r}", fix=_OFFLINE)
+            raise UtcError(f"timm has no pretrained weights for {self.name!r}", fix=_OFFLINE, code="model/weights")
         own, options = self.preset().input_size, dict[str, Any]()
         if num_classes is not None:
             options["num_classes"] = num_classes
@@ -122,7 +124,9 @@ class _Torchvision:
 
         known = models.list_models(module=models)
         if name not in known:
-            raise UtcError(f"torchvision has no classification model {name!r}", fix=did_you_mean(name, known))
+            raise UtcError(
+                f"torchvision has no classification model {name!r}", fix=did_you_mean(name, known), code="model/unknown"
+            )
         self.name, self.spec = name, f"torchvision:{name}"
         self.weights = models.get_model_weights(name).DEFAULT
 
@@ -171,17 +175,25 @@ class _Factory:
         if num_classes is not None:
             if not _takes(factory, "num_classes"):
                 raise UtcError(
-                    f"the factory takes no num_classes, so its head of {num_classes} classes cannot be asked for",
+                    f"the factory takes no num_classes, so a head of {num_classes} classes is not possible",
                     where=self.spec,
                     fix=f"write def {self.name}(num_classes=…), or leave out --num-classes where its head fits",
+                    code="model/build",
                 )
             options["num_classes"] = num_classes
         try:
             model = factory(**options)
         except Exception as error:  # whatever a user's code raises
-            raise UtcError("the factory failed", where=self.spec, why=f"{type(error).__name__}: {error}") from error
+            raise UtcError(
+                "the factory failed", where=self.spec, why=f"{type(error).__name__}: {error}", code="model/build"
+            ) from error
         if not isinstance(model, nn.Module):
-            raise UtcError(f"the factory returned a {type(model).__name__}", where=self.spec, fix="return an nn.Module")
+            raise UtcError(
+                f"the factory returned a {type(model).__name__}",
+                where=self.spec,
+                fix="return an nn.Module",
+                code="model/build",
+            )
         return model
 
     def _factory(self) -> Callable[..., Any]:
@@ -191,11 +203,18 @@ class _Factory:
             raise
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            raise UtcError("the module of the model cannot be imported", where=self.module, why=why) from error
+            raise UtcError(
+                "the module of the model cannot be imported", where=self.module, why=why, code="model/build"
+            ) from error
         factory: Any = getattr(module, self.name, None)
         if not callable(factory):
             known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-            raise UtcError(f"there is no function {self.name!r}", where=self.module, fix=did_you_mean(self.name, known))
+            raise UtcError(
+                f"there is no function {self.name!r}",
+                where=self.module,
+                fix=did_you_mean(self.name, known),
+                code="model/unknown",
+            )
         return factory
 
 
@@ -204,7 +223,7 @@ class _Demo:
 
     def __init__(self, name: str) -> None:
         if name != "efficientnet_lite0":
-            raise UtcError(f"the demo has no model {name!r}", fix="give demo:efficientnet_lite0")
+            raise UtcError(f"the demo has no model {name!r}", fix="give demo:efficientnet_lite0", code="model/unknown")
         self.spec = f"demo:{name}"
 
     def preset(self) -> Preset:
@@ -231,10 +250,10 @@ def _module(name: str) -> ModuleType:
 def _module_of_file(path: str) -> ModuleType:
     file = Path(path)
     if not file.is_file():
-        raise UtcError("there is no such Python file", where=path)
+        raise UtcError("there is no such Python file", where=path, code="model/unknown")
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))  # as `python file.py` does
-    # Under a name of its own, for the file may be called as an installed package is.
+    # Under a name that no installed package has: the file may have the name of one.
     spec = importlib.util.spec_from_file_location(f"utcompile_model_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -246,6 +265,8 @@ def _module_of_file(path: str) -> ModuleType:
 def _unbuilt(spec: str, error: Exception, pretrained: bool, options: dict[str, Any]) -> UtcError:
     why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if pretrained:
-        return UtcError(f"the pretrained weights of {spec} cannot be loaded", why=why, fix=_OFFLINE)
+        return UtcError(
+            f"the pretrained weights of {spec} cannot be loaded", why=why, fix=_OFFLINE, code="model/weights"
+        )
     given = ", ".join(f"{k}={v}" for k, v in options.items()) or "its defaults"
-    return UtcError(f"{spec} cannot be built with {given}", why=why)
+    return UtcError(f"{spec} cannot be built with {given}", why=why, code="model/build")

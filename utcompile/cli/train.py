@@ -100,7 +100,11 @@ def train(
         training = manifest.get("training")
         wanted = {*settings, "augment"} - {"workers"}
         if not isinstance(training, dict) or training.keys() != wanted or not isinstance(manifest.get("data"), str):
-            raise UtcError("the manifest does not say how the run was trained", where=str(out / MANIFEST))
+            raise UtcError(
+                "the manifest does not say how the run was trained",
+                where=str(out / MANIFEST),
+                code="checkpoint/damaged",
+            )
         choice, ruleset = choice_of(out, manifest, model, trust), rules_of(out, manifest)
         path = data or Path(manifest["data"])
         settings = {**training, "workers": workers}

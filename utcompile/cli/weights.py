@@ -1,4 +1,4 @@
-"""State dicts from files, loaded strictly; only a head of other classes may differ, and that is said."""
+"""State dicts from files, loaded strictly; only a head with other classes may differ, and that is reported."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ _WRAPPERS = ("state_dict", "model")  # what training scripts put a state dict un
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pth` file that holds nothing but plain data.
+    """The tensors of a `.safetensors` file, or of a `.pth` file that contains only plain data.
 
     Raises:
-        UtcError: the file is missing, damaged, would run code, or holds no state dict.
+        UtcError: the file is missing, damaged, would run code, or contains no state dict.
     """
     if not path.is_file():
-        raise UtcError("there is no such weights file", where=str(path), fix="check the path given to --weights")
+        raise UtcError(
+            "there is no such weights file",
+            where=str(path),
+            fix="check the path given to --weights",
+            code="model/weights",
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -34,12 +39,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             where=str(path),
             why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             fix="give a .safetensors file, or a state dict saved with torch.save(model.state_dict(), …)",
+            code="model/weights",
         ) from error
     for key in _WRAPPERS:
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
     if not isinstance(data, Mapping) or not data or not all(isinstance(v, Tensor) for v in data.values()):
-        raise UtcError("the file holds no state dict", where=str(path), fix="save model.state_dict()")
+        raise UtcError(
+            "the file contains no state dict", where=str(path), fix="save model.state_dict()", code="model/weights"
+        )
     return dict(data)
 
 
@@ -66,6 +74,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, nu
                 if names
             ),
             fix="name the architecture that the file was saved from",
+            code="model/weights",
         )
     differing = [name for name, tensor in wanted.items() if tensors[name].shape != tensor.shape]
     head = [name for name in differing if num_classes and _is_head(wanted[name], tensors[name], num_classes)]
@@ -75,6 +84,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str, nu
             f"{name} has the shape {list(tensors[name].shape)} in the weights, {list(wanted[name].shape)} in the model",
             where=where,
             fix="replace the head with --num-classes, or name the architecture that the file was saved from",
+            code="model/weights",
         )
     model.load_state_dict({name: wanted[name] if name in head else tensor for name, tensor in tensors.items()})
     return head

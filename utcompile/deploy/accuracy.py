@@ -38,9 +38,10 @@ def accuracy_onnx(
                 f"the first output is of shape {logits.shape}, not ({len(labels)}, classes)",
                 where=str(path),
                 fix="export a model whose first output is its logits",
+                code="onnx/inputs",
             )
         right += int((np.argmax(logits, axis=1) == labels.cpu().numpy()).sum())
         total += len(labels)
     if not total:
-        raise UtcError("there is no sample to measure accuracy on")
+        raise UtcError("there is no sample to measure accuracy on", code="data/not-found")
     return right / total

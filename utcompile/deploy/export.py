@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from utcompile.deploy.call import Call, ExampleInputs, evaluating
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, check_tolerance, compare_once, references
 from utcompile.deploy.runtime import session
 from utcompile.deploy.translate import BATCH, translate
@@ -25,7 +25,7 @@ GUARDS = "utcompile.guards"  # the key in a file's metadata
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and how well it was proven.
+    """The written file, and how well it was proven.
 
     Attributes:
         path: the ONNX file.
@@ -74,16 +74,16 @@ def export_onnx(
     """Export a model to one ONNX file with a dynamic axis `batch`, and prove it in ONNX Runtime.
 
     The model is exported in eval mode and left as it was. Inputs keep the names of the arguments and weights the names
-    of the parameters, as far as the exporter does not fuse or transpose them. The file is written beside `path` and
+    of the parameters, as far as the exporter does not fuse or transpose them. The file is written next to `path` and
     moved there last: when anything fails, a file that was at `path` is still there, and none is if there was none.
 
     Args:
-        path: where the file goes; its folder exists. Above 1.5 GB of weights, `path` with `.data` appended holds them.
+        path: where the file goes; its folder exists. Above 1.5 GB, the weights go to `path` with `.data` appended.
         example_inputs: a tuple (positional), a mapping (keyword) or one tensor, at any batch size; `(B, C, H, W)` for
             an image model. Numbers, flags and `None` among them are baked in.
-        batch_sizes: at which random inputs of the example's shapes and ranges are compared, beside the example itself.
-            None: 1, 3 and 8, without those that a guard of the captured model refuses.
-        tolerance: `|onnx - torch| ≤ tolerance · max(1, max|torch|)` an output. None: 1e-4, and 1e-2 in float16.
+        batch_sizes: at which random inputs of the example's shapes and ranges are compared, next to the example
+            itself. None: 1, 3 and 8, without those that a guard of the captured model refuses.
+        tolerance: `|onnx - torch| ≤ tolerance · max(1, max|torch|)` per output. None: 1e-4, and 1e-2 in float16.
         opset: the ONNX operator set. None: the exporter's default (20 in torch 2.15). From 23 on attention is one node.
         batch_inputs: the inputs whose dimension 0 is the batch. None: `model.batch_inputs` where there is one, else
             all whose dimension 0 equals that of the first tensor.
@@ -112,7 +112,7 @@ def export_onnx(
     call = Call.of(model, example_inputs, batch_inputs)
     guards = tuple(map(str, getattr(model, "guards", ())))
     with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
-        with evaluating(model):
+        with as_shipped(model):
             # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
             expected = references(model, call, sizes, check_inputs)
             program = translate(model, call, tuple(expected[0][3]), opset)
@@ -122,7 +122,7 @@ def export_onnx(
         parity = _prove(model, beside / path.name, path, call, expected, tolerance)
         parity.require()
         size = sum(file.stat().st_size for file in beside.iterdir())
-        # External data first, so that the graph never stands beside weights that are not there yet.
+        # External data first, so that the graph is never there before its weights.
         for file in sorted(beside.iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.with_name(file.name))
     return ExportResult(
@@ -157,11 +157,18 @@ def _prove(
 
 def _check_target(path: Path) -> None:
     if not path.parent.is_dir():
-        raise UtcError("the folder to write to does not exist", where=str(path.parent), fix="create it first")
+        raise UtcError(
+            "the folder to write to does not exist", where=str(path.parent), fix="create it first", code="path/invalid"
+        )
     if path.is_dir():
-        raise UtcError("the path to write to is a folder", where=str(path), fix=f"name a file: {path / 'model.onnx'}")
+        raise UtcError(
+            "the path to write to is a folder",
+            where=str(path),
+            fix=f"name a file: {path / 'model.onnx'}",
+            code="path/invalid",
+        )
     if not os.access(path.parent, os.W_OK):
-        raise UtcError("the folder is not writable", where=str(path.parent))
+        raise UtcError("the folder is not writable", where=str(path.parent), code="path/invalid")
 
 
 def _check_dtype(model: nn.Module) -> None:
@@ -171,6 +178,7 @@ def _check_dtype(model: nn.Module) -> None:
                 "a bfloat16 model cannot be proven: ONNX Runtime has no bfloat16 kernels on the CPU",
                 where=name,
                 fix="export model.float() or model.half()",
+                code="export/unsupported",
             )
 
 
@@ -185,6 +193,7 @@ def _check_recurrent(model: nn.Module) -> None:
                 "an LSTM with projections (proj_size) has no ONNX operator",
                 where=path or "the root module",
                 fix="deploy it with torch.export, or train an nn.LSTM without proj_size and a linear after it",
+                code="export/unsupported",
             )
 
 
@@ -192,19 +201,29 @@ def _check_metadata(metadata: Mapping[str, str] | None) -> None:
     check_type(metadata, (Mapping, NoneType), "metadata", "a mapping from texts to texts")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise UtcError(f"metadata {key!r} is a {type(value).__name__}", fix="ONNX metadata is text: use json.dumps")
+            raise UtcError(
+                f"metadata {key!r} is a {type(value).__name__}",
+                fix="ONNX metadata is text: use json.dumps",
+                code="arguments/value",
+            )
 
 
 def _check_file(draft: Path, call: Call, outputs: list[tuple[int, dict[str, Tensor]]]) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(str(draft), full_check=True)
     except Exception as error:  # ValidationError or InferenceError, by version
-        raise UtcError("the exported file is not valid ONNX", why=str(error).strip().splitlines()[0]) from error
+        raise UtcError(
+            "the exported file is not valid ONNX", why=str(error).strip().splitlines()[0], code="export/unsupported"
+        ) from error
     written = onnx.load(str(draft), load_external_data=False)
     inputs = {entry.name: _axes(entry) for entry in written.graph.input}
     for name, batched in zip(call.names, call.batched, strict=True):
         if name not in inputs:
-            raise UtcError(f"the exporter dropped the input {name!r}", why=f"the file has {', '.join(inputs)}")
+            raise UtcError(
+                f"the exporter dropped the input {name!r}",
+                why=f"the file has {', '.join(inputs)}",
+                code="export/disagrees",
+            )
         if batched and inputs[name][0] != BATCH:
             raise _fixed_batch("input", name, inputs[name])
     axes = {entry.name: _axes(entry) for entry in written.graph.output}
@@ -228,4 +247,5 @@ def _fixed_batch(kind: str, name: str, axes: list[str | int]) -> UtcError:
         f"the batch of {kind} {name!r} became fixed in the ONNX graph: ({', '.join(map(str, axes))})",
         why="the model's forward turns the batch size into a constant",
         fix="in forward, take sizes from x.shape; or name the inputs that carry the batch in `batch_inputs`",
+        code="export/fixed-size",
     )

@@ -47,7 +47,7 @@ def session(
     """
     path = Path(path)
     if not path.is_file():
-        raise UtcError("there is no such ONNX file", where=str(path))
+        raise UtcError("there is no such ONNX file", where=str(path), code="onnx/file")
     available = ort.get_available_providers()
     for provider in providers:
         if provider not in available:
@@ -55,12 +55,15 @@ def session(
                 f"ONNX Runtime has no {provider!r}",
                 why=f"this build offers {', '.join(available)}",
                 fix=onnxruntime_conflict() or did_you_mean(provider, available),
+                code="onnx/runtime",
             )
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
     if threads is not None:
         if threads < 1:
-            raise UtcError(f"threads is {threads}", fix="pass 1 or more, or None for one a core")
+            raise UtcError(
+                f"threads is {threads}", fix="pass 1 or more, or None for one per core", code="arguments/value"
+            )
         options.intra_op_num_threads = threads
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -72,6 +75,7 @@ def session(
             where=str(path),
             why=_first_line(error),
             fix="check that it is a whole ONNX file and that no operation in it needs another provider or data type",
+            code="onnx/file",
         ) from error
 
 
@@ -105,11 +109,13 @@ def run(opened: ort.InferenceSession, feeds: Mapping[str, Tensor], seconds: floa
                 f"ONNX Runtime had not finished after {seconds:g} s, and was stopped",
                 why="the file has a loop that does not end, or is far larger than its model",
                 fix="export the model again; give a longer time where it needs one",
+                code="onnx/runtime",
             ) from error
         raise UtcError(
             "ONNX Runtime cannot run the file",
             why=_first_line(error),
             fix="an input size that differs from the one it was exported with must be a named, dynamic axis",
+            code="onnx/runtime",
         ) from error
     finally:
         timer.cancel()
@@ -122,11 +128,12 @@ def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> No
     optional = {entry.name for entry in opened.get_overridable_initializers()}
     for name in feeds:
         if name not in declared and name not in optional:
-            raise UtcError(f"the ONNX file has no input {name!r}", fix=did_you_mean(name, declared))
+            raise UtcError(f"the ONNX file has no input {name!r}", fix=did_you_mean(name, declared), code="onnx/inputs")
     if missing := [name for name in declared if name not in feeds]:
         raise UtcError(
-            f"the ONNX file asks for inputs that are not given: {', '.join(map(repr, missing))}",
+            f"the ONNX file needs inputs that are not given: {', '.join(map(repr, missing))}",
             why=f"given: {', '.join(map(repr, feeds)) or 'none'}",
+            code="onnx/inputs",
         )
     for name, shape in declared.items():
         given = tuple(feeds[name].shape)
@@ -138,6 +145,7 @@ def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> No
             raise UtcError(
                 f"the ONNX file's input {name!r} is of shape ({wanted}), not {given}",
                 fix="give the size it was exported with, or export it again at this size",
+                code="onnx/inputs",
             )
 
 
@@ -151,7 +159,9 @@ def feeds_in_order(
     names = [entry.name for entry in opened.get_inputs()]
     if len(names) != len(found):
         raise UtcError(
-            f"{len(found)} tensors for an ONNX file with {len(names)} inputs", why=f"it has {', '.join(names)}"
+            f"{len(found)} tensors for an ONNX file with {len(names)} inputs",
+            why=f"it has {', '.join(names)}",
+            code="onnx/inputs",
         )
     return dict(zip(names, (leaf for _, leaf in found), strict=True))
 

@@ -55,13 +55,15 @@ def translate(model: nn.Module, call: Call, output_names: Sequence[str], opset: 
             fix="in forward, take sizes from x.shape; or name the inputs that carry the batch in `batch_inputs`"
             if fixed
             else "rewrite the operation that is named, or take it out of the exported model",
+            code="export/unsupported",
         ) from error
     assert program is not None  # None is what the TorchScript exporter returns
     if opset is not None and program.model.opset_imports[""] != opset:
         raise UtcError(
             f"the model cannot be exported at opset {opset}",
             why=f"the exporter gives opset {program.model.opset_imports['']} for it",
-            fix="leave `opset` out, or ask for 18 or later",
+            fix="leave `opset` out, or choose 18 or later",
+            code="export/unsupported",
         )
     _strip_prefix(program)
     _strip_traces(program)

@@ -6,7 +6,6 @@ from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.patch import (
     Added,
     Argument,
-    Arguments,
     Edit,
     New,
     Patch,
@@ -22,7 +21,6 @@ from utcompile.folding.site import Site
 __all__ = [
     "Added",
     "Argument",
-    "Arguments",
     "Case",
     "Edit",
     "Fold",

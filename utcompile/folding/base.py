@@ -17,6 +17,10 @@ from utcompile.folding.site import Part, Site
 from utcompile.graph import Role
 
 
+class FaultyFold(UtcError):
+    """A fold's code has failed, or has changed the model while it planned: no reason to keep a tuner in silence."""
+
+
 class _Rewrite:
     """What folds of tuners and of the base have in common.
 
@@ -37,8 +41,8 @@ class Fold(_Rewrite, ABC):
     """An exact rewrite of a tuner and the frozen layers around it.
 
     A subclass states its `status`, says in `requires` which sites it is for, and plans a `Patch`. Everything else is
-    done for it: that planning changed nothing is checked; the patch is applied, `ensures` is asked, and the site is
-    proven in float64 on random inputs. What is disproved is taken back, and its tuner is kept.
+    done for it: that planning changed nothing is checked; the patch is applied, `ensures` is called, and the site is
+    proven in float64 on random inputs. A patch that is disproved is taken back, and its tuner is kept.
 
     Attributes:
         trusted: planning is known to change nothing, by tests, and is not checked in each call.
@@ -52,7 +56,7 @@ class Fold(_Rewrite, ABC):
 
     @abstractmethod
     def plan(self, site: Site, model: Folding) -> Patch:
-        """What is to be changed; the model itself stays as it is.
+        """The changes that fold a site; the model itself stays as it is.
 
         Raises:
             Unfoldable: a condition does not hold; which one, with names.
@@ -77,10 +81,10 @@ class Fold(_Rewrite, ABC):
 
         Raises:
             Unfoldable: a condition does not hold.
-            UtcError: the plan changed the model.
+            FaultyFold: the plan changed the model.
         """
         if not self.requires(site, model):
-            raise Unfoldable(f"the fold {self.name} is not for a {site.form} {site.tuned.tuner}")
+            raise Unfoldable(f"the fold {self.name} is not for a {site.kind}")
         if self.trusted:
             return self.plan(site, model)
         before = model.stamp()
@@ -88,7 +92,7 @@ class Fold(_Rewrite, ABC):
             return self.plan(site, model)
         finally:
             if not before.is_of(model):
-                raise UtcError(
+                raise FaultyFold(
                     f"the fold {self.name!r} changed the model while it planned",
                     where=f"site {site.id}",
                     why="a plan that turns out wrong could then not be taken back",
@@ -107,7 +111,7 @@ class BaseFold(_Rewrite, ABC):
 
     @abstractmethod
     def wanted(self, options: Options) -> bool:
-        """Whether it was asked for."""
+        """Whether the options say so."""
 
     @abstractmethod
     def parts(self, model: Folding) -> Iterator[Part]:

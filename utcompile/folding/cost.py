@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -76,9 +75,9 @@ def _flops(root: nn.Module, node: fx.Node) -> int:
 
 def _measured(root: nn.Module, node: fx.Node) -> int:
     """A tuner's, or those of an operation that reads its parameters from one, by running shapes alone."""
-    known: dict[fx.Node, Any] = {}
+    known: dict[fx.Node, object] = {}
 
-    def value(n: fx.Node) -> Any:
+    def value(n: fx.Node) -> object:
         if n not in known:
             given = value_of(n)
             if (size := info(n).size) is not None:

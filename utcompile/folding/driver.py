@@ -1,14 +1,20 @@
-"""One site after the other: planned, applied, proven; or kept, with the reason."""
+"""One site after the other: planned, applied, proven; or kept, with the reason.
+
+A fold refuses a site by `Unfoldable` or a `UtcError`. Every other exception of a fold is a mistake in its code: it ends
+the folding with one error that names the fold and the site.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import fx, nn
 
-from utcompile.folding.base import BaseFold, Fold, registered_folds
+from utcompile.errors import UtcError
+from utcompile.folding.base import BaseFold, FaultyFold, Fold, registered_folds
 from utcompile.folding.float32 import plan_float32
 from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.folds import BASE_FOLDS
@@ -33,14 +39,15 @@ class _Attempt:
     Attributes:
         id, status: for the report, if it holds.
         muted: the site whose effect is measured, where what rounding leaves of it is not known.
-        fold, ensured: the name of the fold, and what of its promise is not so in the patched graph.
+        fold: that made the patch.
+        ensured: what of the fold's promise is not so in the patched graph.
     """
 
     id: str
     status: Status
     patch: Patch
+    fold: Fold | BaseFold
     muted: str = ""
-    fold: str = ""
     ensured: Callable[[], str] = str
 
 
@@ -74,21 +81,22 @@ class Driver:
         def ensured() -> str:
             return fold.ensures(site, self.model, patch)
 
-        return self._try(_Attempt(site.id, fold.status, patch, muted, fold.name, ensured))
+        return self._try(_Attempt(site.id, fold.status, patch, fold, muted, ensured))
 
     def _plan(self, site: Site) -> tuple[Fold, Patch]:
         """The first fold that is for a site and whose conditions hold, and its patch."""
         reasons = []
         for fold in registered_folds():
-            if not fold.requires(site, self.model):
-                continue
-            if not fold.local:
-                self.model.view()  # its proof reads layouts that tuners hid
             try:
-                return fold, fold(site, self.model)
+                with _faults_named(fold, site.id):
+                    if not fold.requires(site, self.model):
+                        continue
+                    if not fold.local:
+                        self.model.view()  # its proof reads layouts that tuners hid
+                    return fold, fold(site, self.model)
             except Unfoldable as reason:
                 reasons.append(str(reason))
-        raise Unfoldable("; ".join(reasons) or f"no exact fold is known for a {site.form} {site.tuned.tuner}")
+        raise Unfoldable("; ".join(reasons) or f"no exact fold is known for a {site.kind}")
 
     def fold_base(self) -> Iterator[FoldedSite]:
         """Fold what the base itself computes for nothing."""
@@ -100,10 +108,11 @@ class Driver:
     def _fold_part(self, fold: BaseFold, part: Part) -> FoldedSite:
         self.model.view()
         try:
-            patch = fold.plan(part, self.model)
+            with _faults_named(fold, part.id):
+                patch = fold.plan(part, self.model)
         except Unfoldable as reason:
             return FoldedSite(part.id, "kept", reason=str(reason))
-        return self._try(_Attempt(part.id, fold.status, patch))
+        return self._try(_Attempt(part.id, fold.status, patch, fold))
 
     def _try(self, attempt: _Attempt) -> FoldedSite:
         """Apply a patch and prove it; where it is disproved, nothing of it remains."""
@@ -119,14 +128,20 @@ class Driver:
             trial.undo()
             self.disproved.add(attempt.id)
             return FoldedSite(attempt.id, "kept", reason=str(reason))
+        except BaseException:
+            trial.undo()
+            raise
         trial.keep()
         return found
 
     def _proven(self, trial: Trial, proof: SiteProof, attempt: _Attempt) -> FoldedSite:
         share = attempt.patch.retained
-        results, notes, eaten = _applied(trial, attempt), "", None
-        if broken := attempt.ensured():
-            raise Unfoldable(f"the fold {attempt.fold} breaks its promise: {broken}")
+        notes, eaten = "", None
+        with _faults_named(attempt.fold, attempt.id):
+            results = _applied(trial, attempt.patch)
+            broken = attempt.ensured()
+        if broken:
+            raise Unfoldable(f"the fold {attempt.fold.name} breaks its promise: {broken}")
         retained = share if share is not None and not attempt.muted else _run(proof.retained, results)
         if retained < _RETAINED:
             notes = _eaten(retained)
@@ -174,17 +189,42 @@ class Driver:
         return found
 
 
-def _applied(trial: Trial, attempt: _Attempt) -> list[fx.Node]:
+@contextmanager
+def _faults_named(fold: Fold | BaseFold, site: str) -> Iterator[None]:
+    """What code of a fold may raise.
+
+    Raises:
+        Unfoldable: its refusal, also where that was a `UtcError`.
+        FaultyFold: anything else.
+    """
+    try:
+        yield
+    except (Unfoldable, FaultyFold):
+        raise
+    except UtcError as error:
+        raise Unfoldable(error.what) from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise FaultyFold(
+            f"the fold {fold.name!r} has failed",
+            where=f"site {site}",
+            why=f"{said}, in code of {type(fold).__module__}.{type(fold).__qualname__}",
+            fix="where a condition of the fold does not hold, raise `utcompile.folding.Unfoldable` with the reason: "
+            "the tuner is then kept. In a fold of utcompile this is a fault of utcompile: report the model",
+        ) from error
+
+
+def _applied(trial: Trial, patch: Patch) -> list[fx.Node]:
     """The nodes that yield the values of a patch's outputs.
 
     Raises:
-        Unfoldable: it names what is not there, or takes out what is still read.
+        Unfoldable: the patch takes out what is still read, or gives an operation an argument that it does not have.
     """
     try:
-        return trial.apply(attempt.patch)
-    except Exception as error:  # whatever a user's patch may have in it
-        said = str(error).partition("\n")[0]
-        raise Unfoldable(f"its patch cannot be applied: {type(error).__name__}: {said}") from error
+        return trial.apply(patch)
+    except (Unfoldable, UtcError) as error:
+        said = error.what if isinstance(error, UtcError) else error
+        raise Unfoldable(f"its patch cannot be applied: {said}") from error
 
 
 def _run(measure: Callable[[Sequence[fx.Node]], _T], results: Sequence[fx.Node]) -> _T:
@@ -207,7 +247,7 @@ def _checked(proof: SiteProof, results: Sequence[fx.Node]) -> Proof:
     """
     found = _run(proof.check, results)
     if found.error > _TOLERANCE:
-        raise Unfoldable(f"folded, the site differs by {found.error:.1e}; what stands between is not what it seems")
+        raise Unfoldable(f"folded, the site differs by {found.error:.1e}; an operation on the way is not what it seems")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,11 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.folding.driver import Driver
 from utcompile.folding.folding import Folding, Options
-from utcompile.folding.inputs import ProofInputs
+from utcompile.folding.inputs import ProofInputs, Samples
 from utcompile.folding.plain import changes_of_names, drop_tuners, state_read, sweep_graph
 from utcompile.folding.proof import count_flops
 from utcompile.folding.report import FoldedSite, FoldReport
+from utcompile.folding.site import is_first
 from utcompile.folding.whole import compare, is_proven, refusal
 from utcompile.graph import (
     UtcGraphModule,
@@ -40,12 +40,12 @@ def fold(
     constants: bool = False,
     batch_norms: bool = False,
     dequantize: bool = False,
-    check_inputs: Any = None,
+    check_inputs: Samples = None,
 ) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
-    Weight tuners and linear tuners of values are absorbed; bottlenecks beside an ffn or an inverted residual widen it;
-    learned tokens become constant keys and values; the rest is kept with its reason (cases: docs/folding.md).
+    Weight tuners and linear tuners of values are absorbed. Bottlenecks parallel to an ffn or an inverted residual widen
+    it. Learned tokens become constant keys and values. The rest is kept with its reason (cases: docs/folding.md).
     `utc.register_fold` adds other folds.
 
     Each fold is computed in float64 and proven on the site with random inputs; the whole model is compared in its own
@@ -59,7 +59,7 @@ def fold(
             compute in float32, between casts; otherwise its tuner is kept.
         constants: also compute once, into buffers, what the base computes from parameters alone in every call.
         batch_norms: also fold the base's BatchNorms into the convolutions and linears before them.
-        dequantize: fold beside a quantised weight into a weight of floating-point numbers, which takes its place;
+        dequantize: fold a tuner of a quantised weight into a weight of floating-point numbers, which takes its place;
             otherwise such a tuner is kept.
         check_inputs: real samples to compare the whole model on as well: one, or a list of them, each a tensor, a
             tuple (positional) or a dict (keyword).
@@ -81,10 +81,6 @@ def fold(
         <All keys matched successfully>
     """
     tuned = _unwrapped(tuned)
-    if not isinstance(tuned, UtcGraphModule):
-        raise UtcError(
-            f"fold takes a TunedModule, not {type(tuned).__name__}", fix="compile the model first: utc.compile"
-        )
     options = Options(float32, constants, batch_norms, dequantize)
     compared = structural_copy(tuned)  # other threads may be using `tuned`, or have it off
     assert isinstance(compared, UtcGraphModule)
@@ -127,7 +123,7 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
     """The largest relative difference of the outputs, in the model's dtype; both are left as they were.
 
     Raises:
-        UtcError: it is larger than rounding explains; what the same fold gives in float64 is said with it.
+        UtcError: it is larger than rounding explains; the error then has the result of the same fold in float64.
     """
     found = compare(tuned, folded, inputs)
     if is_proven(found, tuned.dtype):
@@ -143,12 +139,16 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
     raise refusal(found, tuned.dtype, in_float64)
 
 
-def _unwrapped(model: Any) -> Any:
-    found: Any = unwrapped(model, "fold")
+def _unwrapped(model: nn.Module) -> UtcGraphModule:
+    found = unwrapped(model, "fold")
     if isinstance(found, UtcGraphModule) and any(hasattr(p, "full_tensor") for p in found.parameters()):
         raise UtcError(
             "the model is distributed over processes, and a part of it cannot be folded",
             fix="save it with utc.save_tuners, load that into a model that was compiled in one process, and fold it",
+        )
+    if not isinstance(found, UtcGraphModule):
+        raise UtcError(
+            f"fold takes a TunedModule, not {type(found).__name__}", fix="compile the model first: utc.compile"
         )
     return found
 
@@ -176,8 +176,7 @@ def _fold_sites(tuned: UtcGraphModule, inputs: ProofInputs, options: Options) ->
     read_before = state_read(model.graph, model.root)
     sites = tuned.sites if isinstance(tuned, TunedModule) else ()
     done: dict[str, FoldedSite] = {}
-    # weights first: a widening needs plain layers next to it
-    waiting = sorted(sites, key=lambda s: s.form != "weight")
+    waiting = sorted(sites, key=is_first, reverse=True)
     while waiting:
         for site in waiting:
             done[site.id] = driver.fold(site)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -33,7 +32,7 @@ class Unfoldable(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What is folded besides tuners, and how; see `fold`."""
+    """The options of a fold: parts of the base that are folded too, and how; see `fold`."""
 
     float32: bool = False
     constants: bool = False
@@ -48,7 +47,7 @@ class Folding:
     Attributes:
         graph, root: a copy of the tuned model.
         inputs: what the proofs run on.
-        options: what was asked for.
+        options: of the fold.
         original: the names of the parameters before folding.
         seen_as: nodes that were copied from the tuned graph -> their names there.
         changed: parameter name -> the dtype and device that it has in the end.
@@ -95,7 +94,7 @@ class Folding:
         self._is_rewired = True
         self._others |= set(others)
 
-    def observed(self, node: fx.Node, draw: int) -> Any:
+    def observed(self, node: fx.Node, draw: int) -> object:
         """What a node that chooses yields in the tuned model, on the CPU and in float64; None where it was not seen."""
         found = self.inputs.observed(self.seen_as.get(node, ""), draw)
         return pytree.tree_map(lambda t: in_float64("", t) if isinstance(t, torch.Tensor) else t, found)
@@ -106,7 +105,7 @@ class Folding:
         assert isinstance(result, torch.Tensor)
         return result
 
-    def _evaluate(self, node: fx.Node) -> Any:
+    def _evaluate(self, node: fx.Node) -> object:
         return run_node(self.root, node, self._evaluate, in_float64)
 
     @property

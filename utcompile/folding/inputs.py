@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -15,11 +14,14 @@ from utcompile.graph import UtcGraphModule, full_precision, value_of
 from utcompile.graph.likeness import Likeness, tables_of, without_example
 from utcompile.graph.memory import KeptMemory
 from utcompile.graph.structure import named_state
+from utcompile.modes import evaluating
 
 _BATCH = 2
 _DRAWS = 3  # of calls with integers or booleans: what they choose differs from call to call
 _REAL_DRAWS = 2
-Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+Call = tuple[str, tuple[object, ...], dict[str, object]]
+Sample = torch.Tensor | tuple[object, ...] | Mapping[str, object]
+Samples = Sample | list[Sample] | None
 
 
 class ProofInputs:
@@ -30,7 +32,7 @@ class ProofInputs:
         check_inputs: real samples, each as `example_inputs` of `capture`; one, or a list of them.
     """
 
-    def __init__(self, tuned: UtcGraphModule, check_inputs: Any = None) -> None:
+    def __init__(self, tuned: UtcGraphModule, check_inputs: Samples = None) -> None:
         self.tuned = tuned
         found = tuned.example_inputs
         if found is None:
@@ -44,7 +46,7 @@ class ProofInputs:
         leaves = pytree.tree_leaves(dict(self.example.arguments))
         chosen = any(isinstance(t, torch.Tensor) and not t.is_floating_point() for t in leaves)
         self.draws = _DRAWS if chosen else _REAL_DRAWS
-        self._observed: dict[int, dict[str, Any]] = {}
+        self._observed: dict[int, dict[str, object]] = {}
 
     def calls(self) -> Iterator[tuple[Call, bool]]:
         """Every call of the whole model, and whether it must run: what is drawn may not fit the model."""
@@ -60,10 +62,10 @@ class ProofInputs:
         name = "on the example inputs" if draw == 0 else f"on inputs drawn like the example (draw {draw})"
         return name, (), made.on(self.tuned.device)
 
-    def _moved(self, leaf: Any) -> Any:
+    def _moved(self, leaf: object) -> object:
         return leaf.to(self.tuned.device) if isinstance(leaf, torch.Tensor) else leaf
 
-    def observed(self, name: str, draw: int) -> Any:
+    def observed(self, name: str, draw: int) -> object:
         """What a node of the tuned model yields in a call: no floating-point numbers; None where it was not seen."""
         if draw not in self._observed:
             self._observed[draw] = {}
@@ -80,12 +82,12 @@ class ProofInputs:
 class _Watcher(fx.Interpreter):
     """Runs a graph, and keeps what chooses: integers, booleans, sizes and packed sequences."""
 
-    def __init__(self, module: UtcGraphModule, kept: dict[str, Any]) -> None:
+    def __init__(self, module: UtcGraphModule, kept: dict[str, object]) -> None:
         super().__init__(module)
         self.kept = kept
         self.extra_traceback = False
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """As fx runs it."""
         result = super().run_node(n)
         if n.op in ("placeholder", "call_module", "call_function", "call_method") and _chooses(n, result):
@@ -93,7 +95,7 @@ class _Watcher(fx.Interpreter):
         return result
 
 
-def _chooses(node: fx.Node, result: Any) -> bool:
+def _chooses(node: fx.Node, result: object) -> bool:
     if isinstance(result, nn.utils.rnn.PackedSequence):
         return True
     tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
@@ -101,7 +103,7 @@ def _chooses(node: fx.Node, result: Any) -> bool:
     return is_number and not any(t.is_floating_point() or t.is_complex() for t in tensors)
 
 
-def _in_order(graph: fx.Graph, arguments: Mapping[str, Any]) -> list[Any]:
+def _in_order(graph: fx.Graph, arguments: Mapping[str, object]) -> list[object]:
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     return [arguments.get(str(n.target), n.args[0] if n.args else None) for n in inputs]
 
@@ -109,19 +111,14 @@ def _in_order(graph: fx.Graph, arguments: Mapping[str, Any]) -> list[Any]:
 @contextmanager
 def evaluated(*modules: nn.Module) -> Iterator[None]:
     """Modules in eval, in full precision; nothing that runs inside leaves a trace in them or in random numbers."""
-    modes = {m: m.training for module in modules for m in module.modules()}
     state = [named_state(m).values() for m in modules]
     memory = KeptMemory([t for found in state for t in found])
     gpus = sorted({t.device.index or 0 for found in state for t in found if t.device.type == "cuda"})
-    for module in modules:
-        module.eval()
     try:
-        with torch.no_grad(), full_precision(), torch.random.fork_rng(gpus), memory:
+        with evaluating(*modules), full_precision(), torch.random.fork_rng(gpus), memory:
             yield
     finally:
         memory.put_back()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def outputs_of(module: nn.Module, call: Call) -> list[torch.Tensor]:
@@ -139,13 +136,13 @@ def copy_of(call: Call) -> Call:
     return (name, *copied)
 
 
-def _samples(check_inputs: Any) -> Sequence[Any]:
+def _samples(check_inputs: Samples) -> Sequence[Sample]:
     if check_inputs is None:
         return ()
     return check_inputs if isinstance(check_inputs, list) else [check_inputs]
 
 
-def _call_of(number: int, sample: Any) -> Call:
+def _call_of(number: int, sample: Sample) -> Call:
     name = f"on check_inputs[{number}]"
     if isinstance(sample, torch.Tensor):
         return name, (sample,), {}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument as Argument_
+from torch.fx.node import Target
 
 from utcompile.graph import Origin, Value, info, set_operand
 
 Home = tuple[torch.dtype, torch.device]
+# what a node is called with, where nodes may be added ones
+Given: TypeAlias = "Argument_ | Added | tuple[Given, ...] | list[Given] | dict[str, Given]"
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Added:
     """
 
     op: str
-    target: Any
-    args: tuple[Any, ...]
+    target: Target
+    args: tuple[Given, ...]
     place: fx.Node
     origin: Origin | None = None
     state: bool = False
@@ -98,26 +102,12 @@ class Argument:
 
     node: fx.Node
     role: str
-    value: Any
+    value: Given
 
     def make(self, graph: Editor) -> None:
         """Do it."""
         graph.touch(self.node)
         set_operand(self.node, self.role, graph.given(self.value))
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """An edit: all arguments of a node; added nodes among them."""
-
-    node: fx.Node
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def make(self, graph: Editor) -> None:
-        """Do it."""
-        graph.touch(self.node)
-        self.node.args, self.node.kwargs = graph.given(self.args), dict(graph.given(dict(self.kwargs)))
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,7 @@ class Editor(Protocol):
     def now(self, node: Operand) -> fx.Node:
         """The node that yields what a node yielded, or that was made of an added one."""
 
-    def given(self, arguments: Any) -> Any:
+    def given(self, arguments: Given) -> Argument_:
         """Arguments in which each node, or added node, is the one that yields its value now."""
 
     def stands_for(self, node: fx.Node, by: fx.Node) -> None:

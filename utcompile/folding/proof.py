@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -32,12 +31,12 @@ _SIZED = (Role.TUNER, Role.BRANCH, Role.SUM, Role.OPERATION, Role.PADDING)  # th
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of a site.
+    """The measurements of a site.
 
     Attributes:
         error: the largest difference, relative to the largest value, in float64, before rounding.
         dtype_error: the same, in the model's dtype with rounded weights; None where the site does not run in it.
-        retained: the share of the tuner's effect that rounding leaves, 1 where it was not asked for.
+        retained: the share of the tuner's effect that rounding leaves, 1 where it was not measured.
         parameters: that the site reads, before and after.
         flops: of the site for one sample, before and after; None where they cannot be counted.
     """
@@ -60,7 +59,7 @@ class SiteProof:
 
     Args:
         model: the model being folded, before this site is.
-        sources: values that folding leaves alone, from which both the tuner and what stands beside it are computed.
+        sources: values that folding leaves alone, from which both the tuner and the layers parallel to it are computed.
         outputs: the values that are to be compared.
         muted: the site whose effect is measured, where its nodes say which value they change.
 
@@ -87,7 +86,7 @@ class SiteProof:
         """Compare with what takes the outputs' places.
 
         Args:
-            results: one node an output.
+            results: one node per output.
         """
         after = self._run(results, self.model.cast)
         error = max(map(relative_error, after, self.before), default=0.0)
@@ -175,10 +174,10 @@ class SiteProof:
     ) -> list[torch.Tensor]:
         nodes = sorted({n for output in outputs for n in _cone(output, self.sources)})
         inside = set(nodes)
-        known: dict[fx.Node, Any] = {}
+        known: dict[fx.Node, object] = {}
         constant = ConstantNodes()
 
-        def value(node: fx.Node) -> Any:
+        def value(node: fx.Node) -> object:
             if node not in known:
                 is_new = node not in draw.given
                 if node in inside or (is_new and (of_parameters(node) or node in constant or is_stored(node))):
@@ -187,7 +186,7 @@ class SiteProof:
                     known[node] = pytree.tree_map(lambda t: given(t) if isinstance(t, torch.Tensor) else t, draw[node])
             return known[node]
 
-        def compute(node: fx.Node) -> Any:
+        def compute(node: fx.Node) -> object:
             if muted and info(node).site == muted:
                 if (changed := untuned(node)) is not None:
                     return value(changed)
@@ -224,17 +223,17 @@ class _Draw:
     ) -> None:
         self.model, self.number, self.generator = model, number, generator
         self.chooses = False
-        self.given: dict[fx.Node, Any] = {}
+        self.given: dict[fx.Node, object] = {}
         axes = model.known(sources).channel_axis
         for source in sources:
             self.given[source] = self._value(source, axes.get(source), positions)
 
-    def __getitem__(self, node: fx.Node) -> Any:
+    def __getitem__(self, node: fx.Node) -> object:
         if node not in self.given:
             self.given[node] = self._value(node)
         return self.given[node]
 
-    def _value(self, node: fx.Node, channels: int | None = None, positions: int | None = None) -> Any:
+    def _value(self, node: fx.Node, channels: int | None = None, positions: int | None = None) -> object:
         batch = self.model.batch
         value = value_of(node)
         if (size := info(node).size) is not None and value is None:

@@ -1,15 +1,25 @@
-"""What folds are asked about: a tuner in place, or a part of the base."""
+"""The subjects of folds: a tuner in place, or a part of the base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import assert_never
 
 from torch import fx, nn
 
 from utcompile.graph import Role, info
-from utcompile.rewrite import TunedSite, site_nodes
+from utcompile.rewrite import (
+    Tuned,
+    TunedSite,
+    TunedStage,
+    TunedStreamTokens,
+    TunedTokens,
+    TunedValue,
+    TunedWeight,
+    site_nodes,
+)
 from utcompile.tuners import Bottleneck, ChannelMap, Tuner
 
 _CHANGED = {Role.SUM: 0, Role.BRANCH: 1}  # which argument is the value that the tuner's share is added to
@@ -42,9 +52,14 @@ class Site:
         return self.tuned.id
 
     @property
-    def form(self) -> str:
-        """How the tuner is inserted."""
-        return self.tuned.form
+    def place(self) -> Tuned:
+        """How the tuner is inserted, and what it tunes."""
+        return self.tuned.place
+
+    @property
+    def kind(self) -> str:
+        """The form and the kind of the tuner: `parallel adapter`."""
+        return f"{self.tuned.form} {self.tuned.tuner}"
 
     @property
     def call(self) -> fx.Node:
@@ -64,35 +79,27 @@ class Site:
         """The sum of what the tuner yields and the value next to it, of a parallel tuner."""
         return next(iter(self.nodes.get(Role.SUM, ())), None)
 
-    @property
-    def is_weight(self) -> bool:
-        """Whether the tuner changes parameters."""
-        return self.form == "weight"
-
-    @property
-    def is_tokens(self) -> bool:
-        """Whether the tuner yields learned tokens."""
-        return self.form == "tokens"
-
-    @property
-    def is_parallel(self) -> bool:
-        """Whether what the tuner yields is added next to what it reads."""
-        return self.form == "parallel"
-
-    @property
-    def is_quantised(self) -> bool:
-        """Whether the tuned weight is no parameter of floating-point numbers."""
-        return not any(self.tuned.tunes.values()) and "weight" in self.tuned.tunes
-
     @cached_property
     def linear(self) -> ChannelMap | None:
         """What a tuner of values computes, where it is one linear map of channels."""
-        return self.tuner.channel_map() if self.form in ("parallel", "sequential") else None
+        return self.tuner.channel_map() if isinstance(self.place, TunedValue) else None
 
     @cached_property
     def bottleneck(self) -> Bottleneck | None:
         """What a parallel tuner computes, where it is a bottleneck."""
-        return self.tuner.bottleneck() if self.is_parallel else None
+        is_added = isinstance(self.place, TunedValue) and not self.place.replaces
+        return self.tuner.bottleneck() if is_added else None
+
+
+def is_first(tuned: TunedSite) -> bool:
+    """Whether a site is folded before the others: a widening needs layers whose weights are plain again."""
+    match tuned.place:
+        case TunedWeight():
+            return True
+        case TunedValue() | TunedTokens() | TunedStreamTokens() | TunedStage():
+            return False
+        case unknown:
+            assert_never(unknown)
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,21 @@ erased node back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from utcompile.folding.execute import in_float64
-from utcompile.folding.folding import Folding
-from utcompile.folding.patch import Added, Home, New, Operand, Patch
+from utcompile.folding.folding import Folding, Unfoldable
+from utcompile.folding.patch import Added, Given, Home, New, Operand, Patch
 from utcompile.graph import inserted, owner_of
 
-_MISSING = object()
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class _AsItWas:
     """One node: all that fx knows of it, and who read what it reads, in order."""
 
     op: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    meta: dict[str, Any]
+    target: Target
+    args: tuple[Argument, ...]
+    kwargs: dict[str, Argument]
+    meta: dict[str, object]
 
 
 class Trial:
@@ -45,7 +48,7 @@ class Trial:
         self._users: dict[fx.Node, list[fx.Node]] = {}
         self._made: dict[Added, fx.Node] = {}
         self._by: dict[fx.Node, fx.Node] = {}
-        self._tables: list[tuple[dict[str, Any], str, Any]] = []
+        self._undone: list[Callable[[], object]] = []  # what puts entries of tables back
 
     # --- doing and undoing --------------------------------------------------------------------------------------------
 
@@ -74,11 +77,8 @@ class Trial:
         for node, users in self._users.items():
             node.users.clear()
             node.users.update(dict.fromkeys(users))
-        for table, key, was_there in reversed(self._tables):
-            if was_there is _MISSING:
-                table.pop(key, None)
-            else:
-                table[key] = was_there
+        for put_back in reversed(self._undone):
+            put_back()
         self.model.forget(self.names)
         self.model.gone.clear()
 
@@ -116,7 +116,7 @@ class Trial:
 
     def insert(self, added: Added) -> fx.Node:
         """Make a new node."""
-        graph, args = self.model.graph, self.given(added.args)
+        graph, args = self.model.graph, tuple(self.given(a) for a in added.args)
         place = graph.inserting_after if added.behind else graph.inserting_before
         with place(added.place):
             made = graph.create_node(added.op, added.target, args)
@@ -127,10 +127,10 @@ class Trial:
         """Take out a node that nothing reads.
 
         Raises:
-            RuntimeError: something does.
+            Unfoldable: something does.
         """
         if node.users:
-            raise RuntimeError(f"{node.name} cannot go: {next(iter(node.users)).name} reads it")
+            raise Unfoldable(f"{node.name} cannot go: {next(iter(node.users)).name} reads it")
         self.touch(node)
         node.args, node.kwargs = (), {}
         self.model.gone[node] = None
@@ -143,15 +143,21 @@ class Trial:
         self._remember_users(found)
         return found
 
-    def given(self, arguments: Any) -> Any:
+    def given(self, arguments: Given) -> Argument:
         """Arguments in which each node, or added node, is the one that yields its value now."""
-        if isinstance(arguments, Added):
-            return self.now(arguments)
-        if isinstance(arguments, (tuple, list)):
-            return type(arguments)(self.given(a) for a in arguments)
-        if isinstance(arguments, dict):
-            return {k: self.given(v) for k, v in arguments.items()}
-        return fx.node.map_arg(arguments, self.now)
+        match arguments:
+            case Added() | fx.Node():
+                return self.now(arguments)
+            case tuple():
+                return tuple(self.given(a) for a in arguments)
+            case list():
+                return [self.given(a) for a in arguments]
+            case dict():
+                return {k: self.given(v) for k, v in arguments.items()}
+            case slice():
+                return slice(*(self.given(a) for a in (arguments.start, arguments.stop, arguments.step)))
+            case _:
+                return arguments
 
     def stands_for(self, node: fx.Node, by: fx.Node) -> None:
         """Say that a node yields what another one yielded."""
@@ -178,13 +184,13 @@ class Trial:
 
     def _home(self, name: str, home: Home | None) -> None:
         model = self.model
-        self._tables.append((model.changed, name, model.changed.get(name, _MISSING)))
-        if home is None:
-            model.changed.pop(name, None)
-        else:
-            model.changed[name] = home
+        if home is not None:
+            self._put(model.changed, name, home)
+        elif name in model.changed:
+            self._undone.append(partial(model.changed.__setitem__, name, model.changed.pop(name)))
         model.forget([name])
 
-    def _put(self, table: dict[str, Any], key: str, value: Any) -> None:
-        self._tables.append((table, key, table.get(key, _MISSING)))
+    def _put(self, table: dict[str, _V], key: str, value: _V) -> None:
+        """Change an entry of a table, and remember how it was."""
+        self._undone.append(partial(table.__setitem__, key, table[key]) if key in table else partial(table.pop, key))
         table[key] = value

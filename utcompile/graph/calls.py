@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
@@ -14,9 +13,12 @@ from utcompile.errors import UtcError
 _PLAIN = (bool, int, float, str, type(None))
 
 
+Function = Callable[..., object]
+
+
 @dataclass(frozen=True)
 class Signature:
-    """What the original model's forward takes.
+    """The parameters of the original model's forward.
 
     Attributes:
         names: its parameters, in order.
@@ -25,11 +27,11 @@ class Signature:
     """
 
     names: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     is_variadic: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, given: Mapping[str, Any]) -> Signature:
+    def of(cls, model: nn.Module, given: Mapping[str, object]) -> Signature:
         """The signature of a model whose example inputs are `given`."""
         parameters = inspect.signature(model.forward).parameters
         left = {n: p.default for n, p in parameters.items() if n not in given and isinstance(p.default, _PLAIN)}
@@ -37,8 +39,8 @@ class Signature:
         return cls(names, left, any(p.kind is p.VAR_POSITIONAL for p in parameters.values()))
 
     def fitting(
-        self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: TypeError
-    ) -> dict[str, Any]:
+        self, forward: Function, args: tuple[object, ...], kwargs: Mapping[str, object], error: TypeError
+    ) -> dict[str, object]:
         """The arguments of a call that a graph's forward refused, without those that have their defaults.
 
         Raises:
@@ -60,7 +62,7 @@ class Signature:
             raise self._error("", forward, error)
         return found
 
-    def _error(self, name: str, forward: Any, error: TypeError) -> UtcError:
+    def _error(self, name: str, forward: Function, error: TypeError) -> UtcError:
         takes = f"it takes {inspect.signature(forward)}"
         if name not in self.names:
             return UtcError("the call does not fit the captured model's inputs", why=str(error), fix=takes)
@@ -71,7 +73,7 @@ class Signature:
         )
 
 
-def _fits(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def _fits(forward: Function, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
     try:
         inspect.signature(forward).bind(*args, **kwargs)
     except TypeError:

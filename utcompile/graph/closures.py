@@ -1,4 +1,4 @@
-"""Functions that a copied model keeps are to reach the copy, and not the original that they close over.
+"""Functions that a copied model keeps are built again, over the copy instead of the original.
 
 `copy.deepcopy` takes a function as it is. A hook such as `lambda module, given, result: self.seen.append(result)` and
 a patched `layer.forward = lambda x: old(x) * 2` would then work on the model that was copied.
@@ -18,12 +18,12 @@ _DEPTH = 4  # containers, functions and bound methods in one another
 _TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def remap_functions(copied: nn.Module, memo: dict[int, Any]) -> None:
+def remap_functions(copied: nn.Module, memo: dict[int, object]) -> None:
     """Build the functions on a copy's modules again, over the copy.
 
     Args:
         copied: changed in place.
-        memo: what `copy.deepcopy` filled: the identity of an original to its copy.
+        memo: filled by `copy.deepcopy`: the identity of an original to its copy.
     """
     remap = _Remap(memo)
     for module in copied.modules():
@@ -37,7 +37,7 @@ def remap_functions(copied: nn.Module, memo: dict[int, Any]) -> None:
 
 
 class _Remap:
-    def __init__(self, memo: dict[int, Any]) -> None:
+    def __init__(self, memo: dict[int, object]) -> None:
         self.memo = memo
 
     def __call__(self, value: Any) -> Any:
@@ -59,11 +59,11 @@ class _Remap:
         if isinstance(value, tuple) and type(value) is tuple:
             return tuple(map(self, value))
         if type(value) is list:
-            self.memo[id(value)] = made_list = list[Any]()
+            self.memo[id(value)] = made_list = list[object]()
             made_list += map(self, value)
             return made_list
         if type(value) is dict:
-            self.memo[id(value)] = made_dict = dict[Any, Any]()
+            self.memo[id(value)] = made_dict = dict[object, object]()
             made_dict.update((k, self(v)) for k, v in value.items())
             return made_dict
         return copy.deepcopy(value, self.memo)
@@ -83,10 +83,11 @@ class _Remap:
 
     def _cell(self, cell: types.CellType) -> types.CellType:
         """Functions that share a variable still do."""
-        found: types.CellType = self.memo.setdefault(id(cell), types.CellType())
+        found = self.memo.setdefault(id(cell), types.CellType())
+        assert isinstance(found, types.CellType)
         return found
 
-    def _reaches(self, value: Any, depth: int) -> bool:
+    def _reaches(self, value: object, depth: int) -> bool:
         """Whether a value leads to something that was copied."""
         if id(value) in self.memo:
             return True
@@ -95,7 +96,7 @@ class _Remap:
         return any(self._reaches(v, depth - 1) for v in _parts(value))
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[object]:
     if isinstance(value, types.FunctionType):
         held = [c.cell_contents for c in value.__closure__ or () if _is_filled(c)]
         return [*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *value.__dict__.values()]
@@ -111,4 +112,4 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _is_filled(cell: types.CellType) -> bool:
-    return cell != types.CellType()  # which holds nothing; reading it would raise
+    return cell != types.CellType()  # which is empty; reading it would raise

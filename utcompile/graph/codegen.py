@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import keyword
-import types
-from typing import Any
 
 from torch import fx
 from torch.fx.graph import CodeGen
+
+from utcompile.graph.functions import copied
 
 
 def quote_keywords(graph: fx.Graph) -> None:
@@ -28,13 +28,5 @@ def _format_target(base: str, target: str) -> str:
     return base
 
 
-def _quoting(function: Any) -> Any:
-    """A function of torch.fx that formats targets as here."""
-    scope = {**function.__globals__, "_format_target": _format_target}
-    made = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
-
-
 class _Quoting(CodeGen):
-    _gen_python_code = _quoting(CodeGen._gen_python_code)
+    _gen_python_code = copied(CodeGen._gen_python_code, _format_target=_format_target)

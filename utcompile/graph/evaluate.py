@@ -24,7 +24,7 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
     """The value of a node. Nothing is written into parameters and buffers, and no gradient is recorded.
 
     Args:
-        root: what the graph's targets name; it stays as it is.
+        root: the module that the graph's targets refer to; it stays as it is.
         node: the node.
         lookup: the values of the nodes it reads.
         cast: makes of each parameter and buffer, given with its name, what the node is run with.
@@ -32,8 +32,8 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
     target = str(node.target)
     if node.op == "get_attr":
         return cast(target, state_at(root, target))
-    args: Any = fx.node.map_arg(node.args, lookup)
-    kwargs: Any = fx.node.map_arg(node.kwargs, lookup)
+    given: Any = fx.node.map_arg((node.args, node.kwargs), lookup)
+    args, kwargs = given
     with torch.no_grad():
         if node.op == "call_module":
             leaf = root.get_submodule(target)
@@ -43,12 +43,12 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
             return torch.func.functional_call(twin(leaf), state, args, kwargs, tie_weights=False)
         if node.op == "call_method":
             if target == "view" and not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
-                target = "reshape"  # the same numbers, also where a stand-in has other strides than the value
+                target = "reshape"  # the same numbers, also where a substitute has other strides than the value
             return getattr(args[0], target)(*args[1:], **kwargs)
-        function: Any = node.target
         if "max_norm" in kwargs and len(args) > 1:
             args = (args[0], args[1].clone(), *args[2:])
-        return function(*args, **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
 
 
 def twin(module: nn.Module, made: dict[nn.Module, nn.Module] | None = None) -> nn.Module:

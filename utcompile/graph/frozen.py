@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import fx
+from torch.fx.node import Target
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class _Functional:
     name: str
 
 
-def _by_name(target: Any) -> Any:
+def _by_name(target: Target) -> Target | _Functional:
     if "<locals>" in getattr(target, "__qualname__", ""):
         found = next((name for name, value in vars(F).items() if value is target), None)
         return target if found is None else _Functional(found)
@@ -31,17 +33,14 @@ def _by_name(target: Any) -> Any:
 
 
 class FrozenGraph:
-    """A graph as a list of rows, one a node; `thaw` builds it again, names and meta included."""
+    """A graph as a list of rows, one per node; `thaw` builds it again, names and meta included."""
 
     def __init__(self, graph: fx.Graph) -> None:
         place = {n: _Ref(i) for i, n in enumerate(graph.nodes)}
 
-        lookup: Any = place.get
+        lookup: Callable[[fx.Node], Any] = place.__getitem__
 
-        def freeze(value: Any) -> Any:
-            return fx.node.map_arg(value, lookup)
-
-        def freeze_meta(value: Any) -> Any:
+        def freeze_meta(value: object) -> object:
             if isinstance(value, tuple) and any(isinstance(v, fx.Node) for v in value):
                 return tuple(place.get(v) if isinstance(v, fx.Node) else v for v in value)
             return value
@@ -51,8 +50,8 @@ class FrozenGraph:
                 n.op,
                 n.name,
                 _by_name(n.target),
-                freeze(n.args),
-                freeze(n.kwargs),
+                fx.node.map_arg(n.args, lookup),
+                fx.node.map_arg(n.kwargs, lookup),
                 {k: freeze_meta(v) for k, v in n.meta.items()},
             )
             for n in graph.nodes
@@ -63,7 +62,7 @@ class FrozenGraph:
         graph = fx.Graph()
         nodes: list[fx.Node] = []
 
-        def thaw(value: Any) -> Any:
+        def thaw(value: object) -> Any:
             if isinstance(value, _Ref):
                 return nodes[value.index]
             if isinstance(value, slice):

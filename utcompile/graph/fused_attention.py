@@ -6,6 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import fx
+from torch.fx.node import Argument
 
 from utcompile.graph.spellings import FUNCTIONS
 
@@ -23,8 +24,8 @@ def fused_arguments(node: fx.Node) -> dict[str, Any]:
     return {**_DEFAULTS, **dict(zip(_SCHEMA, node.args, strict=False)), **node.kwargs}
 
 
-def set_fused_arguments(node: fx.Node, **changed: Any) -> None:
-    """Give a fused call other arguments; what it was not given and what does not change keep their defaults."""
+def set_fused_arguments(node: fx.Node, **changed: Argument) -> None:
+    """Give a fused call other arguments; all others stay as they are."""
     given = {**dict(zip(_SCHEMA, node.args, strict=False)), **node.kwargs, **changed}
     node.args = tuple(given.pop(name) for name in _SCHEMA[:3])
     node.kwargs = given

@@ -1,21 +1,20 @@
-"""The example call of a captured model, and calls like it: what proofs compare two modules on."""
+"""The example call of a captured model, and calls like it: proofs compare two modules on them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from utcompile.graph.draws import draw_like
 from utcompile.graph.meta import value_of
+from utcompile.graph.nested import map_tensors, tensors
 
-_ROWS = 4  # of the example that are kept where each row is a sample of its own
+_ROWS = 4  # of the example that are kept where the rows are independent samples
 _STILL = frozenset("to long int view reshape flatten contiguous clone unsqueeze squeeze transpose permute".split())
 
 
@@ -28,20 +27,18 @@ class Likeness:
         batched: for each tensor, in order, whether its dimension 0 is the batch.
     """
 
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, object]
     batched: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], batch_inputs: Collection[str]) -> Likeness:
-        """All rows of the example, or the first few where every row is a sample of its own."""
-        moved = _mapped(lambda t: t.detach() if t.is_meta else t.detach().cpu(), dict(arguments))
-        carrying = [t for name in moved if name in batch_inputs for t in _tensors(moved[name]) if t.dim()]
+    def of(cls, arguments: Mapping[str, object], batch_inputs: Collection[str]) -> Likeness:
+        """All rows of the example, or the first few where the rows are independent samples."""
+        moved = map_tensors(lambda t: t.detach() if t.is_meta else t.detach().cpu(), dict(arguments))
+        carrying = [t for name in moved if name in batch_inputs for t in tensors(moved[name]) if t.dim()]
         sizes = Counter(t.shape[0] for t in carrying).most_common(1)
         batch = sizes[0][0] if sizes else None
         flags = [
-            name in batch_inputs and t.dim() > 0 and t.shape[0] == batch
-            for name in moved
-            for t in _tensors(moved[name])
+            name in batch_inputs and t.dim() > 0 and t.shape[0] == batch for name in moved for t in tensors(moved[name])
         ]
         whole = cls(moved, tuple(flags))
         return whole.at(min(whole.batch or 0, _ROWS)) if whole.is_resizable else whole
@@ -49,27 +46,27 @@ class Likeness:
     @property
     def batch(self) -> int | None:
         """The number of samples; None where no dimension is the batch."""
-        return next((t.shape[0] for t, b in zip(_tensors(self.arguments), self.batched, strict=True) if b), None)
+        return next((t.shape[0] for t, b in zip(tensors(self.arguments), self.batched, strict=True) if b), None)
 
     @property
     def is_resizable(self) -> bool:
-        """Whether every tensor is a batch of samples that know nothing of one another.
+        """Whether every tensor is a batch of independent samples.
 
-        A list of integers may count what another input holds, or say to which sample it belongs.
+        A list of integers may count the rows of another input, or say to which sample each row belongs.
         """
-        found = _tensors(self.arguments)
+        found = tensors(self.arguments)
         alone = all(t.is_floating_point() or t.dim() > 1 for t in found)
         return bool(found) and all(self.batched) and alone and bool(self.batch)
 
     def at(self, batch: int) -> Likeness:
-        """At another batch size where that may be: its rows, repeated or left out."""
+        """The call at another batch size, with rows repeated or left out; the call itself where it has no batch."""
         if not self.is_resizable:
             return self
         rows = torch.arange(batch) % (self.batch or 1)
-        return replace(self, arguments=_mapped(lambda t: t[rows], self.arguments))
+        return replace(self, arguments=map_tensors(lambda t: t[rows], self.arguments))
 
     def drawn(self, seed: int, tables: Mapping[str, int], batch: int | None) -> Likeness:
-        """A call like it.
+        """A similar call.
 
         Args:
             seed: of what is drawn.
@@ -83,13 +80,12 @@ class Likeness:
         def draw(tensor: torch.Tensor, table: int | None) -> torch.Tensor:
             return draw_like(tensor, generator, rows if next(flags) else None, table)
 
-        made = {k: _mapped(partial(draw, table=tables.get(k)), value) for k, value in self.arguments.items()}
+        made = {k: map_tensors(partial(draw, table=tables.get(k)), value) for k, value in self.arguments.items()}
         return replace(self, arguments=made)
 
-    def on(self, device: torch.device) -> dict[str, Any]:
+    def on(self, device: torch.device) -> dict[str, object]:
         """The arguments on a device."""
-        found: dict[str, Any] = _mapped(lambda t: t.to(device), dict(self.arguments))
-        return found
+        return map_tensors(lambda t: t.to(device), dict(self.arguments))
 
 
 def without_example(graph: fx.Graph, batch: int) -> Likeness:
@@ -134,11 +130,3 @@ def rows_indexed(ids: fx.Node, root: nn.Module) -> int | None:
             elif user.op == "call_method" and user.target in _STILL and user.args[:1] == (node,):
                 stack.append(user)
     return min(found, default=None)
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
-def _mapped(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +31,7 @@ class KeptMemory(TorchDispatchMode):
         tensor([1., 1.])
     """
 
-    supports_higher_order_operators = True  # what their functions write is not seen; those of torch write nothing
+    supports_higher_order_operators = True  # writes of their functions are not seen; torch's own write nothing
 
     def __init__(self, watched: Iterable[T], buffers: Iterable[T] = ()) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class KeptMemory(TorchDispatchMode):
         return storage is not None and storage._cdata in self._watched
 
     def is_written(self, tensor: T) -> bool:
-        """Whether something has written into a tensor's memory, as far as it said so."""
+        """Whether something has written into a tensor's memory, as far as torch reports it."""
         storage = _storage(tensor)
         return storage is not None and storage._cdata in self._saved
 
@@ -77,12 +76,18 @@ class KeptMemory(TorchDispatchMode):
         return not torch.equal(now, before)
 
     def put_back(self) -> None:
-        """Every watched tensor has the values again that it had in the beginning."""
+        """Give every watched tensor the values again that it had in the beginning."""
         for key, saved in self._saved.items():
             if self._watched[key].nbytes() == saved.nbytes():  # else it was resized, and nothing can be put back
                 self._watched[key].copy_(saved)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.is_mutable:
@@ -92,15 +97,26 @@ class KeptMemory(TorchDispatchMode):
         with torch._C.DisableTorchFunction():  # a recorder must not see what a mode calls
             return func(*args, **kwargs)
 
-    def _before_write(self, value: Any) -> None:
+    def _before_write(self, value: object) -> None:
         for tensor in value if isinstance(value, (list, tuple)) else [value]:
             storage = _storage(tensor) if isinstance(tensor, T) else None
             if storage is not None:
                 self._save(storage._cdata)
 
 
+def memory_of(tensor: T) -> int:
+    """The address of a tensor's memory; the tensor's identity where it has none (sparse, a subclass without storage).
+
+    Two tensors that live share memory where this is equal. An address may be used again when its owner is gone.
+    """
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
 def _storage(tensor: T) -> torch.UntypedStorage | None:
-    """The memory of a tensor; None where it has no values of its own (on the meta device, sparse)."""
+    """The memory of a tensor; None where it has none of its kind (on the meta device, sparse)."""
     if tensor.is_meta:
         return None
     try:

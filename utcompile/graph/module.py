@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-import types
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
 from utcompile.graph.calls import Signature
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.frozen import FrozenGraph
+from utcompile.graph.functions import copied
 from utcompile.graph.leaves import is_leaf
 from utcompile.graph.scripted import attach
+
+P = TypeVar("P")
 
 
 class UtcGraphModule(fx.GraphModule):
@@ -27,9 +30,9 @@ class UtcGraphModule(fx.GraphModule):
         batch_inputs: names of the inputs whose dimension 0 is the batch.
         follows_mode: whether dropout and batch norm of the backbone obey `.train()`.
         aliased: the paths of the original's modules that have other names too; its graph has the first of them.
-        guards: what the model's Python decided at capture, as relations that every call must meet.
+        guards: decisions of the model's Python code at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
-        signature: what the original's forward takes.
+        signature: the parameters of the original's forward.
         example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
         ties: the names of each of the original's parameters that has several.
     """
@@ -37,8 +40,8 @@ class UtcGraphModule(fx.GraphModule):
     batch_inputs: tuple[str, ...] = ()
     follows_mode: bool = False
     aliased: tuple[str, ...] = ()
-    guards: tuple[Any, ...] = ()
-    model_attributes: Mapping[str, Any] = MappingProxyType({})
+    guards: tuple[object, ...] = ()
+    model_attributes: Mapping[str, object] = MappingProxyType({})
     signature: Signature = Signature()
     example_inputs: Any = None
     ties: tuple[tuple[str, ...], ...] = ()
@@ -54,13 +57,14 @@ class UtcGraphModule(fx.GraphModule):
     )
     kept_attributes: tuple[str, ...] = inherited
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         result = super().__new__(cls, *args, **kwargs)
-        own: Any = type(result)  # fx makes a class for each module
-        own.__call__ = own_code(UtcGraphModule.__call__)
+        # fx makes a class for each module. torch.compile counts what it compiles for each code object, and gives up
+        # after eight: with one `__call__` for all modules that would be eight modules in a process.
+        setattr(type(result), "__call__", copied(UtcGraphModule.__call__))  # noqa: B010
         return result
 
-    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "GraphModule") -> None:
+    def __init__(self, root: nn.Module | dict[str, object], graph: fx.Graph, class_name: str = "GraphModule") -> None:
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             keep_state(root, self, again=isinstance(root, UtcGraphModule))
@@ -72,13 +76,13 @@ class UtcGraphModule(fx.GraphModule):
             fitting = self.signature.fitting(self.forward, args, kwargs, error)
         return super().__call__(**fitting)
 
-    def recompile(self) -> Any:
+    def recompile(self) -> PythonCode:
         """Generate `forward` again from the graph."""
         quote_keywords(self._graph)
         return super().recompile()
 
     def inherit(self, other: UtcGraphModule) -> None:
-        """Take over what one module of the pipeline hands to the next."""
+        """Take over the attributes that every module of the pipeline passes on."""
         for name in self.inherited:
             self.__dict__[name] = getattr(other, name)
 
@@ -102,7 +106,7 @@ class UtcGraphModule(fx.GraphModule):
         self.training = mode
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         root = nn.Module()
         root.__dict__.update(
             {k: copy.deepcopy(self.__dict__[k], memo) for k in ("_parameters", "_buffers", "_modules", "training")}
@@ -110,8 +114,8 @@ class UtcGraphModule(fx.GraphModule):
         root.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
         return self._rebuild(root, copy_graph(self.graph), self.__dict__, memo)
 
-    def _rebuild(self, root: nn.Module, graph: fx.Graph, state: dict[str, Any], memo: dict[int, Any]) -> Self:
-        result: Self = type(self).__new__(type(self))
+    def _rebuild(self, root: nn.Module, graph: fx.Graph, state: dict[str, object], memo: dict[int, object]) -> Self:
+        result = type(self).__new__(type(self))
         memo[id(self)] = result
         fx.GraphModule.__init__(result, root, graph, type(self).__name__)
         keep_state(root, result, again=True)
@@ -121,7 +125,7 @@ class UtcGraphModule(fx.GraphModule):
                 result.__dict__[name] = copy_graph(kept) if isinstance(kept, fx.Graph) else copy.deepcopy(kept, memo)
         return result
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         cls = next(c for c in type(self).__mro__ if c.__qualname__.split(".")[-1] != "GraphModuleImpl")
         state = {k: self.__dict__[k] for k in ("_parameters", "_buffers", "_modules", "training")}
         state["_non_persistent_buffers_set"] = self._non_persistent_buffers_set
@@ -130,27 +134,12 @@ class UtcGraphModule(fx.GraphModule):
         return _unpickle, (cls, type(self).__name__, state, FrozenGraph(self.graph), frozen)
 
 
-def own_code(function: Any) -> Any:
-    """A function with a code object of its own.
-
-    `torch.compile` counts what it compiles for each code object, and gives up after eight: with one `__call__` for all
-    modules that would be eight modules in a process.
-    """
-    made = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    made.__dict__.update(function.__dict__)
-    return made
-
-
-def _unpickle(cls: Any, name: str, state: dict[str, Any], graph: FrozenGraph, kept: dict[str, Any]) -> UtcGraphModule:
+def _unpickle(
+    cls: type[UtcGraphModule], name: str, state: dict[str, object], graph: FrozenGraph, kept: dict[str, object]
+) -> UtcGraphModule:
     root = nn.Module()
     root.__dict__.update(state)
-    result: UtcGraphModule = cls.__new__(cls)
+    result = cls.__new__(cls)
     fx.GraphModule.__init__(result, root, graph.thaw(), name)
     keep_state(root, result, again=True)
     result.__dict__.update({k: v.thaw() if isinstance(v, FrozenGraph) else v for k, v in kept.items()})
@@ -175,14 +164,14 @@ def copy_graph(graph: fx.Graph, mapping: dict[fx.Node, fx.Node] | None = None) -
     return result
 
 
-def _mapped(value: Any, mapping: dict[fx.Node, fx.Node]) -> Any:
+def _mapped(value: object, mapping: dict[fx.Node, fx.Node]) -> object:
     if isinstance(value, tuple) and any(isinstance(v, fx.Node) for v in value):
         return tuple(mapping.get(v) if isinstance(v, fx.Node) else v for v in value)
     return value
 
 
 def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> None:
-    """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers.
+    """Register also the state that the graph never reads: `state_dict()` has all of the root's names, in its layers.
 
     Args:
         again: the root is a captured module, or a part of one, and not the original model.
@@ -207,7 +196,7 @@ def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> No
             _sort_like(owner._parameters, module.get_submodule(path)._parameters)
 
 
-def _sort_like(before: dict[str, Any], after: dict[str, Any]) -> None:
+def _sort_like(before: dict[str, P], after: dict[str, P]) -> None:
     """Put a module's parameters in the order of the original's; fx has put them in the order of their reads."""
     if list(before) != list(after):
         for name in (*before, *(n for n in after if n not in before)):
@@ -216,7 +205,7 @@ def _sort_like(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def _is_bare(module: nn.Module, path: str) -> bool:
-    """Whether fx made a plain `Module` at a path, to hold the parameters that the graph reads there."""
+    """Whether fx made a plain `Module` at a path, for the parameters that the graph reads there."""
     try:
         return type(module.get_submodule(path)) is nn.Module
     except AttributeError:

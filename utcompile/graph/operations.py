@@ -1,18 +1,19 @@
 """One name for every spelling of an operation: module, function, method and operator.
 
 `operation(node)` reads a node as an `Operation`: its canonical name, the tensors it reads, its attributes by schema
-name with their defaults, and the parameters it uses. The spellings are rows of `ops`. What is in no row keeps the full
-name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
+name with their defaults, and the parameters it uses. The spellings are rows of `ops`. A call in no row keeps its
+full name, with its dots: `mypackage.Scan`; so it never passes for another operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from utcompile.errors import UtcError
 from utcompile.graph.meta import tensor as tensor_of
@@ -31,7 +32,7 @@ class Operation:
     Attributes:
         name: the canonical name, e.g. `conv2d`.
         inputs: the tensors it reads, in schema order, parameters and other state aside.
-        attributes: everything else by schema name. A size that applies to each spatial dimension stands once for each;
+        attributes: everything else by schema name. A size that applies to each spatial dimension is repeated for each;
             of a commutative operation with a number, the number is `other`.
         parameters: role (`weight`, `bias` …) to the qualified name of the state it reads.
         operands: role of the signature to the node that plays it, whatever the node yields; of a module call, without
@@ -88,7 +89,7 @@ def state_name(node: fx.Node) -> str | None:
     return str(node.target)
 
 
-def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Any]]:
+def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Argument]]:
     """The canonical name and attributes of a leaf module.
 
     >>> module_operation(nn.GELU(approximate="tanh"))
@@ -97,7 +98,7 @@ def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Any]]:
     return _module_operation(leaf, spelling_of_module(leaf))
 
 
-def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, Any]]:
+def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, Argument]]:
     if spelling is None:
         return _full_name(type(leaf)), {}
     attributes: dict[str, Any] = {}
@@ -121,8 +122,8 @@ def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, 
     return spelling.name, _finished(spelling, attributes, tuple(getattr(weight, "shape", ())))
 
 
-def _data(nodes: Any) -> tuple[fx.Node, ...]:
-    return tuple(n for n in nodes if isinstance(n, fx.Node) and value_of(n) is not None and not is_state(n))
+def _data(nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+    return tuple(n for n in nodes if value_of(n) is not None and not is_state(n))
 
 
 def _from_module(node: fx.Node, leaf: nn.Module) -> Operation:
@@ -140,7 +141,7 @@ def _from_module(node: fx.Node, leaf: nn.Module) -> Operation:
 def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
     given = _arguments(node, spelling)
     inputs: list[fx.Node] = []
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, object] = {}
     parameters: dict[str, str] = {}
     weight: tuple[Any, ...] = ()
     operands: dict[str, fx.Node] = {}
@@ -168,7 +169,7 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
 
 
 def operand(node: fx.Node, role: str) -> Any:
-    """What a call is given for an argument of its operation's signature; None where it is given nothing.
+    """The value of a call's argument, by its name in the operation's signature; None where it has none.
 
     >>> graph = fx.Graph()
     >>> x, w = graph.placeholder("x"), graph.placeholder("w")
@@ -179,13 +180,13 @@ def operand(node: fx.Node, role: str) -> Any:
     return _arguments(node, spelling).get(role) if spelling is not None else None
 
 
-def set_operand(node: fx.Node, role: str, value: Any) -> None:
-    """Give a call another value, or one, for an argument of its operation's signature: in its place, or by its name.
+def set_operand(node: fx.Node, role: str, value: Argument) -> None:
+    """Set a call's argument, by its name in the operation's signature: at its position, or by keyword.
 
     Args:
         node: a call of a function or a method of the table.
         role: the argument's name in the signature.
-        value: a node, or what an argument of fx may be.
+        value: a node, or what an argument of fx may be; of `*sizes`, all of them.
 
     >>> graph = fx.Graph()
     >>> conv = graph.call_function(torch.nn.functional.conv2d, (graph.placeholder("x"), graph.placeholder("w")))
@@ -196,11 +197,14 @@ def set_operand(node: fx.Node, role: str, value: Any) -> None:
     if spelling is None or role not in spelling.schema:
         raise UtcError(f"{node.name} has no argument {role!r}", why=f"it calls {_full_name(node.target)}")
     place = spelling.schema.index(role)
-    if place < len(node.args):
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+    if place >= len(node.args):
+        name = next((k for k in node.kwargs if spelling.renamed.get(k, k) == role), role)
+        node.kwargs = {**node.kwargs, name: value}
+    elif role == spelling.variadic and not isinstance(node.args[place], (tuple, list)):
+        assert isinstance(value, (tuple, list))
+        node.args = (*node.args[:place], *value)  # `x.view(2, 3)`
     else:
-        others = {k: v for k, v in node.kwargs.items() if spelling.renamed.get(k, k) != role}
-        node.kwargs = {**others, role: value}
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])
 
 
 def _spelling(node: fx.Node) -> Spelling | None:
@@ -209,9 +213,9 @@ def _spelling(node: fx.Node) -> Spelling | None:
     return METHODS.get(str(node.target)) if node.op == "call_method" else None
 
 
-def _arguments(node: fx.Node, spelling: Spelling) -> dict[str, Any]:
+def _arguments(node: fx.Node, spelling: Spelling) -> dict[str, Argument]:
     """A call's arguments by schema name."""
-    given: dict[str, Any] = {}
+    given: dict[str, Argument] = {}
     for i, name in enumerate(spelling.schema):
         if i >= len(node.args):
             break
@@ -249,11 +253,11 @@ def _finished(spelling: Spelling, attributes: dict[str, Any], weight: tuple[Any,
 _SPATIAL = frozenset("stride padding dilation output_padding kernel_size output_size".split())
 
 
-def _full_name(target: Any) -> str:
+def _full_name(target: Target | type) -> str:
     """`package.module.Thing` of what is called, `Tensor.name` of a method."""
     if isinstance(target, str):
         return f"Tensor.{target}"
-    named: Any = target if hasattr(target, "__qualname__") else type(target)  # an object that can be called
+    named = target if hasattr(target, "__qualname__") else type(target)  # an object that can be called
     if named in (getattr(torch, named.__name__, None),):
         return f"torch.{named.__name__}"
     return f"{(getattr(named, '__module__', None) or 'builtins').removeprefix('_')}.{named.__qualname__}"
@@ -264,7 +268,7 @@ def _full_name(target: Any) -> str:
 
 @dataclass(frozen=True)
 class _Read:
-    """A call as it is read so far; to be changed in place."""
+    """A call as it is read so far; it is changed in place."""
 
     attributes: dict[str, Any]
     parameters: dict[str, str]
@@ -276,7 +280,7 @@ _Refine = Callable[[_Read], str | None]
 
 
 def _commutative(read: _Read) -> None:
-    """`2 * x` is `x * 2`: what is no value of the graph is `other`."""
+    """`2 * x` is `x * 2`: an operand that is no value of the graph is `other`."""
     for held in (read.attributes, read.parameters):
         given = {**read.attributes, **read.parameters}
         if "input" in held and "other" not in given and given.get("alpha", 1) == 1:
@@ -321,7 +325,7 @@ def _extreme(name: str) -> _Refine:
 
 
 def _to(read: _Read) -> None:
-    """`x.to(dtype)`, `x.to(device)` and `x.to(device, dtype)` by the kind of what is given."""
+    """`x.to(dtype)`, `x.to(device)` and `x.to(device, dtype)`, by the kinds of the arguments."""
     attributes = read.attributes
     target = attributes.pop("target", ())
     for part in target if isinstance(target, tuple) else (target,):
@@ -331,7 +335,7 @@ def _to(read: _Read) -> None:
             del attributes[name]
 
 
-def _target_kind(part: Any) -> str:
+def _target_kind(part: object) -> str:
     if isinstance(part, fx.Node) and part.target is getattr:
         return str(part.args[1])
     if isinstance(part, torch.dtype):

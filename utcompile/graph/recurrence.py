@@ -7,11 +7,14 @@ Nothing of the layer itself is changed, and on other devices it runs as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Target
+
+K = TypeVar("K")
 
 
 def needs_training_kernels(x: torch.Tensor) -> bool:
@@ -22,17 +25,16 @@ def needs_training_kernels(x: torch.Tensor) -> bool:
 class _Recurrent(nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> Any:
         layer = self if self.training or not needs_training_kernels(_data(input)) else _training_twin(self)
-        return super(_Recurrent, layer).forward(input, hx)  # type: ignore[misc]
+        return super(_Recurrent, layer).forward(input, hx)
 
 
-def _data(input: Any) -> torch.Tensor:
-    found: torch.Tensor = input.data if isinstance(input, nn.utils.rnn.PackedSequence) else input
-    return found
+def _data(input: torch.Tensor | nn.utils.rnn.PackedSequence) -> torch.Tensor:
+    return input.data if isinstance(input, nn.utils.rnn.PackedSequence) else input
 
 
-def _training_twin(layer: nn.Module) -> Any:
+def _training_twin(layer: _Recurrent) -> _Recurrent:
     """The same layer in another mode, for one call: other threads do not see it."""
-    twin: Any = object.__new__(type(layer))
+    twin = object.__new__(type(layer))
     twin.__dict__.update(layer.__dict__, training=True, dropout=0.0)
     return twin
 
@@ -49,22 +51,22 @@ class TrainableGRU(_Recurrent, nn.GRU):
     """`nn.GRU` that has a backward in eval on CUDA."""
 
 
-def trainable_lstm(*args: Any) -> Any:
+def trainable_lstm(*args: object) -> object:
     """`torch.lstm` that has a backward in eval on CUDA."""
     return torch.lstm(*_trainable(args))
 
 
-def trainable_gru(*args: Any) -> Any:
+def trainable_gru(*args: object) -> object:
     """`torch.gru` that has a backward in eval on CUDA."""
     return torch.gru(*_trainable(args))
 
 
-def trainable_rnn_tanh(*args: Any) -> Any:
+def trainable_rnn_tanh(*args: object) -> object:
     """`torch.rnn_tanh` that has a backward in eval on CUDA."""
     return torch.rnn_tanh(*_trainable(args))
 
 
-def trainable_rnn_relu(*args: Any) -> Any:
+def trainable_rnn_relu(*args: object) -> object:
     """`torch.rnn_relu` that has a backward in eval on CUDA."""
     return torch.rnn_relu(*_trainable(args))
 
@@ -78,8 +80,12 @@ def _trainable(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args[:at], 0.0, True, *args[at + 2 :])
 
 
-_LAYERS: Mapping[Any, Any] = {nn.RNN: TrainableRNN, nn.LSTM: TrainableLSTM, nn.GRU: TrainableGRU}
-_CALLS: Mapping[Callable[..., Any], Callable[..., Any]] = {
+_LAYERS: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.RNN: TrainableRNN,
+    nn.LSTM: TrainableLSTM,
+    nn.GRU: TrainableGRU,
+}
+_CALLS: Mapping[Target, Target] = {
     torch.lstm: trainable_lstm,
     torch.gru: trainable_gru,
     torch.rnn_tanh: trainable_rnn_tanh,
@@ -98,5 +104,5 @@ def set_trainable_recurrence(root: nn.Module, graph: fx.Graph, trainable: bool) 
             node.target = calls[node.target]
 
 
-def _inverse(table: Mapping[Any, Any]) -> dict[Any, Any]:
+def _inverse(table: Mapping[K, K]) -> dict[K, K]:
     return {ours: plain for plain, ours in table.items()}

@@ -6,7 +6,8 @@ The capture records a call of a custom kernel as one node. With a row, the node 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from utcompile.errors import UtcError
 from utcompile.graph import spellings
 from utcompile.ops import ROWS, Row, add, remove
 
-_registered: dict[str, list[tuple[dict[Any, spellings.Spelling], Any]]] = {}
+_undo: dict[str, list[Callable[[], object]]] = {}  # by the name of an operation that was registered
 
 
-def register(row: Row, signature: str, callables: Iterable[Any]) -> None:
+def register(row: Row, signature: str, callables: Iterable[object]) -> None:
     """Add a row, and let calls of some callables read as its operation.
 
     Args:
@@ -35,7 +36,7 @@ def register(row: Row, signature: str, callables: Iterable[Any]) -> None:
     targets = [target for callable_ in callables for target in _targets(callable_, row.name)]
     if not targets:
         raise UtcError(f"the operation {row.name!r} has no spelling", fix="give the kernel's callable in `spellings`")
-    if row.name in _registered and _is_same(row):
+    if row.name in _undo and _is_same(row):
         forget(row.name)  # a notebook's cell, run again
     if row.name in ROWS:
         why = ROWS[row.name].gloss or "it is an operation of torch"
@@ -47,14 +48,14 @@ def register(row: Row, signature: str, callables: Iterable[Any]) -> None:
             _check_schema(key, spelling)
     for table, key in targets:
         table[key] = spelling
-    _registered[row.name] = targets
+    _undo[row.name] = [partial(table.__delitem__, key) for table, key in targets]
     add(row)
 
 
 def forget(name: str) -> None:
     """Undo `register`."""
-    for table, key in _registered.pop(name):
-        del table[key]
+    for undo in _undo.pop(name):
+        undo()
     remove(name)
 
 
@@ -75,7 +76,7 @@ def _spelling(name: str, signature: str) -> spellings.Spelling:
         ) from error
 
 
-def _targets(callable_: Any, name: str) -> list[tuple[dict[Any, spellings.Spelling], Any]]:
+def _targets(callable_: object, name: str) -> list[tuple[dict[Any, spellings.Spelling], object]]:
     """The keys under which calls of a callable are looked up, with the tables of these keys."""
     if isinstance(callable_, str):
         callable_ = _named(callable_, name)
@@ -98,8 +99,8 @@ def _targets(callable_: Any, name: str) -> list[tuple[dict[Any, spellings.Spelli
     return [(spellings.functions, callable_)]
 
 
-def _named(text: str, name: str) -> Any:
-    found: Any = torch
+def _named(text: str, name: str) -> object:
+    found: object = torch
     first, *rest = text.split(".")
     try:
         if first != "torch":
@@ -129,6 +130,6 @@ def _check_schema(key: OpOverload, spelling: spellings.Spelling) -> None:
         )
 
 
-def _shown(key: Any) -> str:
+def _shown(key: object) -> str:
     named = f"{getattr(key, '__module__', None)}.{getattr(key, '__qualname__', '')}"
     return str(key) if isinstance(key, (OpOverload, OpOverloadPacket)) or not hasattr(key, "__qualname__") else named

@@ -1,4 +1,4 @@
-"""A graph as text, for people to read and compare: a line per node, the same in every version of torch.
+"""A graph as text, for people to read and compare: one line per node, the same in every version of torch.
 
     block_add = add(stem, block_conv)  [B, 8c, 4, 4]  @block
     add = add(block_add, tuner)  [B, 8c, 4, 4]  sum of mha/block/0
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import fx
@@ -23,7 +22,7 @@ from utcompile.graph.operations import Operation, operation
 from utcompile.graph.value import Value
 from utcompile.graph.view import GraphView
 
-_USUAL: Mapping[str, Any] = {
+_USUAL: Mapping[str, object] = {
     "alpha": 1,
     "beta": 1,
     "dilation": 1,
@@ -79,7 +78,7 @@ def _line(node: fx.Node, op: Operation, axis: int | None, shapes: Mapping[str, t
 
 
 def _called(op: Operation) -> str:
-    """The canonical name; of what is ours, the class alone."""
+    """The canonical name; for our own classes, the class name alone."""
     return op.name.rpartition(".")[2] if op.name.startswith("utcompile.") else op.name
 
 
@@ -105,14 +104,14 @@ def _arguments(node: fx.Node, op: Operation, shapes: Mapping[str, tuple[int, ...
         yield str(node.target)
 
 
-def _is_usual(name: str, value: Any) -> bool:
+def _is_usual(name: str, value: object) -> bool:
     if value is None or value is False:
         return True
     usual = _USUAL.get(name)
     return usual is not None and all(v == usual for v in (value if isinstance(value, tuple) else (value,)))
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     """A value of a call as text: nodes by name, containers by their items."""
     if isinstance(value, fx.Node):
         return value.name

@@ -1,4 +1,4 @@
-"""Activations that a model spells out: whatever computes one, by any algebra, is that activation.
+"""Activations that a model spells out: nodes that compute one, by any algebra, are read as that activation.
 
 From each sigmoid, tanh, erf or clipped value the chain of elementwise arithmetic is followed to where it meets the
 value `x` it began with. The function of `x` found so is evaluated in float64 and compared with the functions known.
@@ -8,7 +8,6 @@ So `0.5·x·(1 + tanh(√(2/π)(x + 0.044715 x³)))` and all its rearrangements 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from utcompile.graph.meta import value_of
 from utcompile.graph.operations import Operation
 from utcompile.ops import Trait, having
 
-_KNOWN: tuple[tuple[str, dict[str, Any], Callable[[torch.Tensor], torch.Tensor]], ...] = (
+_KNOWN: tuple[tuple[str, dict[str, object], Callable[[torch.Tensor], torch.Tensor]], ...] = (
     ("silu", {}, F.silu),
     ("gelu", {"approximate": "none"}, F.gelu),
     ("gelu", {"approximate": "tanh"}, lambda x: F.gelu(x, approximate="tanh")),
@@ -41,14 +40,14 @@ class SpelledActivations:
 
     Args:
         operations: how each node reads alone.
-        module: what the nodes' targets name.
+        module: the module that the nodes' targets refer to.
     """
 
     anchors = having(Trait.SATURATES)
 
     def __init__(self, operations: Mapping[fx.Node, Operation], module: nn.Module) -> None:
         self.operations, self.module = operations, module
-        self._names: dict[object, tuple[str, dict[str, Any]] | None] = {}
+        self._names: dict[object, tuple[str, dict[str, object]] | None] = {}
 
     def at(self, curve: fx.Node) -> tuple[fx.Node, Operation] | None:
         """The node that ends the activation around a sigmoid, tanh …, and how it reads; None where there is none."""
@@ -81,7 +80,7 @@ class SpelledActivations:
                 yield node, bottom  # hardsigmoid: relu6(x + 3) / 6
 
     def _roots(self, node: fx.Node) -> list[fx.Node]:
-        """What may be the x of `0.5 * x`: the value itself, or what it is a multiple of."""
+        """The values that may be the x of `0.5 * x`: the value itself, or the one that it is a multiple of."""
         found = [node]
         while len(found) < _LONGEST:
             op = self.operations[found[-1]]
@@ -98,7 +97,7 @@ class SpelledActivations:
             op.inputs[0] if op is not None and op.name == "add" and len(op.inputs) == 1 and not op.parameters else None
         )
 
-    def _named(self, end: fx.Node, root: fx.Node) -> tuple[str, dict[str, Any]] | None:
+    def _named(self, end: fx.Node, root: fx.Node) -> tuple[str, dict[str, object]] | None:
         formula = self._formula(end, root, [_LARGEST])
         if formula is None:
             return None

@@ -5,13 +5,12 @@ With u the value that is squared, r = 1 / sqrt(mean(u²) + ε) and the statistic
 1. `u · r`, or `u / sqrt(mean(u²) + ε)`, is `rms_norm(u)`;
 2. where u = x - mean(x), or the variance of x is taken at once, it is `layer_norm(x)`;
 3. a parameter that the result is multiplied by, and one that is added after it, belong to the norm, whether they are
-   used as they are or, as Gemma does, as `1 + weight`; only the first kind is told as the norm's `weight` and `bias`.
+   used as they are or, as Gemma does, as `1 + weight`; only the first kind is listed as the norm's `weight` and `bias`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import fx
 
@@ -51,7 +50,7 @@ def spelled_norm(statistic: fx.Node, operations: _Operations) -> tuple[fx.Node, 
         if state is not None:
             parameters[role] = state
     rank = value_of(statistic).rank  # type: ignore[union-attr]  # a mean is a tensor
-    attributes: dict[str, Any] = {"eps": eps, "spelled_out": True}
+    attributes: dict[str, object] = {"eps": eps, "spelled_out": True}
     if max(dims) != rank - 1:
         attributes["dim"] = dims  # LayerNorm of (B, C, H, W) over C
     return node, Operation(name, (_uncast(data, operations),), attributes, parameters)
@@ -75,7 +74,7 @@ def _argument(node: fx.Node, operations: _Operations, name: str, place: int) -> 
 
 
 def _deviation(node: fx.Node, operations: _Operations) -> fx.Node | None:
-    """What is squared under a mean; for a variance the difference from the mean, which a reader of its input makes."""
+    """The value that is squared under a mean; for a variance the difference from the mean."""
     if not operations[node].inputs:
         return None
     inner = operations[node].inputs[0]

@@ -1,4 +1,4 @@
-"""The table of operations, read: which callable, method or class of torch is which canonical operation."""
+"""The table of operations as mappings from callables, methods and classes of torch to canonical operations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import nn
 from utcompile.graph.affine_norm import affine_batch_norm
 from utcompile.ops import ROWS
 
-_HOMES: Mapping[str, Any] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
-# what torch also accepts, or what a module calls otherwise
+_HOMES: Mapping[str, object] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
+# other names that torch also accepts, or that a module uses
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "input": ("self", "a", "x", "mat_a"),
     "mat2": ("mat_b",),
@@ -48,7 +48,7 @@ class Spelling:
     Attributes:
         name: the canonical name.
         schema: argument names in order.
-        defaults: what is meant where an argument is left out.
+        defaults: the values of arguments that are left out.
         variadic: the argument that takes all the remaining positional ones: `x.permute(0, 2, 1)`.
         fixed: attributes that this spelling says by its own name: `avg_pool2d` says `kind=avg`.
         spatial: the number of spatial dimensions in its name, to which a single size applies.
@@ -56,9 +56,9 @@ class Spelling:
 
     name: str
     schema: tuple[str, ...]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
     variadic: str | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
     spatial: int = 0
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ class Spelling:
 
     @cached_property
     def aliases(self) -> Mapping[str, tuple[str, ...]]:
-        """What an argument is also called, where it is called otherwise."""
+        """The other names of arguments, where there are some."""
         found: dict[str, tuple[str, ...]] = {}
         for alias, name in self.renamed.items():
             found[name] = (*found.get(name, ()), alias)
@@ -104,7 +104,7 @@ def read_signature(name: str, text: str, spatial: int) -> Spelling:
     )
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     dtype = getattr(torch, text, None)
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -114,7 +114,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _homes(spelled: str) -> Iterator[tuple[Any, str]]:
+def _homes(spelled: str) -> Iterator[tuple[object, str]]:
     """The namespaces that a spelling of the table speaks of, and the name in them."""
     first, _, rest = spelled.partition(".")
     if not rest:
@@ -134,7 +134,7 @@ def spelled(word: str) -> list[tuple[str, Any]]:
         >>> [kind for kind, _ in spelled("relu")], spelled("T.float"), spelled("nn.ReLU")
         (['function', 'function', 'method', 'method'], [('method', 'float')], [('module', <class '...ReLU'>)])
     """
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for home, name in _homes(word):
         for variant in (name, f"{name}_"):
             value = getattr(home, variant, None)
@@ -151,8 +151,8 @@ def _digit(word: str) -> int:
     return next((n for n in (1, 2, 3) if word.endswith(f"{n}d")), 0)
 
 
-def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], dict[type, Spelling]]:
-    functions: dict[Callable[..., Any], Spelling] = {}
+def _tables() -> tuple[dict[Callable[..., object], Spelling], dict[str, Spelling], dict[type, Spelling]]:
+    functions: dict[Callable[..., object], Spelling] = {}
     methods: dict[str, Spelling] = {}
     modules: dict[type, Spelling] = {}
     tables: dict[str, dict[Any, Spelling]] = {"function": functions, "method": methods, "module": modules}
@@ -166,8 +166,8 @@ def _tables() -> tuple[dict[Callable[..., Any], Spelling], dict[str, Spelling], 
     return functions, methods, modules
 
 
-functions, _methods, modules = _tables()  # what is registered enters these
-FUNCTIONS: Mapping[Callable[..., Any], Spelling] = MappingProxyType(functions)
+functions, _methods, modules = _tables()  # registered operations are added to these
+FUNCTIONS: Mapping[Callable[..., object], Spelling] = MappingProxyType(functions)
 METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
 MODULES: Mapping[type, Spelling] = MappingProxyType(modules)
 

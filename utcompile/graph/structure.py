@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import Counter, OrderedDict
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,9 +41,9 @@ def structural_copy(model: nn.Module) -> nn.Module:
     return result
 
 
-def _memo_of(model: nn.Module) -> dict[int, Any]:
-    """What `copy.deepcopy` need not find out: an alias of each tensor, and a new one of each empty container."""
-    memo: dict[int, Any] = {}
+def _memo_of(model: nn.Module) -> dict[int, object]:
+    """A memo that saves work of `copy.deepcopy`: an alias of each tensor, and a new one of each empty container."""
+    memo: dict[int, object] = {}
     for module in model.modules():
         for value in module.__dict__.values():
             kind = type(value)
@@ -55,8 +54,8 @@ def _memo_of(model: nn.Module) -> dict[int, Any]:
     return memo
 
 
-def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """What `copy.deepcopy(model, memo)` makes, without its detours where every module's class leaves copying to it."""
+def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    """`copy.deepcopy(model, memo)`, without its detours where no module's class defines how it is copied."""
     modules = list(model.modules())
     if not all(map(_is_copied_plainly, set(map(type, modules)))):
         copied: nn.Module = copy.deepcopy(model, memo)
@@ -67,18 +66,19 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         attributes = vars(memo[id(module)])
         for name, value in vars(module).items():
             attributes[name] = value if type(value) in _ATOMS else _copy_of(value, memo)
-    result: nn.Module = memo[id(model)]
+    result = memo[id(model)]
+    assert isinstance(result, nn.Module)
     return result
 
 
-def _copy_of(value: Any, memo: dict[int, Any]) -> Any:
-    """`copy.deepcopy(value, memo)`, sooner for what modules have most: tables by name and tuples of numbers."""
-    known, kind = memo.get(id(value)), type(value)
-    if known is not None or (kind is tuple and _ATOMS.issuperset(map(type, value))):
+def _copy_of(value: object, memo: dict[int, object]) -> object:
+    """`copy.deepcopy(value, memo)`, faster for common values of modules: tables by name and tuples of numbers."""
+    known = memo.get(id(value))
+    if known is not None or (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
         return value if known is None else known
-    if kind is not dict or not _ATOMS.issuperset(map(type, value)):
+    if type(value) is not dict or not _ATOMS.issuperset(map(type, value)):
         return copy.deepcopy(value, memo)
-    made = memo[id(value)] = dict[Any, Any]()
+    made = memo[id(value)] = dict[object, object]()
     for key, item in value.items():
         made[key] = item if type(item) in _ATOMS else _copy_of(item, memo)
     return made
@@ -96,10 +96,10 @@ def _is_copied_plainly(cls: type[nn.Module]) -> bool:
 
 
 def _set_to_eval(copied: nn.Module, *, was_in_eval: bool) -> None:
-    """Toggle the mode, and let nothing that this computes reach the memory that the copy shares with the original.
+    """Toggle the mode, without a change of the memory that the copy shares with the original.
 
     Some classes write into weights when they are toggled (LoRA that is merged in eval): where the original is in eval
-    already, its values are the right ones; else the copy gets memory of its own for what was written.
+    already, its values are the right ones; else the copy gets its own memory for the tensors that were written.
     """
     if all(type(m).train is nn.Module.train for m in copied.modules()):
         copied.eval()
@@ -131,7 +131,7 @@ def _tensors(value: object, depth: int) -> list[torch.Tensor]:
 
 
 def aliased_modules(model: nn.Module) -> tuple[str, ...]:
-    """The paths of modules that stand in two places of the tree: only the first has a path in a graph.
+    """The paths of modules that are in two places of the tree: only the first has a path in a graph.
 
     >>> model = nn.Sequential(nn.ReLU(), nn.ReLU())
     >>> model.append(model[0])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
+from utcompile.graph.memory import memory_of
 from utcompile.graph.state import set_parameter
 
 Ties = tuple[tuple[str, ...], ...]
@@ -21,14 +21,14 @@ def ties_of(module: nn.Module) -> Ties:
     >>> ties_of(nn.Sequential(first, second))
     (('0.weight', '1.weight'),)
     """
-    names: dict[Any, list[str]] = {}
+    names: dict[object, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(_place(parameter), []).append(name)
     return tuple(tuple(every) for every in names.values() if len(every) > 1)
 
 
 def tied_to(names: Iterable[str], ties: Ties, untied: Collection[str] = ()) -> tuple[str, ...]:
-    """Some parameters' names with those of all that are tied to them, each once; an untied one stands alone."""
+    """Some parameters' names with the names of all that are tied to them, each once."""
     found: dict[str, None] = {}
     for name in names:
         group = next((g for g in ties if name in g), (name,)) if name not in untied else (name,)
@@ -38,7 +38,7 @@ def tied_to(names: Iterable[str], ties: Ties, untied: Collection[str] = ()) -> t
 
 def clones(parameters: Mapping[str, nn.Parameter], untied: Collection[str] = ()) -> dict[str, nn.Parameter]:
     """A trainable copy of each parameter; those that are tied get one copy for all their names."""
-    made: dict[Any, nn.Parameter] = {}
+    made: dict[object, nn.Parameter] = {}
     found = {}
     for name, parameter in parameters.items():
         key = name if name in untied else _place(parameter)
@@ -49,7 +49,7 @@ def clones(parameters: Mapping[str, nn.Parameter], untied: Collection[str] = ())
 
 
 def cut_ties(module: nn.Module, ties: Ties) -> tuple[str, ...]:
-    """Which ties a module has no longer, a phrase for each; those whose values are equal are tied again."""
+    """A phrase for each tie that a module has no longer; names whose values are equal are tied again."""
     named = dict(module.named_parameters(remove_duplicate=False))
     found = []
     for group in ties:
@@ -66,12 +66,12 @@ def cut_ties(module: nn.Module, ties: Ties) -> tuple[str, ...]:
 
 def owned(module: nn.Module, trained: Sequence[torch.Tensor]) -> None:
     """Give a module its own copy of every parameter and buffer that lies in the memory of others."""
-    theirs = {_memory(t) for t in trained}
-    copied: dict[Any, torch.Tensor] = {}
+    theirs = {memory_of(t) for t in trained}
+    copied: dict[object, torch.Tensor] = {}
     for owner in module.modules():
         for table in (owner._parameters, owner._buffers):
             for name, tensor in table.items():
-                if tensor is not None and _memory(tensor) in theirs:
+                if tensor is not None and memory_of(tensor) in theirs:
                     place = _place(tensor)
                     if place not in copied:
                         own = tensor.detach().clone()
@@ -84,14 +84,7 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
 
 
-def _memory(tensor: torch.Tensor) -> Any:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse, or a subclass without storage
-        return id(tensor)
-
-
-def _place(tensor: torch.Tensor) -> Any:
+def _place(tensor: torch.Tensor) -> object:
     """Equal for tensors that are one: the same numbers of the same memory."""
     if not tensor.numel():
         return id(tensor)

@@ -1,4 +1,4 @@
-"""What is known of a value of the graph: its sizes at every recorded sample, dtype, device and storage."""
+"""The facts about a value of the graph: its sizes at every recorded sample, dtype, device and storage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
 from math import prod
-from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ class Symbol:
 BATCH = Symbol("B", 2)
 Sample = Mapping[Symbol, int]
 Monomial = tuple[Symbol, ...]
+Term = tuple[Monomial, Fraction]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Size:
     B 3*B*L+1
     """
 
-    terms: tuple[tuple[Monomial, Fraction], ...]
+    terms: tuple[Term, ...]
 
     def __str__(self) -> str:
         return "+".join(_term(symbols, factor) for symbols, factor in self.terms).replace("+-", "-")
@@ -71,14 +71,14 @@ class Computed:
     (2, 1)
     """
 
-    function: Callable[..., Any]
-    operands: tuple[Any, ...]
+    function: Callable[..., object]
+    operands: tuple[object, ...]
 
-    def at(self, batch: int) -> Any:
+    def at(self, batch: int) -> object:
         """The number at one batch size; other symbols take their example's size."""
         return self.of({BATCH: batch})
 
-    def of(self, sample: Sample) -> Any:
+    def of(self, sample: Sample) -> object:
         """The number at a sample; symbols it leaves out take their example's size."""
         return self.function(*(o.of(sample) if isinstance(o, (Size, Computed)) else o for o in self.operands))
 
@@ -91,11 +91,11 @@ def _term(symbols: Monomial, factor: Fraction) -> str:
 
 
 class Fitter:
-    """Finds the size that passes through what was seen at every sample.
+    """Finds the size that fits the sizes of all samples.
 
     Args:
         symbols: the sizes that vary.
-        samples: at least the 2ⁿ corners, in any order, and one more that tells `B²` from `5·B - 6`.
+        samples: at least the 2ⁿ corners, in any order, and one more that separates `B²` from `5·B - 6`.
 
     >>> fit = Fitter([BATCH], [{BATCH: b} for b in (2, 3, 5)])
     >>> fit([4, 4, 4]), fit([8, 12, 20]), fit([4, 9, 25])

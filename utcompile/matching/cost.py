@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from utcompile.graph import GraphView, Value, flops
 from utcompile.matching.fitting import site_key
 from utcompile.matching.sites import Site
-from utcompile.matching.text import amount, counted, percent
 from utcompile.ops import Trait, having
+from utcompile.text import amount, counted, percent
 from utcompile.tuners import Tuner
 
 _COUNTED = having(Trait.COUNTED)

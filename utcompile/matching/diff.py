@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from utcompile.matching.plan import PlanData
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, run
+from utcompile.text import alike, counted, run
 
 Change = tuple[object, object]
 

@@ -10,9 +10,9 @@ from utcompile.errors import UtcError
 from utcompile.graph import GraphView
 from utcompile.matching.places import nearest_path, places
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, groups, listed, run
 from utcompile.matching.trace import Whole
 from utcompile.rules import Rule, RuleSet
+from utcompile.text import alike, counted, groups, listed, run
 
 _OPTIONAL = "set `expect: {optional: true}`"
 _SHOWN = 5  # misses of a rule that found nothing, or at one place; of another rule, two

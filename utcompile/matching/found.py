@@ -21,6 +21,7 @@ def require_sites(plan: PlanData) -> PlanData:
             "there are no rules, and no parameter is trained",
             why="; ".join(plan.notes) or None,
             fix="name the trained parameters with `train=`, --train or a line of train: in the rule file",
+            code="match/nothing",
         )
     skipped = f"; {plan.skipped[0]}" if plan.skipped else ""
     near = [n for rule in rules for n in nearest(plan.misses(), rule.name, 1)]
@@ -30,4 +31,5 @@ def require_sites(plan: PlanData) -> PlanData:
         why=f"all of them are optional: {', '.join(r.name for r in rules)}; "
         f"{too_few(near[:1], found=False)[0]}{skipped}",
         fix="`print(plan.explain())` or `utcompile explain` shows the nearest misses of each",
+        code="match/nothing",
     )

@@ -26,7 +26,6 @@ from utcompile.matching.conditions import within
 from utcompile.matching.engine import Bindings, same_attribute
 from utcompile.matching.kin import FAMILIES, families
 from utcompile.matching.places import nearest_path, places, wider_glob
-from utcompile.matching.text import listed
 from utcompile.matching.trace import Trace
 from utcompile.rules import (
     Attribute,
@@ -44,6 +43,7 @@ from utcompile.rules import (
     Scope,
     glob_match,
 )
+from utcompile.text import listed
 
 _BETWEEN = ("norm", "dropout", "activation")  # operations that models put between two layers
 _OPTIONAL = frozenset(("norm", "dropout"))  # operations that some models leave out

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from utcompile.matching.engine import Engine
-from utcompile.matching.text import listed
 from utcompile.rules import MatchPattern, Rule, library_patterns
+from utcompile.text import listed
 
 
 def instead(rule: Rule, engine: Engine) -> list[str]:

@@ -128,5 +128,9 @@ def _check_expect(
         why, fix = unlisted(rule, taken, engine.view) or too_few(nearest(look_again(), rule.name, 2), found=count > 0)
         why = "; ".join([*(instead(rule, engine) if count == 0 else ()), why])
     raise UtcError(
-        f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}", where=str(rule.mark), why=why, fix=fix
+        f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}",
+        where=str(rule.mark),
+        why=why,
+        fix=fix,
+        code="match/count",
     )

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from utcompile.graph import GraphView, info
-from utcompile.matching.text import alike
 from utcompile.rules import glob_match
+from utcompile.text import alike
 
 Places = Mapping[str, str]
 

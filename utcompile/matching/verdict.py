@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from utcompile.matching.sites import Site
-from utcompile.matching.text import counted, listed
 from utcompile.rules import ExpectedSites, glob_match
+from utcompile.text import counted, listed
 
 ROOT = "(root)"  # how a test names the root module
 

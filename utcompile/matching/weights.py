@@ -33,7 +33,7 @@ _PROBED = 2  # the batch at which captures are traced back to rows
 
 
 @dataclass(frozen=True)
-class Held:
+class Unchangeable:
     """A weight to which no update can be added.
 
     Attributes:
@@ -56,7 +56,7 @@ class TunedWeight:
         names: role to the name of the parameter; None where the operation has none.
         shapes: role to the shape of the parameter.
         direct: whether the operation reads the parameter itself.
-        held: a weight to which no update can be added, and which is not in `names`; otherwise None.
+        unchangeable: a weight to which no update can be added, and which is not in `names`; otherwise None.
     """
 
     node: fx.Node
@@ -65,7 +65,7 @@ class TunedWeight:
     names: Mapping[str, str | None]
     shapes: Mapping[str, tuple[int, ...] | None]
     direct: bool = True
-    held: Held | None = None
+    unchangeable: Unchangeable | None = None
 
 
 def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphView) -> TunedWeight:
@@ -113,16 +113,16 @@ def _quantised_branch(node: fx.Node, op: Operation, roles: Sequence[str], view: 
     if node.op == "call_module":
         leaf = view.module.get_submodule(str(node.target))
         weight = getattr(leaf, "weight", None) if op.name in _LAYERS else None
-        held = quantised(f"{node.target}.weight", weight) if isinstance(weight, torch.Tensor) else ""
-        shape = tuple(weight.shape) if held and isinstance(weight, torch.Tensor) else ()
+        reason = quantised(f"{node.target}.weight", weight) if isinstance(weight, torch.Tensor) else ""
+        shape = tuple(weight.shape) if reason and isinstance(weight, torch.Tensor) else ()
     else:
         operand = operand_of(node, "weight", op)
         if op.name not in _LAYERS and op.name != "addmm":
             operand = next((n for n in node.all_input_nodes if is_stored(n)), None)
-        held = quantised_operand(operand, view) if operand is not None and is_stored(operand) else ""
+        reason = quantised_operand(operand, view) if operand is not None and is_stored(operand) else ""
         value = value_of(operand) if operand is not None else None
-        shape = value.sizes(_PROBED) if held and value is not None else ()
-    if not held:
+        shape = value.sizes(_PROBED) if reason and value is not None else ()
+    if not reason:
         return None
     seen = Operation("matmul", op.inputs) if op.name == "addmm" else op
     if op.name not in _LAYERS and op.name not in ("addmm", "matmul"):
@@ -130,15 +130,17 @@ def _quantised_branch(node: fx.Node, op: Operation, roles: Sequence[str], view: 
         if found is None:
             return None
         seen, shape = found
-    return TunedWeight(node, seen, op.inputs[0], {"weight": None}, {"weight": None}, True, Held(held, shape))
+    return TunedWeight(node, seen, op.inputs[0], {"weight": None}, {"weight": None}, True, Unchangeable(reason, shape))
 
 
 def quantised_branch_of(path: str, source: fx.Node, target: fx.Node, view: GraphView) -> TunedWeight | None:
     """A module with quantised tensors, as a branch sees it: a linear from its input to its result."""
-    held, found = quantised_module(path, view), as_linear(source, target, view)
-    if not held or found is None:
+    reason, found = quantised_module(path, view), as_linear(source, target, view)
+    if not reason or found is None:
         return None
-    return TunedWeight(target, found[0], source, {"weight": None}, {"weight": None}, True, Held(held, found[1]))
+    return TunedWeight(
+        target, found[0], source, {"weight": None}, {"weight": None}, True, Unchangeable(reason, found[1])
+    )
 
 
 def _nothing(capture: str, op: Operation) -> UtcError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx, nn
@@ -10,6 +10,7 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, describe, info, is_state, owner_of, owner_path, set_inplace
 from utcompile.graph.calls import Signature
+from utcompile.graph.nested import tensors
 from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import aliased_modules, named_state, structural_copy
 from utcompile.graph.ties import ties_of
@@ -25,7 +26,6 @@ from utcompile.recording.guards import StructureCheck
 from utcompile.recording.inputs import Dynamic, Examples, Inputs, read_inputs
 from utcompile.recording.layers import check_layers, drop_backward_hooks, notes_on
 from utcompile.recording.naming import rename_by_path
-from utcompile.recording.nested import tensors
 from utcompile.recording.patches import patched
 from utcompile.recording.rebinding import look_anew
 from utcompile.recording.value_checks import join_value_checks
@@ -36,7 +36,7 @@ _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
     "signature tuners base_values shape_env dtype device example_inputs proven ties".split()
 )
-# what users read off a model: transformers' config, timm's, and the like
+# attributes that users read: transformers' config, timm's, and similar ones
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
 
 _MODE_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -58,9 +58,9 @@ def capture(
     Args:
         model: any `nn.Module`. It is recorded, and kept, in eval mode.
         example_inputs: a tuple (positional), a dict (keyword; `*args` under its name, as a tuple) or one tensor.
-        dynamic: what varies between calls: names of inputs (their dimension 0 is the batch), or a dict from name to
-            `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of the
-            inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
+        dynamic: the sizes that vary between calls: names of inputs (their dimension 0 is the batch), or a dict from
+            name to `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of
+            the inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
             that the model pins is named in the report. An empty one captures at the example's sizes only.
         base: "frozen": the backbone stays in eval, whatever `.train()` says. "follow": its dropout, stochastic depth
             and batch norm obey `.train()` and `.eval()`.
@@ -118,7 +118,7 @@ def capture(
     fix_sizes(graph, recorded.nodes, inputs, recorded.fixed)
     _guard_containers(graph, inputs.arguments)
     _guard_constants(graph, inputs.arguments)
-    _guard_values(graph, copied, {name: inputs.arguments[name] for name in recorded.fixed})
+    _guard_values(graph, copied, {n: v for n in recorded.fixed if isinstance(v := inputs.arguments[n], torch.Tensor)})
     join_value_checks(graph)
     rename_by_path(graph)
     set_inplace(graph, copied)
@@ -168,22 +168,22 @@ def _is_plain(value: object) -> bool:
     return value is not None and not isinstance(value, (torch.Tensor, nn.Module)) and not callable(value)
 
 
-def _guard_constants(graph: fx.Graph, arguments: dict[str, Any]) -> None:
-    """An argument that is no tensor is part of the graph: calls may leave it out, and may not change it."""
+def _guard_constants(graph: fx.Graph, arguments: dict[str, object]) -> None:
+    """Make arguments that are no tensors part of the graph: calls may leave them out, and may not change them."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
-    fixed = [n for n in inputs if isinstance(arguments[str(n.target)], (bool, int, float, str, type(None)))]
+    given = [(n, arguments[str(n.target)]) for n in inputs]
+    fixed = {n: value for n, value in given if isinstance(value, (bool, int, float, str, type(None)))}
     with graph.inserting_after(inputs[-1]):
-        for node in reversed(fixed):
-            given = (node, arguments[str(node.target)], str(node.target))
-            info(graph.call_function(captured_as, given)).check = True
+        for node, value in reversed(fixed.items()):
+            info(graph.call_function(captured_as, (node, value, str(node.target)))).check = True
     for node in reversed(inputs):
         if node not in fixed:
             break
-        node.args = (arguments[str(node.target)],)
+        node.args = (fixed[node],)
 
 
-def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
-    """The structure of an argument, and what in it is no tensor, is part of the graph."""
+def _guard_containers(graph: fx.Graph, arguments: dict[str, object]) -> None:
+    """Make the structure of containers, and the values in them that are no tensors, part of the graph."""
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         value = arguments[str(node.target)]
         if isinstance(value, (dict, tuple, list)):
@@ -192,7 +192,7 @@ def _guard_containers(graph: fx.Graph, arguments: dict[str, Any]) -> None:
 
 
 def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:
-    """A size that could not vary is part of the graph."""
+    """Make sizes that could not vary part of the graph."""
     last = [n for n in recorded.graph.nodes if n.op == "placeholder" or n in recorded.nodes][-1]
     names = [name for name, value in asked.arguments.items() for _ in tensors(value)]
     examples = tensors(asked.arguments)

@@ -15,7 +15,6 @@ import time
 import types
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -26,13 +25,13 @@ _READS = (
     uuid.uuid1, uuid.uuid4, os.urandom, secrets.token_bytes, secrets.token_hex, secrets.randbelow, secrets.choice,
     np.random.default_rng, random.SystemRandom,
 )  # fmt: skip
-_NOW: dict[Any, list[str]] = {datetime.datetime: "now utcnow today".split(), datetime.date: ["today"]}
+_NOW: dict[object, list[str]] = {datetime.datetime: "now utcnow today".split(), datetime.date: ["today"]}
 _WORDS = frozenset([*(read.__name__ for read in _READS), "now", "utcnow", "today"]) - {"choice"}
 _HOLDERS = (time, uuid, os, secrets, np, np.random, random, datetime, datetime.datetime, datetime.date)
 
 
 def clock_reads(model: nn.Module) -> tuple[str, ...]:
-    """What the code of a model's `forward`s names, with its line: `time.time (model.py:12 in forward)`.
+    """The clocks that the code of a model's `forward`s names, with their lines: `time.time (model.py:12 in forward)`.
 
     >>> class Timed(nn.Module):
     ...     def forward(self, x):
@@ -41,9 +40,9 @@ def clock_reads(model: nn.Module) -> tuple[str, ...]:
     ['time.time']
     """
     found: dict[str, None] = {}
-    seen: set[Any] = set()
+    seen: set[object] = set()
     for klass in dict.fromkeys(map(type, model.modules())):
-        stack: list[Any] = [getattr(klass, "forward", None)]
+        stack: list[object] = [getattr(klass, "forward", None)]
         while stack:
             function = stack.pop()
             if not isinstance(function, types.FunctionType) or function in seen or _is_foreign(function):
@@ -58,24 +57,25 @@ def _is_foreign(function: types.FunctionType) -> bool:
     return (function.__module__ or "").partition(".")[0] in ("torch", "numpy", "logging")
 
 
-def _callees(klass: type, function: types.FunctionType) -> Iterator[Any]:
+def _callees(klass: type, function: types.FunctionType) -> Iterator[object]:
     """Functions of the same Python module and methods of the class that a function names."""
-    for name in _names(function.__code__):
+    for name in code_names(function.__code__):
         value = function.__globals__.get(name, getattr(klass, name, None))
         if isinstance(value, types.FunctionType) and value.__module__ in (function.__module__, klass.__module__):
             yield value
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def code_names(code: types.CodeType) -> Iterator[str]:
+    """The global names and attributes that a code object uses, its inner functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from code_names(constant)
 
 
 def _named_in(function: types.FunctionType, code: types.CodeType) -> Iterator[str]:
     """Calls that a code object spells out: a global or imported name, and the attributes behind it."""
-    names = set(_names(code))
+    names = set(code_names(code))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _named_in(function, constant)
@@ -96,18 +96,18 @@ def _named_in(function: types.FunctionType, code: types.CodeType) -> Iterator[st
             value = None
 
 
-def _of(holder: Any, step: dis.Instruction) -> Any:
+def _of(holder: object, step: dis.Instruction) -> object:
     """An attribute of a module or class; `now` and `today` make a new object each time, so they are a pair."""
     if any(holder is h for h in _HOLDERS):
         return (holder, step.argval) if step.argval in _NOW.get(holder, ()) else getattr(holder, step.argval, None)
     return None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, tuple) and len(value) == 2 and value[0] in _NOW:
         return f"{value[0].__name__}.{value[1]}"
-    return f"{value.__module__}.{value.__name__}" if _is_read(value) else ""
+    return f"{value.__module__}.{getattr(value, '__name__', '')}" if _is_read(value) else ""
 
 
-def _is_read(value: Any) -> bool:
+def _is_read(value: object) -> bool:
     return any(value is read for read in _READS)

@@ -1,9 +1,10 @@
-"""Small functions that stand in captured graphs: what a model derived from its inputs or its mode, derived again."""
+"""Small functions in captured graphs: they derive from inputs and mode again what the model's Python code derived."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ def finfo(dtype: torch.dtype, field: str) -> float:
     return float(getattr(torch.finfo(dtype), field))
 
 
-def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
+def by_mode(training: bool, in_training: object, in_eval: object) -> object:
     """An argument that the model chose by its mode: `dropout_p=0.1 if self.training else 0.0`."""
     return in_training if training else in_eval
 
@@ -31,7 +32,7 @@ def set_grad_enabled(enabled: bool) -> bool:
     return before
 
 
-def captured_as(given: Any, recorded: Any, name: str) -> None:
+def captured_as(given: object, recorded: object, name: str) -> None:
     """Refuse another value of an argument whose value at capture is part of the graph.
 
     Raises:
@@ -60,7 +61,7 @@ def same_values(given: torch.Tensor, recorded: torch.Tensor, name: str) -> None:
         )
 
 
-def same_choice(given: torch.Tensor, recorded: Any, source: str) -> None:
+def same_choice(given: torch.Tensor, recorded: object, source: str) -> None:
     """Refuse a call in which Python would have read another value than at capture; not asked while compiling.
 
     Raises:
@@ -86,8 +87,8 @@ class Rebuild:
     def __post_init__(self) -> None:
         object.__setattr__(self, "__name__", f"rebuild_{self.cls.__name__}")
 
-    def __call__(self, **attributes: Any) -> Any:
-        made: Any = object.__new__(self.cls)
+    def __call__(self, **attributes: object) -> object:
+        made: object = object.__new__(self.cls)
         vars(made).update(attributes)
         return made
 
@@ -98,14 +99,14 @@ class InOrder:
     which the model assigned them, which is not that of the fields.
     """
 
-    cls: type
+    cls: Callable[..., OrderedDict[str, object]]
     keys: tuple[str, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__name__", self.cls.__name__)
 
-    def __call__(self, **fields: Any) -> Any:
-        made: Any = self.cls(**fields)
+    def __call__(self, **fields: object) -> object:
+        made = self.cls(**fields)
         for key in self.keys:
             made.move_to_end(key)
         return made
@@ -115,12 +116,12 @@ class InOrder:
 class Apply:
     """Calls a `torch.autograd.Function`, with its own backward."""
 
-    function: Any
+    function: type[torch.autograd.Function]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__name__", self.function.__name__)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self.function.apply(*args, **kwargs)
 
 
@@ -128,10 +129,10 @@ class Apply:
 class Scripted:
     """Calls a scripted function: one node, as recording does not see what TorchScript runs."""
 
-    function: Any
+    function: torch.jit.ScriptFunction
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__name__", self.function.name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self.function(*args, **kwargs)

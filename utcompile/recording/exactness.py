@@ -1,4 +1,4 @@
-"""Which dimensions of a recorded tensor have a size that the samples show exactly.
+"""The dimensions of recorded tensors whose sizes the samples show exactly.
 
 A polynomial through the recorded sizes is exact as long as nothing piecewise has happened: no stride, no number that
 `//` or `min` made. What an inexact dimension touches is inexact; but most operations carry most dimensions as they are,
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
-from typing import Any, cast
 
 from torch import fx
+from torch.fx.node import Argument
 
 from utcompile.graph import info
 from utcompile.ops import Axes, callables, callables_with, having
@@ -41,7 +41,7 @@ _ELEMENTWISE = callables(having(Axes.TOGETHER), having(Axes.KEEP), ["full_like"]
 
 
 class Exactness:
-    """What is exact, found in graph order.
+    """The exact dimensions of a graph's values, found in graph order.
 
     Attributes:
         shapes: the sizes of a node's tensor at every recording.
@@ -95,11 +95,11 @@ class Exactness:
         return self._aligned([i for i in node.all_input_nodes if i in self.dims], shapes)
 
     def _numbers(self, node: fx.Node) -> list[fx.Node]:
-        """What a node reads that is no tensor."""
+        """The nodes that a node reads and that are no tensors."""
         return [i for i in node.all_input_nodes if i not in self.dims]
 
     def _is_settled(self, source: fx.Node) -> bool:
-        """Whether nothing inexact is in what a node reads; of several results, in what they are made of."""
+        """Whether a value has nothing inexact; for a tuple of results, whether its inputs have not."""
         if source in self.dims:
             return all(self.dims[source])
         if source in self.inexact or self._is_piecewise(source, self.name(source)):
@@ -122,7 +122,7 @@ class Exactness:
         return False
 
     def _varies(self, node: fx.Node, first: int) -> bool:
-        """Whether a size of what a node reads varies, from a dimension on."""
+        """Whether an input of a node has a size that varies, at a dimension or behind it."""
         for source in node.all_input_nodes:
             for sizes in list(zip(*self.shapes.get(source, []), strict=True))[first:]:
                 if len(set(sizes)) > 1:
@@ -134,15 +134,19 @@ class Exactness:
     def _none(self, shapes: Shapes) -> Dims:
         return (False,) * len(shapes[0])
 
-    def _of(self, value: Any) -> Dims:
-        """The exact dimensions of an argument."""
-        return self.dims[value]
+    def _of(self, value: Argument) -> Dims:
+        """The exact dimensions of an argument.
 
-    def _is_exact(self, number: Any) -> bool:
+        Raises:
+            KeyError: it is no tensor of the graph.
+        """
+        return self.dims[_node(value)]
+
+    def _is_exact(self, number: Argument) -> bool:
         return number not in self.inexact if isinstance(number, fx.Node) else number is not None
 
     def _spatial(self, node: fx.Node, name: str, shapes: Shapes) -> Dims:
-        """A batch, channels, and space, of which nothing is known; `Tensor.unfold` and what has no batch are none."""
+        """A batch, channels, and inexact space; `Tensor.unfold` and unbatched inputs have no such dimensions."""
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         rank, space = len(shapes[0]), re.search(r"[123](?=d)", name)
         if source not in self.dims or not any(w in name for w in _SPATIAL) or info(node).opaque or rank < 3:
@@ -165,7 +169,7 @@ class Exactness:
         return self.dims[sources[0]] if len(sources) == 1 else self._joined(sources, shapes)
 
     def _joined(self, sources: Sequence[fx.Node], shapes: Shapes) -> Dims:
-        """Exact where some input has an exact dimension of that size, counted from the last."""
+        """A dimension is exact where some input has an exact one of the same sizes there, counted from the last."""
         rank = len(shapes[0])
         return tuple(
             any(self._carries(s, d - rank, [sizes[d] for sizes in shapes]) for s in sources) for d in range(rank)
@@ -179,16 +183,13 @@ class Exactness:
         return own == sizes and set(own) != {1}  # a dimension of 1 would be stretched by any other
 
     def _reshape(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.kwargs.get("shape", node.args[1:])
-        sizes: Sequence[Any] = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given  # type: ignore[arg-type,index,assignment]
+        sizes = _listed(node.kwargs.get("shape", node.args[1:]))
         stated = [s for s in sizes if not (isinstance(s, int) and s == -1)]
         rest = all(self._of(node.args[0])) and all(map(self._is_exact, stated))
         return tuple(rest if isinstance(s, int) and s == -1 else self._is_exact(s) for s in sizes)
 
     def _expand(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.args[1:]
-        sizes: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-        own = self._of(node.args[0])
+        sizes, own = _listed(node.args[1:]), self._of(node.args[0])
         own = (False,) * (len(sizes) - len(own)) + own
         return tuple(
             o if isinstance(s, int) and s == -1 else self._is_exact(s) for s, o in zip(sizes, own, strict=True)
@@ -197,37 +198,30 @@ class Exactness:
     def _created(self, node: fx.Node, shapes: Shapes) -> Dims:
         at = 1 if self.name(node) in _MADE_LIKE else 0
         given = node.args[at:] or (node.kwargs.get("size"),)
-        sizes: Any = given[0] if isinstance(given[0], (tuple, list)) else given
-        return tuple(map(self._is_exact, sizes))
+        return tuple(map(self._is_exact, _listed(given[:1] if isinstance(given[0], (tuple, list)) else given)))
 
     def _arange(self, node: fx.Node, shapes: Shapes) -> Dims:
         return (all(map(self._is_exact, node.args)),)
 
     def _repeat(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.args[1:]
-        times: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-        own = self._of(node.args[0])
+        times, own = _listed(node.args[1:]), self._of(node.args[0])
         own = (True,) * (len(times) - len(own)) + own
         return tuple(o and self._is_exact(t) for o, t in zip(own, times, strict=True))
 
     def _permute(self, node: fx.Node, shapes: Shapes) -> Dims:
-        given = node.kwargs.get("dims", node.args[1:])
-        order: Any = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given  # type: ignore[arg-type,index]
-        return tuple(self._of(node.args[0])[i] for i in order)
+        own = self._of(node.args[0])
+        return tuple(own[_whole(i)] for i in _listed(node.kwargs.get("dims", node.args[1:])))
 
     def _transpose(self, node: fx.Node, shapes: Shapes) -> Dims:
         own = list(self._of(node.args[0]))
-        if self.name(node) in ("t", "mt", "mh", "h"):
-            a, b = -1, -2
-        else:
-            a, b = node.args[1], node.args[2]  # type: ignore[assignment]
+        named = self.name(node) in ("t", "mt", "mh", "h")
+        a, b = (-1, -2) if named else (_whole(node.args[1]), _whole(node.args[2]))
         own[a], own[b] = own[b], own[a]
         return tuple(own)
 
     def _indexed(self, node: fx.Node, shapes: Shapes) -> Dims:
-        index: Any = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        source: Any = node.args[0]
-        own = [*zip(self._of(source), zip(*self.shapes[source], strict=True), strict=True)]
+        index, source = _index(node), _node(node.args[0])
+        own = [*zip(self.dims[source], zip(*self.shapes[source], strict=True), strict=True)]
         used = sum(i is not None and i is not Ellipsis for i in index)
         found: list[bool] = []
         for one in index:
@@ -246,27 +240,29 @@ class Exactness:
         return (*found, *(exact for exact, _ in own))
 
     def _is_plain(self, one: slice, sizes: Sequence[int]) -> bool:
-        """Whether a slice has exact bounds, and no step that varies or stands where a size varies; that the bounds lie
-        inside of the dimension is a question of its own."""
+        """Whether a slice has exact bounds, and no step that varies or applies to a size that varies.
+
+        Whether the bounds are inside of the dimension is another question (`questions.slices`).
+        """
         bounds = [b for b in (one.start, one.stop) if b is not None]
         steps = one.step in (None, 1) or (len(set(sizes)) == 1 and not isinstance(one.step, fx.Node))
         return steps and all(map(self._is_exact, bounds))
 
     def _part(self, node: fx.Node, shapes: Shapes) -> Dims | None:
         """One of several results."""
-        parent: Any = node.args[0]
-        name = self.name(parent) if isinstance(parent, fx.Node) else ""
-        source: Any = parent.args[0] if isinstance(parent, fx.Node) and parent.args else None
-        if source not in self.dims:
-            exact = isinstance(parent, fx.Node) and all(all(self.dims.get(i, (True,))) for i in parent.all_input_nodes)
+        parent = node.args[0]
+        if not isinstance(parent, fx.Node):
+            return self._none(shapes)
+        name, source = self.name(parent), parent.args[0] if parent.args else None
+        if not isinstance(source, fx.Node) or source not in self.dims:
+            exact = all(all(self.dims.get(i, (True,))) for i in parent.all_input_nodes)
             return None if exact and not self._is_piecewise(parent, name) else self._none(shapes)
         own = list(self.dims[source])
         if name in ("unbind", "__iter__", "iter"):
-            dim = parent.args[1] if len(parent.args) > 1 else parent.kwargs.get("dim", 0)
-            del own[dim]
+            del own[_dim(parent, 1)]
             return tuple(own)
         if name.removeprefix("unsafe_") in ("split", "split_with_sizes", "chunk", "tensor_split"):
-            dim = parent.args[2] if len(parent.args) > 2 else parent.kwargs.get("dim", 0)
+            dim = _dim(parent, 2)
             varying = len({s[dim] for s in self.shapes[source]}) > 1 or not own[dim]
             steps = parent.args[1] if len(parent.args) > 1 else None
             known = all(map(self._is_exact, steps if isinstance(steps, (tuple, list)) else [steps]))
@@ -283,35 +279,31 @@ class Exactness:
         )
 
     def _joined_along(self, node: fx.Node, shapes: Shapes) -> Dims:
-        parts: Any = node.args[0]
-        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        found = [any(column) for column in zip(*(self.dims[p] for p in parts), strict=True)]
+        parts = [self._of(p) for p in _listed(node.args[:1])]
+        dim = _dim(node, 1)
+        found = [any(column) for column in zip(*parts, strict=True)]
         if self.name(node) == "stack":
             found.insert(dim % len(shapes[0]), True)
         else:
-            found[dim] = all(self.dims[p][dim] for p in parts)
+            found[dim] = all(dims[dim] for dims in parts)
         return tuple(found)
 
     def _unsqueeze(self, node: fx.Node, shapes: Shapes) -> Dims:
-        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
         own = list(self._of(node.args[0]))
-        own.insert(dim % len(shapes[0]), True)
+        own.insert(_dim(node, 1, None) % len(shapes[0]), True)
         return tuple(own)
 
     def _squeeze(self, node: fx.Node, shapes: Shapes) -> Dims:
-        dim: Any = node.args[1]
         own = list(self._of(node.args[0]))
         if len(own) != len(shapes[0]):
-            del own[dim]
+            del own[_whole(node.args[1])]
         return tuple(own)
 
     def _flatten(self, node: fx.Node, shapes: Shapes) -> Dims:
         own = self._of(node.args[0])
         if self.name(node) == "flatten" and node.op == "call_module":
             return self._none(shapes)
-        start: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        end: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-        start, end = start % len(own), end % len(own)
+        start, end = _dim(node, 1, 0, "start_dim") % len(own), _dim(node, 2, -1, "end_dim") % len(own)
         return (*own[:start], all(own[start : end + 1]), *own[end + 1 :])
 
     def _linear(self, node: fx.Node, shapes: Shapes) -> Dims:
@@ -321,8 +313,8 @@ class Exactness:
         return (*self._of(node.args[0]), True)
 
     def _matmul(self, node: fx.Node, shapes: Shapes) -> Dims:
-        left, right = cast(fx.Node, node.args[0]), cast(fx.Node, node.args[1])
-        a, b = self._of(left), self._of(right)
+        left, right = _node(node.args[0]), _node(node.args[1])
+        a, b = self.dims[left], self.dims[right]
         if len(a) < 2 or len(b) < 2:
             return self._none(shapes)
         batch = self._joined([left, right], shapes)[:-2]
@@ -333,16 +325,59 @@ class Exactness:
 
     def _reduced(self, node: fx.Node, shapes: Shapes) -> Dims:
         own = self._of(node.args[0])
-        dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", tuple(range(len(own))))
-        dims = {d % len(own) for d in (dims if isinstance(dims, (tuple, list)) else (dims,))}
+        given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", tuple(range(len(own))))
+        dims = {_whole(d) % len(own) for d in (given if isinstance(given, (tuple, list)) else (given,))}
         if len(shapes[0]) == len(own):
             return tuple(o or i in dims for i, o in enumerate(own))
         return tuple(o for i, o in enumerate(own) if i not in dims)
 
 
+# --- how a call spells its arguments ----------------------------------------------------------------------------------
+
+
+def _node(argument: Argument) -> fx.Node:
+    """An argument that must be a node.
+
+    Raises:
+        TypeError: it is none, so the call is spelled otherwise than the rule expects.
+    """
+    if not isinstance(argument, fx.Node):
+        raise TypeError(f"{argument} is no node")
+    return argument
+
+
+def _whole(argument: Argument) -> int:
+    """An argument that must be a whole number that is part of the graph.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(argument, int):
+        raise TypeError(f"{argument} is no whole number")
+    return argument
+
+
+def _dim(node: fx.Node, at: int, default: int | None = 0, name: str = "dim") -> int:
+    """A dimension that is given by position or by name."""
+    return _whole(node.args[at] if len(node.args) > at else node.kwargs.get(name, default))
+
+
+def _listed(given: Argument) -> Sequence[Argument]:
+    """The members of arguments that may be given as one list: `x.view(2, 3)` is `x.view((2, 3))`."""
+    if not isinstance(given, (tuple, list)):
+        raise TypeError(f"{given} is no list")
+    first = given[0] if len(given) == 1 else None
+    return first if isinstance(first, (tuple, list)) else given
+
+
+def _index(node: fx.Node) -> Sequence[Argument]:
+    """The parts of an index."""
+    index = node.args[1]
+    return index if isinstance(index, tuple) else (index,)
+
+
 def _has_step(node: fx.Node) -> bool:
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    return any(isinstance(i, slice) and i.step not in (None, 1) for i in index)
+    return any(isinstance(i, slice) and i.step not in (None, 1) for i in _index(node))
 
 
 def _broadcast(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:

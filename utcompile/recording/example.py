@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 
-from utcompile.recording.nested import map_tensors, tensors
+from utcompile.graph.nested import map_tensors, tensors
 
 T = torch.Tensor
 _KEPT_BYTES = 64 * 2**20  # a batch of 100 images of 224 pixels; what is larger is drawn again
@@ -16,7 +16,7 @@ _KEPT_BYTES = 64 * 2**20  # a batch of 100 images of 224 pixels; what is larger 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Stands for one tensor: values of its kind, drawn uniformly between its smallest and its largest one."""
+    """Describes one tensor: values of its kind are drawn uniformly between its smallest and its largest one."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -25,7 +25,7 @@ class Drawn:
 
     @classmethod
     def like(cls, tensor: T) -> Self:
-        """What stands for a tensor."""
+        """A description of a tensor."""
         numbers = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
         finite = numbers.double()[numbers.double().isfinite()]
         low, high = (finite.min().item(), finite.max().item()) if finite.numel() else (0.0, 0.0)
@@ -48,13 +48,13 @@ class Example:
 
     Attributes:
         kept: the arguments by name.
-        drawn: what stands for each tensor of `kept`, in order; empty where the tensors themselves are kept.
-        compared: whether a comparison is wanted; not after `verify="shapes"`.
+        drawn: a description of each tensor, in order; empty where the tensors themselves are kept.
+        compared: whether later steps compare on it; not after `verify="shapes"`.
         dtype: the dtype of the model's parameters at capture.
         device: their device.
     """
 
-    kept: Mapping[str, Any]
+    kept: Mapping[str, object]
     drawn: tuple[Drawn, ...] = ()
     compared: bool = True
     dtype: torch.dtype = torch.float32
@@ -62,7 +62,7 @@ class Example:
 
     @classmethod
     def of(
-        cls, arguments: Mapping[str, Any], *, compared: bool, dtype: torch.dtype, device: torch.device | None = None
+        cls, arguments: Mapping[str, object], *, compared: bool, dtype: torch.dtype, device: torch.device | None = None
     ) -> Self:
         """Keep arguments, given by name."""
         found = tensors(arguments)
@@ -72,7 +72,7 @@ class Example:
         kept = {name: map_tensors(keep, value) for name, value in arguments.items()}
         return cls(kept, tuple(map(Drawn.like, found)) if is_drawn else (), compared, dtype, device)
 
-    def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, object]:
         """Fresh arguments for a model that may have been cast or moved since it was captured."""
         generator = torch.Generator().manual_seed(0)
         drawn = iter(self.drawn)
@@ -85,7 +85,7 @@ class Example:
 
         return {name: map_tensors(fresh, value) for name, value in self.kept.items()}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self  # nothing writes into it
 
 

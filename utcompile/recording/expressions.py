@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 Number = int | float | bool
+_Key = tuple[str, type, str] | tuple[str, int, int] | tuple[str, tuple["Expression", ...]]
 
 
 def bit_length(value: int) -> int:
@@ -29,17 +30,17 @@ def is_integer(value: float) -> bool:
     return float(value).is_integer()
 
 
-def parts(size: int, step: int) -> Any:
+def parts(size: int, step: int) -> int | torch.SymInt:
     """Into how many parts of at most `step` a size is split; an empty tensor is one part."""
     return torch.sym_max(1, -(-size // step))
 
 
-def steps(start: int, stop: int, step: int) -> Any:
+def steps(start: int, stop: int, step: int) -> int | torch.SymInt:
     """The length of a range."""
     return torch.sym_max(0, -((start - stop) // step))
 
 
-# what Python computes with numbers; where torch has a twin, it is the one that its compiler and exporter understand
+# functions of numbers in Python; where torch has a twin, it is the one that its compiler and exporter understand
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in "add sub mul truediv floordiv mod pow lshift rshift".split()},
     **{name: getattr(operator, name) for name in "and_ or_ xor neg pos abs invert eq ne lt le gt ge".split()},
@@ -60,7 +61,13 @@ READINGS = ("size", "stride")
 
 
 class Expression:
-    """A constant (`op` is "const"), a reading (`op` is in `READINGS`: serial number and dimension), or a function.
+    """A constant (`op` is "const"), a reading (`op` is in `READINGS`), or a function.
+
+    Attributes:
+        op: "const", a kind of reading, or the name of a function in `FUNCTIONS`.
+        args: the operands of a function; empty for the others.
+        number: the value of a constant.
+        serial, dim: the serial number of the node that a reading was read off, and the dimension.
 
     Example:
         >>> batch = Expression.reading("size", 1, 0)
@@ -71,35 +78,48 @@ class Expression:
         True
     """
 
-    __slots__ = ("__weakref__", "args", "op")
-    _known: ClassVar[weakref.WeakValueDictionary[Any, Expression]] = weakref.WeakValueDictionary()
+    __slots__ = ("__weakref__", "args", "dim", "number", "op", "serial")
+    _known: ClassVar[weakref.WeakValueDictionary[_Key, Expression]] = weakref.WeakValueDictionary()
 
     op: str
-    args: tuple[Any, ...]
-
-    @classmethod
-    def _make(cls, key: Any, op: str, args: tuple[Any, ...]) -> Expression:
-        found = cls._known.get(key)
-        if found is None:
-            found = object.__new__(cls)
-            found.op, found.args = op, args
-            cls._known[key] = found
-        return found
+    args: tuple[Expression, ...]
+    number: Number
+    serial: int
+    dim: int
 
     @classmethod
     def const(cls, value: Number) -> Expression:
-        """A number that was there before."""
-        return cls._make(("const", type(value), repr(value)), "const", (value,))
+        """A number that no size is read for."""
+        key = ("const", type(value), repr(value))
+        found = cls._known.get(key)
+        if found is None:
+            found = cls._new(key, "const")
+            found.number = value
+        return found
 
     @classmethod
     def reading(cls, kind: str, serial: int, dim: int) -> Expression:
-        """What Python read off a tensor."""
-        return cls._make((kind, serial, dim), kind, (serial, dim))
+        """A size or a stride that Python read off a tensor."""
+        key = (kind, serial, dim)
+        found = cls._known.get(key)
+        if found is None:
+            found = cls._new(key, kind)
+            found.serial, found.dim = serial, dim
+        return found
 
     @classmethod
     def of(cls, op: str, *args: Expression) -> Expression:
         """A function of other expressions."""
-        return cls._make((op, args), op, args)
+        key = (op, args)
+        found = cls._known.get(key)
+        return cls._new(key, op, args) if found is None else found
+
+    @classmethod
+    def _new(cls, key: _Key, op: str, args: tuple[Expression, ...] = ()) -> Expression:
+        made = object.__new__(cls)
+        made.op, made.args = op, args
+        cls._known[key] = made
+        return made
 
     @property
     def is_reading(self) -> bool:
@@ -122,8 +142,7 @@ class Expression:
             elif one not in seen:
                 seen.add(one)
                 stack.append((one, True))
-                if not one.is_leaf:
-                    stack += [(a, False) for a in reversed(one.args)]
+                stack += [(a, False) for a in reversed(one.args)]
 
     def readings(self) -> list[Expression]:
         """Its leaves that are readings."""
@@ -136,16 +155,16 @@ class Expression:
             made[e] = readings.get(e, e) if e.is_leaf else Expression.of(e.op, *(made[a] for a in e.args))
         return made[self]
 
-    def value(self, readings: Mapping[Expression, int]) -> Any:
+    def value(self, readings: Mapping[Expression, int]) -> Number:
         """Its value where the readings are known.
 
         Raises:
             ArithmeticError, ValueError: it has none there, as a division by zero.
         """
-        values: dict[Expression, Any] = {}
+        values: dict[Expression, Number] = {}
         for e in self.walk():
             if e.op == "const":
-                values[e] = e.args[0]
+                values[e] = e.number
             elif e.is_reading:
                 values[e] = readings[e]
             else:
@@ -157,7 +176,7 @@ class Expression:
         texts: dict[Expression, str] = {}
         for e in self.walk():
             if e.op == "const":
-                texts[e] = repr(e.args[0]) if _is_finite(e.args[0]) else f"float({str(e.args[0])!r})"
+                texts[e] = repr(e.number) if _is_finite(e.number) else f"float({str(e.number)!r})"
             elif e.is_reading:
                 texts[e] = names[e]
             elif e.op in SIGNS:

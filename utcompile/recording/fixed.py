@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Symbol, info
+from utcompile.graph.nested import parts
 from utcompile.recording.inputs import Inputs
-from utcompile.recording.nested import parts
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class FixedSizes:
         )
 
     def _dynamic(self, dim: int) -> str:
-        """`dynamic=` with what varies at present, and one dimension more."""
+        """`dynamic=` with the dimensions that vary at present, and one more."""
         asked = {name: dict(dims) for name, dims in self.varying}
         asked.setdefault(self.name, {})[dim] = "S"
         return str(asked).replace("'", '"')
@@ -115,7 +114,7 @@ def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, witho
             info(last).check = True
 
 
-def _named(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _named(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield name, value
         return

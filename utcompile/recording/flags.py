@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
 from utcompile.graph import info, place_of
@@ -13,7 +11,7 @@ from utcompile.recording.size_nodes import SizeNodes
 
 def insert_flag_checks(sizes: SizeNodes) -> tuple[Guard, ...]:
     """Put a check behind every tensor of which all recordings read one value of a property; returns the guards."""
-    read: dict[tuple[int, str], list[Any]] = {}
+    read: dict[tuple[int, str], list[tuple[bool, str]]] = {}
     for recording in sizes.recordings:
         for key, (value, line) in recording.questions.flags.items():
             read.setdefault(key, []).append((value, line))

@@ -9,22 +9,22 @@ What cannot be converted stays as it was recorded, in its place, and is a barrie
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.node import Target
 
 from utcompile.graph import InPlace, index_memory, info, is_state, value_of
 
-_OUT_OF_PLACE: dict[Any, Any] = {
+_OUT_OF_PLACE: dict[Target, Target] = {
     getattr(operator, f"i{name}"): getattr(operator, name if name not in ("and", "or") else f"{name}_")
     for name in "add sub mul truediv floordiv mod pow and or xor".split()
 }
 
 
 def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
-    """Convert what can be converted; returns the writes that remain."""
+    """Convert the writes that can be converted; returns those that remain."""
     position, by_storage, calls = index_memory(graph)
     writes = [n for n in position if info(n).mutates]
     # a storage number names memory as recorded; once a write has become out of place, what follows lives elsewhere
@@ -83,7 +83,7 @@ def _convert(node: fx.Node, root: nn.Module, inplace: bool) -> bool:
     return False
 
 
-def _out_of_place(node: fx.Node) -> tuple[str, Any] | None:
+def _out_of_place(node: fx.Node) -> tuple[str, Target] | None:
     """The twin of a call that writes: op and target."""
     if node.op == "call_method":
         name = str(node.target)

@@ -1,10 +1,9 @@
-"""Guards: what the model's Python decided by sizes and properties, asked again in every call of the captured graph."""
+"""Guards: decisions of the model's Python code by sizes and properties, checked in every call of the captured graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,12 +13,12 @@ from utcompile.recording.expressions import FUNCTIONS
 
 @dataclass(frozen=True)
 class Guard:
-    """A relation that held at capture and must hold in every call.
+    """A relation that was true at capture and must be true in every call.
 
     Attributes:
         relation: as a person reads it: `L <= 16`, `B % 8 == 0`, `x.requires_grad is False`.
         source: the line of the model's code that decided by it.
-        fix: for which calls the model is to be captured again.
+        fix: the example for which the model can be captured again.
 
     Example:
         >>> print(Guard("L <= 16", "modeling_rope_utils.py:301 in forward"))
@@ -34,7 +33,7 @@ class Guard:
         return f"{self.relation} ({self.source.partition(' in ')[0]})"
 
     def refuse(self, found: str) -> GuardError:
-        """The error of a call in which the relation does not hold."""
+        """The error of a call in which the relation is not true."""
         return GuardError(
             f"this capture is right for {self.relation}, and the call has {found}",
             where=self.source,
@@ -79,17 +78,17 @@ class SizeCheck:
         guard = next(g for g, test in zip(self.guards, self.tests, strict=True) if not test(*sizes))
         raise guard.refuse(", ".join(f"{n}={v}" for n, v in zip(self.names, sizes, strict=True)))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return SizeCheck, (self.guards, self.names, self.codes)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SizeCheck:
+    def __deepcopy__(self, memo: dict[int, object]) -> SizeCheck:
         return self
 
 
-def _compiled(code: str, count: int) -> Callable[..., bool]:
+def _compiled(code: str, count: int) -> Callable[..., object]:
     """The function of a body that `conditions` wrote; it names nothing but its arguments and the functions of sizes."""
     body = "\n".join(f"    {line}" for line in code.splitlines())
-    scope: dict[str, Any] = {**FUNCTIONS, "float": float}
+    scope: dict[str, Callable[..., object]] = {**FUNCTIONS, "float": float}
     exec(f"def test({', '.join(f'v{i}' for i in range(count))}):\n{body}", scope)
     return scope["test"]
 
@@ -111,7 +110,7 @@ class FlagCheck:
 
 @dataclass(frozen=True)
 class StructureCheck:
-    """An argument that is a container: its structure, and what in it is no tensor.
+    """An argument that is a container: its structure, and the values in it that are no tensors.
 
     Example:
         >>> check = StructureCheck.of("config", {"scale": 2.0})
@@ -119,26 +118,26 @@ class StructureCheck:
         >>> check({"scale": 5.0})
         Traceback (most recent call last):
         utcompile.errors.GuardError: the captured model was recorded with config['scale']=2.0, not 5.0
-          why: what is no tensor is part of the graph
+          why: values that are no tensors are part of the graph
           fix: capture it again with this argument among the example inputs
     """
 
     name: str
-    structure: Any
+    structure: Structure
     __name__ = "check_structure"
 
     @classmethod
-    def of(cls, name: str, value: Any) -> StructureCheck:
+    def of(cls, name: str, value: object) -> StructureCheck:
         """The check of an argument as it was given at capture."""
-        return cls(name, _structure(value))
+        return cls(name, Structure.of(value))
 
-    def __call__(self, value: Any) -> None:
-        found = _structure(value)
+    def __call__(self, value: object) -> None:
+        found = Structure.of(value)
         if found != self.structure:
             at, recorded, given = _difference(self.structure, found, self.name)
             raise GuardError(
-                f"the captured model was recorded with {at}={_shown(recorded)}, not {_shown(given)}",
-                why="what is no tensor is part of the graph",
+                f"the captured model was recorded with {at}={recorded}, not {given}",
+                why="values that are no tensors are part of the graph",
                 fix="capture it again with this argument among the example inputs",
             )
 
@@ -146,35 +145,44 @@ class StructureCheck:
         return hash(self.name)
 
 
-_TENSOR = "a tensor"
+@dataclass(frozen=True)
+class Structure:
+    """A value without its tensors.
+
+    Attributes:
+        kind: its class; every tensor counts as a `torch.Tensor`.
+        members: of a container, by key or index; None for everything else.
+        value: the value itself where it is a plain one, as a tuple of one; else empty.
+    """
+
+    kind: type
+    members: tuple[tuple[object, Structure], ...] | None = None
+    value: tuple[object, ...] = ()
+
+    @classmethod
+    def of(cls, value: object) -> Structure:
+        """The structure of a value."""
+        if isinstance(value, torch.Tensor):
+            return cls(torch.Tensor)
+        if isinstance(value, (dict, tuple, list)):
+            members = value.items() if isinstance(value, dict) else enumerate(value)
+            return cls(type(value), tuple((k, cls.of(v)) for k, v in members))
+        is_plain = isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
+        return cls(type(value), None, (value,) if is_plain else ())
+
+    def __str__(self) -> str:
+        if self.kind is torch.Tensor:
+            return "a tensor"
+        if self.members is not None:
+            return f"a {self.kind.__name__} of {', '.join(repr(k) for k, _ in self.members) or 'nothing'}"
+        return repr(self.value[0]) if self.value else f"a {self.kind.__name__}"
 
 
-def _structure(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return _TENSOR
-    if isinstance(value, dict):
-        return (type(value), [(k, _structure(v)) for k, v in value.items()])
-    if isinstance(value, (tuple, list)):
-        return (type(value), [(i, _structure(v)) for i, v in enumerate(value)])
-    if isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)):
-        return (type(value), value)
-    return (type(value), None)
-
-
-def _difference(recorded: Any, given: Any, name: str) -> tuple[str, Any, Any]:
+def _difference(recorded: Structure, given: Structure, name: str) -> tuple[str, Structure, Structure]:
     """The first place where two structures differ."""
-    alike = isinstance(recorded, tuple) and isinstance(given, tuple) and recorded[0] is given[0]
-    if alike and isinstance(recorded[1], list) and [k for k, _ in recorded[1]] == [k for k, _ in given[1]]:
-        for (key, a), (_, b) in zip(recorded[1], given[1], strict=True):
+    mine, theirs = recorded.members or (), given.members or ()
+    if recorded.kind is given.kind and [k for k, _ in mine] == [k for k, _ in theirs]:
+        for (key, a), (_, b) in zip(mine, theirs, strict=True):
             if a != b:
                 return _difference(a, b, f"{name}[{key!r}]")
     return name, recorded, given
-
-
-def _shown(structure: Any) -> str:
-    if structure is _TENSOR:
-        return _TENSOR
-    kind, held = structure
-    if isinstance(held, list):
-        return f"a {kind.__name__} of {', '.join(repr(k) for k, _ in held) or 'nothing'}"
-    return repr(held) if held is not None or kind is type(None) else f"a {kind.__name__}"

@@ -6,19 +6,18 @@ import inspect
 import keyword
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import BATCH, Symbol
+from utcompile.graph.nested import map_tensors, tensors
 from utcompile.recording.layouts import check_layouts
-from utcompile.recording.nested import map_tensors, tensors
 
 T = torch.Tensor
-Examples = T | Sequence[Any] | Mapping[str, Any]
-Dynamic = Sequence[str] | Mapping[str, Any]
+Examples = T | Sequence[object] | Mapping[str, object]
+Dynamic = Sequence[str] | Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,15 @@ class Inputs:
 
     Attributes:
         arguments: values by parameter name of `forward`.
-        varying: one dict a tensor, in the order of the flattened arguments: dimension -> symbol.
+        varying: one dict per tensor, in the order of the flattened arguments: dimension -> symbol.
         positional: names of the arguments that the user gives by position; hooks see the difference.
     """
 
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     varying: tuple[dict[int, Symbol], ...]
     positional: tuple[str, ...] = ()
 
-    def as_given(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def as_given(self, arguments: Mapping[str, object]) -> tuple[list[object], dict[str, object]]:
         """Arguments by name, as the user gives them: by position and by keyword."""
         named = {k: v for k, v in arguments.items() if k not in self.positional}
         return [arguments[name] for name in self.positional], named
@@ -59,20 +58,20 @@ class Inputs:
         return tuple(dict.fromkeys(n for n, dims in zip(names, self.varying, strict=True) if dims.get(0) == BATCH))
 
     def without(self, symbols: Sequence[Symbol]) -> Inputs:
-        """The same inputs with some sizes kept at the example's."""
+        """The same inputs, some symbols with the example's size only."""
         return replace(
             self, varying=tuple({d: s for d, s in dims.items() if s not in symbols} for dims in self.varying)
         )
 
     def fixing(self, names: Collection[str]) -> Inputs:
-        """The same inputs with some of them as the example has them."""
+        """The same inputs, some of them with the example's sizes only."""
         owners = [name for name, value in self.arguments.items() for _ in tensors(value)]
         pairs = zip(owners, self.varying, strict=True)
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
     def at(
         self, sizes: Mapping[Symbol, int], convert: Callable[[T], T] = lambda t: t, *, values: bool = True
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """The arguments at other sizes: rows of the example repeated or left out; zeros where the example is empty.
 
         Args:
@@ -89,8 +88,8 @@ class Inputs:
 
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
 
-    def shapes_at(self, sizes: Mapping[Symbol, int]) -> tuple[Any, ...]:
-        """The shapes of the input tensors at other sizes; one of another layout stands for itself."""
+    def shapes_at(self, sizes: Mapping[Symbol, int]) -> tuple[object, ...]:
+        """The shapes of the input tensors at other sizes; for a tensor of another layout, its identity."""
         pairs = zip(tensors(self.arguments), self.varying, strict=True)
         return tuple(
             tuple(sizes[dims[d]] if d in dims else n for d, n in enumerate(t.shape))
@@ -112,9 +111,9 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     """Bind example inputs to `forward` and decide which dimensions vary.
 
     By default the batch is dimension 0 of every tensor whose dimension 0 equals the first tensor's, and the length is
-    dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
+    dimension 1 of integer tensors (token ids, masks). There is one length per group of names; `decoder_…` is a group.
     """
-    arguments = _told_apart(bind_inputs(model, example_inputs))
+    arguments = _distinct(bind_inputs(model, example_inputs))
     check_layouts(model, arguments)
     given = (
         _by_position(inspect.signature(model.forward), example_inputs) if isinstance(example_inputs, Mapping) else None
@@ -124,8 +123,8 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     return Inputs(arguments, varying, positional)
 
 
-def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:
-    """One tensor given for several inputs becomes one tensor an input: a recording finds values by identity."""
+def _distinct(arguments: dict[str, object]) -> dict[str, object]:
+    """One tensor given for several inputs becomes one tensor per input: a recording finds values by identity."""
     seen: set[int] = set()
 
     def own(tensor: T) -> T:
@@ -137,11 +136,11 @@ def _told_apart(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: map_tensors(own, value) for name, value in arguments.items()}
 
 
-def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
+def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, object]:
     """The example inputs by parameter name of `forward`; those of `*args` are `args_0`, `args_1`, …"""
     signature = inspect.signature(model.forward)
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
+    args: Sequence[object] = ()
+    kwargs: Mapping[str, object] = {}
     if isinstance(example_inputs, T):
         args = (example_inputs,)
     elif isinstance(example_inputs, Mapping):
@@ -158,7 +157,7 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
             why=f"{error}",
             fix=f"{type(model).__name__}.forward takes {signature}",
         ) from error
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
@@ -173,23 +172,26 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, Any]:
             )
     if not tensors(result):
         raise UtcError(
-            "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
+            "the example inputs contain no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
         )
     return result
 
 
-def _by_position(signature: inspect.Signature, given: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """What of inputs by name must be given by position: `*args`, which a dict gives as a tuple, and all before it."""
+def _by_position(
+    signature: inspect.Signature, given: Mapping[str, object]
+) -> tuple[Sequence[object], Mapping[str, object]]:
+    """Split inputs by name: `*args`, which a dict gives as a tuple, and all before it must be given by position."""
     names = list(signature.parameters)
-    variadic = next((n for n in names if signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL), None)
-    if variadic is None or variadic not in given or not isinstance(given[variadic], (tuple, list)):
+    variadic = next((n for n in names if signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL), "")
+    members = given.get(variadic) if variadic else None
+    if not isinstance(members, (tuple, list)):
         return (), given
     before = [n for n in names[: names.index(variadic)] if n in given]
     rest = {n: v for n, v in given.items() if n != variadic and n not in before}
-    return [*(given[n] for n in before), *given[variadic]], rest
+    return [*(given[n] for n in before), *members], rest
 
 
-def _inferred(arguments: dict[str, Any]) -> tuple[dict[int, Symbol], ...]:
+def _inferred(arguments: dict[str, object]) -> tuple[dict[int, Symbol], ...]:
     first = next((t for t in tensors(arguments) if t.dim()), None)
     lengths: dict[tuple[str, int], Symbol] = {}
     found: list[dict[int, Symbol]] = []
@@ -211,9 +213,9 @@ def _is_token(t: T) -> bool:
     return not t.is_floating_point() and not t.is_complex()
 
 
-def _stated(arguments: dict[str, Any], dynamic: Dynamic) -> tuple[dict[int, Symbol], ...]:
+def _stated(arguments: dict[str, object], dynamic: Dynamic) -> tuple[dict[int, Symbol], ...]:
     check_type(dynamic, (str, Sequence, Mapping), "dynamic", "names of inputs, or a mapping to dimensions")
-    asked: dict[str, Any] = (
+    asked: dict[str, object] = (
         dict(dynamic)
         if isinstance(dynamic, Mapping)
         else dict.fromkeys([dynamic] if isinstance(dynamic, str) else dynamic)
@@ -229,7 +231,7 @@ def _stated(arguments: dict[str, Any], dynamic: Dynamic) -> tuple[dict[int, Symb
     )
 
 
-def _dimensions(name: str, t: T, asked: Any, known: dict[str, Symbol]) -> dict[int, Symbol]:
+def _dimensions(name: str, t: T, asked: object, known: dict[str, Symbol]) -> dict[int, Symbol]:
     """One input's entry of `dynamic=`: None (the batch), or dimension -> name."""
     dims = {0: "B"} if asked is None else asked
     if not isinstance(dims, Mapping):

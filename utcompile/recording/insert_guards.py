@@ -1,11 +1,10 @@
-"""Guards become checks in the graph: of the sizes of inputs early, of others where the graph has them."""
+"""Guards become checks in the graph: sizes of inputs are checked early, the others where the graph has them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
 
 from torch import fx
 
@@ -13,6 +12,7 @@ from utcompile.graph import Size, Symbol, info
 from utcompile.recording.conditions import Conditions
 from utcompile.recording.expressions import PREFIXES, SIGNS, Expression
 from utcompile.recording.guards import Guard, SizeCheck
+from utcompile.recording.size_nodes import free_size
 from utcompile.recording.ways import Answers, Condition, shown
 
 # What guards ask, all ways together. Two that read alike may ask of two tensors: their text is no key.
@@ -20,7 +20,7 @@ _Asked = frozenset[frozenset[tuple[Condition, bool]]]
 
 
 def insert_guards(conditions: Conditions, ways: Sequence[Answers]) -> tuple[Guard, ...]:
-    """Put checks of all that Python decided by sizes into the graph; returns the guards."""
+    """Put checks of all decisions by sizes into the graph; returns the guards."""
     common = {c: a for c, a in ways[0].items() if all(w.get(c) is a for w in ways)} if ways else {}
     rest = [{c: a for c, a in way.items() if c not in common} for way in ways]
     asked: list[Sequence[Answers]] = [[{c: a}] for c, a in common.items()]
@@ -49,7 +49,7 @@ class _Inserter:
             info(made).check = True
         for guard, ways in late.values():
             self._insert_late(guard, ways)
-        # what an empty tensor alone would decide otherwise is checked, and not listed
+        # a guard that only an empty tensor would violate is checked, and not listed
         listed = (g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
         return tuple(dict.fromkeys(listed))
 
@@ -90,7 +90,7 @@ class _Inserter:
 
     def _code(self, ways: Sequence[Answers], names: dict[Symbol, str], given: dict[Expression, str]) -> str:
         lines: list[str] = []
-        known: dict[Any, str] = {}
+        known: dict[Expression, str] = {}
         texts = []
         for way in ways:
             parts = []
@@ -107,7 +107,7 @@ class _Inserter:
         names: dict[Symbol, str],
         given: dict[Expression, str],
         lines: list[str],
-        known: dict[Any, str],
+        known: dict[Expression, str],
     ) -> str:
         if condition.bound is not None:
             relation, terms = condition.bound
@@ -125,14 +125,13 @@ class _Inserter:
         graph, symbols, free = self.sizes.graph, self._symbols(ways), self._free(ways)
         given = [self.sizes.symbol(s) for s in symbols]
         place = {n: i for i, n in enumerate(graph.nodes)}
-        at = max((self.sizes.nodes[r.args[0]] for r in free), key=place.__getitem__)
+        at = max((self.sizes.nodes[r.serial] for r in free), key=place.__getitem__)
         at = max([at, *given], key=place.__getitem__)
         read: list[fx.Node] = []
         for reading in free:
             with graph.inserting_after(at):
-                at = graph.call_method(reading.op, (self.sizes.nodes[reading.args[0]], reading.args[1]))
-            values = self.sizes.values(reading) or [1]
-            info(at).size = Size((((Symbol("size", values[0]),), Fraction(1)),))
+                at = graph.call_method(reading.op, (self.sizes.nodes[reading.serial], reading.dim))
+            info(at).size = free_size("size", (self.sizes.seen(reading) or [1])[0])
             read.append(at)
         with graph.inserting_after(at):
             made = graph.call_function(self._check([(guard, ways)], symbols, free), (*given, *read))
@@ -144,9 +143,11 @@ def _code_of(terms: Sequence[tuple[tuple[Symbol, ...], Fraction]], names: dict[S
     return " + ".join(parts) or "0"
 
 
-def _in_steps(expression: Expression, readings: dict[Expression, str], lines: list[str], known: dict[Any, str]) -> str:
-    """Code for an expression; what is computed twice, or is long, gets a line of its own."""
-    uses = Counter(a for e in expression.walk() if not e.is_leaf for a in e.args)
+def _in_steps(
+    expression: Expression, readings: dict[Expression, str], lines: list[str], known: dict[Expression, str]
+) -> str:
+    """Code for an expression; a part that is used twice, or is long, gets its own line."""
+    uses = Counter(a for e in expression.walk() for a in e.args)
     for e in expression.walk():
         if e.is_leaf:
             known[e] = e.text(readings)
@@ -159,7 +160,7 @@ def _in_steps(expression: Expression, readings: dict[Expression, str], lines: li
     return known[expression]
 
 
-def _one_step(e: Expression, known: dict[Any, str]) -> str:
+def _one_step(e: Expression, known: dict[Expression, str]) -> str:
     operands = [known[a] if known[a].isalnum() else f"({known[a]})" for a in e.args]
     if e.op in SIGNS:
         return f"{operands[0]} {SIGNS[e.op]} {operands[1]}"
@@ -167,7 +168,7 @@ def _one_step(e: Expression, known: dict[Any, str]) -> str:
 
 
 def _holds_from_one(ways: Sequence[Answers]) -> bool:
-    """Whether bounds hold at all sizes but 0."""
+    """Whether bounds are met at all sizes except 0."""
     (way, *more) = ways
     for condition, answer in way.items():
         relation, terms = condition.bound or ("", ())

@@ -6,22 +6,24 @@ mixed dtypes or devices, autocast, gradients, an error that torch must raise), t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from utcompile.recording.active import Args, Kwargs
+
 T = torch.Tensor
 _PRODUCTS = frozenset([torch.matmul, T.matmul, T.__matmul__])
 
 
-def linear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T | None:
-    """What an `nn.Linear` yields: (..., in) -> (..., out); None where torch must answer."""
+def linear(module: nn.Module, args: Args, kwargs: Kwargs) -> T | None:
+    """The result of an `nn.Linear`: (..., in) -> (..., out); None where torch must compute it."""
     if type(module) is not nn.Linear or len(args) != 1 or kwargs:
         return None
     x, weight, bias = args[0], module.weight, module.bias
-    if not _alike(x, weight) or not (bias is None or _alike(x, bias)) or x.dim() < 2:
+    if type(x) is not FakeTensor or not _alike(weight, x) or not (bias is None or _alike(bias, x)) or x.dim() < 2:
         return None
     shape = x.shape
     if weight.dim() != 2 or shape[-1] != weight.shape[1] or not (bias is None or bias.shape == weight.shape[:1]):
@@ -29,20 +31,23 @@ def linear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return _new(x, (*shape[:-1], weight.shape[0]))
 
 
-def product(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T | None:
-    """What `matmul` of two batches of as many dimensions yields; None where torch must answer."""
-    if function not in _PRODUCTS or len(args) != 2 or kwargs or not _alike(*args):
+def product(function: object, args: Args, kwargs: Kwargs) -> T | None:
+    """The result of `matmul` of two batches of as many dimensions; None where torch must compute it."""
+    if function not in _PRODUCTS or len(args) != 2 or kwargs:
         return None
-    left, right = args[0].shape, args[1].shape
+    a, b = args
+    if type(a) is not FakeTensor or not _alike(b, a):
+        return None
+    left, right = a.shape, b.shape
     if len(left) != len(right) or len(left) < 3 or left[-1] != right[-2] or left[:-2] != right[:-2]:
         return None
-    return _new(args[0], (*left[:-1], right[-1]))
+    return _new(a, (*left[:-1], right[-1]))
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _alike(b: object, a: FakeTensor) -> TypeGuard[FakeTensor]:
+    """Whether both are plain fakes of one dtype and device, with nothing that torch must see."""
     return (
-        type(a) is FakeTensor
-        and type(b) is FakeTensor
+        type(b) is FakeTensor
         and a.dtype is b.dtype
         and a.dtype.is_floating_point
         and a.fake_device == b.fake_device

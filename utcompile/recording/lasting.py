@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from utcompile.errors import UtcError
-from utcompile.recording.nested import tensors
+from utcompile.graph.nested import alike, tensors
 from utcompile.recording.places import OTHER_MEMORY, Change
 from utcompile.recording.recorder import Recorder
 from utcompile.recording.state import Snapshot
 from utcompile.recording.tracked import plain
 from utcompile.recording.unrecordable import Unrecordable
-from utcompile.recording.watch import Watch, lasting_error
+from utcompile.recording.watch import SETTLES, Watch, lasting_error
 
 T = torch.Tensor
 _CALLS = 1009  # how many calls later; a prime, so that `% n` shows itself
@@ -42,12 +41,12 @@ def watched(
     judges: bool,
     written: Callable[[], list[str]] = list,
 ) -> Recorder:
-    """Record a model, and tell the watch what its forward left in Python; the surroundings are put back.
+    """Record a model, and report the state that its forward left in Python to the watch; the surroundings are put back.
 
     Args:
         once: records the model.
-        model: what is recorded.
-        watch: is told.
+        model: the model that is recorded.
+        watch: collects the state.
         judges: whether to find out what a later call reads; else random numbers are noted alone.
         written: the parameters and buffers that a recording with real values has written into: it may choose by them.
 
@@ -99,11 +98,11 @@ def _is_module(change: Change) -> bool:
 
 
 def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Recorder]) -> tuple[dict[str, str], str]:
-    """Decide about every change that a recording made.
+    """Find out which changes of a recording a later call reads.
 
     Args:
         first: the recording.
-        changes: what it left, in place.
+        changes: the changes that it left, still in place.
         again: records the same call once more.
 
     Returns:
@@ -125,11 +124,19 @@ def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Record
     except (Unrecordable, UtcError) as error:
         why = READ if isinstance(error, Unrecordable) else f"{READ}: {error.why or error}"
     else:
-        why = "" if _alike(first, second) else READ
+        why = "" if _alike(first, second) else SETTLES if _is_repeated(second, again) else READ
     if why and not kept:  # only caches are left, which are taken away: something else makes the recordings differ
         return {}, why
     unread = {c.name: CACHE if c in caches else UNREAD for c in changes if not why or c not in kept}
     return unread, why
+
+
+def _is_repeated(recorder: Recorder, again: Callable[[], Recorder]) -> bool:
+    """Whether the call after a recording runs like it."""
+    try:
+        return _alike(recorder, again())
+    except (Unrecordable, UtcError):
+        return False
 
 
 def _owner(name: str) -> str:
@@ -152,7 +159,7 @@ def _is_cache(recorder: Recorder, change: Change, changes: Sequence[Change]) -> 
 
 
 def _is_moved(recorder: Recorder, change: Change) -> bool:
-    """Whether a tensor was moved or cast only: once more does nothing (`self.table = self.table.to(x.device)`)."""
+    """Whether a tensor was only moved or cast, which has no effect twice (`self.table = self.table.to(x.device)`)."""
     if not isinstance(change.before, T) or not isinstance(change.after, T):
         return False
     node = recorder.node_of(change.after)
@@ -165,12 +172,13 @@ def _is_moved(recorder: Recorder, change: Change) -> bool:
     )
 
 
-def _much_later(change: Change) -> Any:
-    """What a changed value would be after many calls, as far as one call shows."""
+def _much_later(change: Change) -> object:
+    """The value of changed state after many calls, as far as one call shows."""
     before, after = change.before, plain(change.after)
-    if type(before) in (int, float) and type(after) in (int, float):
-        return before + _CALLS * (after - before)
-    if isinstance(after, np.ndarray) and after.dtype.kind in "iuf":
+    match [v for v in (before, after) if type(v) is int or type(v) is float]:
+        case [first, last]:
+            return first + _CALLS * (last - first)
+    if isinstance(before, np.ndarray) and isinstance(after, np.ndarray) and after.dtype.kind in "iuf":
         return before + _CALLS * (after - before)
     if isinstance(after, list) and isinstance(before, list) and len(after) > len(before):
         owner = getattr(change.place, "owner", None)
@@ -186,11 +194,16 @@ def _alike(first: Recorder, second: Recorder) -> bool:
         return False
     number: dict[fx.Node, int] = {n: i for nodes in (one, two) for i, n in enumerate(nodes)}
     pairs = zip(one, two, strict=True)
+
+    def same(a: object, b: object) -> bool:
+        if isinstance(a, fx.Node):
+            return isinstance(b, fx.Node) and number[a] == number[b]
+        return a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))
+
     return all(
         a.op == b.op
         and _same_target(a, b)
-        and _same(a.args, b.args, number)
-        and _same(a.kwargs, b.kwargs, number)
+        and alike((a.args, a.kwargs), (b.args, b.kwargs), same)
         and (a.op != "get_attr" or _same_tensor(first.kept(a), second.kept(b)))
         for a, b in pairs
     )
@@ -204,21 +217,3 @@ def _same_tensor(a: T | None, b: T | None) -> bool:
 
 def _same_target(a: fx.Node, b: fx.Node) -> bool:
     return a.target == b.target or getattr(a.target, "__qualname__", a) == getattr(b.target, "__qualname__", b)
-
-
-def _same(a: Any, b: Any, number: dict[fx.Node, int]) -> bool:
-    if isinstance(a, fx.Node):
-        return isinstance(b, fx.Node) and number[a] == number[b]
-    if isinstance(a, (tuple, list)):
-        return (
-            isinstance(b, (tuple, list))
-            and len(a) == len(b)
-            and all(_same(x, y, number) for x, y in zip(a, b, strict=True))
-        )
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(v, b[k], number) for k, v in a.items())
-    if isinstance(a, slice):
-        return isinstance(b, slice) and all(
-            _same(getattr(a, f), getattr(b, f), number) for f in ("start", "stop", "step")
-        )
-    return a is b or (type(a) is type(b) and bool(a == b or (a != a and b != b)))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError
+from utcompile.graph.nested import tensors
 from utcompile.graph.structure import attribute_tensors, named_state
-from utcompile.recording.nested import tensors
 
 T = torch.Tensor
 
 
-def check_layouts(model: nn.Module, arguments: dict[str, Any]) -> None:
+def check_layouts(model: nn.Module, arguments: dict[str, object]) -> None:
     """Every input, parameter, buffer and tensor attribute is dense, or sparse with coordinates (COO).
 
     Raises:

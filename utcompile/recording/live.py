@@ -1,16 +1,17 @@
 """Which node made a value, by the value's identity, for as long as the value lives.
 
-Tensors are held weakly: a recording that computes has the memory of a plain forward, not that of all its values. An
-identity, and the address of a storage, may be given again when its owner is gone, so both are forgotten with it.
+Tensors are referenced weakly, so that a recording that computes frees its values as a plain forward does. An identity,
+and the address of a storage, may be used again when its owner is gone, so both are forgotten with it.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import torch
 from torch import fx
+
+from utcompile.graph.memory import memory_of
 
 
 class LiveNodes:
@@ -25,21 +26,21 @@ class LiveNodes:
 
     def __init__(self) -> None:
         self._nodes: dict[int, fx.Node] = {}
-        self._held: dict[int, tuple[Any, int]] = {}  # a weak reference or the value itself, and its storage's number
+        self._held: dict[int, tuple[object, int]] = {}  # a weak reference or the value itself, and its storage's number
         self._storages: dict[int, list[int]] = {}  # address -> number, and how many live tensors share it
         self._count = 0
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: object) -> bool:
         return id(value) in self._nodes
 
-    def __getitem__(self, value: Any) -> fx.Node:
+    def __getitem__(self, value: object) -> fx.Node:
         return self._nodes[id(value)]
 
-    def get(self, value: Any) -> fx.Node | None:
+    def get(self, value: object) -> fx.Node | None:
         """The node that made a value; None where it is not known."""
         return self._nodes.get(id(value))
 
-    def bind(self, value: Any, node: fx.Node) -> int:
+    def bind(self, value: object, node: fx.Node) -> int:
         """From here on, a value is what `node` yields; the number of its storage, which no other storage was given."""
         key = id(value)
         if key not in self._held:
@@ -48,7 +49,7 @@ class LiveNodes:
         return self._held[key][1]
 
     def _watched(self, tensor: torch.Tensor) -> tuple[weakref.ref[torch.Tensor], int]:
-        key, address = id(tensor), _address(tensor)
+        key, address = id(tensor), memory_of(tensor)
         if address not in self._storages:
             self._count += 1
             self._storages[address] = [self._count, 0]
@@ -63,10 +64,3 @@ class LiveNodes:
                 del self._storages[address]
 
         return weakref.ref(tensor, forget), storage[0]
-
-
-def _address(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return id(tensor)

@@ -1,7 +1,7 @@
 """Whether the code that runs makes the text of an assertion, an error, a warning or a line of a log.
 
 Such text is made before it is known whether it is needed: `torch._assert(n == m, f"expected {m}, got {n}")`. It decides
-nothing, so a size in it is no guard. Any other text may: `int(str(n)[0])`, a key of a dictionary. The statement is read
+nothing, so a size in it is no guard. All other text may: `int(str(n)[0])`, a key of a dictionary. The statement is read
 off the source, by the position of the instruction that runs.
 """
 
@@ -27,7 +27,7 @@ _MODULES = ("logging", "warnings")
 
 
 def in_message() -> bool:
-    """Whether the innermost own code makes text that is only shown."""
+    """Whether the innermost code of the model makes text that is only shown."""
     frame = own_frame()
     if frame is None:
         return False

@@ -1,7 +1,7 @@
-"""What torch calls by itself reaches the recorder of the thread that runs it; every other thread sees the original.
+"""Calls that torch makes by itself reach the recorder of their thread; every other thread sees the original.
 
-Attributes of torch are process-wide, so each replacement asks `current()` first. They are installed while a recording
-holds the lock of `active`, by the outermost recording only, and every attribute is the original object afterwards.
+Attributes of torch are process-wide, so each replacement calls `current()` first. They are installed while a recording
+has the lock of `active`, by the outermost recording only, and every attribute is the original object afterwards.
 
 Fast paths of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` need no replacement: they are off wherever a
 `TorchFunctionMode` is active, and such modes belong to one thread.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import fx, nn
@@ -20,7 +20,7 @@ from torch._subclasses import fake_tensor
 from torch.overrides import TorchFunctionMode
 
 from utcompile.recording import dropped, transforms
-from utcompile.recording.active import current, exclusive
+from utcompile.recording.active import Args, Function, Kwargs, Replacement, current, exclusive
 from utcompile.recording.derived import Apply, Scripted
 from utcompile.recording.dropped import CHECKPOINTED
 from utcompile.recording.questions import GRAD_MODE
@@ -28,7 +28,7 @@ from utcompile.recording.source import in_own_code
 
 _AUTOCAST = torch.amp.autocast_mode.autocast
 _FAKE_LOGGER = "torch._subclasses.fake_tensor"
-_installed = 0  # who needs the replacements: captures, and their recordings; the lock of `active` guards it
+_installed = 0  # the number of captures and recordings that need the replacements; the lock of `active` guards it
 _undo = ExitStack()
 
 
@@ -43,7 +43,7 @@ def patched() -> Iterator[None]:
     with exclusive():
         if not _installed:
             for owner, name, make in _REPLACEMENTS:
-                _undo.enter_context(_replaced(owner, name, make))
+                _undo.enter_context(_replaced((owner, name, make)))
             _undo.enter_context(_quiet())
         _installed += 1
     try:
@@ -56,7 +56,8 @@ def patched() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+def _replaced(replacement: Replacement) -> Iterator[None]:
+    owner, name, make = replacement
     original = vars(owner)[name]
     try:
         setattr(owner, name, make(original))
@@ -68,13 +69,13 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[Non
 @contextmanager
 def no_gpu_context() -> Iterator[None]:
     """A fake tensor on a GPU starts nothing there: torch 2.11 allocates a real one with the first of them."""
-    with exclusive(), _replaced(fake_tensor, "init_gpu_context", lambda _: lambda device: None):
+    with exclusive(), _replaced((fake_tensor, "init_gpu_context", lambda _: lambda device: None)):
         yield
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Fake tensors log what they cannot do as errors; in a recording it is an exception that somebody handles."""
+    """Fake tensors log an error where they also raise one; a recording handles the exception."""
 
     def elsewhere(_: logging.LogRecord) -> bool:
         return current() is None
@@ -88,20 +89,22 @@ def _quiet() -> Iterator[None]:
 
 
 class WithoutFastPath(TorchFunctionMode):
-    """A mode that changes nothing, but that the fast paths of torch's attention modules are off in this thread.
+    """A mode that only switches off the fast paths of torch's attention modules in this thread.
 
     A fast path skips the submodules, and differs by rounding.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         return func(*args, **(kwargs or {}))
 
 
 # --- the replacements -------------------------------------------------------------------------------------------------
 
 
-def _call(original: Any) -> Any:
-    def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _call(original: Function) -> Function:
+    def recorded_call(module: nn.Module, *args: object, **kwargs: object) -> object:
         recorder = current()
         return (
             original(module, *args, **kwargs)
@@ -112,12 +115,18 @@ def _call(original: Any) -> Any:
     return recorded_call
 
 
-def _apply(original: Any) -> Any:
-    def recorded_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+class _Descriptor(Protocol):
+    def __get__(self, instance: object, owner: type | None = None) -> Function: ...
+
+
+def _apply(original: _Descriptor) -> object:
+    def recorded_apply(cls: type[torch.autograd.Function], *args: object, **kwargs: object) -> object:
         recorder = current()
         if recorder is not None and cls is torch.utils.checkpoint.CheckpointFunction:
             recorder.note(CHECKPOINTED)
-            return args[0](*args[2:], **kwargs)  # what it runs is recorded, not that it is run again
+            run, _, *given = args
+            assert callable(run)
+            return run(*given, **kwargs)  # the function is recorded, and not that it runs again for the gradient
         if recorder is None or recorder.is_silent:
             return original.__get__(None, cls)(*args, **kwargs)
         return recorder.function(Apply(cls), args, kwargs)
@@ -125,8 +134,8 @@ def _apply(original: Any) -> Any:
     return classmethod(recorded_apply)
 
 
-def _script(original: Any) -> Any:
-    def recorded_script(function: Any, *args: Any, **kwargs: Any) -> Any:
+def _script(original: _Descriptor) -> Function:
+    def recorded_script(function: torch.jit.ScriptFunction, *args: object, **kwargs: object) -> object:
         recorder = current()
         if recorder is None or recorder.is_silent:
             return original.__get__(function)(*args, **kwargs)
@@ -138,24 +147,24 @@ def _script(original: Any) -> Any:
 _regions: dict[int, list[fx.Node]] = {}  # by the identity of an autocast region, which lives while it is entered
 
 
-def _enter(original: Any) -> Any:
-    def recorded_enter(region: Any) -> Any:
+def _enter(original: Function) -> Function:
+    def recorded_enter(region: torch.autocast) -> object:
         result = original(region)
         recorder = current()
         if recorder is not None and not recorder.is_silent:
             settings = (region.device, region.fast_dtype, region._enabled, region._cache_enabled)
-            _regions.setdefault(id(region), []).append(recorder.enter_autocast(*settings))
+            _regions.setdefault(id(region), []).append(recorder.regions.enter_autocast(*settings))
         return result
 
     return recorded_enter
 
 
-def _leave(original: Any) -> Any:
-    def recorded_leave(region: Any, *error: Any) -> Any:
+def _leave(original: Function) -> Function:
+    def recorded_leave(region: torch.autocast, *error: object) -> object:
         recorder = current()
         if recorder is not None and not recorder.is_silent and _regions.get(id(region)):
             entered = _regions[id(region)]
-            recorder.exit_autocast(entered.pop())
+            recorder.regions.exit_autocast(entered.pop())
             if not entered:
                 del _regions[id(region)]
         return original(region, *error)
@@ -163,25 +172,25 @@ def _leave(original: Any) -> Any:
     return recorded_leave
 
 
-def _check(original: Any) -> Any:
-    def unchecked(error: Any, condition: Any, message: Any = None) -> None:
-        """What a model asserts of the values of a tensor is no part of what it computes."""
+def _check(original: Function) -> Function:
+    def unchecked(error: object, condition: object, message: object = None) -> None:
+        """Assertions about the values of a tensor do not change the result of a model."""
         if current() is None:
             original(error, condition, message)
 
     return unchecked
 
 
-def _is_compiling(original: Any) -> Any:
+def _is_compiling(original: Callable[[], bool]) -> Callable[[], bool]:
     def as_if_traced() -> bool:
-        """Models that ask whether they are traced leave choices by values out; fake tensors tell them by themselves."""
+        """A model that is traced leaves out choices by values; fake tensors answer this question by themselves."""
         recorder = current()
         return original() if recorder is None or not recorder.is_real else True
 
     return as_if_traced
 
 
-def _is_grad_enabled(original: Any) -> Any:
+def _is_grad_enabled(original: Callable[[], bool]) -> Callable[[], bool]:
     def is_grad_enabled() -> bool:
         """Whether gradients are recorded, which the model's own code may read; torch asks its C code."""
         recorder, enabled = current(), bool(original())
@@ -192,7 +201,7 @@ def _is_grad_enabled(original: Any) -> Any:
     return is_grad_enabled
 
 
-_REPLACEMENTS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+_REPLACEMENTS: tuple[Replacement, ...] = (
     (nn.Module, "__call__", _call),
     (torch.autograd.Function, "apply", _apply),
     (_AUTOCAST, "__enter__", _enter),

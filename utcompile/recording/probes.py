@@ -1,4 +1,4 @@
-"""Does a graph hold for a size that Python's decisions seem to exclude? A recording at that size is compared with it.
+"""Is a graph right at a size that Python's decisions seem to exclude? A recording at that size is compared with it.
 
 Many decisions do not matter: `if batch != positions.shape[0]: positions = positions.expand(batch, -1)` leaves out an
 operation that would do nothing. A probe is a recording at such a size. Where it has the operations of the graph, but
@@ -9,11 +9,11 @@ run the graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import fx
 
-from utcompile.graph import Computed, Seen, Size, Symbol, info, value_of
+from utcompile.graph import Seen, Size, Symbol, info, value_of
+from utcompile.graph.nested import alike
 from utcompile.recording.derived import by_mode, finfo
 from utcompile.recording.expressions import Expression
 from utcompile.recording.recorded import Sized, SizedFloat
@@ -21,7 +21,7 @@ from utcompile.recording.recorder import Recorder
 from utcompile.recording.size_nodes import SizeNodes
 
 Sizes = Mapping[Symbol, int]
-# lengths at which numbers are compared, beside the probe's own: few share a factor
+# lengths at which numbers are compared, in addition to the probe's own: few share a factor
 _SPREAD = (2, 3, 5, 7, 11, 13, 17, 31, 64, 129)
 _SAME_SHAPE = frozenset("expand expand_as broadcast_to repeat tile reshape view contiguous clone".split())
 _UNKNOWN = object()
@@ -34,7 +34,7 @@ def translated(merged: SizeNodes, probe: Recorder, at: Sizes, varying: Iterable[
         merged: the graph, with the sizes of its nodes.
         probe: a recording.
         at: the size of every symbol in the probe.
-        varying: the symbols that the probe stands for at all their sizes; the others are as in `at`.
+        varying: the symbols for all whose sizes the probe is an example; the others are as in `at`.
     """
     varying = list(varying)
     samples = [at, *({**at, **dict.fromkeys(varying, n)} for n in (_SPREAD if varying else ()))]
@@ -84,7 +84,7 @@ class _Match:
         given = dict(theirs.kwargs)
         if _is_attention(theirs) and self._attends_to_one(theirs):
             given["is_causal"] = ours.kwargs.get("is_causal", False)
-        same = self._same(ours.args, theirs.args) and self._same(dict(ours.kwargs), given)
+        same = alike((ours.args, dict(ours.kwargs)), (theirs.args, given), self._same)
         return same and self._have_one_shape(ours, theirs)
 
     def _attends_to_one(self, theirs: fx.Node) -> bool:
@@ -94,7 +94,7 @@ class _Match:
         return all(shape is not None and shape[-2] == 1 for shape in shapes)
 
     def _have_one_shape(self, ours: fx.Node, theirs: fx.Node) -> bool:
-        """Whether the sizes that the graph knows without reading them are the probe's: `x[:6]` has six rows at the
+        """Whether the probe has the sizes that the graph knows without reading them: `x[:6]` has six rows at the
         recorded batches, and one at a batch of 1."""
         value, seen = value_of(ours), info(theirs).seen
         if value is None or not isinstance(seen, Seen) or len(value.shape) != len(seen.shape):
@@ -102,18 +102,9 @@ class _Match:
         known = [d for d in range(len(seen.shape)) if self.exact(ours, d)]
         return all(_at(value.shape[d], self.samples[0]) == seen.shape[d] for d in known)
 
-    def _same(self, ours: Any, theirs: Any) -> bool:
+    def _same(self, ours: object, theirs: object) -> bool:
         if isinstance(theirs, fx.Node):
             return isinstance(ours, fx.Node) and self._resolved(self.nodes.get(theirs, theirs)) is self._resolved(ours)
-        if isinstance(theirs, (tuple, list)):
-            same = isinstance(ours, (tuple, list)) and len(ours) == len(theirs)
-            return same and all(self._same(a, b) for a, b in zip(ours, theirs, strict=True))
-        if isinstance(theirs, dict):
-            same = isinstance(ours, dict) and ours.keys() == theirs.keys()
-            return same and all(self._same(ours[k], v) for k, v in theirs.items())
-        if isinstance(theirs, slice):
-            parts = [(getattr(ours, f, _UNKNOWN), getattr(theirs, f)) for f in ("start", "stop", "step")]
-            return isinstance(ours, slice) and all(self._same(a, b) for a, b in parts)
         if isinstance(ours, fx.Node) and ours in self.computed and isinstance(theirs, (Sized, SizedFloat)):
             return self._moved(theirs.expression) is self.computed[ours]
         here, *elsewhere = self.samples
@@ -125,18 +116,19 @@ class _Match:
         """A computation of the probe as one of the graph's nodes."""
         moved = {}
         for reading in theirs.readings():
-            serial = self.serials.get(reading.args[0])
+            serial = self.serials.get(reading.serial)
             if serial is None:
                 return None
-            moved[reading] = Expression.reading(reading.op, serial, reading.args[1])
+            moved[reading] = Expression.reading(reading.op, serial, reading.dim)
         return theirs.replaced(moved)
 
-    def _value(self, ours: Any, sizes: Sizes) -> Any:
-        """What an argument of the graph is at some sizes."""
+    def _value(self, ours: object, sizes: Sizes) -> object:
+        """The value of an argument of the graph at some sizes."""
         if not isinstance(ours, fx.Node):
             return ours
-        if info(ours).size is not None:
-            return _at(info(ours).size, sizes)
+        size = info(ours).size
+        if size is not None:
+            return size.of(sizes)
         if ours.target is getattr:
             return getattr(value_of(ours.args[0]), str(ours.args[1]), _UNKNOWN)  # type: ignore[arg-type]
         if ours.target is by_mode:
@@ -147,15 +139,15 @@ class _Match:
             return False
         return _UNKNOWN
 
-    def _number(self, theirs: Any, sizes: Sizes) -> Any:
-        """What an argument of the probe is at some sizes, by the graph's own sizes."""
+    def _number(self, theirs: object, sizes: Sizes) -> object:
+        """The value of an argument of the probe at some sizes, by the graph's own sizes."""
         if not isinstance(theirs, (Sized, SizedFloat)):
             return theirs
         known: dict[Expression, int] = {}
         for reading in theirs.expression.readings():
-            node, seen = self.by_serial.get(reading.args[0], (None, None))
+            node, seen = self.by_serial.get(reading.serial, (None, None))
             value = value_of(node) if node is not None else None
-            dim = reading.args[1]
+            dim = reading.dim
             if node is None or seen is None or value is None or reading.op != "size" or not self.exact(node, dim):
                 return _UNKNOWN
             size = value.shape[dim]
@@ -167,14 +159,14 @@ class _Match:
         except (ArithmeticError, ValueError, TypeError):
             return _UNKNOWN
 
-    def _does_nothing(self, node: fx.Node, shape: Callable[[Any, Sizes], Any]) -> bool:
+    def _does_nothing(self, node: fx.Node, shape: Callable[[object, Sizes], object]) -> bool:
         name = getattr(node.target, "__name__", str(node.target))
         if node.op not in ("call_method", "call_function") or name not in _SAME_SHAPE or not node.args:
             return False
         pairs = [(shape(node, s), shape(node.args[0], s)) for s in self.samples]
         return all(a is not None and a == b for a, b in pairs)
 
-    def _shapes_of(self, node: Any, sizes: Sizes) -> tuple[int, ...] | None:
+    def _shapes_of(self, node: object, sizes: Sizes) -> tuple[int, ...] | None:
         value = value_of(node) if isinstance(node, fx.Node) else None
         return None if value is None else tuple(_at(d, sizes) for d in value.shape)
 
@@ -183,10 +175,10 @@ def _is_attention(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") == "scaled_dot_product_attention" and len(node.args) > 2
 
 
-def _at(size: Any, sizes: Sizes) -> Any:
-    return size.of(sizes) if isinstance(size, (Size, Computed)) else size
+def _at(size: int | Size, sizes: Sizes) -> int:
+    return size if isinstance(size, int) else size.of(sizes)
 
 
-def _seen_shape(node: Any, sizes: Sizes) -> tuple[int, ...] | None:
+def _seen_shape(node: object, sizes: Sizes) -> tuple[int, ...] | None:
     seen = info(node).seen if isinstance(node, fx.Node) else None
     return seen.shape if isinstance(seen, Seen) else None

@@ -1,19 +1,21 @@
-"""What a recording learned of Python's decisions: questions asked of sizes, values that left, flags that were read."""
+"""Python's decisions in a recording: comparisons of sizes, values that left, flags that were read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from utcompile.recording.expressions import Expression
+from utcompile.recording.active import Args, Kwargs
+from utcompile.recording.expressions import Expression, Number
 from utcompile.recording.messages import in_message
 from utcompile.recording.source import source_line
 from utcompile.recording.tracked import expression_of, is_tracked, plain
 
 T = torch.Tensor
-SizeOf = Callable[[T, int], Any]
+SizeOf = Callable[[T, int], int]
 _TEXT = "text"
 GRAD_MODE = "is_grad_enabled"
 
@@ -31,19 +33,19 @@ class Questions:
     def __init__(self) -> None:
         self.asked: dict[Expression, tuple[bool, str]] = {}
         self.shaping: dict[Expression, tuple[bool, str, list[tuple[int, int | None]]]] = {}
-        self.flags: dict[tuple[int, str], tuple[Any, str]] = {}
+        self.flags: dict[tuple[int, str], tuple[bool, str]] = {}
 
     def ask(self, question: Expression, answer: bool) -> None:
         """Write down a comparison."""
         if question not in self.asked:
             self.asked[question] = (answer, source_line())
 
-    def leak(self, how: str, expression: Expression, value: Any) -> None:
-        """A value went where no further use of it is seen: the recording is right for this value only."""
+    def leak(self, how: str, expression: Expression, value: Number) -> None:
+        """A value went to code where its use is not seen: the recording is right for this value only."""
         if not (how == _TEXT and in_message()):
             self.ask(Expression.of("eq", expression, Expression.const(value)), True)
 
-    def flag(self, serial: int, name: str, value: Any) -> None:
+    def flag(self, serial: int, name: str, value: bool) -> None:
         """Write down a property of a tensor that Python read."""
         if (serial, name) not in self.flags:
             self.flags[serial, name] = (value, source_line())
@@ -55,7 +57,7 @@ class Questions:
 
     # --- what a call of torch decides by sizes, and shows to Python or to later sizes ---------------------------------
 
-    def decide(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, size: SizeOf) -> None:
+    def decide(self, name: str, args: Args, kwargs: Kwargs, out: object, size: SizeOf) -> None:
         """Ask what a call of torch decides by the sizes of its input: how many parts, which dimensions.
 
         Args:
@@ -67,53 +69,87 @@ class Questions:
         decision = _DECISIONS.get(name)
         tensor = args[0] if args else next((kwargs[k] for k in ("input", "self", "tensor") if k in kwargs), None)
         if decision is not None and isinstance(tensor, T):
-            decision(self, tensor, args[1:], kwargs, out, size)
-
-    def _parts(self, tensor: T, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, size: SizeOf) -> None:
-        step = args[0] if args else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-        if isinstance(step, int) and tensor.dim():
-            dim = plain(args[1] if len(args) > 1 else kwargs.get("dim", 0))
-            parts = Expression.of("parts", expression_of(size(tensor, dim)), expression_of(step))
-            self._count(parts, out)
-
-    def _chunks(self, tensor: T, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, size: SizeOf) -> None:
-        chunks = args[0] if args else kwargs["chunks"]
-        dim = plain(args[1] if len(args) > 1 else kwargs.get("dim", 0))
-        whole = expression_of(size(tensor, dim))
-        each = Expression.of("max", Expression.of("parts", whole, expression_of(chunks)), Expression.const(1))
-        self._count(Expression.of("parts", whole, each), out)
-
-    def _members(self, tensor: T, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, size: SizeOf) -> None:
-        dim = plain(args[0] if args else kwargs.get("dim", 0))
-        self.ask(Expression.of("eq", expression_of(size(tensor, dim)), Expression.const(tensor.shape[dim])), True)
-
-    def _count(self, parts: Expression, out: Any) -> None:
-        self.ask(Expression.of("eq", parts, Expression.const(len(out))), True)
-
-    def _squeezed(self, tensor: T, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, size: SizeOf) -> None:
-        given = args or tuple(kwargs[k] for k in ("dim",) if k in kwargs)
-        if len(given) == 1 and isinstance(given[0], (tuple, list)):
-            given = tuple(given[0])
-        for dim in [plain(d) for d in given] if given else range(tensor.dim()):
-            one = Expression.of("eq", expression_of(size(tensor, dim)), Expression.const(1))
-            if tensor.dim():
-                self.ask(one, tensor.shape[dim] == 1)
+            for question, answer in decision(_Call(tensor, args[1:], kwargs, size), out):
+                self.ask(question, answer)
 
 
-def slices(args: Sequence[Any], size: SizeOf) -> list[tuple[Expression, bool, int | None]]:
-    """Whether the slices of an index are cut off at the end of a dimension: the size behind is another formula then.
+@dataclass(frozen=True)
+class _Call:
+    """A call of torch that decides by sizes.
+
+    Attributes:
+        tensor: its input.
+        args, kwargs: the other arguments, tracked numbers included.
+        size: the tracked size of a dimension of a tensor.
+    """
+
+    tensor: T
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    size: SizeOf
+
+    def dim(self, at: int) -> int:
+        """The argument `dim`, which is number `at` where it is given by position."""
+        given: int = self.args[at] if len(self.args) > at else self.kwargs.get("dim", 0)
+        return plain(given)
+
+    def whole(self, dim: int) -> Expression:
+        """The size of a dimension."""
+        return expression_of(self.size(self.tensor, dim))
+
+
+_Asked = Iterator[tuple[Expression, bool]]
+
+
+def _parts(call: _Call, out: object) -> _Asked:
+    named = call.kwargs.get("split_size_or_sections", call.kwargs.get("split_size"))
+    step = call.args[0] if call.args else named
+    if isinstance(step, int) and call.tensor.dim():
+        yield _count(Expression.of("parts", call.whole(call.dim(1)), expression_of(step)), out)
+
+
+def _chunks(call: _Call, out: object) -> _Asked:
+    chunks = call.args[0] if call.args else call.kwargs["chunks"]
+    whole = call.whole(call.dim(1))
+    each = Expression.of("max", Expression.of("parts", whole, expression_of(chunks)), Expression.const(1))
+    yield _count(Expression.of("parts", whole, each), out)
+
+
+def _count(parts: Expression, out: object) -> tuple[Expression, bool]:
+    number = len(out) if isinstance(out, (tuple, list)) else 0
+    return Expression.of("eq", parts, Expression.const(number)), True
+
+
+def _members(call: _Call, out: object) -> _Asked:
+    dim = call.dim(0)
+    yield Expression.of("eq", call.whole(dim), Expression.const(call.tensor.shape[dim])), True
+
+
+def _squeezed(call: _Call, out: object) -> _Asked:
+    given = call.args or tuple(call.kwargs[k] for k in ("dim",) if k in call.kwargs)
+    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+        given = tuple(given[0])
+    rank = call.tensor.dim()
+    for dim in (plain(d) for d in given) if given else range(rank):
+        one = Expression.of("eq", call.whole(dim), Expression.const(1))
+        if rank:
+            yield one, call.tensor.shape[dim] == 1
+
+
+def slices(tensor: T, index: object, size: SizeOf) -> list[tuple[Expression, bool, int | None]]:
+    """The questions whether slices of an index are cut off at the end of a dimension, where sizes have another formula.
     With each question comes the dimension of the result, where it is known.
 
     Args:
-        args: of `tensor[index]`.
+        tensor, index: of `tensor[index]`.
         size: the tracked size of a dimension of a tensor.
     """
-    tensor, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
-    used = sum(_dims_used(i) for i in index)
-    simple = not any(isinstance(i, (T, list)) for i in index)
+    indices = index if isinstance(index, tuple) else (index,)
+    used = sum(_dims_used(i) for i in indices)
+    simple = not any(isinstance(i, (T, list)) for i in indices)
     dim = behind = 0
     found: list[tuple[Expression, bool, int | None]] = []
-    for one in index:
+    for one in indices:
         if one is Ellipsis:
             dim += tensor.dim() - used
             behind += tensor.dim() - used
@@ -126,7 +162,7 @@ def slices(args: Sequence[Any], size: SizeOf) -> list[tuple[Expression, bool, in
     return found
 
 
-def _cut_off(bound: Any, tensor: T, whole: Any, dim: int) -> list[tuple[Expression, bool]]:
+def _cut_off(bound: int | T | None, tensor: T, whole: int, dim: int) -> list[tuple[Expression, bool]]:
     if bound is None or isinstance(bound, T) or (not is_tracked(whole) and not is_tracked(bound)):
         return []
     value, given = plain(bound), expression_of(bound)
@@ -139,15 +175,14 @@ def _cut_off(bound: Any, tensor: T, whole: Any, dim: int) -> list[tuple[Expressi
     return found
 
 
-def _dims_used(index: Any) -> int:
+def _dims_used(index: object) -> int:
     if index is None or index is Ellipsis or isinstance(index, bool):
         return 0
     return index.dim() if isinstance(index, T) and index.dtype == torch.bool else 1
 
 
-_DECISIONS: dict[str, Any] = {
-    "split": Questions._parts, "unsafe_split": Questions._parts, "chunk": Questions._chunks,
-    "unsafe_chunk": Questions._chunks,
-    "unbind": Questions._members, "__iter__": Questions._members, "squeeze": Questions._squeezed,
-    "squeeze_": Questions._squeezed,
+# per function, the questions that it decides by its arguments and its result
+_DECISIONS: dict[str, Callable[[_Call, object], _Asked]] = {
+    "split": _parts, "unsafe_split": _parts, "chunk": _chunks, "unsafe_chunk": _chunks,
+    "unbind": _members, "__iter__": _members, "squeeze": _squeezed, "squeeze_": _squeezed,
 }  # fmt: skip

@@ -1,8 +1,9 @@
-"""While a recording runs, the model's own Python modules see `range`, `len`, `int` … that keep tracked sizes.
+"""While a recording runs, the model's own Python modules use `range`, `len`, `int` … that keep tracked sizes.
 
-Python's C code asks a tracked size for its value, which is a leak: the recording would hold for that value only. So the
-globals of the model's modules get twins of these functions, which compute with expressions where they are given tracked
-numbers and are the originals otherwise, in every other thread too. Functions of `math` are replaced in `math` itself.
+Python's C code reads the value of a tracked size, which is a leak: the recording would be right for that value only. So
+the globals of the model's modules get twins of these functions, which compute with expressions where their arguments
+are tracked numbers, and call the originals otherwise, also in every other thread. Functions of `math` are replaced in
+`math` itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,19 +33,15 @@ _FOREIGN = frozenset(
 ) - {"__main__"}
 
 
-def _is_on(*values: Any) -> bool:
+def _is_on(*values: object) -> bool:
     return current() is not None and any(map(is_tracked, values))
 
 
 class _RangeType(type):
-    def __instancecheck__(cls, value: Any) -> bool:
+    def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, range)
 
-
-class _Range(metaclass=_RangeType):
-    """`range` of tracked numbers: its length is a question, its members are expressions."""
-
-    def __new__(cls, *args: Any) -> Any:
+    def __call__(cls, *args: int) -> Sequence[int]:
         if not _is_on(*args):
             return range(*args)
         start, stop, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
@@ -54,20 +51,24 @@ class _Range(metaclass=_RangeType):
         return [start + i * step for i in range(length)]
 
 
+class _Range(metaclass=_RangeType):
+    """`range` of tracked numbers: its length is a question, its members are expressions."""
+
+
 def _ask(name: str, *sides: Expression) -> None:
     recorder = current()
     if recorder is not None:
         recorder.questions.ask(Expression.of(name, *sides), True)
 
 
-def _len(value: Any) -> Any:
+def _len(value: Sized) -> int:
     if isinstance(value, torch.Tensor) and current() is not None and value.dim():
         return value.shape[0]
     return len(value)
 
 
-def _extreme(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
+def _extreme(name: str, original: Callable[..., object]) -> Callable[..., object]:
+    def call(*args: object, **kwargs: object) -> object:
         members = list(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else list(args)
         if kwargs or not _is_on(*members):
             return original(*args, **kwargs)
@@ -79,17 +80,17 @@ def _extreme(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 class _NumberType(type):
     """The type of the twins of `int` and `float`: classes that answer as the originals do."""
 
-    original: Any
-    kept: Any
+    original: type[int] | type[float]
+    kept: type[TrackedInt] | type[TrackedFloat]
     name: str
 
-    def __instancecheck__(cls, value: Any) -> bool:
+    def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, cls.original)
 
-    def __subclasscheck__(cls, other: Any) -> bool:
+    def __subclasscheck__(cls, other: type) -> bool:
         return issubclass(other, cls.original)
 
-    def __getattr__(cls, name: str) -> Any:
+    def __getattr__(cls, name: str) -> object:
         return getattr(cls.original, name)
 
     def __eq__(cls, other: object) -> bool:
@@ -118,21 +119,21 @@ class _Float(metaclass=_NumberType):
     original, kept, name = float, TrackedFloat, "float"
 
 
-_TWINS: dict[str, Any] = {
+_TWINS: dict[str, object] = {
     "range": _Range, "len": _len, "int": _Int, "float": _Float,
     "min": _extreme("min", min), "max": _extreme("max", max),
 }  # fmt: skip
-_ORIGINALS: dict[Any, Any] = {_Int: int, _Float: float}
+_ORIGINALS: dict[object, object] = {_Int: int, _Float: float}
 
 
-def original_of(value: Any) -> Any:
+def original_of(value: object) -> object:
     """`int` for the twin of `int`; any other value as it is."""
     return _ORIGINALS.get(value, value) if isinstance(value, type) else value
 
 
-def _of_math(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _of_math(name: str, original: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         return compute(name, *args) if not kwargs and _is_on(*args) else original(*map(plain, args), **kwargs)
 
     return call
@@ -148,11 +149,11 @@ _NUMPY = "arange zeros ones full empty linspace array asarray ceil floor sqrt pr
 
 
 @functools.lru_cache(maxsize=64)
-def _of_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
+def _of_numpy(original: Callable[..., object]) -> Callable[..., object]:
     """A function of NumPy sees plain numbers: their values leak."""
 
     @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         if current() is None:
             return original(*args, **kwargs)
         return original(*map(_leaked, args), **{k: _leaked(v) for k, v in kwargs.items()})
@@ -160,9 +161,9 @@ def _of_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _leaked(value: Any) -> Any:
+def _leaked(value: object) -> object:
     if is_tracked(value):
-        return value._leak("array")
+        return value.leak("array")
     if isinstance(value, (tuple, list)) and any(map(is_tracked, value)):
         return [_leaked(v) for v in value]
     return original_of(value)
@@ -170,14 +171,14 @@ def _leaked(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Reached:
-    """Globals that code can name, and what in them is replaced: functions of `math`, functions with a cache."""
+    """Globals that code can name, and the values that are replaced: functions of `math`, functions with a cache."""
 
-    namespaces: list[dict[str, Any]]
-    math: list[tuple[dict[str, Any], str]]
+    namespaces: list[dict[str, object]]
+    math: list[tuple[dict[str, object], str]]
     caches: Caches
 
     @classmethod
-    def by(cls, namespaces: list[dict[str, Any]]) -> _Reached:
+    def by(cls, namespaces: list[dict[str, object]]) -> _Reached:
         """Look through all values of namespaces."""
         builtin = types.BuiltinFunctionType
         named = [
@@ -191,7 +192,7 @@ class _Reached:
 
 
 def look_anew() -> None:
-    """Forget what was found in namespaces: a module may have changed since the last capture."""
+    """Forget the contents of namespaces: a module may have changed since the last capture."""
     _reached.cache_clear()
 
 
@@ -206,13 +207,13 @@ def _places(model: nn.Module) -> list[_Reached]:
     return [known, _Reached.by([names for at, names in own.items() if at not in seen and not _is_foreign(names)])]
 
 
-def _is_foreign(names: dict[str, Any]) -> bool:
+def _is_foreign(names: dict[str, object]) -> bool:
     return str(names.get("__name__", "")).partition(".")[0] in _FOREIGN
 
 
-@functools.lru_cache(maxsize=4)  # the recordings of one capture ask for the same
+@functools.lru_cache(maxsize=4)  # the recordings of one capture have the same classes
 def _reached(classes: frozenset[type]) -> _Reached:
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, dict[str, object]] = {}
     stack = [
         function.__globals__
         for cls in {c for one in classes for c in one.__mro__}
@@ -243,11 +244,11 @@ def _own_classes(model: nn.Module) -> list[type]:
 @contextmanager
 def rebound(model: nn.Module) -> Iterator[None]:
     """Give the model's modules the twins, for as long as a recording runs."""
-    old: list[tuple[dict[str, Any], str, Any]] = []
-    added: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    old: list[tuple[dict[str, object], str, object]] = []
+    added: list[tuple[dict[str, object], dict[str, object]]] = []
     places = _places(model)
 
-    def put(names: dict[str, Any], name: str, value: Any) -> None:
+    def put(names: dict[str, object], name: str, value: object) -> None:
         old.append((names, name, names[name]))
         names[name] = value
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,13 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from utcompile.errors import UtcError
 from utcompile.graph import info
+from utcompile.graph.nested import tensors
 from utcompile.graph.structure import attribute_tensors, named_state
 from utcompile.recording.active import recording
 from utcompile.recording.fakes import Converter
 from utcompile.recording.inputs import Inputs
 from utcompile.recording.lasting import watched
 from utcompile.recording.layers import drop_backward_hooks
-from utcompile.recording.nested import tensors
 from utcompile.recording.patches import no_gpu_context, patched
 from utcompile.recording.rebinding import rebound
 from utcompile.recording.recorder import Recorder
@@ -43,7 +42,7 @@ def record(
     wide: frozenset[str] = frozenset([""]),
     watch: Watch,
 ) -> Recorder:
-    """Run a model once and write down what it does.
+    """Run a model once and write down its operations.
 
     Args:
         model: a structural copy; it is used up.
@@ -53,7 +52,7 @@ def record(
         real: compute with real values, where something needs them.
         fixed: inputs whose values Python may read.
         wide: modules whose own choices by values are recorded.
-        watch: is told what the forward leaves in Python.
+        watch: collects the Python state that forward leaves behind.
 
     Raises:
         Unrecordable: a call in some module cannot be written down.
@@ -95,7 +94,7 @@ def record(
 
 
 def _name_state(model: nn.Module, convert: Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
-    """Put the recording's tensors into the model; the name of each tensor, and the attribute tensors by name."""
+    """Put the recording's tensors into the model; returns each with its name, and the attribute tensors by name."""
     names: list[tuple[T, str]] = []
     attributes: dict[str, T] = {}
     state, kept = named_state(model), attribute_tensors(model)
@@ -118,7 +117,7 @@ def _name_state(model: nn.Module, convert: Converter, real: bool) -> tuple[list[
 
 
 def _run(
-    model: nn.Module, recorder: Recorder, inputs: Inputs, arguments: dict[str, Any], fake: FakeTensorMode | None
+    model: nn.Module, recorder: Recorder, inputs: Inputs, arguments: dict[str, object], fake: FakeTensorMode | None
 ) -> None:
     args, kwargs = inputs.as_given(arguments)
     try:
@@ -135,13 +134,13 @@ def _run(
 
 
 def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
-    """Where a model lives: its weights, or, where those are on the meta device, its inputs."""
+    """The device of a model's weights or, where those are on the meta device, of its inputs."""
     everything = chain(model.parameters(), model.buffers(), tensors(inputs.arguments))
     first = next(everything).device
     return next((t.device for t in everything if t.device.type != "meta"), first) if first.type == "meta" else first
 
 
-def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, Any]:
+def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, values: bool) -> dict[str, object]:
     """The inputs at a sample.
 
     Raises:
@@ -182,8 +181,8 @@ def _paths(model: nn.Module) -> dict[int, str]:
     return {id(m): name for name, m in reversed([*model.named_modules(remove_duplicate=False)])}
 
 
-def _failure(error: Exception, arguments: dict[str, Any], last: fx.Node | None) -> UtcError:
-    """The model's own forward failed while it was recorded."""
+def _failure(error: Exception, arguments: dict[str, object], last: fx.Node | None) -> UtcError:
+    """The error of a model whose own forward failed while it was recorded."""
     origin = info(last).origin if last is not None else None
     place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None
     shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in arguments.items() if isinstance(v, T))

@@ -1,12 +1,12 @@
-"""What a recorded graph holds beside nodes: numbers with their expressions, and what was seen of a tensor."""
+"""Numbers in a recorded graph, with the expressions that computed them."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from utcompile.graph import Seen
 from utcompile.recording.expressions import Expression
+from utcompile.recording.tracked import TrackedFloat, TrackedInt
 
 
 class Sized(int):
@@ -21,9 +21,9 @@ class SizedFloat(float):
     expression: Expression
 
 
-def with_expression(value: Any) -> Any:
-    """A tracked number as the recorded graph holds it."""
-    made = (Sized if isinstance(value.value, int) else SizedFloat)(value.value)
+def with_expression(value: TrackedInt | TrackedFloat) -> Sized | SizedFloat:
+    """A tracked number as a recorded graph contains it."""
+    made = Sized(value.value) if isinstance(value.value, int) else SizedFloat(value.value)
     made.expression = value.expression
     return made
 

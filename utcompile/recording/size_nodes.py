@@ -10,21 +10,24 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
 from torch import fx
 
 from utcompile.graph import Computed, Fitter, Seen, Size, Symbol, Value, info
+from utcompile.graph.value import Term
 from utcompile.recording.exactness import Exactness
-from utcompile.recording.expressions import FUNCTIONS, Expression
+from utcompile.recording.expressions import FUNCTIONS, Expression, Number
+from utcompile.recording.polynomials import Polynomial, combined, is_never_negative, total
+from utcompile.recording.polynomials import constant as constant_polynomial
 from utcompile.recording.recorded import Sized, SizedFloat
 from utcompile.recording.recorder import Recorder
 from utcompile.recording.samples import Sample
 
-Polynomial = dict[tuple[Symbol, ...], Fraction]
+Bounds = tuple[Polynomial[Symbol] | None, Polynomial[Symbol] | None]
+Made = Number | fx.Node  # a number that is the same at all sizes, or the node that computes it
 
 
 class SizeNodes:
@@ -32,7 +35,7 @@ class SizeNodes:
 
     Args:
         recordings: one per sample; the first one's graph is the one that is extended.
-        samples: what they were recorded at.
+        samples: the sizes and modes at which they were recorded.
         sources: where each symbol is read: number of the input tensor, and dimension.
     """
 
@@ -43,16 +46,16 @@ class SizeNodes:
         self.graph, self.recordings = first.graph, recordings
         self.fit = Fitter(list(sources), [s.sizes for s in samples])
         self.inputs = {s: (first.inputs[i], dim) for s, (i, dim) in sources.items()}
-        self.order = {s: i for i, s in enumerate(sources)}
+        self.order: dict[Symbol | Expression, int] = {s: i for i, s in enumerate(sources)}
         self.nodes = {info(n).serial: n for n in self.graph.nodes if info(n).serial}
         self.place = {n: i for i, n in enumerate(self.graph.nodes)}
         entries = [n for n in self.graph.nodes if n.op == "placeholder" or n in first.inputs]
         self.after = max(entries, key=self.place.__getitem__)
         self.exactness = Exactness()
-        self._known: dict[Any, fx.Node] = {}
-        self._made: dict[Expression, Any] = {}
-        self._polynomials: dict[Expression, Polynomial | None] = {}
-        self._constants: dict[Expression, Any] = {}
+        self._known: dict[Hashable, fx.Node] = {}
+        self._made: dict[Expression, Made] = {}
+        self._polynomials: dict[Expression, Polynomial[Symbol] | None] = {}
+        self._constants: dict[Expression, Number | None] = {}
         self._free: dict[tuple[int, ...], Size] = {}
         self._storages: dict[int, int] = {}
 
@@ -76,7 +79,7 @@ class SizeNodes:
 
     @cached_property
     def _cut_both_ways(self) -> Mapping[int, set[int | None]]:
-        """By serial number of a node, its dimensions that a slice cuts off in some recordings and not in others.
+        """By serial number of a node, the dimensions that a slice cuts off in some recordings and not in others.
 
         Their sizes have two formulas, so none that goes through the samples says anything (None: any dimension).
         """
@@ -90,66 +93,58 @@ class SizeNodes:
         return found
 
     def is_exact(self, node: fx.Node | None, dim: int | None) -> bool:
-        """Whether a polynomial gives a node's size at every size."""
+        """Whether a polynomial gives the size of a node's dimension at all sizes."""
         dims = self.exactness.dims.get(node, ()) if node is not None else ()
         return dim is None or (bool(dims) and -len(dims) <= dim < len(dims) and dims[dim])
 
     def exact(self, reading: Expression) -> int | Size | None:
         """A reading as a number or a polynomial; None where it must be read off its tensor."""
-        node, dim = self.nodes.get(reading.args[0]), reading.args[1]
-        if reading.op != "size" or node is None or not self.is_exact(node, dim):
-            return None
-        return self.fit([shape[dim] for shape in self.exactness.shapes[node]])
+        return self.fitted(reading) if self.is_exact(self.nodes.get(reading.serial), reading.dim) else None
 
-    def values(self, expression: Expression) -> list[Any] | None:
-        """An expression at every recording; None where it has no value at one."""
-        found = []
-        for i, recording in enumerate(self.recordings):
-            known = {}
-            for reading in expression.readings():
-                serial, dim = reading.args
-                value = recording.readings.get(reading)
-                if value is None and reading.op == "size" and serial in self.nodes:
-                    value = self.exactness.shapes[self.nodes[serial]][i][dim]
-                if value is None:
-                    return None
-                known[reading] = value
-            try:
-                found.append(expression.value(known))
-            except (ArithmeticError, ValueError, TypeError):
-                return None
-        return found
+    def fitted(self, reading: Expression) -> int | Size | None:
+        """The number or polynomial that fits a size in all samples; it may be wrong at other sizes."""
+        node = self.nodes.get(reading.serial)
+        if reading.op != "size" or node not in self.exactness.shapes:
+            return None
+        return self.fit([shape[reading.dim] for shape in self.exactness.shapes[node]])
+
+    def seen(self, reading: Expression) -> list[int]:
+        """The values of a reading, as far as recordings know it."""
+        known = [r.metadata.readings.get(reading) for r in self.recordings]
+        if reading.op == "size" and reading.serial in self.nodes:
+            shapes = self.exactness.shapes[self.nodes[reading.serial]]
+            known = [shape[reading.dim] if n is None else n for n, shape in zip(known, shapes, strict=True)]
+        return [n for n in known if n is not None]
 
     # --- expressions as polynomials -----------------------------------------------------------------------------------
 
-    def polynomial(self, expression: Expression) -> Polynomial | None:
+    def polynomial(self, expression: Expression) -> Polynomial[Symbol] | None:
         """An expression as a polynomial of the symbols, without its zero terms; None where it is none."""
         self._analyse(expression)
         return self._polynomials[expression]
 
     def differ_by_a_constant(self, left: Expression, right: Expression) -> bool:
         """Whether the difference of two numbers is the same in every call, also where sizes are read off tensors."""
-        sides = [self._in_readings(e, {}) for e in (left, right)]
-        if sides[0] is None or sides[1] is None:
-            return False
-        return set(self._combined("sub", sides[0], sides[1]) or {}) <= {()}
+        one, other = self._in_readings(left), self._in_readings(right)
+        return one is not None and other is not None and set(total(one, other, -1)) <= {()}
 
-    def _in_readings(self, e: Expression, known: dict[Expression, Any]) -> Any:
+    def _in_readings(self, e: Expression) -> Polynomial[Symbol | Expression] | None:
         """An expression as a polynomial of sizes and of readings that no polynomial gives."""
+        known: dict[Expression, Polynomial[Symbol | Expression] | None] = {}
         for one in e.walk():
             exact = self.polynomial(one)
             if exact is not None:
-                known[one] = exact
+                known[one] = {(*m,): f for m, f in exact.items()}
             elif one.is_reading:
-                self.order.setdefault(one, len(self.order))  # type: ignore[arg-type]
+                self.order.setdefault(one, len(self.order))
                 known[one] = {(one,): Fraction(1)}
             else:
-                parts = [known[a] for a in _operands(one)]
-                plain = parts and len(parts) < 3 and all(p is not None for p in parts)
-                known[one] = self._combined(one.op, *parts) if plain else None
+                parts = [p for a in one.args if (p := known[a]) is not None]
+                whole = len(parts) == len(one.args)
+                known[one] = combined(one.op, parts, self.order.__getitem__) if whole else None
         return known[e]
 
-    def constant(self, expression: Expression) -> Any:
+    def constant(self, expression: Expression) -> Number | None:
         """The value of an expression whose readings are all the same in every call; None for others."""
         self._analyse(expression)
         return self._constants[expression]
@@ -158,7 +153,7 @@ class SizeNodes:
         stack = [expression]
         while stack:
             e = stack[-1]
-            missing = [] if e.is_leaf or e in self._constants else [a for a in e.args if a not in self._constants]
+            missing = [] if e in self._constants else [a for a in e.args if a not in self._constants]
             if missing:
                 stack += missing
                 continue
@@ -167,9 +162,9 @@ class SizeNodes:
                 self._polynomials[e] = self._polynomial_of(e)
             stack.pop()
 
-    def _constant_of(self, e: Expression) -> Any:
+    def _constant_of(self, e: Expression) -> Number | None:
         if e.op == "const":
-            return e.args[0]
+            return e.number
         if e.is_reading:
             found = self.exact(e)
             return found if isinstance(found, int) else None
@@ -181,65 +176,34 @@ class SizeNodes:
         except (ArithmeticError, ValueError, TypeError):
             return None
 
-    def _polynomial_of(self, e: Expression) -> Polynomial | None:
+    def _polynomial_of(self, e: Expression) -> Polynomial[Symbol] | None:
         constant = self._constants[e]
         if isinstance(constant, int):
-            return _without_zeros({(): Fraction(int(constant))})
+            return constant_polynomial(int(constant))
         if e.is_leaf:
             found = self.exact(e) if e.is_reading else None
             return dict(found.terms) if isinstance(found, Size) else None
-        parts = [self._polynomials[a] for a in e.args]
-        if any(p is None for p in parts) or len(parts) > 2:
-            return None
-        return self._combined(e.op, *parts)  # type: ignore[arg-type]
+        parts = [p for a in e.args if (p := self._polynomials[a]) is not None]
+        return combined(e.op, parts, self.order.__getitem__) if len(parts) == len(e.args) else None
 
-    def _combined(self, op: str, left: Polynomial, right: Polynomial | None = None) -> Polynomial | None:
-        if op in ("neg", "pos"):
-            return {m: -f if op == "neg" else f for m, f in left.items()}
-        if right is None:
-            return None
-        if op in ("add", "sub"):
-            sign = 1 if op == "add" else -1
-            total = dict(left)
-            for m, f in right.items():
-                total[m] = total.get(m, Fraction(0)) + sign * f
-            return _without_zeros(total)
-        if op == "mul":
-            return self._product(left, right)
-        if op == "pow" and set(right) == {()} and 0 < right[()] <= 4:
-            product = left
-            for _ in range(int(right[()]) - 1):
-                product = self._product(product, left)
-            return product
-        if op in ("floordiv", "mod") and set(right) == {()} and right[()] and _all_multiples(left, right[()]):
-            return {m: f / right[()] for m, f in left.items()} if op == "floordiv" else {}
-        return None
-
-    def _product(self, left: Polynomial, right: Polynomial) -> Polynomial:
-        total: Polynomial = {}
-        for a, x in left.items():
-            for b, y in right.items():
-                m = tuple(sorted((*a, *b), key=self.order.__getitem__))
-                total[m] = total.get(m, Fraction(0)) + x * y
-        return _without_zeros(total)
-
-    def bounds(self, expression: Expression) -> tuple[Polynomial | None, Polynomial | None]:
+    def bounds(self, expression: Expression) -> Bounds:
         """Polynomials between which a number lies at all sizes (from 0 on), where some are found."""
-        found: dict[Expression, tuple[Polynomial | None, Polynomial | None]] = {}
+        found: dict[Expression, Bounds] = {}
         for e in expression.walk():
             exact, constant = self.polynomial(e), self.constant(e)
             if exact is None and isinstance(constant, float) and math.isfinite(constant):
-                exact = _without_zeros({(): Fraction(constant)})
-            found[e] = (exact, exact) if exact is not None else self._bounds_of(e, [found[a] for a in _operands(e)])
+                exact = constant_polynomial(constant)
+            found[e] = (exact, exact) if exact is not None else self._bounds_of(e, [found[a] for a in e.args])
         return found[expression]
 
-    def _bounds_of(self, e: Expression, of: list[Any]) -> tuple[Polynomial | None, Polynomial | None]:
+    def _bounds_of(self, e: Expression, of: list[Bounds]) -> Bounds:
         if e.op == "size":
             return {}, None
-        if e.op in ("floordiv", "truediv", "mod", "mul") and of[1][0] is not None and set(of[1][0]) == {()}:
-            factor = of[1][0][()]
-            if of[1][0] == of[1][1] and factor > 0 and of[0][0] is not None and is_never_negative(of[0][0]):
-                return self._scaled(e.op, factor, *of[0])
+        if e.op in ("floordiv", "truediv", "mod", "mul"):
+            least, divisor = of[0][0], of[1][0]
+            is_number = divisor is not None and divisor == of[1][1] and set(divisor) == {()}
+            if divisor is not None and is_number and divisor[()] > 0 and least is not None and is_never_negative(least):
+                return self._scaled(e.op, divisor[()], least, of[0][1])
         low = [b[0] for b in of]
         if e.op in ("int", "floor", "trunc") and low[0] is not None and is_never_negative(low[0]):
             return (low[0] if all(f.denominator == 1 for f in low[0].values()) else {}), of[0][1]
@@ -249,9 +213,7 @@ class SizeNodes:
             return low[0], None
         return None, None
 
-    def _scaled(
-        self, op: str, factor: Fraction, low: Polynomial, high: Polynomial | None
-    ) -> tuple[Polynomial | None, Polynomial | None]:
+    def _scaled(self, op: str, factor: Fraction, low: Polynomial[Symbol], high: Polynomial[Symbol] | None) -> Bounds:
         if op == "mod":
             return {}, {(): factor}
         times = factor if op == "mul" else 1 / factor
@@ -259,12 +221,12 @@ class SizeNodes:
         return least, None if high is None else {m: f * times for m, f in high.items()}
 
     def expressions(self) -> dict[fx.Node, Expression]:
-        """What the nodes compute that are made so far, but for polynomials of the symbols."""
+        """The expressions of the nodes that are made so far, except for polynomials of the symbols."""
         return {n: e for e, n in self._made.items() if isinstance(n, fx.Node) and self.polynomial(e) is None}
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
-    def number(self, values: Sequence[Any], before: fx.Node) -> Any:
+    def number(self, values: Sequence[object], before: fx.Node) -> Made | None:
         """A number that was computed from sizes, as a number or a node; None where the recordings computed it
         otherwise, so that nothing is known of other sizes."""
         expressions = [
@@ -276,14 +238,14 @@ class SizeNodes:
             return None
         return self.emit(expressions[0], before)
 
-    def _canonical(self, expression: Expression) -> Any:
+    def _canonical(self, expression: Expression) -> Hashable:
         found = self.polynomial(expression)
         if found is not None:
             return frozenset(found.items())
         constant = self.constant(expression)
         return expression if constant is None else (type(constant), constant)
 
-    def emit(self, expression: Expression, before: fx.Node) -> Any:
+    def emit(self, expression: Expression, before: fx.Node) -> Made:
         """A number, or a node that computes it, before another node."""
         stack = [expression]
         while stack:
@@ -300,7 +262,7 @@ class SizeNodes:
     def _is_simple(self, e: Expression) -> bool:
         return e.is_leaf or self.polynomial(e) is not None or self.constant(e) is not None
 
-    def _emit_one(self, e: Expression, before: fx.Node) -> Any:
+    def _emit_one(self, e: Expression, before: fx.Node) -> Made:
         found = self.polynomial(e)
         if found is not None:
             if not found or set(found) == {()}:
@@ -320,44 +282,48 @@ class SizeNodes:
         return made
 
     def _read(self, reading: Expression) -> fx.Node:
-        source, dim = self.nodes[reading.args[0]], reading.args[1]
+        source = self.nodes[reading.serial]
         with self.graph.inserting_after(source):
-            made = self.graph.call_method(reading.op, (source, dim))
-        values = self.values(reading) or [1]
+            made = self.graph.call_method(reading.op, (source, reading.dim))
+        values = self.seen(reading) or [1]
         found = self.fit(values) if len(values) == len(self.recordings) else None
         info(made).size = found if isinstance(found, Size) else free_size("size", values[0])
         self.exactness.inexact.add(made)
         return made
 
-    def size(self, polynomial: Polynomial) -> Size:
+    def size(self, polynomial: Polynomial[Symbol]) -> Size:
         """A polynomial as a `Size`, the terms with the most symbols first."""
         ordered = sorted(polynomial.items(), key=lambda t: (-len(t[0]), [self.order[s] for s in t[0]]))
         return Size(tuple(ordered))
 
     def polynomial_node(self, size: Size) -> fx.Node:
         """Nodes for a polynomial in the symbols, each made once, right after the inputs."""
-        total: fx.Node | int | None = None
-        built: tuple[Any, ...] = ()
+        result: fx.Node | int | None = None
+        built: tuple[Term, ...] = ()
         for symbols, factor in size.terms:
             part: fx.Node | int | None = None
             for i, symbol in enumerate(symbols):
                 source = self.symbol(symbol)
-                part = source if part is None else self._step(symbols[: i + 1], 1, operator.mul, part, source)
+                part = source if part is None else self._step(symbols[: i + 1], 1, part, source)
             if part is None:
                 part = int(factor)
             elif factor != 1:
-                part = self._step(symbols, int(factor), operator.mul, part, int(factor))
+                part = self._step(symbols, int(factor), part, int(factor))
             built = (*built, (symbols, factor))
-            total = part if total is None else self._sum(built, total, part)
-        assert isinstance(total, fx.Node)
-        return total
+            result = part if result is None else self._sum(built, result, part)
+        assert isinstance(result, fx.Node)
+        return result
 
-    def _sum(self, terms: tuple[Any, ...], left: Any, right: Any) -> fx.Node:
+    def _sum(self, terms: tuple[Term, ...], left: fx.Node | int, right: fx.Node | int) -> fx.Node:
         return self.early(("sum", terms), lambda: self.graph.call_function(operator.add, (left, right)), Size(terms))
 
-    def _step(self, symbols: tuple[Symbol, ...], factor: int, function: Any, left: Any, right: Any) -> fx.Node:
+    def _step(self, symbols: tuple[Symbol, ...], factor: int, left: fx.Node | int, right: fx.Node | int) -> fx.Node:
         size = Size(((symbols, Fraction(factor)),))
-        return self.early(("term", symbols, factor), lambda: self.graph.call_function(function, (left, right)), size)
+
+        def build() -> fx.Node:
+            return self.graph.call_function(operator.mul, (left, right))
+
+        return self.early(("term", symbols, factor), build, size)
 
     def symbol(self, symbol: Symbol) -> fx.Node:
         """The node that reads a symbol off its input."""
@@ -365,7 +331,7 @@ class SizeNodes:
         size = Size((((symbol,), Fraction(1)),))
         return self.early(("symbol", symbol), lambda: self.graph.call_method("size", (node, dim)), size)
 
-    def early(self, key: Any, build: Callable[[], fx.Node], size: Size | None = None) -> fx.Node:
+    def early(self, key: Hashable, build: Callable[[], fx.Node], size: Size | None = None) -> fx.Node:
         """A node right after the inputs, made once per key."""
         if key not in self._known:
             with self.graph.inserting_after(self.after):
@@ -375,28 +341,6 @@ class SizeNodes:
         return self._known[key]
 
 
-def is_never_negative(polynomial: Polynomial) -> bool:
-    """Whether a polynomial of sizes is 0 or more for a reason that is easy to see: no term is negative."""
-    return all(f >= 0 for f in polynomial.values())
-
-
-def _operands(e: Expression) -> tuple[Expression, ...]:
-    return () if e.is_leaf else e.args
-
-
-def _index(node: fx.Node) -> tuple[Any, ...]:
-    index = node.args[1] if len(node.args) > 1 else ()
-    return index if isinstance(index, tuple) else (index,)
-
-
-def _all_multiples(polynomial: Polynomial, divisor: Fraction) -> bool:
-    return all((f / divisor).denominator == 1 for f in polynomial.values())
-
-
-def _without_zeros(polynomial: Polynomial) -> Polynomial:
-    return {m: f for m, f in polynomial.items() if f}
-
-
 def free_size(name: str, example: int) -> Size:
-    """A size of which nothing is known but an example."""
+    """A size of which only an example is known."""
     return Size((((Symbol(name, example),), Fraction(1)),))

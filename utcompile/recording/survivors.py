@@ -1,24 +1,22 @@
 """A tracked number must not outlive its recording: a cache, a global or a config may have kept it.
 
 Met by torch later, it would be a wrong number or an error. So after every recording the numbers that still live are
-replaced, wherever they are kept, by the plain numbers that they stand for.
+replaced, wherever they are kept, by their plain values.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import traceback
 import types
 from collections import deque
-from typing import Any
 
 from utcompile.errors import UtcError
+from utcompile.graph.nested import tuple_like
 from utcompile.recording.active import current
+from utcompile.recording.caches import CACHED
 from utcompile.recording.tracked import Sizes, live, plain
-
-_CACHED = type(functools.lru_cache(abs))
 
 
 def release() -> None:
@@ -51,7 +49,7 @@ def _replace_all() -> None:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Where a recording ended in an error, the frames of its traceback hold what was computed."""
+    """Where a recording ended in an error, the frames of its traceback keep the values that were computed."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -59,13 +57,13 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _keeper(number: Any) -> str:
+def _keeper(number: object) -> str:
     kinds = {type(r).__name__ for r in gc.get_referrers(number) if not isinstance(r, (types.FrameType, list))}
     return ", ".join(sorted(kinds)) or "an object of C code"
 
 
-def _replace(old: Any, new: Any, depth: int) -> None:
-    """Put a plain value in the place of a number, or of a tuple that holds one, in all that refers to it.
+def _replace(old: object, new: object, depth: int) -> None:
+    """Put a plain value in the place of a number, or of a tuple that contains one, in all objects that refer to it.
 
     No expression here may close over `old`: its cell would be found, and changed.
     """
@@ -84,23 +82,22 @@ def _replace(old: Any, new: Any, depth: int) -> None:
             _replace(owner, _plain_tuple(owner), depth + 1)
         elif isinstance(owner, types.CellType):
             owner.cell_contents = new
-        elif isinstance(owner, _CACHED):
+        elif isinstance(owner, CACHED):
             owner.cache_clear()
         elif hasattr(owner, "__dict__") and not isinstance(owner, (type, types.ModuleType)):
             _in_dict(vars(owner), old, new)
 
 
-def _plain_tuple(value: Any) -> Any:
-    members = plain(tuple(value)) if type(value) is not Sizes else plain(value)
-    return type(value)(*members) if hasattr(value, "_fields") else members
+def _plain_tuple(value: tuple[object, ...]) -> tuple[object, ...]:
+    return plain(value) if type(value) is Sizes else tuple_like(value, plain(tuple(value)))
 
 
-def _in_dict_of(owner: dict[Any, Any], old: Any, new: Any) -> None:
-    """A dict may belong to C code that must hear of a change: to a cache of functools, or to a class."""
-    keepers = [r for r in gc.get_referrers(owner) if isinstance(r, (_CACHED, type))]
+def _in_dict_of(owner: dict[object, object], old: object, new: object) -> None:
+    """A dict may belong to C code that must be notified of a change: to a cache of functools, or to a class."""
+    keepers = [r for r in gc.get_referrers(owner) if isinstance(r, (CACHED, type))]
     for keeper in keepers:
         if isinstance(keeper, type):
-            for name in [k for k, v in owner.items() if v is old]:
+            for name in [str(k) for k, v in owner.items() if v is old]:
                 setattr(keeper, name, new)
         else:
             keeper.cache_clear()
@@ -108,13 +105,13 @@ def _in_dict_of(owner: dict[Any, Any], old: Any, new: Any) -> None:
         _in_dict(owner, old, new)
 
 
-def _in_set(owner: set[Any]) -> None:
+def _in_set(owner: set[object]) -> None:
     kept = [plain(value) for value in owner]
     owner.clear()
     owner.update(kept)
 
 
-def _in_dict(owner: dict[Any, Any], old: Any, new: Any) -> None:
+def _in_dict(owner: dict[object, object], old: object, new: object) -> None:
     for key, value in list(owner.items()):
         if value is old:
             owner[key] = new

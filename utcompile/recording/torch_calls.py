@@ -1,17 +1,16 @@
-"""What a recording knows of a call of torch: its operator's function, and whether its result is a new value."""
+"""Facts about calls of torch: the function of an operator, and whether a result is a new value."""
 
 from __future__ import annotations
 
 import operator
-import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from utcompile.graph.functions import copied
+from utcompile.graph.nested import flat, map_tensors
 from utcompile.ops import Trait, callables, callables_with, having
-from utcompile.recording.nested import flat, map_tensors
 
 T = torch.Tensor
 _SIZE_OF_DATA = callables(having(Trait.SIZE_OF_DATA))
@@ -23,7 +22,7 @@ _SIZED_BY_ARGUMENTS = {"resize_"} | _MADE_OF_SIZES | callables_with(
 )  # fmt: skip
 _NAMES = "add sub mul truediv floordiv mod matmul pow"
 _UNREFLECTED = "neg eq ne lt le gt ge"
-OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Callable[..., object]] = {
     **{f"__{n}__": getattr(operator, n) for n in [*_NAMES.split(), *_UNREFLECTED.split()]},
     **{f"__r{n}__": getattr(operator, n) for n in _NAMES.split()},
     **{f"__i{n}__": getattr(operator, f"i{n}") for n in [*_NAMES.split(), "and", "or", "xor"] if n != "matmul"},
@@ -32,8 +31,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
 
 
-def fresh(out: Any, read: list[T], written: list[T]) -> Any:
-    """An out-of-place call that returned its own input gets a new value, or later reads of the input would find it."""
+def fresh(out: object, read: Sequence[T], written: Sequence[T]) -> object:
+    """Give an out-of-place call that returned its own input a new value: later reads of the input must not find it."""
     own = {id(t) for t in read} - {id(t) for t in written}
     if not any(id(t) in own for t in flat(out)):
         return out
@@ -47,15 +46,12 @@ def _alias(tensor: T) -> T:
         return tensor.view_as(tensor)
 
 
-def without_override(function: Any) -> Callable[..., Any]:
-    """A function of torch whose own first question, whether it is overridden, is answered no."""
-    scope = {**function.__globals__, "has_torch_function": lambda _: False}
-    copied = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return copied
+def without_override(function: Callable[..., object]) -> Callable[..., object]:
+    """A copy of a function of torch that never looks for an override of itself."""
+    return copied(function, has_torch_function=lambda _: False)
 
 
-def has_size_of_data(func: Any, args: Any, kwargs: Any) -> bool:
+def has_size_of_data(func: object, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
     """Whether the size of a call's result depends on values: `x[mask]`, `x[:k]`, `nonzero`, repeats as a tensor."""
     name = getattr(func, "__name__", "")
     if func is T.__getitem__:
@@ -67,7 +63,7 @@ def has_size_of_data(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def version_of(t: T) -> int:
-    """How many writes into a tensor torch has counted."""
+    """The number of writes into a tensor that torch has counted."""
     try:
         return t._version
     except RuntimeError:  # an inference tensor has none

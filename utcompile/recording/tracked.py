@@ -1,12 +1,12 @@
 """Numbers that remember how they were computed from sizes, for as long as a recording runs.
 
-Python decides much by sizes: `//`, `min`, `range`, `if`. A size that a recording hands out is a `torch.SymInt` of our
-own that says it is an `int`: torch's argument parsers take it, and Python's own C code (`range`, indexing, hashing)
-must ask it for its value, so that no use of it goes unseen; a subclass of `int` would be used in silence. None of
-torch's symbolic shapes takes part: tensors and shapes stay static.
+Python decides much by sizes: `//`, `min`, `range`, `if`. A recording hands out sizes as subclasses of `torch.SymInt`
+whose `__class__` is `int`. Torch's argument parsers accept them, and Python's own C code (`range`, indexing, hashing)
+has to call them for their values, so no use of them is missed; the value of a subclass of `int` would be read silently.
+Torch's symbolic shapes are not used: tensors and shapes stay static. To a type checker a tracked number is a number.
 
-A number tells the recorder of its thread two things: *questions* (comparisons, with their answers), and *leaks* (its
-value went where it is not seen any more). Outside of its recording it must never be met: see `survivors.release`.
+A number reports two things to the recorder of its thread: *questions* (comparisons, with their answers), and *leaks*
+(its value went to code where its further use is not seen). No number may outlive its recording: `survivors.release`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, SupportsIndex, TypeGuard, TypeVar, cast, overload
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch._subclasses.fake_tensor import FakeTensor
 
 from utcompile.recording.active import current
-from utcompile.recording.expressions import FUNCTIONS, Expression
+from utcompile.recording.expressions import FUNCTIONS, Expression, Number
+
+V = TypeVar("V")
+N = TypeVar("N", int, float)
 
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-_REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 _BINARY = "add sub mul truediv floordiv mod pow lshift rshift and_ or_ xor".split()
 
 
@@ -34,18 +37,18 @@ class _Made(threading.local):
     """The tracked numbers of a thread, by identity."""
 
     def __init__(self) -> None:
-        self.numbers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self.numbers: weakref.WeakValueDictionary[int, _Tracked] = weakref.WeakValueDictionary()
 
 
 _MADE = _Made()
 
 
 class _Value:
-    """What torch's C++ code asks of a `SymInt`."""
+    """The interface of a `SymInt` to torch's C++ code."""
 
     constant = None
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Number) -> None:
         self.value = self.hint = value
 
     def is_int(self) -> bool:
@@ -69,15 +72,15 @@ class _Value:
     def has_hint(self) -> bool:
         return True
 
-    def maybe_as_int(self) -> Any:
+    def maybe_as_int(self) -> Number:
         return self.value
 
-    def guard_int(self, file: str, line: int) -> Any:
+    def guard_int(self, file: str, line: int) -> Number:
         return self.value
 
     guard_float = guard_int
 
-    def int_(self) -> Any:
+    def int_(self) -> Number:
         return self.value
 
     float_ = int_
@@ -89,109 +92,109 @@ class _Value:
 
 
 class _Tracked:
-    """What whole numbers and floats have in common."""
+    """The common part of whole numbers and floats."""
 
-    value: Any
+    value: Number
     expression: Expression
 
-    def __init__(self, value: Any, expression: Expression) -> None:
+    def __init__(self, value: Number, expression: Expression) -> None:
         super().__init__(_Value(value))  # type: ignore[call-arg]
         self.value, self.expression = value, expression
         _MADE.numbers[id(self)] = self
 
-    def _leak(self, how: str) -> Any:
+    def leak(self, how: str) -> Number:
+        """The value, for code that does not report what it does with it."""
         recorder = current()
         if recorder is not None:
             recorder.questions.leak(how, self.expression, self.value)
         return self.value
 
     def __index__(self) -> int:
-        return int(self._leak("index"))
+        return int(self.leak("index"))
 
     def __int__(self) -> int:
-        return int(self._leak("int"))
+        return int(self.leak("int"))
 
     def __float__(self) -> float:
-        return float(self._leak("float"))
+        return float(self.leak("float"))
 
     def __complex__(self) -> complex:
-        return complex(self._leak("complex"))
+        return complex(self.leak("complex"))
 
     def __hash__(self) -> int:
-        return hash(self._leak("hash"))
+        return hash(self.leak("hash"))
 
     def __bool__(self) -> bool:
         return bool(ask("ne", self, 0))
 
     def __repr__(self) -> str:
-        return repr(self._leak("text"))
+        return repr(self.leak("text"))
 
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
-        return format(self._leak("text"), spec)
+        return format(self.leak("text"), spec)
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        return np.asarray(self._leak("array"), dtype)
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> object:
+        return np.asarray(self.leak("array"), dtype)
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *args: object, **kwargs: object) -> object:
         for a in args:
             if isinstance(a, _Tracked):
-                a._leak("array")
+                a.leak("array")
         return getattr(ufunc, method)(*map(plain, args), **kwargs)
 
-    def __reduce__(self) -> Any:
-        return type(self.value), (self._leak("pickle"),)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self.value), (self.leak("pickle"),)
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: Any) -> Any:
+    def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __round__(self, digits: Any = None) -> Any:
-        return compute("round", self) if digits is None else compute("round_to", self, digits)
-
-    def __divmod__(self, other: Any) -> Any:
+    def __divmod__(self, other: object) -> tuple[object, object]:
         return compute("floordiv", self, other), compute("mod", self, other)
 
-    def __rdivmod__(self, other: Any) -> Any:
+    def __rdivmod__(self, other: object) -> tuple[object, object]:
         return compute("floordiv", other, self), compute("mod", other, self)
 
-    def __pow__(self, other: Any, modulus: Any = None) -> Any:
-        power = compute("pow", self, other)
-        return power if modulus is None else compute("mod", power, modulus)
 
-    def __rpow__(self, other: Any) -> Any:
-        return compute("pow", other, self)
+def _power(number: _Tracked, other: object, modulus: object = None) -> object:
+    power = compute("pow", number, other)
+    return power if modulus is None else compute("mod", power, modulus)
+
+
+def _rounded(number: _Tracked, digits: object = None) -> object:
+    return compute("round", number) if digits is None else compute("round_to", number, digits)
 
 
 def _define_operators() -> None:
-    def unary(name: str) -> Callable[[Any], Any]:
+    def unary(name: str) -> Callable[[object], object]:
         return lambda self: compute(name, self)
 
-    def binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
+    def binary(name: str) -> tuple[Callable[[object, object], object], Callable[[object, object], object]]:
         return (lambda self, other: compute(name, self, other)), (lambda self, other: compute(name, other, self))
 
-    def comparison(name: str) -> Callable[[Any, Any], Any]:
+    def comparison(name: str) -> Callable[[_Tracked, object], object]:
         return lambda self, other: ask(name, self, other)
 
     for name in ("neg", "pos", "abs", "invert", "floor", "ceil", "trunc"):
         setattr(_Tracked, f"__{name}__", unary(name))
     for name in _BINARY:
-        if name != "pow":
-            forward, reflected = binary(name)
-            setattr(_Tracked, f"__{name.strip('_')}__", forward)
-            setattr(_Tracked, f"__r{name.strip('_')}__", reflected)
+        forward, reflected = binary(name)
+        setattr(_Tracked, f"__{name.strip('_')}__", _power if name == "pow" else forward)
+        setattr(_Tracked, f"__r{name.strip('_')}__", reflected)
     for name in _COMPARISONS:
         setattr(_Tracked, f"__{name}__", comparison(name))
+    setattr(_Tracked, "__round__", _rounded)  # noqa: B010 - SymInt has another signature
 
 
 _define_operators()
 
 
 class TrackedInt(_Tracked, torch.SymInt):
-    """A whole number that remembers; `isinstance(x, int)` holds."""
+    """A whole number that remembers; `isinstance(x, int)` is true."""
 
     __class__ = property(lambda self: int)
     __hash__ = _Tracked.__hash__
@@ -199,21 +202,21 @@ class TrackedInt(_Tracked, torch.SymInt):
     imag = property(lambda self: 0)
     denominator = property(lambda self: 1)
 
-    def bit_length(self) -> Any:
+    def bit_length(self) -> int:
         return compute("bit_length", self)
 
     def is_integer(self) -> bool:
         return True
 
-    def conjugate(self) -> Any:
+    def conjugate(self) -> Self:
         return self
 
-    def as_integer_ratio(self) -> Any:
+    def as_integer_ratio(self) -> tuple[Self, int]:
         return self, 1
 
 
 class TrackedFloat(_Tracked, torch.SymFloat):
-    """A float that remembers; `isinstance(x, float)` holds."""
+    """A float that remembers; `isinstance(x, float)` is true."""
 
     __class__ = property(lambda self: float)
     __hash__ = _Tracked.__hash__
@@ -221,7 +224,7 @@ class TrackedFloat(_Tracked, torch.SymFloat):
     def is_integer(self) -> bool:
         return bool(compute("is_integer", self))
 
-    def conjugate(self) -> Any:
+    def conjugate(self) -> Self:
         return self
 
 
@@ -231,68 +234,76 @@ _ATOMS = frozenset(
 )
 
 
-class Sizes(tuple[Any, ...]):
-    """The shape of a tensor, of tracked sizes; it says that it is a `torch.Size`, whose `numel` would not ask."""
+class Sizes(tuple[int, ...]):
+    """The shape of a tensor, of tracked sizes; its class reads `torch.Size`, whose own `numel` would not be seen."""
 
     __slots__ = ()
     __class__ = property(lambda self: torch.Size)
 
-    def numel(self) -> Any:
+    def numel(self) -> int:
         return math.prod(self)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sizes: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> int | Sizes:
         found = tuple.__getitem__(self, index)
-        return Sizes(found) if isinstance(index, slice) else found
+        return Sizes(found) if isinstance(found, tuple) else found
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Iterable[Any]) -> Any:
         return Sizes(tuple.__add__(self, tuple(other)))
 
-    def __radd__(self, other: Any) -> Any:
+    def __radd__(self, other: Iterable[int]) -> Sizes:
         return Sizes((*other, *self))
 
-    def __mul__(self, times: Any) -> Any:
+    def __mul__(self, times: SupportsIndex) -> Sizes:
         return Sizes(tuple.__mul__(self, times))
 
     __rmul__ = __mul__
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return torch.Size, (plain(tuple(self)),)
 
-    def __deepcopy__(self, memo: Any) -> Any:
+    def __deepcopy__(self, memo: object) -> Self:
         return self
 
 
-def is_tracked(value: Any) -> bool:
+def is_tracked(value: object) -> TypeGuard[TrackedInt | TrackedFloat]:
     """Whether a number remembers."""
     return type(value) in _KINDS
 
 
-def tracked(value: Any, expression: Expression) -> Any:
+def tracked(value: N, expression: Expression) -> N:
     """A number that remembers; booleans and what is no number stay as they are."""
     if type(value) is int:
-        return TrackedInt(value, expression)
-    return TrackedFloat(value, expression) if type(value) is float else value
+        return cast(N, TrackedInt(value, expression))
+    return cast(N, TrackedFloat(value, expression)) if type(value) is float else value
 
 
-def expression_of(value: Any) -> Expression:
+def expression_of(value: Number | _Tracked) -> Expression:
     """How a number was computed; a number that is not tracked is a constant."""
-    return value.expression if type(value) in _KINDS else Expression.const(value)
+    return value.expression if isinstance(value, _Tracked) else Expression.const(value)
 
 
-def plain(value: Any) -> Any:
+@overload
+def plain(value: _Tracked) -> Number: ...
+@overload
+def plain(value: V) -> V: ...
+def plain(value: object) -> object:
     """A value without tracked numbers in it; the same object where there are none."""
     kind = type(value)
     if kind in _ATOMS:
         return value
-    if kind in _KINDS:
+    if isinstance(value, _Tracked):
         return value.value
-    if kind is Sizes:
+    if type(value) is Sizes:
         return torch.Size([plain(v) for v in tuple(value)])
-    if kind in (tuple, list):
-        return value if _ATOMS.issuperset(map(type, value)) else _plain_members(value, kind)
-    if kind is slice:
+    if type(value) is tuple or type(value) is list:
+        return value if _ATOMS.issuperset(map(type, value)) else _plain_members(value, type(value))
+    if type(value) is slice:
         return slice(plain(value.start), plain(value.stop), plain(value.step))
-    if kind is dict:
+    if type(value) is dict:
         items = {plain(k) if type(k) in _KINDS else k: plain(v) for k, v in value.items()}
         return value if all(items.get(k) is v for k, v in value.items()) else items
     if isinstance(value, tuple) and hasattr(value, "_fields") and kind is not torch.Size:
@@ -300,7 +311,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _plain_members(value: Any, build: Callable[[list[Any]], Any]) -> Any:
+def _plain_members(value: Sequence[object], build: Callable[[list[object]], object]) -> object:
     members = [plain(v) for v in value]
     return value if all(map(operator.is_, members, value)) else build(members)
 
@@ -325,16 +336,16 @@ def compute(name: str, *args: Any) -> Any:
     return tracked(value, expression)
 
 
-def _foreign(name: str, args: tuple[Any, ...]) -> Any:
+def _foreign(name: str, args: tuple[object, ...]) -> object:
     if any(isinstance(a, (np.generic, complex)) for a in args):
-        values = [a._leak("array") if type(a) in _KINDS else a for a in args]
+        values = [a.leak("array") if isinstance(a, _Tracked) else a for a in args]
         return FUNCTIONS[name](*values)
     return NotImplemented
 
 
-def ask(name: str, left: Any, right: Any) -> Any:
-    """A comparison: the recorder writes down what was asked, and what the answer was."""
-    if type(right) not in _KINDS and not isinstance(right, (int, float)):
+def ask(name: str, left: _Tracked, right: object) -> object:
+    """A comparison: the recorder writes down the question and the answer."""
+    if not isinstance(right, (_Tracked, int, float)):
         return _foreign(name, (left, right))
     right = float(right) if isinstance(right, np.floating) else right
     value = FUNCTIONS[name](plain(left), plain(right))
@@ -344,6 +355,6 @@ def ask(name: str, left: Any, right: Any) -> Any:
     return value
 
 
-def live() -> list[Any]:
-    """The tracked numbers of this thread that live; where it records nothing, there must be none."""
+def live() -> list[_Tracked]:
+    """The tracked numbers of this thread that live; outside of recordings there must be none."""
     return list(_MADE.numbers.values())

@@ -11,13 +11,12 @@ import sys
 import types
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch._functorch import eager_transforms
 from torch.overrides import _pop_mode_temporarily
 
-from utcompile.recording.active import current
+from utcompile.recording.active import Function, Replacement, current
 
 _TORCH = torch.__path__[0] + os.sep
 _DIFFERENTIATE = [n for n in ("_jvp_with_argnums", "_vjp_with_argnums") if hasattr(eager_transforms, n)]
@@ -26,7 +25,7 @@ _HOMES = ("torch._higher_order_ops", "torch.nn.attention")
 
 
 def running_transform() -> bool:
-    """Whether a function runs that vmap, grad or jvp of torch.func transforms."""
+    """Whether a function that vmap, grad or jvp of torch.func transforms runs now."""
     return torch._C._functorch.maybe_current_level() is not None
 
 
@@ -44,10 +43,10 @@ def operator_name() -> str:
     return _WRITTEN.get(found, found) or "vmap or grad"
 
 
-def _compile(original: Any) -> Any:
-    """Operators that compile what they are given are refused by name, or run as if nothing was recorded."""
+def _compile(original: Callable[..., Function]) -> Callable[..., Function]:
+    """Operators that compile their functions are refused by name, or run as if nothing was recorded."""
 
-    def compiled(*args: Any, **kwargs: Any) -> Any:
+    def compiled(*args: object, **kwargs: object) -> Function:
         home = sys._getframe(1).f_globals.get("__name__", "")
         made = original(*args, **kwargs)
         recorder = current()
@@ -58,22 +57,22 @@ def _compile(original: Any) -> Any:
     return compiled
 
 
-def _transform(original: Any) -> Any:
-    def refusing(*args: Any, **kwargs: Any) -> Any:
+def _transform(original: Function) -> Function:
+    def refusing(*args: object, **kwargs: object) -> object:
         recorder = current()
         return (original if recorder is None or recorder.is_silent else recorder.refuse_operator)(*args, **kwargs)
 
     return refusing
 
 
-REPLACEMENTS: tuple[tuple[Any, str, Any], ...] = (
+REPLACEMENTS: tuple[Replacement, ...] = (
     (torch, "compile", _compile),
     *((eager_transforms, name, _transform) for name in _DIFFERENTIATE),
 )
 
 
-def _unrecorded(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
+def _unrecorded(function: Function) -> Function:
+    def call(*args: object, **kwargs: object) -> object:
         with _pop_mode_temporarily():
             return function(*args, **kwargs)
 

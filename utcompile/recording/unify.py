@@ -1,20 +1,22 @@
-"""Several recordings become one graph in which what varies is computed.
+"""Several recordings become one graph in which the differences between them are computed.
 
 The recordings must be isomorphic. A value that differs between them is one of these, or an error that names it:
 1. a number that every recording computed in the same way from sizes that Python read (`SizeNodes`);
 2. a dtype, a device or a limit of a dtype (`torch.finfo(x.dtype).min`), that some tensor of the graph has too;
-3. what the model chose by its mode.
-What Python decided on the way is checked in every call (`insert_guards`).
+3. a choice that the model made by its mode.
+The decisions of the Python code on the way are checked in every call (`insert_guards`).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from utcompile.errors import UtcError
 from utcompile.graph import Seen, Symbol, describe, info
@@ -55,17 +57,17 @@ def unify(
     example: Mapping[Symbol, int],
     probe: Probe,
 ) -> tuple[fx.Graph, tuple[Guard, ...]]:
-    """Make the first recording's graph the one graph; returns it with what must hold in every call.
+    """Make the first recording's graph the one graph; returns it with the guards of every call.
 
     Args:
         recordings: one per sample.
-        samples: what they were recorded at.
+        samples: the sizes and modes at which they were recorded.
         sources: where each symbol is read: number of the input tensor, and dimension.
         example: the sizes of the example inputs.
         probe: makes one more recording, at sizes that the guards would refuse.
 
     Raises:
-        Differs: they are no one graph, or it does not hold at the example's sizes.
+        Differs: they are not one graph, or a guard excludes the example's sizes.
         UtcError: the model runs otherwise without gradients.
     """
     graphs = [r.graph for r in recordings]
@@ -84,12 +86,12 @@ def unify(
 
 
 def _probed(conditions: Conditions, sizes: Mapping[Symbol, int], probe: Probe) -> list[Answers]:
-    """The ways to run a graph, with those that recordings at a size of 1 add where it would be refused."""
+    """The ways to run a graph, with those that recordings at a size of 1 add where a guard would refuse it."""
     ways = conditions.ways()
     failed = False
     for symbols in [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else []):
         alone = {**sizes, **dict.fromkeys(symbols, 1)}
-        if (failed and len(symbols) > 1) or conditions.refused(ways, alone) is None:
+        if (failed and len(symbols) > 1) or conditions.refused(ways, alone, guess=True) is None:
             continue
         recording = probe(alone, gradients=torch.is_grad_enabled())
         varying = [s for s in sizes if s not in symbols]
@@ -100,7 +102,7 @@ def _probed(conditions: Conditions, sizes: Mapping[Symbol, int], probe: Probe) -
 
 
 def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -> None:
-    """A graph is trained with gradients and used without: what a model does by that must not matter."""
+    """A graph is trained with gradients and used without, so no choice of the model may depend on that."""
     read = [r.questions.flags[0, GRAD_MODE] for r in sizes.recordings if (0, GRAD_MODE) in r.questions.flags]
     if not read:
         return
@@ -116,10 +118,10 @@ def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -
 
 
 def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> None:
-    """Two recordings must have the same operations, wired alike.
+    """Check that recordings have the same operations, wired alike.
 
     Raises:
-        Differs: they have not.
+        Differs: they do not.
     """
     rows = list(zip(*(list(g.nodes) for g in graphs), strict=False))
     places = [{n: i for i, n in enumerate(g.nodes)} for g in graphs]
@@ -143,13 +145,32 @@ def _error(what: str, node: fx.Node, why: str) -> UtcError:
     return UtcError(what, where=describe(node), why=why, fix=fix)
 
 
+@dataclass(frozen=True)
+class _Attribute:
+    """An attribute of tensors, such as `dtype`, with its value at every sample."""
+
+    name: str
+    values: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """A limit of the dtypes of every sample, such as `torch.finfo(dtype).min`, times a factor."""
+
+    dtypes: tuple[torch.dtype, ...]
+    name: str
+    factor: float = 1
+
+
 class _Merger:
-    """Turns differences into nodes that compute them."""
+    """Turns differences between recordings into nodes that compute them."""
 
     def __init__(self, sizes: SizeNodes, samples: Sequence[Sample]) -> None:
         self.sizes, self.graph, self.samples = sizes, sizes.graph, samples
-        self.known: dict[Any, fx.Node] = {}
-        self.types: dict[tuple[Any, ...], fx.Node] = {}  # dtypes or devices, one per sample -> a node that has them
+        self.known: dict[_Attribute | _Limit, fx.Node] = {}
+        # dtypes and devices, one per sample -> a node that has them
+        self.dtypes: dict[tuple[torch.dtype, ...], fx.Node] = {}
+        self.devices: dict[tuple[torch.device, ...], fx.Node] = {}
 
     def merge(self, rows: list[tuple[fx.Node, ...]]) -> fx.Graph:
         """Merge the rows, in graph order."""
@@ -157,112 +178,111 @@ class _Merger:
             node = row[0]
             for field in ("args", "kwargs"):
                 setattr(node, field, self._value([getattr(n, field) for n in row], row))
-            seen = [info(n).seen for n in row]
+            seen = [s for n in row if isinstance(s := info(n).seen, Seen)]
             for n in row:
                 del info(n).seen
-            if isinstance(seen[0], Seen):
+            if seen:
                 self._describe(node, seen)
         return self.graph
 
-    def _describe(self, node: fx.Node, seen: list[Any]) -> None:
+    def _describe(self, node: fx.Node, seen: list[Seen]) -> None:
         if len({len(s.shape) for s in seen}) > 1:
             raise Differs(_error("a tensor has another rank in another call", node, ""))
         self.sizes.describe(node, seen)
-        for key in (tuple(s.dtype for s in seen), tuple(s.device for s in seen)):
-            self.types.setdefault(key, node)
+        self.dtypes.setdefault(tuple(s.dtype for s in seen), node)
+        self.devices.setdefault(tuple(s.device for s in seen), node)
 
     # --- differences --------------------------------------------------------------------------------------------
 
-    def _value(self, values: list[Any], row: tuple[fx.Node, ...]) -> Any:
+    def _value(self, values: list[object], row: tuple[fx.Node, ...]) -> object:
         first = values[0]
         if isinstance(first, fx.Node):
             return first
         if any(isinstance(v, (Sized, SizedFloat)) for v in values):
             found = self.sizes.number(values, row[0])
             if found is None:
-                found = self._mode([_plain(v) for v in values], row[0])
+                found = self._mode([_plain(v) for v in values])
             if found is None:
                 raise self._differ(values, row)
             return found
-        if isinstance(first, (tuple, list)) and all(type(v) is type(first) for v in values):
-            if len({len(v) for v in values}) > 1:
-                raise self._differ(values, row)
-            parts = [self._value(list(v), row) for v in zip(*values, strict=True)]
-            return parts if isinstance(first, list) else tuple(parts)
-        if isinstance(first, dict) and all(isinstance(v, dict) and v.keys() == first.keys() for v in values):
-            return {k: self._value([v[k] for v in values], row) for k in first}
+        if isinstance(first, (tuple, list)):
+            alike = [v for v in values if isinstance(v, (tuple, list)) and type(v) is type(first)]
+            if len(alike) == len(values):
+                if len(set(map(len, alike))) > 1:
+                    raise self._differ(values, row)
+                parts = [self._value(list(v), row) for v in zip(*alike, strict=True)]
+                return parts if isinstance(first, list) else tuple(parts)
+        if isinstance(first, dict):
+            same = [v for v in values if isinstance(v, dict) and v.keys() == first.keys()]
+            if len(same) == len(values):
+                return {k: self._value([v[k] for v in same], row) for k in first}
         if isinstance(first, slice) and all(isinstance(v, slice) for v in values):
             return slice(*(self._value([getattr(v, f) for v in values], row) for f in ("start", "stop", "step")))
         if all(type(v) is type(first) and (v is first or _same(v, first)) for v in values[1:]):
             return first
         for derive in (self._type, self._limit, self._mode):
-            found = derive(values, row[0])
+            found = derive(values)
             if found is not None:
                 return found
         raise self._differ(values, row)
 
-    def _differ(self, values: list[Any], row: tuple[fx.Node, ...]) -> Differs:
+    def _differ(self, values: list[object], row: tuple[fx.Node, ...]) -> Differs:
         shown = "; ".join(f"at {s}: {v!r}"[:90] for s, v in zip(self.samples, values, strict=True))
         return Differs(
             _error("an argument differs between calls and no size, dtype or mode explains it", row[0], shown)
         )
 
-    def _type(self, values: list[Any], node: fx.Node) -> fx.Node | None:
+    def _type(self, values: list[object]) -> fx.Node | None:
         """A dtype or device that a tensor has; the type of a device by name."""
-        key = tuple(values)
         if isinstance(values[0], str):
-            devices = next((k for k in self.types if [getattr(d, "type", None) for d in k] == values), None)
-            return (
-                self._attribute("type", key, self._attribute("device", devices, self.types[devices]))
-                if devices
-                else None
-            )
-        if not isinstance(values[0], (torch.dtype, torch.device)) or key not in self.types:
-            return None
-        return self._attribute("dtype" if isinstance(values[0], torch.dtype) else "device", key, self.types[key])
-
-    def _attribute(self, name: str, key: Any, source: fx.Node) -> fx.Node:
-        if (name, key) not in self.known:
-            with self.graph.inserting_after(source):
-                made = self.known[name, key] = self.graph.call_function(getattr, (source, name))
-            info(made).derived = True
-        return self.known[name, key]
-
-    def _limit(self, values: list[Any], node: fx.Node) -> fx.Node | None:
-        """`torch.finfo(x.dtype).min`."""
-        if not all(isinstance(v, float) for v in values):
-            return None
-        for key, source in list(self.types.items()):
-            if not isinstance(key[0], torch.dtype) or not all(d.is_floating_point for d in key):
-                continue
-            dtype = self._attribute("dtype", key, source)
-            for limit in _LIMITS:
-                limits = [getattr(torch.finfo(d), limit) for d in key]
-                factor = values[0] / limits[0]
-                if all(n * factor == v for n, v in zip(limits, values, strict=True)):
-                    found = self._scalar(("limit", key, limit), finfo, dtype, limit)
-                    return self._times(("limit", key, limit, factor), found, factor)
+            devices = next((found for found in self.devices if [d.type for d in found] == values), None)
+            if devices is None:
+                return None
+            return self._attribute("type", values, self._attribute("device", devices, self.devices[devices]))
+        dtypes = tuple(v for v in values if isinstance(v, torch.dtype))
+        if dtypes in self.dtypes and len(dtypes) == len(values):
+            return self._attribute("dtype", dtypes, self.dtypes[dtypes])
+        devices = tuple(v for v in values if isinstance(v, torch.device))
+        if devices in self.devices and len(devices) == len(values):
+            return self._attribute("device", devices, self.devices[devices])
         return None
 
-    def _scalar(self, key: Any, function: Callable[..., Any], source: fx.Node, *rest: Any) -> fx.Node:
+    def _attribute(self, name: str, values: Iterable[object], source: fx.Node) -> fx.Node:
+        return self._scalar(_Attribute(name, tuple(values)), getattr, source, name)
+
+    def _limit(self, values: list[object]) -> fx.Node | None:
+        """`torch.finfo(x.dtype).min`."""
+        numbers = [v for v in values if isinstance(v, float)]
+        if len(numbers) < len(values):
+            return None
+        for dtypes, source in list(self.dtypes.items()):
+            if not all(d.is_floating_point for d in dtypes):
+                continue
+            dtype = self._attribute("dtype", dtypes, source)
+            for limit in _LIMITS:
+                limits = [getattr(torch.finfo(d), limit) for d in dtypes]
+                factor = numbers[0] / limits[0]
+                if all(n * factor == v for n, v in zip(limits, numbers, strict=True)):
+                    found = self._scalar(_Limit(dtypes, limit), finfo, dtype, limit)
+                    scaled = _Limit(dtypes, limit, factor)
+                    return found if factor == 1 else self._scalar(scaled, operator.mul, found, factor)
+        return None
+
+    def _scalar(
+        self, key: _Attribute | _Limit, function: Callable[..., object], source: fx.Node, operand: Argument
+    ) -> fx.Node:
+        """A node that computes something from another, made once per key."""
         if key not in self.known:
             with self.graph.inserting_after(source):
-                made = self.known[key] = self.graph.call_function(function, (source, *rest))
+                made = self.known[key] = self.graph.call_function(function, (source, operand))
             info(made).derived = True
         return self.known[key]
 
-    def _times(self, key: Any, source: fx.Node, factor: float) -> fx.Node:
-        return source if factor == 1 else self._scalar(key, operator.mul, source, factor)
-
-    def _mode(self, values: list[Any], node: fx.Node) -> fx.Node | None:
-        """What is one value in training and one in eval."""
-        chosen = {s.training: v for s, v in zip(self.samples, values, strict=True)}
-        if len(chosen) < 2 or not all(
-            type(v) is type(chosen[s.training]) and _same(v, chosen[s.training])
-            for s, v in zip(self.samples, values, strict=True)
-        ):
-            return None
-        if not all(isinstance(v, (bool, int, float, str, type(None))) for v in chosen.values()):
+    def _mode(self, values: list[object]) -> fx.Node | None:
+        """A value that depends on the mode alone: one in training and one in eval."""
+        pairs = [(s.training, v) for s, v in zip(self.samples, values, strict=True)]
+        chosen = {mode: v for mode, v in pairs if isinstance(v, (bool, int, float, str, type(None)))}
+        if len(chosen) < 2 or not all(type(v) is type(chosen[mode]) and _same(v, chosen[mode]) for mode, v in pairs):
             return None
         training = self.sizes.early("training", lambda: self.graph.get_attr("training"))
         info(training).state, info(training).derived = False, True
@@ -274,11 +294,11 @@ class _Merger:
         return made
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return int(value) if isinstance(value, Sized) else float(value) if isinstance(value, SizedFloat) else value
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     try:
         return bool(a == b) or (isinstance(a, float) and a != a and b != b)
     except (RuntimeError, ValueError):

@@ -1,9 +1,8 @@
-"""Guards on values are asked together, once per call: reading a value makes Python wait for a GPU."""
+"""Guards on values are checked together, once per call: reading a value makes Python wait for a GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -25,7 +24,7 @@ class ValueCheck:
         >>> check(torch.tensor(True), torch.tensor(2))
     """
 
-    choices: tuple[tuple[Any, str], ...]
+    choices: tuple[tuple[bool | int, str], ...]
     names: tuple[str, ...]
     __name__ = "check_values"
 
@@ -44,15 +43,15 @@ class ValueCheck:
     def _hold(self, given: tuple[torch.Tensor, ...], fixed: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
         if any(a.shape != b.shape for a, b in fixed):
             return False
-        held = [tensor == value for tensor, (value, _) in zip(given, self.choices, strict=True)]
-        held += [(a == b.to(a.device)).all() for a, b in fixed]
+        held = [tensor.eq(value) for tensor, (value, _) in zip(given, self.choices, strict=True)]
+        held += [a.eq(b.to(a.device)).all() for a, b in fixed]
         if all(t.device.type == "cpu" for t in held):
             return all(held)
         return bool(torch.stack([t.reshape(()) for t in held]).all())
 
 
 def join_value_checks(graph: fx.Graph) -> None:
-    """Make one call of the guards on values that stand one by one, behind the last of what they read."""
+    """Replace the single guards on values by one call, behind the last tensor that they read."""
     choices = [n for n in graph.nodes if n.target is same_choice and isinstance(n.args[1], (bool, int))]
     values = [n for n in graph.nodes if n.target is same_values]
     if len(choices) + len(values) < 2:

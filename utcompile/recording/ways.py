@@ -1,4 +1,4 @@
-"""The ways to run a graph, each the answers of one recording to what Python asked, and how they are simplified."""
+"""The ways to run a graph, each the answers of one recording to Python's questions, and how they are simplified."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from utcompile.graph import Symbol
+from utcompile.graph.value import Monomial, Term
 from utcompile.recording.expressions import Expression
+
+Bound = tuple[str, tuple[Term, ...]]  # "eq" or "ge", and the terms of a polynomial
 
 
 @dataclass(frozen=True)
@@ -17,17 +18,17 @@ class Condition:
     """A question in one of few forms, so that questions which mean the same are equal.
 
     Attributes:
-        key: what makes it the question it is.
+        key: equal for questions that mean the same.
         yes, no: how its two answers read.
-        expression: what is asked, where it is no bound of a polynomial.
+        expression: the question, where it is no bound of a polynomial.
         bound: a polynomial of the sizes that is compared with 0: its terms and "eq" or "ge".
     """
 
-    key: Any
+    key: Expression | Bound
     yes: str
     no: str
     expression: Expression | None = None
-    bound: tuple[str, tuple[tuple[tuple[Symbol, ...], Fraction], ...]] | None = None
+    bound: Bound | None = None
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -40,7 +41,7 @@ Answers = dict[Condition, bool]
 
 
 def merged(found: Sequence[Answers]) -> list[Answers]:
-    """The answers of several recordings without what their difference shows not to matter."""
+    """The answers of several recordings without those that do not matter, as their differences show."""
     left: list[Answers] = []
     for answers in found:
         if answers not in left:
@@ -73,6 +74,20 @@ def _merge(a: Answers, b: Answers) -> Answers | None:
     return None
 
 
+def absorbed(ways: Sequence[Answers]) -> list[Answers]:
+    """Ways without answers whose opposite needs no more than the others: `c or not c and d` is `c or d`."""
+    left = [dict(way) for way in ways]
+    for way in left:
+        for condition, answer in list(way.items()):
+            rest = way.items() - {(condition, answer)}
+            opposite = {(condition, not answer)}
+            if any(
+                other is not way and opposite <= other.items() and other.items() - opposite <= rest for other in left
+            ):
+                del way[condition]
+    return left
+
+
 def shown(answers: Answers) -> str:
     """Answers as a person reads them: `2 <= B <= 4 and L != 1`."""
     single = {c: found for c, a in answers.items() if (found := _single(c)) is not None and found[0] == "ge"}
@@ -90,10 +105,10 @@ def shown(answers: Answers) -> str:
 
 
 def tightest(answers: Answers) -> Answers:
-    """Without bounds of one symbol that another one implies, and without those that hold at every size."""
-    low: dict[Any, Fraction] = {}
-    high: dict[Any, Fraction] = {}
-    exactly: dict[Any, Fraction] = {}
+    """Answers without bounds of one symbol that another one implies, and without those that are met at every size."""
+    low: dict[Monomial, Fraction] = {}
+    high: dict[Monomial, Fraction] = {}
+    exactly: dict[Monomial, Fraction] = {}
     for condition, answer in answers.items():
         found = _single(condition)
         if found is None:
@@ -121,7 +136,7 @@ def tightest(answers: Answers) -> Answers:
     return {c: a for c, a in answers.items() if needed(c, a)}
 
 
-def _single(condition: Condition) -> tuple[str, Any, Fraction] | None:
+def _single(condition: Condition) -> tuple[str, Monomial, Fraction] | None:
     """A bound of one symbol (or product of symbols) alone: relation, symbols and bound."""
     if condition.bound is None:
         return None
@@ -133,7 +148,7 @@ def _single(condition: Condition) -> tuple[str, Any, Fraction] | None:
 
 
 def _always(condition: Condition, answer: bool) -> bool:
-    """Whether a bound of several symbols holds at all sizes."""
+    """Whether a bound of several symbols is met at all sizes."""
     if condition.bound is None:
         return False
     relation, terms = condition.bound
@@ -143,7 +158,7 @@ def _always(condition: Condition, answer: bool) -> bool:
     return grows and ((relation == "ge" and answer and least >= 0) or (relation == "eq" and not answer and least > 0))
 
 
-Between = Callable[[Any, Fraction, Fraction | None, Condition], Answers]
+Between = Callable[[Monomial, Fraction, Fraction | None, Condition], Answers]
 
 
 def joined(ways: Sequence[Answers], between: Between) -> list[Answers]:
@@ -175,20 +190,19 @@ def _join(a: Answers, b: Answers, between: Between) -> Answers | None:
     return {**common, **between(symbols, low, top, next(iter(own[0])))}
 
 
-def _range(bounds: Answers) -> tuple[Any, Fraction, Fraction | None] | None:
+def _range(bounds: Answers) -> tuple[Monomial, Fraction, Fraction | None] | None:
     """The least and the largest size that bounds allow; None where they are not of one size, or leave a hole."""
-    found = [(_single(c), answer) for c, answer in bounds.items()]
-    if not found or any(f is None or (f[0] == "eq" and not answer) for f, answer in found):
-        return None
-    if len({f[1] for f, _ in found if f is not None}) > 1:
-        return None
     low, high = Fraction(0), None
-    symbols = None
-    for single, answer in found:
-        relation, symbols, bound = single  # type: ignore[misc]
+    found: set[Monomial] = set()
+    for condition, answer in bounds.items():
+        single = _single(condition)
+        if single is None or (single[0] == "eq" and not answer):
+            return None
+        relation, symbols, bound = single
+        found.add(symbols)
         if relation == "eq" or answer:
             low = max(low, bound)
         if relation == "eq" or not answer:
             limit = bound if relation == "eq" else bound - 1
             high = limit if high is None else min(high, limit)
-    return symbols, low, high
+    return (found.pop(), low, high) if len(found) == 1 else None

@@ -11,11 +11,19 @@ from utcompile.rewrite.masters import settle_precision
 from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import (
     TunedModule,
-    TunedSite,
     count_parameters,
     disable_tuners,
     enabled_tuners,
     site_nodes,
+)
+from utcompile.rewrite.tuned_site import (
+    Tuned,
+    TunedSite,
+    TunedStage,
+    TunedStreamTokens,
+    TunedTokens,
+    TunedValue,
+    TunedWeight,
 )
 from utcompile.rewrite.unwrap import unwrapped
 from utcompile.rewrite.weights import written_again
@@ -23,8 +31,14 @@ from utcompile.rewrite.weights import written_again
 __all__ = [
     "MANIFEST",
     "TENSORS",
+    "Tuned",
     "TunedModule",
     "TunedSite",
+    "TunedStage",
+    "TunedStreamTokens",
+    "TunedTokens",
+    "TunedValue",
+    "TunedWeight",
     "apply_plan",
     "check_learning",
     "count_parameters",

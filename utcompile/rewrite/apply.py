@@ -39,7 +39,8 @@ from utcompile.rewrite.order import sort_graph
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.reach import check_reach
 from utcompile.rewrite.tasks import Tasks
-from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.tuned_site import TunedSite, tuned_of
 from utcompile.rewrite.weights import frozen_parameters
 from utcompile.tuners import HALVES, Tuner
 
@@ -117,12 +118,10 @@ def _insert(writer: Writer, site: Site, shared: dict[Hashable, nn.Module], tuner
         id=site.id,
         rule=site.rule,
         path=site.path,
-        form=site.form,
         tuner=site.tuner,
         name=name,
         config=site.config,
-        how=site.how,
-        tunes=dict(site.tunes),
+        place=tuned_of(site.place),
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from utcompile.errors import UtcError
 from utcompile.graph import (
@@ -24,7 +24,18 @@ from utcompile.ops import Trait, having
 from utcompile.tuners import RECURRENT, edges
 
 _CONVS = having(Trait.CONV)
-_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
+# what the function of a layer is given, in order: its input, its state, its attributes
+_SIGNATURES: Mapping[str, str] = {
+    **dict.fromkeys(_CONVS, "input weight bias stride padding dilation groups"),
+    **dict.fromkeys(having(Trait.CONV_TRANSPOSE), "input weight bias stride padding output_padding groups dilation"),
+    "linear": "input weight bias",
+    "embedding": "input weight padding_idx",
+    "layer_norm": "input normalized_shape weight bias eps",
+    "rms_norm": "input normalized_shape weight eps",
+    "group_norm": "input num_groups weight bias eps",
+    "batch_norm": "input running_mean running_var weight bias training momentum eps",
+    "instance_norm": "input running_mean running_var weight bias use_input_stats momentum eps",
+}
 
 
 def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx.Node]:
@@ -54,9 +65,9 @@ def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx
             if leaf._parameters.get(key) is not None or leaf._buffers.get(key) is not None:
                 state[key] = graph.get_attr(f"{path}.{key}")
                 inserted(state[key], info(node).origin, state=True)
-        function, args, kwargs = _spelled(graph, leaf, name, attributes, source, state, more)
+        function, args = _spelled(graph, leaf, name, {**attributes, **state, "input": source}, more)
     node.op, node.target = "call_function", function
-    node.args, node.kwargs = args, kwargs
+    node.args, node.kwargs = args, {}
     info(node).module_call = path
     return {k: v for k, v in state.items() if leaf._parameters.get(k) is not None}
 
@@ -74,59 +85,87 @@ def to_module(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _spelled(
-    graph: fx.Graph, leaf: Any, name: str, a: dict[str, Any], x: fx.Node, state: dict[str, fx.Node], more: list[Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    weight, bias = state.get("weight"), state.get("bias")
-    if name == "linear":
-        return F.linear, (x, weight, bias), {}
-    if name in _CONVS:
-        padding = a["padding"]
-        if a["padding_mode"] != "zeros":
-            sides = edges(padding, leaf.kernel_size, a["dilation"])
-            padded = graph.call_function(F.pad, (x, sides), {"mode": a["padding_mode"]})
-            inserted(padded, info(x).origin, role=Role.PADDING)
-            x, padding = padded, 0
-        return function_of(name), (x, weight, bias, a["stride"], padding, a["dilation"], a["groups"]), {}
-    if name in _TRANSPOSED:
-        rest = (a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
-        return function_of(name), (x, weight, bias, *rest), {}
-    if name == "embedding":
-        if leaf.max_norm is not None or leaf.scale_grad_by_freq or leaf.sparse:
-            raise UtcError("an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be tuned")
-        return F.embedding, (x, weight, a["padding_idx"]), {}
-    if name == "layer_norm":
-        return F.layer_norm, (x, a["normalized_shape"], weight, bias, a["eps"]), {}
-    if name == "rms_norm":
-        return F.rms_norm, (x, a["normalized_shape"], weight, a["eps"]), {}
-    if name == "group_norm":
-        return F.group_norm, (x, a["num_groups"], weight, bias, a["eps"]), {}
-    if name in ("batch_norm", "instance_norm") and "running_mean" in state:
-        statistics = (state["running_mean"], state["running_var"])
-        return getattr(F, name), (x, *statistics, weight, bias, False, leaf.momentum or 0.0, a["eps"]), {}
-    if name == "instance_norm":
-        return F.instance_norm, (x, None, None, weight, bias, True, leaf.momentum or 0.0, a["eps"]), {}
-    if name in ("lstm_cell", "gru_cell"):
-        value = value_of(x)
-        if value is None or value.rank != 2:
-            raise UtcError(f"the weights of an {name} that reads one sample without a batch cannot be tuned")
-        weights = [state.get(key) for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        return recurrent_cell, (name, x, more[0] if more else None, weights, leaf.hidden_size), {}
-    if name in RECURRENT:
-        value = value_of(x)
-        if value is None or value.rank != 3:
-            raise UtcError(f"the weights of an {name} that reads a sequence without a batch cannot be tuned")
-        weights = [state[key] for key in leaf._flat_weights_names]
-        shape = (leaf.bias, leaf.num_layers, leaf.bidirectional, leaf.batch_first)
-        hidden = more[0] if more else None
-        hidden = list(hidden) if isinstance(hidden, tuple) else hidden
-        return recurrent, (name, x, hidden, weights, *shape, leaf.hidden_size, leaf.proj_size), {}
-    raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no spelling as a function")
+    graph: fx.Graph, leaf: nn.Module, name: str, given: dict[str, Argument], more: Sequence[Argument]
+) -> tuple[Target, tuple[Argument, ...]]:
+    """The function of a leaf's class, and its arguments.
+
+    Args:
+        given: the leaf's input, state and attributes, by the names in the function's signature.
+        more: what the leaf is called with after its input.
+    """
+    if name in _RECURRENT:
+        function, rest = _RECURRENT[name]
+        return function, (name, given["input"], *rest(leaf, name, given, more))
+    if name in _PREPARED:
+        given = given | _PREPARED[name](graph, leaf, given)
+    if name not in _SIGNATURES:
+        raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no spelling as a function")
+    return function_of(name), tuple(given.get(role) for role in _SIGNATURES[name].split())
+
+
+def _conv(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> dict[str, Argument]:
+    """A padding that is not of zeros comes before the convolution."""
+    source = given["input"]
+    assert isinstance(source, fx.Node) and isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if given["padding_mode"] == "zeros":
+        return {}
+    sides = edges(leaf.padding, leaf.kernel_size, leaf.dilation)
+    padded = graph.call_function(F.pad, (source, sides), {"mode": given["padding_mode"]})
+    return {"input": inserted(padded, info(source).origin, role=Role.PADDING), "padding": 0}
+
+
+def _embedding(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> dict[str, Argument]:
+    if leaf.max_norm is not None or leaf.scale_grad_by_freq or leaf.sparse:
+        raise UtcError("an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be tuned")
+    return {}
+
+
+def _statistics(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> dict[str, Argument]:
+    """A norm in eval: by its own statistics, where it has any."""
+    alone = "running_mean" not in given
+    if alone and not isinstance(leaf, nn.modules.instancenorm._InstanceNorm):
+        raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no statistics")
+    momentum = leaf.momentum if isinstance(leaf.momentum, float) else 0.0
+    return {"training": False, "use_input_stats": alone, "momentum": momentum}
+
+
+def _cell(leaf: nn.Module, name: str, given: Mapping[str, Argument], more: Sequence[Argument]) -> tuple[Argument, ...]:
+    _check_batch(given["input"], 2, f"an {name} that reads one sample")
+    weights = [given.get(key) for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    return more[0] if more else None, weights, _number(leaf.hidden_size)
+
+
+def _layers(
+    leaf: nn.Module, name: str, given: Mapping[str, Argument], more: Sequence[Argument]
+) -> tuple[Argument, ...]:
+    assert isinstance(leaf, nn.RNNBase)
+    _check_batch(given["input"], 3, f"an {name} that reads a sequence")
+    weights = [given[key] for key in leaf._flat_weights_names]
+    hidden = more[0] if more else None
+    hidden = list(hidden) if isinstance(hidden, tuple) else hidden
+    shape = (leaf.bias, leaf.num_layers, leaf.bidirectional, leaf.batch_first)
+    return hidden, weights, *shape, leaf.hidden_size, leaf.proj_size
+
+
+def _check_batch(source: Argument, rank: int, what: str) -> None:
+    value = value_of(source) if isinstance(source, fx.Node) else None
+    if value is None or value.rank != rank:
+        raise UtcError(f"the weights of {what} without a batch cannot be tuned")
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+Hidden = torch.Tensor | Sequence[torch.Tensor] | None
+State = torch.Tensor | tuple[torch.Tensor, ...]
 
 
 def recurrent(
     kind: str,
     x: torch.Tensor,
-    hidden: Any,
+    hidden: Hidden,
     weights: Sequence[torch.Tensor],
     bias: bool,
     layers: int,
@@ -134,7 +173,7 @@ def recurrent(
     batch_first: bool,
     hidden_size: int,
     proj_size: int,
-) -> Any:
+) -> tuple[torch.Tensor, State]:
     """`nn.LSTM` or `nn.GRU` in eval, with its weights as an argument: `(y, (h, c))` or `(y, h)`."""
     batch = x.shape[0 if batch_first else 1]
     if hidden is None:
@@ -143,17 +182,32 @@ def recurrent(
         hidden = [zeros, x.new_zeros(count, batch, hidden_size)] if kind == "lstm" else zeros
     # cuDNN knows a backward in training mode alone; the two modes differ in dropout, which is 0
     training = torch.is_grad_enabled()
-    call: Any = torch.lstm if kind == "lstm" else torch.gru
-    y, *state = call(x, hidden, list(weights), bias, layers, 0.0, training, bidirectional, batch_first)
-    return y, (tuple(state) if kind == "lstm" else state[0])
+    if isinstance(hidden, torch.Tensor):
+        return torch.gru(x, hidden, list(weights), bias, layers, 0.0, training, bidirectional, batch_first)
+    y, *state = torch.lstm(x, list(hidden), list(weights), bias, layers, 0.0, training, bidirectional, batch_first)
+    return y, tuple(state)
 
 
 def recurrent_cell(
-    kind: str, x: torch.Tensor, hidden: Any, weights: Sequence[torch.Tensor | None], hidden_size: int
-) -> Any:
+    kind: str, x: torch.Tensor, hidden: Hidden, weights: Sequence[torch.Tensor | None], hidden_size: int
+) -> State:
     """`nn.LSTMCell` or `nn.GRUCell` with its weights as an argument: `(h, c)` or `h`."""
     if hidden is None:
         zeros = x.new_zeros(x.shape[0], hidden_size)
         hidden = (zeros, zeros) if kind == "lstm_cell" else zeros
-    call: Any = torch.lstm_cell if kind == "lstm_cell" else torch.gru_cell
-    return call(x, hidden, *weights)
+    of_inputs, of_state, *biases = weights
+    assert of_inputs is not None and of_state is not None
+    if isinstance(hidden, torch.Tensor):
+        return torch.gru_cell(x, hidden, of_inputs, of_state, *biases)
+    return torch.lstm_cell(x, list(hidden), of_inputs, of_state, *biases)
+
+
+_PREPARED = {
+    **dict.fromkeys(_CONVS, _conv),
+    "embedding": _embedding,
+    "batch_norm": _statistics,
+    "instance_norm": _statistics,
+}
+_RECURRENT = {
+    name: (recurrent_cell, _cell) if name.endswith("_cell") else (recurrent, _layers) for name in sorted(RECURRENT)
+}

@@ -1,6 +1,6 @@
 """PEFT's layout of a LoRA checkpoint: which layers it tunes as we do, and what its tensors are in ours.
 
-PEFT tunes calls of modules, with factors of its own orientation (`r` the rank, `k` the kernel):
+PEFT tunes calls of modules, with factors in another orientation (`r` the rank, `k` the kernel):
 
 | layer | PEFT's A, B | ours |
 |---|---|---|
@@ -20,7 +20,8 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import origin_of
-from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.tuned_site import TunedSite, TunedWeight
 from utcompile.tuners import Dora, Lora
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -53,11 +54,11 @@ def module_of(site: TunedSite) -> str:
     Raises:
         UtcError: the tuner is no plain LoRA or DoRA of a module's own weight.
     """
-    if site.tuner not in (Lora.kind, Dora.kind):
+    if site.tuner not in (Lora.kind, Dora.kind) or not isinstance(site.place, TunedWeight):
         raise UtcError(f"its tuner is {site.form} {site.tuner}, and only lora and dora have PEFT's layout")
     if getattr(site.config, "slices", None):
         raise UtcError("it tunes slices of a packed weight, and PEFT the whole")
-    names = [name for name in site.tunes.values() if name is not None]
+    names = site.place.names
     path, _, attribute = names[0].rpartition(".")
     if len(names) > 1 or attribute != "weight" or not path:
         raise UtcError(f"it tunes {', '.join(names)}, and PEFT the weights of modules")
@@ -99,7 +100,7 @@ def called_layer(tuned: TunedModule, path: str) -> Layer:
     if readers and not calls and classes == {"Conv1D"} and {reader.target for reader in readers} == {torch.addmm}:
         return "conv1d of transformers"
     if readers and not calls and None not in classes:
-        raise UtcError(f"{', '.join(map(str, classes))} computes with its weight in code of its own")
+        raise UtcError(f"{', '.join(map(str, classes))} computes with its weight in its own code")
     if readers:
         raise UtcError("its weight is read without a call of the module, where PEFT's tuner has no effect")
     module = tuned.get_submodule(path)

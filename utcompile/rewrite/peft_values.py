@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 
 from utcompile.errors import UtcError
@@ -16,7 +18,8 @@ from utcompile.rewrite.peft_layout import (
     module_of,
 )
 from utcompile.rewrite.peft_prefix import check_positions
-from utcompile.rewrite.tuned import TunedModule, TunedSite, state_of_base
+from utcompile.rewrite.tuned import TunedModule, state_of_base
+from utcompile.rewrite.tuned_site import TunedSite, TunedStage, TunedStreamTokens, TunedTokens, TunedValue, TunedWeight
 from utcompile.tuners import Bias, ConvLora, Ia3, Lora, Prefix
 
 Values = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name to a parameter and what it becomes
@@ -64,15 +67,24 @@ class Placing:
         return self.values
 
     def _of_site(self, site: TunedSite) -> dict[str, torch.Tensor]:
-        if site.tuner == Ia3.kind:
-            return self._scale(site)
-        if site.tuner == Bias.kind:
-            return self._bias(site)
-        if site.tuner == Prefix.kind and site.form == "tokens":
-            return self._prefix(site)
-        if site.tuner == ConvLora.kind:
-            return self._beside(site)
-        names = [name for name in site.tunes.values() if name is not None]
+        match site.place:
+            case TunedWeight() as place if site.tuner == Ia3.kind:
+                return self._scale(site, place)
+            case TunedWeight() as place if site.tuner == Bias.kind:
+                return self._bias(site, place)
+            case TunedWeight() as place:
+                return self._low_rank(site, place)
+            case TunedValue() if site.tuner == ConvLora.kind:
+                return self._parallel(site)
+            case TunedTokens() if site.tuner == Prefix.kind:
+                return self._prefix()
+            case TunedValue() | TunedTokens() | TunedStreamTokens() | TunedStage():
+                raise UtcError(f"its tuner is {site.form} {site.tuner}, and PEFT has no such tuner")
+            case unknown:
+                assert_never(unknown)
+
+    def _low_rank(self, site: TunedSite, place: TunedWeight) -> dict[str, torch.Tensor]:
+        names = place.names
         if len(names) == 1 and names[0] in self._tuners and self._tuners[names[0]].place != "module":
             return self._parameter(site, self._tuners.pop(names[0]))
         path = module_of(site)
@@ -92,10 +104,10 @@ class Placing:
             tensors = tuner.layers[[name for name in own if name in tuner.siblings].index(tuner.parameter)]
         return from_parameter(shape, tuner.r, tensors)
 
-    def _beside(self, site: TunedSite) -> dict[str, torch.Tensor]:
+    def _parallel(self, site: TunedSite) -> dict[str, torch.Tensor]:
         called_layer(self.tuned, site.path)
         if sum(n.op == "call_module" and n.target == site.path for n in self.tuned.base_graph.nodes) > 1:
-            raise UtcError("its module is called several times, and a conv_lora is beside one call")
+            raise UtcError("its module is called several times, and a conv_lora is parallel to one call")
         tuner = self._tuners.pop(f"{site.path}.weight", None)
         if tuner is None:
             raise UtcError(_NOTHING)
@@ -113,8 +125,8 @@ class Placing:
                 f"in the checkpoint {wanted.r} and {wanted.scaling:.6g}"
             )
 
-    def _scale(self, site: TunedSite) -> dict[str, torch.Tensor]:
-        names = [name for name in site.tunes.values() if name is not None]
+    def _scale(self, site: TunedSite, place: TunedWeight) -> dict[str, torch.Tensor]:
+        names = place.names
         path = names[0].rpartition(".")[0] if names else site.path
         called_layer(self.tuned, path)
         scale: PeftScale | None = self._scales.pop(path, None)
@@ -122,11 +134,11 @@ class Placing:
             raise UtcError(_NOTHING)
         tuner = self.tuned.tuner(site.id)
         assert isinstance(tuner, Ia3)
-        if tuner.of_inputs != scale.inputs or site.form != "weight":
+        if tuner.of_inputs != scale.inputs:
             raise UtcError(f"the checkpoint scales what its module {'reads' if scale.inputs else 'yields'}")
         return {"gamma": scale.factors}
 
-    def _prefix(self, site: TunedSite) -> dict[str, torch.Tensor]:
+    def _prefix(self) -> dict[str, torch.Tensor]:
         """The sites are in the order of the layers."""
         if not self._prefixes or self.checkpoint.prefix is None:
             raise UtcError(_NOTHING)
@@ -134,11 +146,11 @@ class Placing:
         check_positions(self.tuned, self.checkpoint.prefix.length)
         return {"keys": keys, "values": values}
 
-    def _bias(self, site: TunedSite) -> dict[str, torch.Tensor]:
+    def _bias(self, site: TunedSite, place: TunedWeight) -> dict[str, torch.Tensor]:
         tuner = self._biases.pop(site.path, None)
         if tuner is None:
             raise UtcError(_NOTHING)
-        name = site.tunes.get("bias")
+        name = place.tunes.get("bias")
         return {"value": _with_bias(tuner, self.base[name].cpu() if name is not None else None)}
 
     def _rest(self) -> None:

@@ -9,14 +9,14 @@ Layouts, padding, sizes and checks are left out, because they may differ between
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import fx
 
 from utcompile.graph import GraphView, Operation, Role, info, is_state, state_name, value_of
 from utcompile.ops import Trait, having
-from utcompile.rewrite.tuned import TunedModule, TunedSite
+from utcompile.rewrite.tuned import TunedModule
+from utcompile.rewrite.tuned_site import TunedSite, TunedWeight
 
 _LISTED = having(Trait.ACTIVATION | Trait.NORM | Trait.LISTED)
 # modes, and sizes that the shapes of the weights have, of which those of a head may differ
@@ -68,8 +68,8 @@ def wiring(tuned: TunedModule) -> Wiring:
 
 def place_of_site(tuned: TunedModule, site: TunedSite) -> list[str]:
     """What a site's nodes read, in terms of the base's operations; of a weight tuner, the parameters it changes."""
-    if site.tunes:
-        return [f"{role} {name}" for role, name in sorted(site.tunes.items())]
+    if isinstance(site.place, TunedWeight) and site.place.tunes:
+        return [f"{role} {name}" for role, name in sorted(site.place.tunes.items())]
     sources = wiring(tuned).sources
     nodes = [n for n in tuned.graph.nodes if info(n).site == site.id and info(n).role in (Role.TUNER, Role.SUM)]
     reads = [[_of_base(n) for n in node.all_input_nodes] for node in nodes]
@@ -100,7 +100,7 @@ def _attributes(op: Operation, *, is_layer: bool) -> str:
     return " ".join(f"{k}={v}" for k, v in sorted(op.attributes.items()) if k not in left_out and _plain(v, kinds))
 
 
-def _plain(value: Any, kinds: tuple[type, ...]) -> bool:
+def _plain(value: object, kinds: tuple[type, ...]) -> bool:
     if isinstance(value, tuple):
         return bool(value) and all(_plain(v, kinds) for v in value)
     return type(value) in kinds

@@ -49,11 +49,11 @@ class Sources:
 
     Attributes:
         folder: of the first file; None where the rules came as text.
-        held: given texts by key; they are used instead of files.
+        texts: given texts by key; they are used instead of files.
     """
 
     folder: Path | None
-    held: Mapping[str, str]
+    texts: Mapping[str, str]
 
     @cached_property
     def shipped(self) -> Mapping[str, Path]:
@@ -74,7 +74,7 @@ class Sources:
         return path
 
     def _shipped(self, key: str, name: str, where: str) -> str:
-        if key in self.shipped or key in self.held:
+        if key in self.shipped or key in self.texts:
             return key
         what = f"no shipped rules '{short(name)}' to include"
         fix = did_you_mean(key, self.shipped)
@@ -82,8 +82,8 @@ class Sources:
 
     def read(self, key: str, where: str) -> tuple[str, str]:
         """The name in messages and the text of a file."""
-        if key in self.held:
-            return key, yaml12.decode(self.held[key], key)
+        if key in self.texts:
+            return key, yaml12.decode(self.texts[key], key)
         if not key.endswith(_SUFFIXES):
             path = self.shipped[key]
             return str(path), read(path, str(path))

@@ -89,7 +89,7 @@ class RuleSet:
             ('weight', 4)
         """
         check_type(vars, (Mapping, NoneType), "vars", "a mapping from names to values")
-        found = cls._load(source, dict(vars or {}), _held(included))
+        found = cls._load(source, dict(vars or {}), _texts(included))
         if train is None and isinstance(source, RuleSet):
             train = source.trains_instead
         return found if train is None else found.training(train)
@@ -117,20 +117,20 @@ class RuleSet:
         return replace(self, train=found, trains_instead=tuple(lines))
 
     @classmethod
-    def _load(cls, source: RuleSet | Path | str, given: dict[str, object], held: dict[str, str]) -> RuleSet:
+    def _load(cls, source: RuleSet | Path | str, given: dict[str, object], texts: dict[str, str]) -> RuleSet:
         if isinstance(source, RuleSet):
             again = {**source.vars, **given}
-            return _parse(source.text, source.path, again, {**source.included, **held}) if given or held else source
+            return _parse(source.text, source.path, again, {**source.included, **texts}) if given or texts else source
         if isinstance(source, str) and "\n" in source:
-            return _parse(source, None, given, held)
+            return _parse(source, None, given, texts)
         if isinstance(source, str | Path):
             path = find(source)
-            return _parse(read(path, str(path)), path, given, held)
+            return _parse(read(path, str(path)), path, given, texts)
         what = f"rules must be a RuleSet, a path, a shipped name or YAML text, not {type(source).__name__}"
         raise UtcError(what)
 
 
-def _held(included: Mapping[str, str] | None) -> dict[str, str]:
+def _texts(included: Mapping[str, str] | None) -> dict[str, str]:
     """The texts of included files; they may come out of a checkpoint, and be anything."""
     if included is None:
         return {}
@@ -139,9 +139,9 @@ def _held(included: Mapping[str, str] | None) -> dict[str, str]:
     raise UtcError("the texts of included files must be a mapping from names to texts")
 
 
-def _parse(text: str, path: Path | None, given: Mapping[str, object], held: Mapping[str, str]) -> RuleSet:
+def _parse(text: str, path: Path | None, given: Mapping[str, object], texts: Mapping[str, str]) -> RuleSet:
     shown = str(path) if path else "<rules>"
-    whole = Included(text, shown, Sources(path.parent if path else None, held))
+    whole = Included(text, shown, Sources(path.parent if path else None, texts))
     *_, file = whole.files.values()
     values = _values(file, whole.values, given)
     built: dict[str, Builder] = {}

@@ -184,6 +184,7 @@ class RuleFile(Entry):
         [], description="the rules, applied in this order; none for a probe, which has `train:` alone"
     )
     train: list[str] = Field(
-        [], description="what is trained in addition: pattern:head, module:head.*, parameter:**.bias, untied:NAME"
+        [],
+        description="parameters to train in addition: pattern:head, module:head.*, parameter:**.bias, untied:NAME",
     )
     tests: list[TestEntry] = Field([], description="models, and the sites each rule must find")

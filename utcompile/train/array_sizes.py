@@ -33,6 +33,7 @@ def check_sizes(path: Path, stream: IO[bytes]) -> None:
                     where=str(path),
                     why=f"its header claims {claimed:,} bytes, and the file has {entry.file_size:,} for it",
                     fix="write it again",
+                    code="data/damaged",
                 )
     if total > memory:
         raise UtcError(
@@ -40,6 +41,7 @@ def check_sizes(path: Path, stream: IO[bytes]) -> None:
             where=str(path),
             why=f"they are {total / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB",
             fix="keep fewer or smaller images (uint8), or give a folder of image files",
+            code="data/shape",
         )
 
 

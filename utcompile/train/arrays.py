@@ -67,6 +67,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
         raise UtcError(
             f"arrays cannot be resized with interpolation {how.interpolation!r}",
             fix=did_you_mean(how.interpolation, MODES),
+            code="train/settings",
         )
     arrays = _read(path)
     if "x_train" in arrays or "y_train" in arrays:
@@ -80,6 +81,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
                 f"y_{held} has the label {y_held.max()}, which no training sample has",
                 where=str(path),
                 why=f"y_train runs from 0 to {y.max()}",
+                code="data/labels",
             )
     else:
         x, y = _checked(path, arrays, "x", "y", how)
@@ -93,6 +95,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
             where=str(path),
             why=f"without training samples: {', '.join(map(str, missing[:10]))}" if missing else None,
             fix="number the classes from 0 on: y = np.unique(y, return_inverse=True)[1]",
+            code="data/labels",
         )
     names = tuple(str(label) for label in range(classes))
     return Data(Images(x, y, how), Images(x_held, y_held, how), classes, names)
@@ -105,7 +108,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         # Opened here, for numpy leaves the file open when it is no archive.
         with path.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
-                raise UtcError("the file is not an .npz archive", where=str(path), fix="write it with np.savez")
+                raise UtcError(
+                    "the file is not an .npz archive",
+                    where=str(path),
+                    fix="write it with np.savez",
+                    code="data/damaged",
+                )
             check_sizes(path, stream)
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as file:
@@ -118,9 +126,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             where=str(path),
             why="reading it would run code from the file" if objects else str(error).splitlines()[0],
             fix="save plain numbers: np.savez(path, x=x.astype(np.uint8), y=y.astype(np.int64))",
+            code="data/damaged",
         ) from error
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise UtcError("the file is damaged", where=str(path), why=str(error), fix="write it again") from error
+        raise UtcError(
+            "the file is damaged", where=str(path), why=str(error), fix="write it again", code="data/damaged"
+        ) from error
     return arrays
 
 
@@ -132,6 +143,7 @@ def _need(path: Path, arrays: dict[str, np.ndarray], *keys: str) -> None:
             where=str(path),
             why=f"it holds {', '.join(sorted(arrays)) or 'nothing'}",
             fix="save x and y, or x_train, y_train with x_val, y_val (or x_test, y_test)",
+            code="data/shape",
         )
 
 
@@ -142,16 +154,18 @@ def _checked(
     y = _labels(path, y_name, arrays[y_name])
     x = _images(path, x_name, arrays[x_name], how.input_size[0])
     if len(x) != len(y):
-        raise UtcError(f"{x_name} holds {len(x)} images and {y_name} {len(y)} labels", where=str(path))
+        raise UtcError(
+            f"{x_name} holds {len(x)} images and {y_name} {len(y)} labels", where=str(path), code="data/labels"
+        )
     if not len(x):
-        raise UtcError(f"{x_name} is empty", where=str(path))
+        raise UtcError(f"{x_name} is empty", where=str(path), code="data/shape")
     return x, y
 
 
 def _images(path: Path, name: str, x: np.ndarray, channels: int) -> np.ndarray:
     shape = f"{name} is of shape {x.shape}"
     if x.ndim not in (3, 4):
-        raise UtcError(shape, where=str(path), fix="give (N, H, W), (N, H, W, C) or (N, C, H, W)")
+        raise UtcError(shape, where=str(path), fix="give (N, H, W), (N, H, W, C) or (N, C, H, W)", code="data/shape")
     if x.ndim == 3:
         x = x[:, None]
     else:
@@ -164,22 +178,29 @@ def _images(path: Path, name: str, x: np.ndarray, channels: int) -> np.ndarray:
                 if first
                 else "no axis is 1 or 3 channels",
                 fix="give (N, H, W, C) or (N, C, H, W) with 1 or 3 channels",
+                code="data/shape",
             )
         if last:
             x = np.moveaxis(x, 3, 1)
     if 0 in x.shape[2:]:
-        raise UtcError(shape, where=str(path), why="its images have no pixel")
+        raise UtcError(shape, where=str(path), why="its images have no pixel", code="data/shape")
     if x.shape[1] > channels:
-        raise UtcError(shape, where=str(path), why="its images have 3 channels, the model takes 1")
+        raise UtcError(shape, where=str(path), why="its images have 3 channels, the model takes 1", code="data/shape")
     if x.dtype == np.uint8:
         return x
     if x.dtype.kind != "f":
-        raise UtcError(f"{name} is {x.dtype}", where=str(path), fix="give uint8 in 0 to 255, or floats in [0, 1]")
+        raise UtcError(
+            f"{name} is {x.dtype}",
+            where=str(path),
+            fix="give uint8 in 0 to 255, or floats in [0, 1]",
+            code="data/shape",
+        )
     if x.size and not (x.min() >= 0 and x.max() <= 1):  # false for nan too
         raise UtcError(
             f"{name} runs from {x.min():g} to {x.max():g}",
             where=str(path),
             fix="give floats in [0, 1], not normalised, or uint8: x.astype(np.uint8)",
+            code="data/shape",
         )
     return x.astype(np.float32, copy=False)
 
@@ -188,9 +209,21 @@ def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
-        raise UtcError(f"{name} is of shape {y.shape}", where=str(path), fix="give one integer a sample: (N,)")
+        raise UtcError(
+            f"{name} is of shape {y.shape}", where=str(path), fix="give one integer a sample: (N,)", code="data/shape"
+        )
     if y.dtype.kind not in "iu":
-        raise UtcError(f"{name} is {y.dtype}", where=str(path), fix=f"give integers from 0 on: {name}.astype(np.int64)")
+        raise UtcError(
+            f"{name} is {y.dtype}",
+            where=str(path),
+            fix=f"give integers from 0 on: {name}.astype(np.int64)",
+            code="data/shape",
+        )
     if y.size and y.min() < 0:
-        raise UtcError(f"{name} has the negative label {y.min()}", where=str(path), fix="number the classes from 0 on")
+        raise UtcError(
+            f"{name} has the negative label {y.min()}",
+            where=str(path),
+            fix="number the classes from 0 on",
+            code="data/labels",
+        )
     return y.astype(np.int64)

@@ -55,17 +55,25 @@ class Settings:
             check_type(value, _KINDS.get(name, (int, float)), name, _WORDS.get(name, "a number"))
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise UtcError(f"{name} is {getattr(self, name)}", fix="give 1 or more")
+                raise UtcError(f"{name} is {getattr(self, name)}", fix="give 1 or more", code="train/settings")
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UtcError(f"lr is {self.lr}", fix="give a positive learning rate, e.g. 1e-3")
+            raise UtcError(f"lr is {self.lr}", fix="give a positive learning rate, e.g. 1e-3", code="train/settings")
         if self.seed < 0:
-            raise UtcError(f"seed is {self.seed}", fix="give 0 or more")
+            raise UtcError(f"seed is {self.seed}", fix="give 0 or more", code="train/settings")
         if self.precision not in PRECISIONS:
-            raise UtcError(f"unknown precision {self.precision!r}", fix=did_you_mean(self.precision, PRECISIONS))
+            raise UtcError(
+                f"unknown precision {self.precision!r}",
+                fix=did_you_mean(self.precision, PRECISIONS),
+                code="train/settings",
+            )
         if not 0 <= self.label_smoothing < 1:
-            raise UtcError(f"label_smoothing is {self.label_smoothing}", fix="give a share from 0 to below 1")
+            raise UtcError(
+                f"label_smoothing is {self.label_smoothing}",
+                fix="give a share from 0 to below 1",
+                code="train/settings",
+            )
         if self.grad_clip is not None and self.grad_clip <= 0:
-            raise UtcError(f"grad_clip is {self.grad_clip}", fix="give a positive norm, or None")
+            raise UtcError(f"grad_clip is {self.grad_clip}", fix="give a positive norm, or None", code="train/settings")
 
     @property
     def batches(self) -> int:
@@ -77,7 +85,7 @@ class Settings:
 
 
 class Epochs:
-    """Runs epochs of one model; holds what lasts longer than one of them.
+    """Runs epochs of one model; keeps what lasts longer than one epoch.
 
     Args:
         model, optimizer: as `accelerator.prepare` returned them.
@@ -140,6 +148,7 @@ class Epochs:
             raise UtcError(
                 f"the model has {logits.shape[1]} outputs, the data {self.num_classes} classes",
                 fix=f"give the model a head of {self.num_classes} classes (--num-classes)",
+                code="train/model",
             )
         loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
         value = float(loss.detach())
@@ -148,6 +157,7 @@ class Epochs:
                 f"the loss is {value} at step {step}",
                 why=f"the learning rate is {lr:.3g} there, and at most {self.settings.lr:.3g}",
                 fix="take a lower lr, or set grad_clip=1.0; in fp16, take bf16 or no autocast",
+                code="train/loss",
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)

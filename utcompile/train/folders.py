@@ -42,7 +42,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UtcError(
-                "the image file cannot be read", where=str(path), why=reason, fix="replace it or take it away"
+                "the image file cannot be read",
+                where=str(path),
+                why=reason,
+                fix="replace it or take it away",
+                code="data/damaged",
             ) from error
         return self.transform(pixels), label
 
@@ -64,6 +68,7 @@ def load_folders(path: Path, how: Preprocessing, *, seed: int, augment: bool) ->
             f"there is a folder {held.name!r} but no folder 'train'",
             where=str(path),
             fix=f"move the training classes to {path / 'train'}",
+            code="data/not-found",
         )
     else:
         names, train = _samples(path)
@@ -87,10 +92,11 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
     if not classes:
         loose = sum(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
         raise UtcError(
-            "the folder holds no class folders",
+            "the folder contains no class folders",
             where=str(folder),
             why=f"{loose} images lie in it directly" if loose else "it is empty",
             fix="put the images of each class into a folder named for it",
+            code="data/not-found",
         )
     samples: list[Sample] = []
     for label, folder_of_class in enumerate(classes):
@@ -99,9 +105,10 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
         )
         if not files:
             raise UtcError(
-                "the class folder holds no image",
+                "the class folder contains no image",
                 where=str(folder_of_class),
                 fix=f"files that are read end in {', '.join(sorted(SUFFIXES))}",
+                code="data/not-found",
             )
         samples += [(file, label) for file in files]
     return tuple(entry.name for entry in classes), samples
@@ -120,4 +127,5 @@ def _check_same(train: tuple[str, ...], held: tuple[str, ...], folder: Path) -> 
         where=str(folder.parent),
         why="; ".join(why),
         fix="give both the same class folders",
+        code="data/labels",
     )

@@ -23,7 +23,7 @@ def load_data(
 ) -> Data:
     """Read training and validation data from `path`.
 
-    Image folders: `path/train/CLASS/*.png` with `path/val`, `path/validation` or `path/test` beside it; or
+    Image folders: `path/train/CLASS/*.png` with `path/val`, `path/validation` or `path/test` next to it; or
     `path/CLASS/*.png` alone, of which a tenth of every class is held out. Read through timm's transforms.
 
     An `.npz` file: `x_train`, `y_train` with `x_val`, `y_val` or `x_test`, `y_test`; or `x`, `y`, of which a tenth
@@ -43,22 +43,34 @@ def load_data(
 
     path = path_of(path, "path")
     if len(input_size) != 3 or input_size[0] not in (1, 3):
-        raise UtcError(f"input_size is {tuple(input_size)}", fix="give (channels, height, width) with 1 or 3 channels")
+        raise UtcError(
+            f"input_size is {tuple(input_size)}",
+            fix="give (channels, height, width) with 1 or 3 channels",
+            code="train/settings",
+        )
     channels, height, width = input_size
     # timm's configurations always have three; a grey model takes the first.
     how = Preprocessing(
         (channels, height, width), tuple(mean)[:channels], tuple(std)[:channels], interpolation, crop_pct
     )
     if not path.exists():
-        raise UtcError("the data path does not exist", where=str(path), fix="give an image folder or an .npz file")
+        raise UtcError(
+            "the data path does not exist",
+            where=str(path),
+            fix="give an image folder or an .npz file",
+            code="data/not-found",
+        )
     if path.is_dir():
         return load_folders(path, how, seed=seed, augment=augment)
     if path.suffix == ".npz":
         if augment:
-            raise UtcError("augment works on image folders only", where=str(path), fix="train without it")
+            raise UtcError(
+                "augment works on image folders only", where=str(path), fix="train without it", code="train/settings"
+            )
         return load_arrays(path, how, seed=seed)
     raise UtcError(
         f"data of the kind {path.suffix or 'without a suffix'!r} cannot be read",
         where=str(path),
         fix="give a folder with one folder of images a class, or an .npz file with arrays x and y",
+        code="data/damaged",
     )

@@ -33,7 +33,7 @@ class TrainResult:
 
     Attributes:
         best_accuracy: the best validation accuracy, in [0, 1], and `best_epoch`, the first epoch that reached it.
-        history: one entry an epoch: `epoch, train_loss, validation_loss, validation_accuracy, lr, seconds`.
+        history: one entry per epoch: `epoch, train_loss, validation_loss, validation_accuracy, lr, seconds`.
         seconds: the whole run's time, of all its parts where it was resumed.
     """
 
@@ -94,7 +94,7 @@ def fit(
 
     Raises:
         UtcError: nothing to train, no logits or fewer than there are classes, a loss that is not finite, a folder
-            that holds a run (or none, with `resume`) or in which another process trains, or a setting out of range.
+            that contains a run (or none, with `resume`) or in which another process trains, or a setting out of range.
     """
     samples = len(data.train)  # type: ignore[arg-type]
     settings = Settings(
@@ -105,9 +105,10 @@ def fit(
             "the model has no trainable parameter",
             where=type(model).__name__,
             fix="insert tuners, or name what stays trainable under `train:` in the rules",
+            code="train/model",
         )
     if not samples or not len(data.validation):  # type: ignore[arg-type]
-        raise UtcError("there is nothing to train on", why=str(data))
+        raise UtcError("there is nothing to train on", why=str(data), code="data/not-found")
     accelerator = _accelerator(precision, cpu)
     folder, mode = RunFolder(out, save, load), model.training
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
@@ -160,6 +161,7 @@ def _accelerator(precision: str, cpu: bool) -> Accelerator:
         raise UtcError(
             f"fit runs in one process, not {accelerator.num_processes}",
             fix="train the model in your own distributed loop: it is an ordinary nn.Module",
+            code="train/model",
         )
     return accelerator
 

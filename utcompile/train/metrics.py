@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from utcompile.errors import UtcError
+from utcompile.modes import evaluating
 
 
 def accuracy(model: nn.Module, dataset: Dataset[Any], batch_size: int = 64, *, workers: int = 0) -> float:
@@ -39,23 +39,8 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             total += len(labels)
     if not total:
-        raise UtcError("there is no sample to measure accuracy on")
+        raise UtcError("there is no sample to measure accuracy on", code="data/not-found")
     return right / total, loss / total
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode and without gradients; every module's own mode is restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        # `train` first, for the models that drop a cache in it, and then each module's own flag.
-        model.train(modes[model])
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def logits_of(output: Any) -> Tensor:
@@ -69,5 +54,6 @@ def logits_of(output: Any) -> Tensor:
         raise UtcError(
             f"the model returns {shape}, not logits (B, classes)",
             fix="train a model with a classification head, or a wrapper that returns its logits",
+            code="train/model",
         )
     return output

@@ -18,4 +18,5 @@ def check_accelerate() -> None:
             "training needs the package accelerate",
             why=str(error),
             fix="pip install 'utcompile[train]', or train the model in your own loop: it is an ordinary nn.Module",
+            code="train/needs",
         ) from error

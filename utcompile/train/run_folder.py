@@ -59,22 +59,28 @@ class RunFolder:
         """Make the folder for a new run, and lock it.
 
         Raises:
-            UtcError: it holds a run or a checkpoint already, or another process trains there.
+            UtcError: it contains a run or a checkpoint already, or another process trains there.
         """
         if self.out.exists() and not self.out.is_dir():
-            raise UtcError("the run folder is a file", where=str(self.out), fix="give another path")
+            raise UtcError("the run folder is a file", where=str(self.out), fix="give another path", code="train/run")
         with reported("the run folder cannot be made", self.out):
             self.is_new = self._make()
             self._lock()
         held = next((p for p in (self.last / STATE, self.out / HISTORY) if p.exists()), None)
         if held is not None:
             raise UtcError(
-                "the folder holds a run already",
+                "the folder contains a run already",
                 where=str(self.out),
                 fix="continue it with resume=True (--resume), or give another folder",
+                code="train/run",
             )
         if not self.lock.was_left and any((self.out / name).exists() for name in (MANIFEST, TENSORS, STATE)):
-            raise UtcError("the folder holds a checkpoint already", where=str(self.out), fix="give another folder")
+            raise UtcError(
+                "the folder contains a checkpoint already",
+                where=str(self.out),
+                fix="give another folder",
+                code="train/run",
+            )
 
     def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
         """Lock the folder, load the last checkpoint into the model and return its state.
@@ -96,6 +102,7 @@ class RunFolder:
                 where=str(self.out),
                 why=f"{path} does not exist",
                 fix="start it without resume, or correct the folder",
+                code="train/run",
             )
         state = read_state(path, parts)
         differing = [
@@ -109,6 +116,7 @@ class RunFolder:
                 where=str(self.out),
                 why="; ".join(differing),
                 fix="resume with the same settings, or start a new run in another folder",
+                code="train/run",
             )
         self.load(self.last)
         with reported("the history cannot be written", self.out / HISTORY):

@@ -47,6 +47,7 @@ class RunLock:
                     f"process {owner} is training in this folder",
                     where=str(self.path.parent),
                     fix="wait until it has finished, or give another folder",
+                    code="train/run",
                 )
             if self._is_file(descriptor):
                 break

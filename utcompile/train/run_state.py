@@ -75,5 +75,9 @@ def _kind(value: object) -> type | None:
 
 def _unreadable(path: Path, why: str) -> UtcError:
     return UtcError(
-        "the state of the run cannot be read", where=str(path), why=why, fix="start a new run in another folder"
+        "the state of the run cannot be read",
+        where=str(path),
+        why=why,
+        fix="start a new run in another folder",
+        code="train/run",
     )

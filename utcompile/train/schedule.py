@@ -31,9 +31,11 @@ def create_schedule(name: str, optimizer: torch.optim.Optimizer, *, lr: float, s
         UtcError: no such schedule, or `warmup` outside [0, 1).
     """
     if name not in SCHEDULES:
-        raise UtcError(f"unknown schedule {name!r}", fix=did_you_mean(name, SCHEDULES))
+        raise UtcError(f"unknown schedule {name!r}", fix=did_you_mean(name, SCHEDULES), code="train/settings")
     if not 0 <= warmup < 1:
-        raise UtcError(f"warmup is {warmup}", fix="give the share of all steps, from 0 to below 1")
+        raise UtcError(
+            f"warmup is {warmup}", fix="give the share of all steps, from 0 to below 1", code="train/settings"
+        )
     if name == "onecycle":
         return _OneCycle(optimizer, lr, steps, warmup)
     return _Cosine(optimizer, lr, steps, warmup)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from utcompile.folding.folding import Unfoldable
 from utcompile.graph import Operation
 from utcompile.ops import Trait, having
 
-Function = tuple[str, dict[str, Any]]  # its canonical name and attributes
+Function = tuple[str, Mapping[str, object]]  # its canonical name and attributes
 
 IDENTITY: Function = ("identity", {})
 _POSITIVE = having(Trait.POSITIVE)
@@ -23,7 +23,7 @@ def activation(op: Operation) -> Function:
         Unfoldable: it is one for each channel.
     """
     if op.name == "prelu":
-        raise Unfoldable("PReLU has a parameter a channel")
+        raise Unfoldable("PReLU has one parameter per channel")
     return op.name, {k: v for k, v in op.attributes.items() if k != "inplace"}
 
 
@@ -67,12 +67,13 @@ def combination(mine: Function, theirs: Function) -> tuple[float, float]:
     a, b = _slope(mine), _slope(theirs)
     if a is not None and b is not None and abs(b) != 1:  # both are linear on each side of zero
         return (1 - a * b) / (1 - b * b), (b - a) / (1 - b * b)
-    raise Unfoldable(f"its activation is {mine[0]}, that of the layers beside it is {theirs[0]}")
+    raise Unfoldable(f"its activation is {mine[0]}, that of the layers parallel to it is {theirs[0]}")
 
 
 def _slope(function: Function) -> float | None:
     """Of a function that is z above zero and `slope · z` below."""
     name, attributes = function
     if name == "leaky_relu":
-        return float(attributes.get("negative_slope", 0.01))
+        slope = attributes.get("negative_slope", 0.01)
+        return float(slope) if isinstance(slope, int | float) else None
     return {"identity": 1.0, "relu": 0.0}.get(name)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.patch import Added, Argument, Draft, Edit, New
-from utcompile.graph import Operation, is_state, module_of, origin_of, owner_of, owner_path
+from utcompile.graph import (
+    Operation,
+    is_state,
+    module_of,
+    operand,
+    origin_of,
+    owner_of,
+    owner_path,
+    tensor,
+)
+
+_SIZES = ("shape", "size", "sizes")  # what operations call the sizes that they state
 
 
 @dataclass
@@ -60,6 +70,8 @@ class Layer:
         if self.node.op == "call_module":
             path = owner_path(name)
             draft.modules[path] = self._resized_module(weight.shape, self.model.root.get_submodule(path).training)
+        elif self.op.attributes.get("groups", 1) != 1:
+            draft.edits.append(Argument(self.node, "groups", len(weight)))
         draft.values[name] = New(weight, home)
         draft.values[self.op.parameters.get("bias") or self._new_bias(draft)] = New(bias, home)
 
@@ -84,23 +96,28 @@ class Layer:
         if self.op.name == "linear":
             new = nn.Linear(shape[1], shape[0], device="meta")
         else:
-            a = self.op.attributes
-            grouped = a["groups"] != 1
-            make: Any = module_of(self.op.name)
-            new = make(
-                shape[0] if grouped else shape[1],
-                shape[0],
-                tuple(shape[2:]),
-                a["stride"],
-                a["padding"],
-                a["dilation"],
-                shape[0] if grouped else 1,
-                padding_mode=a.get("padding_mode", "zeros"),
-                device="meta",
-            )
+            make = module_of(self.op.name)
+            assert make is not None
+            kept = ("stride", "padding", "dilation", "padding_mode")
+            options = {k: v for k, v in self.op.attributes.items() if k in kept}
+            groups = shape[0] if self.op.attributes["groups"] != 1 else 1
+            new = make(shape[1] * groups, shape[0], tuple(shape[2:]), groups=groups, **options, device="meta")
         return new.train(training).requires_grad_(False)
 
 
-def widened_groups(node: fx.Node, groups: int) -> list[Edit]:
-    """Set the groups of a depthwise convolution that is a function; a module was rebuilt with them."""
-    return [Argument(node, "groups", groups)] if node.op == "call_function" else []
+def widened_sizes(node: fx.Node, axis: int, before: int, after: int) -> list[Edit]:
+    """Where an operation that moves numbers states the size of an axis, state another one.
+
+    Raises:
+        Unfoldable: it states its sizes in a way that is not understood.
+    """
+    shape = tensor(node).shape
+    role = next((r for r in _SIZES if operand(node, r) is not None), None)
+    if role is None or shape[axis] != before:
+        return []
+    sizes = list(operand(node, role))
+    if len(sizes) != len(shape):
+        raise Unfoldable(f"{node.name} states the hidden size in a way that is not understood")
+    if sizes[axis] != before:
+        return []
+    return [Argument(node, role, [*sizes[:axis], after, *sizes[axis + 1 :]])]

@@ -8,8 +8,14 @@ from torch import fx
 
 from utcompile.folding.site import untuned
 from utcompile.graph import Role, info, is_state, value_of
+from utcompile.rewrite import TunedWeight
 
 BETWEEN = (Role.PARAMETER, Role.TUNER)  # roles of nodes that hand a changed parameter on
+
+
+def is_quantised(place: TunedWeight) -> bool:
+    """Whether a tuned weight is no parameter of floating-point numbers."""
+    return not place.names and "weight" in place.tunes
 
 
 def operations_of(nodes: Mapping[Role, list[fx.Node]]) -> list[fx.Node]:

@@ -1,8 +1,8 @@
-"""The layers that take an affine map of channels into their parameters: at their output, at their input, or beside."""
+"""Layers that take an affine map of channels into their parameters: of their output, of their input, or parallel."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -48,7 +48,7 @@ CASES = (
     ),
     Case(
         "A3",
-        "beside a layer: `W x + b + M x + c = (W + M) x + (b + c)`",
+        "parallel to a layer: `W x + b + M x + c = (W + M) x + (b + c)`",
         "the layer reads the same x at the same stride; of a k×k kernel the tap that meets x at its own position "
         "takes M; grouped, M has the groups' blocks",
         "the tap next to it would add the neighbour's value",
@@ -137,14 +137,16 @@ def _before_batch_norm(model: Folding, layer: Layer, factor: torch.Tensor, shift
     return layer, layer.weight * factor, model.state(op.parameters["bias"]) + f * (factor * mean + shift - mean)
 
 
-def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None) -> Parameters:
+def parallel_layer(
+    model: Folding, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None
+) -> Parameters:
     """The parameters with which an operation yields `f (W x + b) + t + m(x)`, f and t those of `scale`.
 
     Raises:
         Unfoldable: it has none that could.
     """
     if op.name not in DENSE or "weight" not in op.parameters:
-        raise Unfoldable(f"{op.name} ({node.name}) beside it is no linear or convolution")
+        raise Unfoldable(f"{op.name} ({node.name}) parallel to it is no linear or convolution")
     layer = _layer(model, node, op)
     if scale is None:
         weight, bias = layer.weight, layer.bias
@@ -165,9 +167,9 @@ def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: El
         [matrix[g * outputs : (g + 1) * outputs, g * inputs : (g + 1) * inputs] for g in range(groups)]
     )
     if bool(torch.block_diag(*blocks).ne(matrix).any()):
-        raise Unfoldable(f"{op.name} ({node.name}) beside it is grouped, and the tuner joins its groups")
+        raise Unfoldable(f"{op.name} ({node.name}) parallel to it is grouped, and the tuner joins its groups")
     added = torch.zeros_like(weight)
-    tap: Any = (slice(None), slice(None), *_own_tap(node, op, tuple(weight.shape[2:])))
+    tap: tuple[slice | int, ...] = (slice(None), slice(None), *_own_tap(node, op, tuple(weight.shape[2:])))
     added[tap] = blocks.reshape(-1, inputs)
     return layer, weight + added, bias + shift
 
@@ -178,7 +180,7 @@ def _own_tap(node: fx.Node, op: Operation, kernel: tuple[int, ...]) -> tuple[int
         return ()
     a = op.attributes
     if any(s != 1 for s in _sides(a["stride"], len(kernel))):
-        raise Unfoldable(f"{op.name} ({node.name}) beside it strides")
+        raise Unfoldable(f"{op.name} ({node.name}) parallel to it strides")
     return own_tap(node, op, kernel)
 
 
@@ -232,8 +234,8 @@ def _vector(node: fx.Node, t: torch.Tensor, axis: int, count: int) -> torch.Tens
     return t.reshape(-1).expand(count)
 
 
-def _sides(value: Any, count: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
+def _sides(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 def _check_border(node: fx.Node, op: Operation, shift: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -193,7 +192,7 @@ def _pool_of(op: Operation) -> str | None:
 
 def _check_linear(node: fx.Node, op: Operation) -> None:
     if op.name in _HOMOGENEOUS or _pool_of(op) == "max":
-        raise Unfoldable(f"{op.name} ({node.name}) stands between, through which no full matrix passes")
+        raise Unfoldable(f"{op.name} ({node.name}) is on the way, and no full matrix passes through it")
 
 
 def _pooled_axes(node: fx.Node, op: Operation) -> tuple[int, ...]:
@@ -226,7 +225,7 @@ def _one_channel(source: fx.Node, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _homogeneous(node: fx.Node, op: Operation, m: Elementwise) -> Elementwise:
     if bool(m.shift.any()) or not bool((m.factor > 0).all()):
-        raise Unfoldable(f"{op.name} ({node.name}) stands between, through which only positive factors pass")
+        raise Unfoldable(f"{op.name} ({node.name}) is on the way, and only positive factors pass through it")
     return m
 
 
@@ -284,7 +283,7 @@ def _mixed(model: Folding, path: Sequence[fx.Node], source: fx.Node, axis: int) 
         distance, order = (out.flatten()[:, None] - labels).abs().min(1)
         if bool((distance < 1e-9).all()) and len(order.unique()) == len(labels):
             return long[0], order
-    raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
+    raise Unfoldable(f"{path[-1].name} is on the way, and takes the channels apart")
 
 
 def _mixed_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, after: Mixing) -> Mixing:
@@ -301,7 +300,7 @@ def _mixed_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, afte
             matrix[order[:, None], order] = after.matrix
             shift[order] = after.shift
             return Mixing(axis, matrix, shift)
-    raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
+    raise Unfoldable(f"{path[-1].name} is on the way, and takes the channels apart")
 
 
 def _mixed_after(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Mixing) -> Mixing:
@@ -313,9 +312,9 @@ def _run(
     model: Folding, path: Sequence[fx.Node], known: dict[fx.Node, torch.Tensor], other: float | None = None
 ) -> torch.Tensor:
     """Run operations on stand-ins for the values they read; other tensors that they join are full of `other`."""
-    found: dict[fx.Node, Any] = dict(known)
+    found: dict[fx.Node, object] = dict(known)
 
-    def lookup(node: fx.Node) -> Any:
+    def lookup(node: fx.Node) -> object:
         if node in found:
             return found[node]
         if (size := info(node).size) is not None:

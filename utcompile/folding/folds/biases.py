@@ -17,7 +17,7 @@ from utcompile.folding.algebra.travel import Elementwise
 from utcompile.folding.base import BaseFold
 from utcompile.folding.case import Case
 from utcompile.folding.folding import Folding, Options, Unfoldable
-from utcompile.folding.patch import Arguments, Draft, Patch, Remove
+from utcompile.folding.patch import Argument, Draft, Patch, Remove
 from utcompile.folding.site import Part
 from utcompile.graph import operation, tensor
 
@@ -76,7 +76,6 @@ def _drop(draft: Draft, node: fx.Node, name: str) -> None:
     """Take away the bias of a linear or convolution."""
     draft.values[name] = None
     for read in [n for n in node.all_input_nodes if n.op == "get_attr" and str(n.target) == name]:
-        args = tuple(None if a is read else a for a in node.args)
-        draft.edits.append(Arguments(node, args, {k: v for k, v in node.kwargs.items() if v is not read}))
+        draft.edits.append(Argument(node, "bias", None))
         if len(read.users) == 1:
             draft.edits.append(Remove(read))

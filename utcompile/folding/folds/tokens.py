@@ -13,15 +13,16 @@ from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
 from utcompile.folding.execute import in_float64
 from utcompile.folding.folding import Folding, Unfoldable
-from utcompile.folding.patch import Added, Draft, Patch, Remove, Replace, Unread
+from utcompile.folding.patch import Added, Draft, Given, Patch, Remove, Replace, Unread
 from utcompile.folding.site import Site
 from utcompile.graph import Role, Size, origin_of, run_node, tensor
+from utcompile.rewrite import TunedTokens
 
 
 class ConstantTokens(Fold):
     """`K_p` and `V_p` are the same for every sample.
 
-    A prefix holds them; a prompt P has them by the frozen norm and projections, `K_p = W_k LN(P) + b_k`. The attention
+    A prefix has them; a prompt P has them by the frozen norm and projections, `K_p = W_k LN(P) + b_k`. The attention
     itself stays as it is.
     """
 
@@ -30,9 +31,9 @@ class ConstantTokens(Fold):
     cases = (
         Case(
             "T1",
-            "learned keys and values: a prefix holds them; a prompt P has them by the frozen norm and "
+            "learned keys and values: a prefix has them; a prompt P has them by the frozen norm and "
             "projections, `K_p = W_k LN(P) + b_k`",
-            "they are the same for every sample: a user's own tokens tuner is asked once",
+            "they are the same for every sample: a custom tuner of tokens is run once",
             "keys that depend on x are others for the next x; the proof finds out",
             "folding/test_own_folds.py::test_tokens_that_depend_on_the_input_are_kept",
         ),
@@ -41,7 +42,7 @@ class ConstantTokens(Fold):
 
     def requires(self, site: Site, model: Folding) -> bool:
         """A site of learned tokens."""
-        return site.is_tokens
+        return isinstance(site.place, TunedTokens)
 
     def plan(self, site: Site, model: Folding) -> Patch:
         """Find the learned keys and values, and how they become constants.
@@ -105,7 +106,7 @@ def _for_all(
     )
     batch = Added("call_method", "size", (like, 0), part, origin)
     if rank > 3:
-        every = (buffer, batch, *[-1] * (rank - 1))
+        every: tuple[Given, ...] = (buffer, batch, *[-1] * (rank - 1))
         draft.edits += [batch, made := Added("call_method", "expand", every, part, origin, value=tensor(part))]
         return made
     times = Added("call_function", operator.floordiv, (batch, value.shape[0]), part, origin)

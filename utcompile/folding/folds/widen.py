@@ -1,30 +1,29 @@
-"""Widening: a parallel tuner becomes extra channels of the frozen layers beside it; the same operations, wider."""
+"""Widening: a parallel tuner becomes extra channels of the frozen layers parallel to it; the same operations, wider."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.folding.algebra.activations import IDENTITY, Function, activation, combination, composed
-from utcompile.folding.algebra.beside import Chain, Squeeze, find_chain
-from utcompile.folding.algebra.layers import Layer, widened_groups
+from utcompile.folding.algebra.layer_chain import Chain, Squeeze, find_chain
+from utcompile.folding.algebra.layers import Layer, widened_sizes
 from utcompile.folding.algebra.scales import Scale, without_scale
 from utcompile.folding.algebra.sinks import own_tap
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
 from utcompile.folding.folding import Folding, Unfoldable
-from utcompile.folding.patch import Arguments, Draft, Edit, Patch, Remove, Replace, Retype
+from utcompile.folding.patch import Draft, Edit, Patch, Remove, Replace, Retype
 from utcompile.folding.site import Site
-from utcompile.graph import GraphView, Operation, Value, descendants, module_operation, tensor, value_of
+from utcompile.graph import GraphView, Operation, Value, descendants, module_operation, value_of
 
 CASES = (
     Case(
         "E1",
-        "the same activation, beside one ffn: `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + "
+        "the same activation, parallel to one ffn: `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + "
         "[b1; d]) + (b2 + u)`. Where the ffn is gated, `W2 (σ(W1 n + b1) ⊙ (W3 n + b3))`, the gate gets rows of "
         "zeros with bias 1; W1 and W3 may be halves of one packed layer",
         "σ's attributes are the same; PReLU is refused for its parameter per channel",
@@ -62,10 +61,10 @@ CASES = (
     Case(
         "E2",
         "another activation, `σ_T(z) = α σ(z) + β σ(−z)`: twice the channels, `[D; −D]`, `[αU, βU]`",
-        "a linear tuner beside GELU (both forms), SiLU, Hardswish: `σ(z) − σ(−z) = z`, for `Φ(z) + Φ(−z) = 1`; "
-        "identity, ReLU and LeakyReLU beside ReLU or LeakyReLU",
-        "ReLU6: `relu6(8) − relu6(−8) = 6`. ReLU beside GELU: `gelu(−1) = −0.159`",
-        "folding/test_widen.py::test_kept_with_its_reason[a linear tuner beside ReLU6]",
+        "a linear tuner parallel to GELU (both forms), SiLU, Hardswish: `σ(z) − σ(−z) = z`, for `Φ(z) + Φ(−z) = 1`; "
+        "identity, ReLU and LeakyReLU parallel to ReLU or LeakyReLU",
+        "ReLU6: `relu6(8) − relu6(−8) = 6`. ReLU parallel to GELU: `gelu(−1) = −0.159`",
+        "folding/test_widen.py::test_kept_with_its_reason[a linear tuner parallel to ReLU6]",
     ),
     Case(
         "E3",
@@ -112,9 +111,9 @@ _OPEN = {"sigmoid": 40.0, "hardsigmoid": 4.0}  # a gate's input at which it is 1
 
 
 class Widen(Fold):
-    """A tuner becomes more hidden channels of the layers beside it.
+    """A tuner becomes more hidden channels of the layers parallel to it.
 
-    With D, d the tuner's Down, U, u its Up times its scale, σ_T its activation, and σ that of the layers beside it:
+    D, d are the tuner's Down; U, u are its Up times its scale; σ_T is its activation, and σ that of the layers:
 
         W2 σ(W1 n + b1) + b2  +  U σ(D n + d) + u  =  [W2, U] σ([W1; D] n + [b1; d]) + (b2 + u)
 
@@ -129,12 +128,12 @@ class Widen(Fold):
     def requires(self, site: Site, model: Folding) -> bool:
         """A parallel tuner that is linear or a bottleneck."""
         try:
-            return site.is_parallel and (site.linear is not None or site.bottleneck is not None)
+            return site.total is not None and (site.linear is not None or site.bottleneck is not None)
         except UtcError:
             return True  # it is one that cannot be widened; planning says why
 
     def plan(self, site: Site, model: Folding) -> Patch:
-        """Find out whether the tuner can go into the chain of layers beside it.
+        """Find out whether the tuner can go into the chain of layers parallel to it.
 
         Raises:
             Unfoldable: the chain, the activation or the tuner's form does not allow it.
@@ -150,10 +149,10 @@ class Widen(Fold):
         if chain.squeeze is not None and chain.squeeze.gate.name not in _OPEN:
             raise Unfoldable(f"the squeeze-excite's gate is {chain.squeeze.gate.name}, which is never 1")
         hidden = chain.last.weight.shape[1]
-        sizes = [_resized(node, axis, hidden, hidden + len(channels.down)) for node, axis in chain.moved]
+        wider = hidden + len(channels.down)
 
         draft = Draft()
-        draft.edits += [Arguments(node, args, node.kwargs) for (node, _), args in zip(chain.moved, sizes, strict=True)]
+        draft.edits += [edit for node, axis in chain.moved for edit in widened_sizes(node, axis, hidden, wider)]
         _write_layers(draft, chain, channels, tap)
         draft.edits += _widened_values(chain, hidden, len(channels.down))
         draft.edits += [without_scale(s.node) for layer in chain.layers for s in chain.scales[layer.node]]
@@ -220,7 +219,7 @@ def _matched(chain: Chain, view: GraphView, mine: Channels) -> Channels:
 
 
 def _check_depthwise(chain: Chain, bottleneck: Channels) -> tuple[int, ...]:
-    """The tap at which the delta of the new channels stands.
+    """The tap at which the delta of the new channels is 1.
 
     Raises:
         Unfoldable: there is none, or the tuner strides otherwise.
@@ -235,33 +234,15 @@ def _check_depthwise(chain: Chain, bottleneck: Channels) -> tuple[int, ...]:
         tap = own_tap(layer.node, layer.op, tuple(layer.weight.shape[2:]), chain.padding)
     mine = {1, *bottleneck.stride} - {1}, {1, *stride} - {1}
     if mine[0] != mine[1]:
-        raise Unfoldable(f"it strides by {list(bottleneck.stride) or 1}, the layers beside it by {list(stride) or 1}")
+        raise Unfoldable(
+            f"it strides by {list(bottleneck.stride) or 1}, the layers parallel to it by {list(stride) or 1}"
+        )
     return tap
 
 
 def _strides(layer: Layer) -> tuple[int, ...]:
     stride = layer.op.attributes.get("stride", ())
     return tuple(stride) if isinstance(stride, (tuple, list)) else (stride,)
-
-
-def _resized(node: fx.Node, axis: int, before: int, after: int) -> tuple[Any, ...]:
-    """A node's arguments, where they state the number of hidden channels.
-
-    Raises:
-        Unfoldable: they do so in a way that is not understood.
-    """
-    name, shape = str(node.target), tensor(node).shape
-    states = node.op == "call_method" and name in ("reshape", "view", "expand", "unflatten")
-    states |= getattr(node.target, "__name__", "") == "reshape"
-    if not states or shape[axis] != before:
-        return node.args
-    listed = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
-    sizes: list[Any] = list(node.args[1]) if listed else list(node.args[1:])  # type: ignore[arg-type]
-    if len(sizes) != len(shape):
-        raise Unfoldable(f"{node.name} states the hidden size in a way that is not understood")
-    if sizes[axis] == before:
-        sizes[axis] = after
-    return (node.args[0], sizes) if listed else (node.args[0], *sizes)
 
 
 # --- changes ---------------------------------------------------------------------------------------------------------
@@ -277,8 +258,6 @@ def _write_layers(draft: Draft, chain: Chain, new: Channels, tap: tuple[int, ...
     widened = _widened(chain, own, new, tap)
     for layer in chain.layers:
         layer.resize(draft, *widened[layer.node])
-    if chain.depthwise is not None:
-        draft.edits += widened_groups(chain.depthwise.node, len(widened[chain.depthwise.node][0]))
 
 
 def _absorbed(layer: Layer, scales: list[Scale]) -> _Parameters:
@@ -341,7 +320,7 @@ def _with_deltas(own: _Parameters, width: int, tap: tuple[int, ...]) -> _Paramet
     """A depthwise convolution that leaves its new channels alone."""
     weight, bias = own
     delta = weight.new_zeros(width, *weight.shape[1:])
-    center: Any = (slice(None), 0, *tap)
+    center: tuple[slice | int, ...] = (slice(None), 0, *tap)
     delta[center] = 1
     return torch.cat([weight, delta]), torch.cat([bias, weight.new_zeros(width)])
 

@@ -81,11 +81,11 @@ def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
         target=found.port(insertion.target, tuned.node) if value_of(tuned.node) is not None else read,
         captures=found.captures,
         operation=tuned.operation,
-        weight_shape=tuned.held.shape if tuned.held else tuned.shapes.get("weight") or (),
+        weight_shape=tuned.unchangeable.shape if tuned.unchangeable else tuned.shapes.get("weight") or (),
         parameters=tuned.shapes,
         direct=tuned.direct,
         rows=rows_of(slices, found.env, tuned, view) if slices else (),
-        held=tuned.held.why if tuned.held else "",
+        held=tuned.unchangeable.why if tuned.unchangeable else "",
     )
     _check_real(found, tuned)
     fitted, config = _fitted(found, site, tuned)
