@@ -9,13 +9,10 @@ DONE = ("README.md", "CONTRIBUTING.md", "docs", "examples")
 # How many phrases a place still has, at most. A number may only fall; where it is 0, the line goes.
 LEFT: dict[str, int] = {
     "CHANGELOG.md": 13,
-    "rules": 26,
     "utcompile/graph": 43,
-    "utcompile/matching": 47,
     "utcompile/ops": 5,
     "utcompile/recording": 40,
-    "utcompile/rules": 43,
-    "utcompile/tuners": 4,
+    "utcompile/tuners": 2,
 }
 
 

@@ -216,8 +216,8 @@ def test_baked_in_while_frozen_it_is_a_buffer_and_named() -> None:
     captured = utc.capture(model, X)
     assert torch.equal(captured(X), model(X))
     (skipped,) = utc.match(captured, "lora/all_linear").skipped
-    assert "the weight of 0 is a buffer and no parameter" in skipped.reason
-    with pytest.raises(utc.UtcError, match="the weight of 0 is a buffer and no parameter"):
+    assert "the weight of 0 is a buffer and not a parameter" in skipped.reason
+    with pytest.raises(utc.UtcError, match="the weight of 0 is a buffer and not a parameter"):
         utc.match(captured, EVERY.format(kind="lora"))
     model[0].weight = nn.Parameter(model[0]._buffers.pop("weight"))
     assert torch.equal(utc.compile(model, "lora/all_linear", X).eval()(X), model(X))
