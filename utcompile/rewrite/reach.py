@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, describe, info, operation, value_of
-from utcompile.rewrite.tuned import TunedSite
+from utcompile.rewrite.tuned_site import TunedSite
 
 logger = logging.getLogger(__name__)
 # operation -> roles in which a parameter that is zero throughout makes the gradient of what is read zero
