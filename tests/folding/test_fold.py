@@ -188,7 +188,7 @@ def _captured_ffn(conv: bool, gated: bool, bias: bool, gamma: float | None) -> t
 def test_counter_examples_are_kept_or_refused(make: object, reason: str | None) -> None:
     model, x = make().eval(), torch.randn(2, 5, 6)  # type: ignore[operator]
     if reason is None:  # no adapter has PReLU's parameters
-        with pytest.raises(utc.UtcError, match="no module computes"):
+        with pytest.raises(utc.UtcError, match="no module computes the activation"):
             utc.compile(model, PATTERN % "none", x)
         return
     tuned = utc.compile(model, PATTERN % "none", x)

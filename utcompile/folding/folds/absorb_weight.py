@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from utcompile.folding.algebra.parameters import BETWEEN, is_quantised, of_parameters, operations_of
+from utcompile.folding.algebra.parameters import BETWEEN, check_readers, is_quantised, of_parameters, operations_of
 from utcompile.folding.algebra.rounding import share_retained
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
 from utcompile.folding.execute import double_copy
-from utcompile.folding.folding import Folding, Unfoldable
+from utcompile.folding.folding import Folding
 from utcompile.folding.patch import Added, Draft, Edit, Editor, New, Operand, Patch, Remove, Replace
 from utcompile.folding.site import Site
 from utcompile.graph import Role, info, is_state, origin_of, owner_path
@@ -67,7 +67,7 @@ class AbsorbWeight(Fold):
         assert isinstance(site.place, TunedWeight)
         names = list(site.place.tunes.values())
         for known in filter(None, names):
-            _check_readers(model, known, {*operations, *nodes.get(Role.TUNER, ())})
+            check_readers(model, known, {*operations, *nodes.get(Role.TUNER, ())})
         before = [model.state(n) if n is not None else None for n in names]
         with torch.no_grad():
             made = double_copy(site.tuner).changed(*before)  # type: ignore[operator]
@@ -159,16 +159,6 @@ def _new_name(model: Folding, operations: list[fx.Node], taken: Collection[str])
     while name in taken or name in dict(model.root.named_parameters(remove_duplicate=False)):
         name += "_"
     return name
-
-
-def _check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
-    """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
-    owner = owner_path(name)
-    for node in model.graph.nodes:
-        reads = node.op == "call_module" and str(node.target) == owner
-        reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine
-        if reads and node not in mine:
-            raise Unfoldable(f"the weight {name} is shared with {node.name}, which is not tuned")
 
 
 def _sweep(graph: Editor, nodes: list[fx.Node]) -> None:
