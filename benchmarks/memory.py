@@ -1,5 +1,5 @@
-"""Memory and time of a training step (forward, loss, backward): as torch keeps things, planned, with a budget, by PEFT, and
-the floor, which is the frozen model with a gradient to what its first layer yields.
+"""Memory and time of a training step (forward, loss, backward): as torch keeps things, planned, with a budget, by PEFT,
+and the floor, which is the frozen model with a gradient to what its first layer yields.
 
 "Kept" is what the allocator has alive after the forward pass and had not before it; "peak" is the most that is alive in
 the step beyond what was alive before it. Both are exact, and the same in every run.
@@ -66,7 +66,12 @@ def _cases(quick: bool) -> Iterator[_Case]:
 def _language_models(quick: bool) -> Iterator[_Case]:
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-    depth = {"num_hidden_layers": 2 if quick else 6, "hidden_size": 384, "num_attention_heads": 6, "vocab_size": 1000}
+    depth: dict[str, Any] = {
+        "num_hidden_layers": 2 if quick else 6,
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "vocab_size": 1000,
+    }
     ids = {"input_ids": torch.randint(1000, (8, 128))}
     bert = BertModel(BertConfig(**depth, intermediate_size=1536), add_pooling_layer=False).eval()
     llama = LlamaForCausalLM(LlamaConfig(**depth, intermediate_size=1024, num_key_value_heads=2, use_cache=False))

@@ -292,6 +292,7 @@ API: dict[str, tuple[str, ...]] = {
         "Plan",
         "TunedModule",
         "disable_tuners",
+        "split_prefix",
     ),
     "Rules": ("RuleSet",),
     "Checkpoints": ("save_tuners", "load_tuners", "save_peft", "load_peft", "peft_rules"),
