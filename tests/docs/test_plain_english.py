@@ -11,13 +11,11 @@ LEFT: dict[str, int] = {
     "CHANGELOG.md": 13,
     "rules": 26,
     "utcompile/folding": 80,
-    "utcompile/graph": 43,
-    "utcompile/matching": 47,
-    "utcompile/ops": 5,
+    "utcompile/matching": 46,
     "utcompile/plan.py": 1,
-    "utcompile/recording": 40,
     "utcompile/rewrite": 19,
     "utcompile/rules": 43,
+    "utcompile/text.py": 1,
     "utcompile/tuners": 4,
 }
 
