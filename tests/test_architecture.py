@@ -25,6 +25,7 @@ ROOMS = {
     "rules": {"tuners", "ops"},
     "matching": {"rules", "graph", "tuners", "ops"},
     "rewrite": {"matching", "tuners", "graph", "rules", "ops"},
+    "memory": {"rewrite", "tuners", "graph", "ops"},
     "folding": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite"},

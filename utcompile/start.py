@@ -17,6 +17,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.matching import PlanData, TunerDtype
+from utcompile.memory import MemoryPlan
 from utcompile.recording.example import Example
 from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
@@ -47,6 +48,7 @@ def insert_and_check(plan: PlanData, example: Example | None = None) -> TunedMod
             code="arguments/value",
         )
     tuned = apply_plan(plan)
+    tuned.memory = MemoryPlan()
     example = example or plan.module.example_inputs
     if example is not None and not example.compared:
         tuned.proven = "unproven: it was captured with verify='shapes'"

@@ -16,8 +16,8 @@ _COLUMNS = ("site", "status", "parameters", "FLOPs", "float64", "own dtype", "re
 class FoldedSite:
     """One tuner, or one operation of the base that was folded on request.
 
-    A site is what stands between the values that folding leaves alone and those that must stay the same: its tuner and
-    the layers that it goes into.
+    A site is all between the values that folding leaves alone and those that must stay the same: its tuner and the
+    layers that it goes into.
 
     Attributes:
         id: the site.
@@ -71,7 +71,7 @@ class FoldReport:
     """What became of every tuner, and the proof on the whole model.
 
     Attributes:
-        sites: one entry a tuner, in the rule file's order.
+        sites: one entry per tuner, in the rule file's order.
         max_error: largest difference of the model's outputs, tuned and folded, relative to the largest value, on
             random inputs in the model's dtype.
         parameters: of the tuned and of the folded model.
@@ -90,7 +90,7 @@ class FoldReport:
 
     @property
     def kept(self) -> tuple[FoldedSite, ...]:
-        """The tuners that remain as operations of their own."""
+        """The tuners that remain as operations."""
         return tuple(s for s in self.sites if s.status == "kept")
 
     @property
@@ -111,7 +111,7 @@ class FoldReport:
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A table: its head, then a line a site."""
+        """A table: its head, then one line per site."""
         return [_COLUMNS, *(s.row() for s in (*self.sites, *self.base))]
 
     def summary(self) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -97,7 +96,7 @@ class PlanCost:
             text += f"\nnot counted: {counted(len(self.unknown), 'site')}; {site}: {why}"
         return text
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("batch", "flops", "model_flops", "share", "saved_bytes")
         return {**{k: getattr(self, k) for k in keys}, "unknown": dict(self.unknown)}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.matching.plan import PlanData
 from utcompile.matching.sites import Site
 from utcompile.text import alike, counted, run
 
-Change = tuple[Any, Any]
+Change = tuple[object, object]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class PlanDiff:
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.trained or self.untrained)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         before, after = self.parameters
         return {
@@ -111,7 +110,7 @@ def _differences(a: Site, b: Site) -> dict[str, Change]:
     return found
 
 
-def _settings(site: Site, *, fields: bool) -> dict[str, Any]:
+def _settings(site: Site, *, fields: bool) -> dict[str, object]:
     config = site.config.model_dump(exclude={"kind"}) if fields else {}
     own = {"form": site.form, "tuner": site.tuner, **config, "reads": site.reads, "writes": site.writes}
     ports = {"source": site.build_from.source.name, "target": site.build_from.target.name}
@@ -123,7 +122,7 @@ def _changes(changes: Mapping[str, Change]) -> str:
     return ", ".join(f"{key} {_shown(a)} -> {_shown(b)}" for key, (a, b) in changes.items())
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value)

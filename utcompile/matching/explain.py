@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView
@@ -68,7 +67,7 @@ class Near:
     def __str__(self) -> str:
         return f"{self.miss}{f' (and {len(self.others)} more like it)' if self.others else ''}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("path", "line", "node", "reason", "fix")
         return {**{k: getattr(self.miss, k) for k in keys}, "alike": list(self.others)}
@@ -82,7 +81,7 @@ class RuleExplanation:
     sites: tuple[Site, ...]
     near: tuple[Near, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"rule": self.rule, "sites": [s.id for s in self.sites], "near": [n.to_dict() for n in self.near]}
 
@@ -99,7 +98,7 @@ class Explanation:
     rules: tuple[RuleExplanation, ...]
     path: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"path": self.path, "rules": [rule.to_dict() for rule in self.rules]}
 

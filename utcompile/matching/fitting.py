@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
@@ -37,7 +37,8 @@ class Fitting:
     """What tuners are by class, config and site, each kind of site tried once."""
 
     def __init__(self) -> None:
-        self._fitted: dict[Hashable, Fitted] = {}
+        self._fitted: dict[tuple[object, ...], Fitted] = {}
+        self._texts: dict[int, tuple[TunerConfig, str]] = {}  # by identity: writing a config out takes long
 
     def fit(self, config: TunerConfig, site: TunerSite) -> Fitted:
         """Try a tuner at a site.
@@ -45,8 +46,10 @@ class Fitting:
         Raises:
             UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
         """
-        cls: Any = tuner_class(config.kind)
-        key = (cls, type(config), str(config), *site_key(site))
+        if id(config) not in self._texts:
+            self._texts[id(config)] = config, str(config)
+        _, text = self._texts[id(config)]
+        key: tuple[object, ...] = (tuner_class(config.kind), type(config), text, *site_key(site))
         if key not in self._fitted:
             self._fitted[key] = _tried(config, site)
         return self._fitted[key]
@@ -99,18 +102,18 @@ def site_key(site: TunerSite) -> tuple[Hashable, ...]:
     return type(site), *given
 
 
-def _key(value: Any) -> Hashable:
+def _key(value: object) -> Hashable:
     match value:
         case Port():
-            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid
+            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid, value.windows
         case Operation():
-            return value.name, str(_without_nodes(value.attributes)), tuple(value.parameters), len(value.inputs)
+            return value.name, _attributes(value), tuple(value.parameters), len(value.inputs)
         case Mapping():
             return tuple((name, _key(part)) for name, part in value.items())
     found: Hashable = value
     return found
 
 
-def _without_nodes(attributes: Mapping[str, Any]) -> Any:
-    """Attributes in which every value of the graph is the same word: its name says nothing of what it is."""
-    return fx.node.map_arg(dict(attributes), lambda node: "node")
+def _attributes(operation: Operation) -> str:
+    """The attributes of an operation, with one word for every value of the graph, whose name does not matter."""
+    return str(fx.node.map_arg(dict(operation.attributes), lambda node: "node"))

@@ -14,11 +14,11 @@ from utcompile.matching.quantised import quantised
 from utcompile.matching.sites import Site
 from utcompile.ops import Trait, having
 
-_PRODUCTS = having(Trait.PRODUCT)
+_PRODUCTS = having(Trait.PRODUCT | Trait.RECURRENT)
 
 
 def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> tuple[str, ...]:
-    """The names of the matrices that multiply a value of the graph, and are neither tuned nor trained.
+    """The names of the matrices that multiply a value of the graph or a state, and are neither tuned nor trained.
 
     Of an einsum, and of products of stacks, weights with three axes count too. Quantised weights come last. Nothing
     where no rule tunes weights: adapters leave out all of them.

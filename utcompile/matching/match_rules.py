@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule, collector_paused, descendants, info
+from utcompile.graph import UtcGraphModule, collector_paused
 from utcompile.matching.engine import Bindings, Engine
 from utcompile.matching.explain import Miss, nearest, too_few, too_many
 from utcompile.matching.forms import Found
@@ -30,7 +27,7 @@ from utcompile.rules import ChainInsertion, Rule, RuleSet, library_patterns
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
-    vars: Mapping[str, Any] | None = None,
+    vars: Mapping[str, object] | None = None,
     train: Sequence[str] | None = None,
 ) -> PlanData:
     """Find every place that a rule set speaks of.
@@ -81,7 +78,7 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
     for one in places:
         ordinal = count[one.path]
         count[one.path] += 1  # what is passed over has its number too
-        if rule.skips and _is_dead(one.env[rule.insert.target]):
+        if rule.skips and one.env[rule.insert.target] not in index.used:
             skipped.append(Skipped(rule.name, one.path, "no output of the model depends on it"))
             continue
         try:
@@ -91,12 +88,6 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
                 raise
             skipped.append(Skipped.of(rule.name, one.path, error))
     return result
-
-
-def _is_dead(node: fx.Node) -> bool:
-    """Whether the base computes a value for nothing; one that is written into memory may be read from there."""
-    readers = (n for n in descendants([node]) if n is not node)
-    return not any(reader.op == "output" or info(reader).mutates for reader in readers)
 
 
 def _check_sites(sites: Sequence[Site]) -> None:

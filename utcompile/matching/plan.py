@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from torch import fx
 
@@ -81,7 +81,7 @@ class PlanData:
         with index_of(self.module).engine({**library_patterns(), **self.ruleset.patterns}) as engine:
             return misses(self.ruleset, engine)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
         return _thawed, (type(self), self.module, _frozen(rest))
 
@@ -91,7 +91,7 @@ class PlanData:
         return cls(**{f.name: getattr(plan, f.name) for f in fields(plan)})
 
 
-def _frozen(value: Any) -> bytes:
+def _frozen(value: object) -> bytes:
     """Data as bytes in which a node is its name: pickled alone, it would take its whole graph along."""
     buffer = io.BytesIO()
     _Freezer(buffer).dump(value)
@@ -99,7 +99,7 @@ def _frozen(value: Any) -> bytes:
 
 
 class _Freezer(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> str | None:
+    def persistent_id(self, obj: object) -> str | None:
         return obj.name if isinstance(obj, fx.Node) else None
 
 
@@ -108,7 +108,7 @@ class _Thawer(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self.nodes = {node.name: node for node in graph.nodes}
 
-    def persistent_load(self, pid: Any) -> fx.Node:
+    def persistent_load(self, pid: object) -> fx.Node:
         return self.nodes[pid]
 
 

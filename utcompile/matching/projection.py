@@ -8,7 +8,6 @@ off once, as an index: channel `index[h][c]` of the projection is channel c of h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -84,9 +83,9 @@ def _linear(operand: fx.Node, rank: int, transposed: bool, view: GraphView) -> t
 def _moved(operand: fx.Node, source: fx.Node, view: GraphView) -> torch.Tensor:
     """What layout makes of the numbers of the channels, at batch 2."""
     sizes = tensor(source).sizes(2)
-    known: dict[fx.Node, Any] = {source: torch.arange(sizes[-1]).expand(sizes)}
+    known: dict[fx.Node, object] = {source: torch.arange(sizes[-1]).expand(sizes)}
 
-    def run(node: fx.Node) -> Any:
+    def run(node: fx.Node) -> object:
         if node not in known:
             value = value_of(node)
             moves = "layout" in view.classes[node] or view.operations[node].name in _MOVES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.errors import UtcError
 
@@ -31,6 +30,6 @@ class Skipped:
     def __str__(self) -> str:
         return f"skipped: {self.rule} at {self.path or '(root)'}: {self.reason}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"rule": self.rule, "path": self.path, "reason": self.reason}

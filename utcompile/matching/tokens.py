@@ -26,6 +26,7 @@ from utcompile.graph import (
     value_of,
 )
 from utcompile.matching.engine import Bindings
+from utcompile.matching.heads import has_windows
 from utcompile.ops import Trait, having
 from utcompile.rules import TokensInsertion
 from utcompile.tuners import Port, TokensSite
@@ -94,6 +95,10 @@ def tokens_site(
     keys, values = attention.keys, tensor(attention.value)
     if keys.rank < 3 or keys.rank != values.rank:
         raise UtcError(f"keys {keys} and values {values} have no heads", fix="exclude the place in `where:`")
+    if view.channel_axis.get(attention.value) == values.rank - 2:
+        raise _no_place(attention.node, "its softmax is over channels (cross-covariance attention), not over tokens")
+    if has_windows(attention.value, view):
+        raise _no_place(attention.node, "it attends within windows, whose axis is between the heads and the tokens")
     heads = _heads(keys)
     return TokensSite(
         source=Port(keys, keys.rank - 1, insertion.source),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from utcompile.matching.sites import Site
 from utcompile.rules import ExpectedSites, glob_match
 from utcompile.text import counted, listed
 
@@ -59,7 +59,7 @@ class Verdict:
             lines.append(f"found at {listed(self.found, 12)}")
         return lines
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         expected = self.expected if isinstance(self.expected, int) else dict(self.expected)
         lists = {"missing": list(self.missing), "noisy": list(self.noisy), "sites": list(self.found)}
@@ -115,7 +115,7 @@ def _beyond(glob: str, here: Sequence[str], number: int) -> list[str]:
     return [f"{glob}: {len(here)} sites, not {number}: {listed(here)}"]
 
 
-def by_rule(sites: Iterable[Any]) -> Mapping[str, list[str]]:
+def by_rule(sites: Iterable[Site]) -> Mapping[str, list[str]]:
     """The paths of a plan's sites by rule."""
     found: dict[str, list[str]] = {}
     for site in sites:

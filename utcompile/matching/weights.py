@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
@@ -322,9 +321,9 @@ def _trace(packed: fx.Node, wanted: fx.Node, count: int, axis: int, view: GraphV
     """The numbers of the packed channels, moved as the model moves them."""
     sizes = tensor(packed).sizes(_PROBED)
     shape = [-1 if a == axis else 1 for a in range(len(sizes))]
-    known: dict[fx.Node, Any] = {packed: torch.arange(float(count)).reshape(shape).expand(sizes).contiguous()}
+    known: dict[fx.Node, object] = {packed: torch.arange(float(count)).reshape(shape).expand(sizes).contiguous()}
 
-    def compute(node: fx.Node) -> Any:
+    def compute(node: fx.Node) -> object:
         if node not in known:
             if (size := info(node).size) is not None:
                 known[node] = size.at(_PROBED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ MAX_ALIASES = 100
 MAX_NODES = 10_000
 MAX_KEY = 100
 MAX_DIGITS = 64
+_SHORT = 16 * 1024  # characters of a text whose nodes are kept; no shipped file is longer
 
 Scalar = str | int | float | bool | None
 Data: TypeAlias = "Scalar | list[Data] | dict[str, Data]"
@@ -123,7 +125,17 @@ def load(text: str | bytes, file: str = "<rules>") -> Node:
         >>> str(load("a:\\n  - b: 1").at("a", 0, "b").mark)
         '<rules>:2:8'
     """
-    source = Source(file, decode(text, file))
+    plain = decode(text, file)
+    return _kept(plain, file) if len(plain) <= _SHORT else _loaded(plain, file)
+
+
+@lru_cache(maxsize=32)  # nodes never change, and one rule file is matched again and again
+def _kept(text: str, file: str) -> Node:
+    return _loaded(text, file)
+
+
+def _loaded(text: str, file: str) -> Node:
+    source = Source(file, text)
     _refuse_odd_characters(source)
     try:
         return _Composer(source).document()

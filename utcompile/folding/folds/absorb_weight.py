@@ -23,10 +23,10 @@ from utcompile.rewrite import TunedWeight, to_module, written_again
 class AbsorbWeight(Fold):
     """A weight tuner goes into the weight.
 
-    1. As a branch, `T(x, y)` beside `y = OP(x; W)`: `W = T.changed(W)`, and the branch goes.
+    1. As a branch, `T(x, y)` next to `y = OP(x; W)`: `W = T.changed(W)`, and the branch goes.
     2. Reparametrised, `OP(x; T(W))`: `W = T.changed(W)`, and the original call comes back.
 
-    `Tuner.changed`, run in float64, is all that is asked of a tuner, so a user's own is absorbed too.
+    `Tuner.changed`, run in float64, is all that a tuner needs, so a user's own is absorbed too.
     """
 
     status = "absorbed"
@@ -34,7 +34,7 @@ class AbsorbWeight(Fold):
     cases = (
         Case(
             "W1",
-            "a weight tuner, beside the operation or in the place of its weight: `y = OP(x; W) + s·B(A(x)) = "
+            "a weight tuner, next to the operation or in the place of its weight: `y = OP(x; W) + s·B(A(x)) = "
             "OP(x; W + s·BA)`",
             "every reader of the weight belongs to the site",
             "a call that is not tuned would see `W + s·BA` too. Calls of one module share a site; a tie to "
@@ -94,7 +94,7 @@ class AbsorbWeight(Fold):
 
 
 def _read_by(output: fx.Node) -> fx.Node:
-    """What an operation, or the branch beside it, reads."""
+    """The value that an operation, or the branch next to it, reads."""
     source = next(n for n in output.all_input_nodes if not of_parameters(n) and info(n).size is None)
     return source.all_input_nodes[0] if info(source).role == Role.PADDING else source
 

@@ -1,4 +1,4 @@
-"""Weight sites beside quantised weights: kept, or on request folded into a weight of floating-point numbers."""
+"""Weight sites next to quantised weights: kept, or on request folded into a weight of floating-point numbers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from utcompile.rewrite import TunedWeight
 
 
 class Dequantize(Fold):
-    """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
+    """`y + s·B(A x)` next to `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
 
     status = "absorbed"
     trusted = True
     cases = (
         Case(
             "W2",
-            "beside a quantised weight, `y = OP(x; deq(Q)) + s·B(A(x)) = OP(x; deq(Q) + s·BA)`",
+            "next to a quantised weight, `y = OP(x; deq(Q)) + s·B(A(x)) = OP(x; deq(Q) + s·BA)`",
             "the weight holds floating-point or complex numbers; or `dequantize=True`: the operation reads a new "
             "parameter `….weight_dequantized`, in the dtype that it computed in, and the quantised tensors go",
             "an int8 weight plus `s·BA` is no int8 weight: the tuner is kept",
@@ -52,7 +52,7 @@ class Dequantize(Fold):
         """Make one weight of floating-point numbers.
 
         Raises:
-            Unfoldable: `dequantize=True` was not asked for, or the operation reads no weight that can be computed once.
+            Unfoldable: `dequantize=True` was not given, or the operation reads no weight that can be computed once.
         """
         operations = operations_of(site.nodes)
         kinds = sorted({str(t.dtype).removeprefix("torch.") for n in operations for t in _quantised(model, n)})
@@ -64,7 +64,7 @@ class Dequantize(Fold):
         found = [next((i for i in n.all_input_nodes if _is_weight(i, shapes)), None) for n in operations]
         operands = [o for o in found if o is not None]
         if len(operands) != len(operations):
-            raise Unfoldable(f"{what}, and {operations[0].name} reads it in a form of its own")
+            raise Unfoldable(f"{what}, and {operations[0].name} reads it in its own form")
         before = _evaluated(model, operands[0])
         with torch.no_grad():
             after = made.changed(before)  # type: ignore[operator]

@@ -12,6 +12,7 @@ from utcompile.graph import GraphView, Operation, describe, value_of
 from utcompile.matching.engine import Bindings
 from utcompile.matching.fitting import Fitting
 from utcompile.matching.grid import grid_of
+from utcompile.matching.heads import has_windows
 from utcompile.matching.parameters import channel_axis_of
 from utcompile.rules import Rule
 from utcompile.tuners import Port, Tuner, TunerConfig, tuner_class
@@ -62,7 +63,8 @@ class Found:
             return Port(value, channel_axis_of(node, self.view), name)
         if value is None:
             raise UtcError(f"'{name}' is no single tensor", fix="name a capture that is one")
-        return Port(value, self.view.channel_axis[node], name, grid_of(node, self.view) if value.rank == 3 else None)
+        grid = grid_of(node, self.view) if value.rank == 3 else None
+        return Port(value, self.view.channel_axis[node], name, grid, has_windows(node, self.view))
 
     def check_real(self, values: Sequence[fx.Node]) -> None:
         """Refuse a tuner of real numbers where a value is complex."""

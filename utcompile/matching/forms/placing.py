@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -25,7 +25,7 @@ class Trial:
     """
 
     shapes: Sequence[tuple[int, ...] | None]
-    run: Callable[..., Any]
+    run: Callable[..., object]
     start: Callable[..., None] | None = None
     takes_dtype: bool = False
 

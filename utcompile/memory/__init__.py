@@ -1,0 +1,7 @@
+"""What a tuned module keeps in memory for backward: less, and exactly what its gradients need."""
+
+from utcompile.memory.execution import Planned, planned_forward
+from utcompile.memory.plan import MemoryPlan
+from utcompile.memory.planned import Saving
+
+__all__ = ["MemoryPlan", "Planned", "Saving", "planned_forward"]

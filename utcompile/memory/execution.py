@@ -1,0 +1,70 @@
+"""Which function a tuned module's call runs: the one that keeps less, in training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from utcompile.graph import UtcGraphModule, runs_plainly
+from utcompile.memory.planned import Saving, plan_graph
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tuned module's planned graph, ready to run.
+
+    Attributes:
+        graph: the tuned graph that it was made of.
+        forward: the planned one's `forward`, of the module and its inputs.
+        savings: what it does not keep.
+        layers: the modules that it computes itself instead of calling them: where each is, and its class.
+    """
+
+    graph: fx.Graph
+    forward: Callable[..., Any]
+    savings: tuple[Saving, ...]
+    layers: tuple[tuple[nn.Module, str, nn.Module, type[nn.Module]], ...]
+
+    @classmethod
+    def of(cls, tuned: UtcGraphModule) -> Planned:
+        """Plan a tuned module."""
+        graph, savings, paths = plan_graph(tuned.graph, tuned, tuned.follows_mode)
+        layers = []
+        for path in paths:
+            parent, _, name = path.rpartition(".")
+            leaf = tuned.get_submodule(path)
+            layers.append((tuned.get_submodule(parent), name, leaf, type(leaf)))
+        return cls(tuned.graph, type(fx.GraphModule(tuned, graph)).forward, savings, tuple(layers))
+
+    def is_current(self) -> bool:
+        """Whether each of its layers is there, and computes what its class computes and nothing else."""
+        return all(
+            parent._modules.get(name) is leaf and type(leaf) is kind and not any(leaf.__dict__[h] for h in _HOOKS)
+            for parent, name, leaf, kind in self.layers
+        )
+
+
+def planned_forward(tuned: UtcGraphModule) -> Callable[..., Any] | None:
+    """What a call of a tuned module runs now to keep less; None where it runs as it is.
+
+    It runs as it is where no gradient is asked for; where someone looks at the operations (`torch.compile`, exporters,
+    `torch.func`); and where a hook on a layer would not be called.
+    """
+    if not torch.is_grad_enabled() or runs_plainly() or torch.jit.is_tracing() or _hooks_everywhere():
+        return None
+    planned: Planned | None = tuned.__dict__.get("_planned")
+    if planned is None or planned.graph is not tuned.graph:
+        planned = tuned.__dict__["_planned"] = Planned.of(tuned)
+    return planned.forward if planned.is_current() else None
+
+
+def _hooks_everywhere() -> bool:
+    """Whether hooks for all modules are registered."""
+    registered: bool = nn.modules.module._has_any_global_hook()
+    return registered

@@ -1,0 +1,154 @@
+"""Operations that keep less for backward than torch's own: the same results, and the same gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from utcompile.graph import runs_plainly
+from utcompile.memory.masks import is_dense, masked, pack_signs
+
+_SMALL = 2**15  # numbers: below, what would be saved is less than what a call of Python costs
+_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def frozen_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> torch.Tensor:
+    """A convolution that keeps no input, which its own gradient does not need where the weight has none.
+
+    Example:
+        >>> x, weight = torch.ones(1, 1, 3, 3, requires_grad=True), torch.ones(1, 1, 3, 3)
+        >>> frozen_conv(x, weight, None, 1, 1, 1, 1).sum().backward()
+        >>> x.grad[0, 0, 1]
+        tensor([6., 9., 6.])
+    """
+    trains = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if trains or not x.requires_grad or x.dim() != weight.dim() or runs_plainly(x, weight):
+        return _CONVS[weight.dim() - 2](x, weight, bias, stride, padding, dilation, groups)
+    result: torch.Tensor = _FrozenConv.apply(x, weight, bias, stride, padding, dilation, groups)
+    return result
+
+
+class _FrozenConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        ctx.like, ctx.settings = (x.shape, x.stride(), x.dtype), (stride, padding, dilation, groups)
+        return _CONVS[weight.dim() - 2](x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        shape, strides, dtype = ctx.like
+        stride, padding, dilation, groups = ctx.settings
+        n = weight.dim() - 2
+        of_x, _, _ = torch.ops.aten.convolution_backward(
+            grad,
+            _no_numbers(shape, strides, grad),
+            weight.to(grad.dtype),
+            None,
+            *(_each(v, n) for v in (stride, padding, dilation)),
+            False,
+            [0] * n,
+            groups,
+            [True, False, False],
+        )
+        return of_x.to(dtype), *[None] * 6
+
+
+def _no_numbers(shape: Sequence[int], strides: Sequence[int], grad: torch.Tensor) -> torch.Tensor:
+    """A tensor in the layout of an input of which no number is read: kernels ask for its shape and layout alone."""
+    return torch.empty_strided(shape, strides, dtype=grad.dtype, device=grad.device)
+
+
+def _each(value: Any, count: int) -> list[int]:
+    return list(value) if isinstance(value, (tuple, list)) else [value] * count
+
+
+def bit_relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """ReLU that keeps one bit per number instead of its result; small ones are torch's own.
+
+    Args:
+        x: what it reads.
+        inplace: whether the result takes x's memory; then nothing else may read x any more.
+
+    Example:
+        >>> x = torch.randn(256, 256, requires_grad=True)
+        >>> bit_relu(x).sum().backward()
+        >>> torch.equal(x.grad, (x > 0).float())
+        True
+    """
+    if not x.requires_grad or x.numel() < _SMALL or runs_plainly(x) or not is_dense(x):
+        return F.relu(x, inplace)
+    result: torch.Tensor = _BitRelu.apply(x, inplace)
+    return result
+
+
+class _BitRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+        y = x.detach().relu_() if inplace else x.relu()
+        ctx.save_for_backward(pack_signs(y))
+        ctx.strides = y.stride()
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (bits,) = ctx.saved_tensors
+        return masked(grad, bits, ctx.strides), None
+
+
+def small_index_pool(
+    x: torch.Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> torch.Tensor:
+    """`F.max_pool2d` that keeps 32 bits per result, and no input.
+
+    Example:
+        >>> x = torch.tensor([[[[1.0, 2.0], [4.0, 3.0]]]], requires_grad=True)
+        >>> small_index_pool(x, 2, 2, 0, 1, False).sum().backward()
+        >>> x.grad[0, 0]
+        tensor([[0., 0.],
+                [1., 0.]])
+    """
+    if not x.requires_grad or x.dim() != 4 or runs_plainly(x):
+        return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
+    result: torch.Tensor = _SmallIndexPool.apply(x, kernel, stride, padding, dilation, ceil_mode)
+    return result
+
+
+class _SmallIndexPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *settings: Any) -> torch.Tensor:
+        kernel, stride, padding, dilation, ceil_mode = settings
+        sides = _each(kernel, 2), _each(stride, 2), _each(padding, 2), _each(dilation, 2)
+        y, index = torch.ops.aten.max_pool2d_with_indices(x, *sides, ceil_mode)
+        ctx.save_for_backward(index.to(torch.int16 if x.shape[2] * x.shape[3] < 2**15 else torch.int32))
+        ctx.like, ctx.settings = (x.shape, x.stride()), (*sides, ceil_mode)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        shape, strides = ctx.like
+        x = _no_numbers(shape, strides, grad)
+        found = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *ctx.settings, index.long())
+        return found, *[None] * 5
