@@ -155,14 +155,16 @@ def register_fold(name: str) -> Callable[[type[Fold]], type[Fold]]:
                 f"a fold {name!r} is registered already",
                 why=f"by {type(known).__module__}.{type(known).__qualname__}",
                 fix="choose another name",
+                code="extend/fold",
             )
         if not (isinstance(cls, type) and issubclass(cls, Fold)):
-            raise UtcError(f"{cls!r} is no Fold", fix="derive it from utcompile.folding.Fold")
+            raise UtcError(f"{cls!r} is no Fold", fix="derive it from utcompile.folding.Fold", code="extend/fold")
         folded = [s for s in get_args(Status) if s != "kept"]
         if getattr(cls, "status", None) not in folded:
             raise UtcError(
                 f"the fold {cls.__qualname__} does not say what becomes of a tuner",
                 fix=f"set its class attribute `status` to one of {', '.join(folded)}",
+                code="extend/fold",
             )
         cls.name = name
         _REGISTRY[name] = cls()

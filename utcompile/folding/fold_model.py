@@ -101,6 +101,7 @@ def fold(
             f"{len(report.kept)} of {len(report.sites)} tuners cannot be folded",
             why="; ".join(f"{s.id}: {s.reason}" for s in report.kept[:3]),
             fix="fold without `strict`, or compile with the rule's foldable sibling",
+            code="fold/kept",
         )
     return folded, report
 
@@ -145,10 +146,13 @@ def _unwrapped(model: nn.Module) -> UtcGraphModule:
         raise UtcError(
             "the model is distributed over processes, and a part of it cannot be folded",
             fix="save it with utc.save_tuners, load that into a model that was compiled in one process, and fold it",
+            code="tune/wrapped",
         )
     if not isinstance(found, UtcGraphModule):
         raise UtcError(
-            f"fold takes a TunedModule, not {type(found).__name__}", fix="compile the model first: utc.compile"
+            f"fold takes a TunedModule, not {type(found).__name__}",
+            fix="compile the model first: utc.compile",
+            code="arguments/type",
         )
     return found
 

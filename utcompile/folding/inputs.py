@@ -153,4 +153,5 @@ def _call_of(number: int, sample: Sample) -> Call:
     raise UtcError(
         f"check_inputs[{number}] is a {type(sample).__name__}",
         fix="give a tensor, a tuple of positional arguments or a dict of keyword arguments, or a list of such samples",
+        code="fold/inputs",
     )

@@ -56,6 +56,7 @@ def compare(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInputs) 
             "no output of the tuned model has a finite number, so nothing can be proven",
             why="on the example inputs and on inputs drawn like them",
             fix="give samples on which the model works: utc.fold(tuned, check_inputs=[…])",
+            code="fold/not-proven",
         )
     return worst
 
@@ -70,6 +71,7 @@ def _expected(tuned: UtcGraphModule, call: Call, must_run: bool) -> list[torch.T
             f"the tuned model does not run {call[0]}",
             why=f"{type(error).__name__}: {error}".partition("\n")[0],
             fix="give samples on which it runs: utc.fold(tuned, check_inputs=[…])",
+            code="fold/not-proven",
         ) from error
 
 
@@ -110,4 +112,6 @@ def refusal(difference: Difference, dtype: torch.dtype, in_float64: Difference |
         fix = (
             "exclude the sites in question by `except:` or `where:` and report the model: this is a fault of utcompile"
         )
-    return UtcError(what, where=where, why="; ".join(filter(None, (difference.alone, why))), fix=fix)
+    return UtcError(
+        what, where=where, why="; ".join(filter(None, (difference.alone, why))), fix=fix, code="fold/not-proven"
+    )

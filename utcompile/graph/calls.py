@@ -65,11 +65,14 @@ class Signature:
     def _error(self, name: str, forward: Function, error: TypeError) -> UtcError:
         takes = f"it takes {inspect.signature(forward)}"
         if name not in self.names:
-            return UtcError("the call does not fit the captured model's inputs", why=str(error), fix=takes)
+            return UtcError(
+                "the call does not fit the captured model's inputs", why=str(error), fix=takes, code="call/inputs"
+            )
         return UtcError(
             f"the captured model was recorded without '{name}', and the call gives it",
             why=takes,
             fix=f"capture it again with '{name}' in the example inputs",
+            code="call/inputs",
         )
 
 

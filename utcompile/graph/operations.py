@@ -195,7 +195,9 @@ def set_operand(node: fx.Node, role: str, value: Argument) -> None:
     """
     spelling = _spelling(node)
     if spelling is None or role not in spelling.schema:
-        raise UtcError(f"{node.name} has no argument {role!r}", why=f"it calls {_full_name(node.target)}")
+        raise UtcError(
+            f"{node.name} has no argument {role!r}", why=f"it calls {_full_name(node.target)}", code="arguments/unknown"
+        )
     place = spelling.schema.index(role)
     if place >= len(node.args):
         name = next((k for k in node.kwargs if spelling.renamed.get(k, k) == role), role)

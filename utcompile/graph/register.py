@@ -35,15 +35,25 @@ def register(row: Row, signature: str, callables: Iterable[object]) -> None:
     spelling = _spelling(row.name, signature)
     targets = [target for callable_ in callables for target in _targets(callable_, row.name)]
     if not targets:
-        raise UtcError(f"the operation {row.name!r} has no spelling", fix="give the kernel's callable in `spellings`")
+        raise UtcError(
+            f"the operation {row.name!r} has no spelling",
+            fix="give the kernel's callable in `spellings`",
+            code="extend/operation",
+        )
     if row.name in _undo and _is_same(row):
         forget(row.name)  # a notebook's cell, run again
     if row.name in ROWS:
         why = ROWS[row.name].gloss or "it is an operation of torch"
-        raise UtcError(f"the operation {row.name!r} exists already", why=why, fix="choose another name")
+        raise UtcError(
+            f"the operation {row.name!r} exists already", why=why, fix="choose another name", code="extend/operation"
+        )
     for table, key in targets:
         if key in table:
-            raise UtcError(f"{_shown(key)} is a spelling already", why=f"it is the operation {table[key].name!r}")
+            raise UtcError(
+                f"{_shown(key)} is a spelling already",
+                why=f"it is the operation {table[key].name!r}",
+                code="extend/operation",
+            )
         if isinstance(key, OpOverload):
             _check_schema(key, spelling)
     for table, key in targets:
@@ -73,6 +83,7 @@ def _spelling(name: str, signature: str) -> spellings.Spelling:
             where=f"the operation {name!r}",
             why=str(error),
             fix="write arguments as in Python, with literals as defaults: 'input, weight, eps=1e-5'",
+            code="extend/operation",
         ) from error
 
 
@@ -89,12 +100,15 @@ def _targets(callable_: object, name: str) -> list[tuple[dict[Any, spellings.Spe
     if isinstance(callable_, type) and issubclass(callable_, nn.Module):
         return [(spellings.modules, callable_)]
     if not callable(callable_):
-        raise UtcError(f"{callable_!r} cannot be called", where=f"the spellings of the operation {name!r}")
+        raise UtcError(
+            f"{callable_!r} cannot be called", where=f"the spellings of the operation {name!r}", code="extend/operation"
+        )
     if isinstance(callable_, types.FunctionType) and not callable_.__module__.startswith("torch."):
         raise UtcError(
             f"{_shown(callable_)} is Python, and the graph has the calls in it instead",
             where=f"the spellings of the operation {name!r}",
             fix="make it a custom operator: @torch.library.custom_op('mine::name', mutates_args=())",
+            code="extend/operation",
         )
     return [(spellings.functions, callable_)]
 
@@ -113,6 +127,7 @@ def _named(text: str, name: str) -> object:
             where=f"the spellings of the operation {name!r}",
             why=str(error).splitlines()[0],
             fix="define the operator first, or import what defines it; write 'torch.ops.<namespace>.<name>'",
+            code="extend/operation",
         ) from error
     return found
 
@@ -121,12 +136,15 @@ def _check_schema(key: OpOverload, spelling: spellings.Spelling) -> None:
     schema = key._schema
     names = [argument.name for argument in schema.arguments]
     if schema.is_mutable:
-        raise UtcError(f"{key} writes into its arguments", fix="register an operator with mutates_args=()")
+        raise UtcError(
+            f"{key} writes into its arguments", fix="register an operator with mutates_args=()", code="extend/operation"
+        )
     if list(spelling.schema) != names:
         raise UtcError(
             f"the signature of {key} is another",
             why=f"it takes ({', '.join(names)}), not ({', '.join(spelling.schema)})",
             fix="name the arguments as the operator does, in its order",
+            code="extend/operation",
         )
 
 

@@ -34,6 +34,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied",
             why=f"copy.deepcopy failed: {error}",
             fix="remove the attribute it names from the model, or give its class a __deepcopy__",
+            code="capture/unsupported",
         ) from error
     remap_functions(result, memo)
     share_scripted(result, model)

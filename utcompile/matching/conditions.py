@@ -44,6 +44,7 @@ def failing(comparisons: Sequence[Comparison], env: Bindings, view: GraphView) -
                     f"'{comparison.text}' compares {values[i]!r} with {values[i + 1]!r}",
                     where=str(comparison.mark),
                     why=str(error),
+                    code="rule/where",
                 ) from None
             if not holds:
                 return comparison, f"{_shown(values[i])} {name} {_shown(values[i + 1])} is false"
@@ -75,7 +76,9 @@ def _evaluate(operand: Operand, env: Bindings, view: GraphView, comparison: Comp
     left, right = (_evaluate(o, env, view, comparison) for o in (operand.left, operand.right))
     if isinstance(left, Size) or isinstance(right, Size):
         raise UtcError(
-            f"'{comparison.text}' computes with a size that varies with the batch", where=str(comparison.mark)
+            f"'{comparison.text}' computes with a size that varies with the batch",
+            where=str(comparison.mark),
+            code="rule/where",
         )
     if left is None or right is None:
         return None

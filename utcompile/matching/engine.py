@@ -166,6 +166,7 @@ class Engine:
                 f"a pattern needs more than {CAP:,} attempts",
                 why="its paths or alternatives overlap too much",
                 fix="lower `max` of a path, or bind more names",
+                code="match/effort",
             )
         if isinstance(expression, Name):
             if self.trace is None and self._is_futile(expression, node):

@@ -134,7 +134,7 @@ def explain(sites: Sequence[Site], ruleset: RuleSet, misses: Misses, view: Graph
     if path is not None:
         known = [*places(view), *(s.path for s in sites)]
         if path not in known:
-            raise UtcError(f"the model has no module {path!r}", fix=nearest_path(path, known))
+            raise UtcError(f"the model has no module {path!r}", fix=nearest_path(path, known), code="match/no-module")
     missed = misses()
     explained = []
     for rule in ruleset.rules:

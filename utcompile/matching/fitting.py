@@ -60,7 +60,7 @@ def check_form(config: TunerConfig, site: TunerSite) -> None:
     cls = tuner_class(config.kind)
     if not site.takes(cls.forms, cls.reads_stream):
         what = f"a {config.kind} tuner cannot be inserted as '{site.form}'"
-        raise UtcError(what, fix=f"use: {', '.join(cls.forms)}")
+        raise UtcError(what, fix=f"use: {', '.join(cls.forms)}", code="tuner/does-not-fit")
 
 
 def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
@@ -75,6 +75,7 @@ def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
                 raise UtcError(
                     f"the tuner yields {list(found)} where {list(needed)} is needed, at batch {batch}",
                     fix="choose captures of matching shapes",
+                    code="tuner/does-not-fit",
                 )
     return Fitted(sum(p.numel() for p in tuner.parameters()), tuner.how)
 
@@ -87,11 +88,16 @@ def _on_meta(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
-        raise UtcError(f"the {config.kind} tuner is too large for any memory", why=str(error), fix=_SMALLER) from error
+        raise UtcError(
+            f"the {config.kind} tuner is too large for any memory", why=str(error), fix=_SMALLER, code="tuner/too-large"
+        ) from error
     count = sum(p.numel() for p in tuner.parameters())
     if count > _MOST:
         raise UtcError(
-            f"the {config.kind} tuner has {count:,} parameters", why=f"at most {_MOST:,} are allowed", fix=_SMALLER
+            f"the {config.kind} tuner has {count:,} parameters",
+            why=f"at most {_MOST:,} are allowed",
+            fix=_SMALLER,
+            code="tuner/too-large",
         )
     return tuner
 

@@ -102,6 +102,7 @@ def _check_sites(sites: Sequence[Site]) -> None:
                 raise UtcError(
                     f"rules '{first.rule}' and '{site.rule}' both tune the {role} {name}",
                     fix="narrow one of them with `where:`, `inside:` or `except:`",
+                    code="match/overlap",
                 )
 
 

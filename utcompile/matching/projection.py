@@ -51,11 +51,19 @@ def projection_of(attention: Attention, view: GraphView) -> Projection:
     value, value_index = _linear(attention.value, attention.keys.rank, False, view)
     reads = [view.without_layout(view.operations[n].inputs[0]) for n in (key, value)]
     if reads[0] is not reads[1]:
-        raise UtcError(f"keys and values of {describe(attention.node)} are read from two streams", fix="use a prefix")
+        raise UtcError(
+            f"keys and values of {describe(attention.node)} are read from two streams",
+            fix="use a prefix",
+            code="match/place",
+        )
     norm = reads[0] if "norm" in view.classes[reads[0]] else None
     stream = view.operations[norm].inputs[0] if norm is not None else reads[0]
     if norm is not None and stream not in norm.all_input_nodes:
-        raise UtcError(f"the norm {describe(norm)} is spelled out, and prompts cannot pass it", fix="use a prefix")
+        raise UtcError(
+            f"the norm {describe(norm)} is spelled out, and prompts cannot pass it",
+            fix="use a prefix",
+            code="match/place",
+        )
     return Projection(stream, norm, key, value, key_index, value_index)
 
 
@@ -68,15 +76,18 @@ def _linear(operand: fx.Node, rank: int, transposed: bool, view: GraphView) -> t
                 f"prompts have no place at {describe(operand)}",
                 why=f"{op.name} is between the projection and attention",
                 fix="use a prefix, which learns keys and values as attention reads them",
+                code="match/place",
             )
         node = node.args[0] if op.name in _MOVES else op.inputs[0]  # type: ignore[assignment]
     found = _moved(operand, node, view)
     if found.dim() != 4 or rank != 4:
-        raise UtcError(f"the heads of {describe(operand)} have no separate axis", fix="use a prefix")
+        raise UtcError(
+            f"the heads of {describe(operand)} have no separate axis", fix="use a prefix", code="match/place"
+        )
     if transposed:
         found = found.mT
     if not bool((found == found[:1, :, :1]).all()):
-        raise UtcError(f"tokens and channels of {describe(operand)} are mixed", fix="use a prefix")
+        raise UtcError(f"tokens and channels of {describe(operand)} are mixed", fix="use a prefix", code="match/place")
     return node, tuple(tuple(row) for row in found[0, :, 0].tolist())
 
 

@@ -34,9 +34,7 @@ def matches(rule: Rule, engine: Engine) -> list[Bindings]:
         found = (next(iter(holding(rule, engine, ways)), None) for ways in candidates(rule, engine))
         return [env for env in found if env is not None]
     except UtcError as error:
-        raise UtcError(
-            f"rule '{rule.name}': {error.what}", where=error.where or str(rule.mark), why=error.why, fix=error.fix
-        ) from error
+        raise error.within(f"rule '{rule.name}'", where=str(rule.mark)) from error
 
 
 def without_excluded(rule: Rule, found: Sequence[Bindings], engine: Engine) -> list[Bindings]:

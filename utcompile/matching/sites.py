@@ -147,12 +147,7 @@ def _site(found: Found, ordinal: int, *, at: fx.Node, before: Sequence[Earlier] 
     try:
         made = placed(found, before, is_last)
     except UtcError as error:
-        raise UtcError(
-            f"rule '{rule.name}' at {describe(at)}: {error.what}",
-            where=error.where or str(rule.insert.mark),
-            why=error.why,
-            fix=error.fix,
-        ) from error
+        raise error.within(f"rule '{rule.name}' at {describe(at)}", where=str(rule.insert.mark)) from error
     return Site(
         id=f"{rule.name}/{found.path}/{ordinal}",
         rule=rule.name,
@@ -178,7 +173,7 @@ def merge_shared(sites: Sequence[Site]) -> list[Site]:
             continue
         named = frozenset(filter(None, place.tunes.values()))
         # an added bias belongs to a layer and not to a parameter
-        key = (site.rule, site.tuner, named or place.site.held or str(place.targets[0].target))
+        key = (site.rule, site.tuner, named or place.site.only_branch or str(place.targets[0].target))
         if key not in found:
             found[key] = len(result)
             result.append(site)

@@ -85,6 +85,7 @@ def attention_of(insertion: TokensInsertion, env: Bindings, view: GraphView) -> 
         f"no attention reads '{insertion.source}' as its keys and '{insertion.target}' as its values",
         why="tokens are put before the keys and values of a softmax attention, fused or spelled out",
         fix="match `attention` and write tokens: [k, v]",
+        code="match/place",
     )
 
 
@@ -94,7 +95,9 @@ def tokens_site(
     """The site of a tuner of learned tokens, with keys and values as `(…, heads, tokens, channels)`."""
     keys, values = attention.keys, tensor(attention.value)
     if keys.rank < 3 or keys.rank != values.rank:
-        raise UtcError(f"keys {keys} and values {values} have no heads", fix="exclude the place in `where:`")
+        raise UtcError(
+            f"keys {keys} and values {values} have no heads", fix="exclude the place in `where:`", code="match/place"
+        )
     if view.channel_axis.get(attention.value) == values.rank - 2:
         raise _no_place(attention.node, "its softmax is over channels (cross-covariance attention), not over tokens")
     if has_windows(attention.value, view):
@@ -118,7 +121,9 @@ def _heads(keys: Value) -> int:
         factor, rest = divmod(size.at(6), 6)
         if not rest and size.at(2) == 2 * factor:
             return factor
-    raise UtcError(f"the heads of the keys {keys} have no separate axis", fix="exclude the place in `where:`")
+    raise UtcError(
+        f"the heads of the keys {keys} have no separate axis", fix="exclude the place in `where:`", code="match/place"
+    )
 
 
 def _repeats(key: fx.Node, heads: int, keys: Value, view: GraphView) -> int:
@@ -136,12 +141,13 @@ def _read(node: fx.Node, view: GraphView) -> Attention:
         given = fused_arguments(node)
         parts = [given[name] for name in ("query", "key", "value")]
         if not all(isinstance(p, fx.Node) and value_of(p) is not None for p in parts):
-            raise UtcError(f"the keys of {describe(node)} are no tensors of the graph")
+            raise UtcError(f"the keys of {describe(node)} are no tensors of the graph", code="match/place")
         if isinstance(given["is_causal"], fx.Node):
             raise UtcError(
                 f"whether {describe(node)} is causal is computed while the model runs",
                 why="with tokens before the keys, is_causal=True would be another mask",
                 fix="exclude the place in `where:`",
+                code="match/place",
             )
         return Attention(node, *parts)
     return _spelled_out(node, view)
@@ -196,4 +202,6 @@ def _second(product: fx.Node) -> fx.Node:
 
 
 def _no_place(node: fx.Node, why: str) -> UtcError:
-    return UtcError(f"tokens have no place at {describe(node)}", why=why, fix="exclude the place in `where:`")
+    return UtcError(
+        f"tokens have no place at {describe(node)}", why=why, fix="exclude the place in `where:`", code="match/place"
+    )

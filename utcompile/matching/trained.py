@@ -60,7 +60,7 @@ def find_trained(lines: Sequence[Train], engine: Engine, covered: Covered) -> Tr
         if not names and not said:
             why, fix = _selects_nothing(line, engine)
             what = f"train: '{line.kind}:{line.glob}' selects no parameter"
-            raise UtcError(what, where=str(line.mark), why=why, fix=f"{fix}; or remove the line")
+            raise UtcError(what, where=str(line.mark), why=why, fix=f"{fix}; or remove the line", code="match/train")
     alone = tuple(dict.fromkeys(untied))
     return Trained(tied_to(found, ties_of(engine.view.module), alone), alone, tuple(notes))
 
@@ -69,7 +69,7 @@ def _of_pattern(line: Train, engine: Engine, covered: Covered) -> tuple[list[str
     view = engine.view
     if line.glob not in engine.library:
         fix = did_you_mean(line.glob, engine.library)
-        raise UtcError(f"unknown pattern {line.glob!r}", where=str(line.mark), fix=fix)
+        raise UtcError(f"unknown pattern {line.glob!r}", where=str(line.mark), fix=fix, code="rule/unknown-name")
     owned = view.parameters
     found: list[str] = []
     notes: list[str] = []

@@ -147,6 +147,7 @@ def _nothing(capture: str, op: Operation) -> UtcError:
     return UtcError(
         f"'{capture}' is the result of {op.name}, which has no weight",
         fix="name the capture of an operation with a weight: a linear, a convolution, a norm …",
+        code="match/weights",
     )
 
 
@@ -160,6 +161,7 @@ def _of_module(
             f"the weight of {node.target} is a buffer and not a parameter",
             why="the model has it as a buffer, or a parametrisation was removed while no parameter required a gradient",
             fix="make it a parameter before capture: layer.weight = torch.nn.Parameter(layer._buffers.pop('weight'))",
+            code="match/weights",
         )
     if op.name in RECURRENT:
         names = [n for r in roles for n in leaf._parameters if n.startswith(r) and n in mine]
@@ -171,6 +173,7 @@ def _of_module(
             f"the weights of {type(leaf).__name__} cannot be tuned",
             why="the module is one node of the graph, and the capture does not see how its code uses them",
             fix="tune its result instead: `sequential:` or `parallel:`",
+            code="match/weights",
         )
     return {r: f"{node.target}.{r}" if r in mine else None for r in roles}
 
@@ -206,6 +209,7 @@ def _of_function(
         raise UtcError(
             f"{op.name} reads {len(operands)} parameters: {', '.join(_behind(o, view) for o in operands)}",
             fix="match the parameter itself: {parameter: …}",
+            code="match/weights",
         )
     (operand,) = operands
     is_product = op.name == "matmul" and op.operands.get("other") is operand
@@ -254,6 +258,7 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
             f"its weight {operand.target} is a buffer and not a parameter",
             why="the model has it as a fixed transform",
             fix="exclude the place by `except:` or in `where:`",
+            code="match/weights",
         )
     if len(found) > 1:  # weight standardisation with a gain: the weight is the one of the operand's size
         value = value_of(operand)
@@ -265,6 +270,7 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
                 f"the weight is computed from several parameters: {', '.join(sorted(found))}",
                 fix="match one of them: {parameter: …}; or remove the parametrisation that computes it, and capture "
                 "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True)",
+                code="match/weights",
             )
         found = alike
     return found[0]
@@ -294,11 +300,12 @@ def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: Grap
             f"{tuned.operation.name} has no output channels to slice",
             why="slices are rows of the weight of a linear or convolution, one per channel of its result",
             fix="leave out `slices:`",
+            code="match/weights",
         )
     result = tuple(_rows(text, env, tuned.node, count, axis, view) for text in slices)
     every = [r for part in result for r in part]
     if len(set(every)) != len(every):
-        raise UtcError(f"slices {list(slices)} overlap", fix="name each part once")
+        raise UtcError(f"slices {list(slices)} overlap", fix="name each part once", code="match/weights")
     return result
 
 
@@ -308,16 +315,18 @@ def _rows(text: str, env: Bindings, packed: fx.Node, count: int, axis: int, view
         i, n = int(part[1]), int(part[2])
         if not 1 <= i <= n or count % n:
             raise UtcError(
-                f"slice '{text}' is not a whole part of {count} rows", fix="write 1/3 for the first of three"
+                f"slice '{text}' is not a whole part of {count} rows",
+                fix="write 1/3 for the first of three",
+                code="match/weights",
             )
         return tuple(range((i - 1) * (count // n), i * (count // n)))
     if text not in env:
         fix = f"{did_you_mean(text, env)}; or state equal parts, such as [1/3, 3/3]"
-        raise UtcError(f"the match offers no capture '{text}' for `slices`", fix=fix)
+        raise UtcError(f"the match offers no capture '{text}' for `slices`", fix=fix, code="match/weights")
     numbers = _trace(packed, env[text], count, axis, view)
     rows = sorted(set(numbers.long().flatten().tolist()))
     if len(rows) == count and view.without_layout(env[text]) is not view.without_layout(packed):
-        raise UtcError(f"'{text}' is made of all {count} rows", fix="leave out `slices:`")
+        raise UtcError(f"'{text}' is made of all {count} rows", fix="leave out `slices:`", code="match/weights")
     return tuple(rows)
 
 
@@ -334,12 +343,17 @@ def _trace(packed: fx.Node, capture: fx.Node, count: int, axis: int, view: Graph
             elif view.operations[node].name in ("identity", "dropout") and view.position[node] > view.position[packed]:
                 known[node] = compute(view.operations[node].inputs[0])
             elif view.position[node] < view.position[packed] or node.op not in ("call_function", "call_method"):
-                raise UtcError(f"'{capture.name}' is not made of {packed.name}", fix="name captures of its parts")
+                raise UtcError(
+                    f"'{capture.name}' is not made of {packed.name}",
+                    fix="name captures of its parts",
+                    code="match/weights",
+                )
             elif view.operations[node].name not in _MOVES and value_of(node) is not None:
                 raise UtcError(
                     f"{describe(node)} computes between {packed.name} and '{capture.name}'",
                     why="the numbers of the capture are then not rows of the weight",
                     fix="name captures nearer to the projection, or state equal parts, such as [1/3, 3/3]",
+                    code="match/weights",
                 )
             else:
                 known[node] = run_node(view.module, node, compute)

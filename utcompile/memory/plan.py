@@ -137,6 +137,7 @@ def _too_small(
         f"a step does not fit the memory budget {budget!r}",
         why=f"the least possible with these inputs is {possible}",
         fix="give a larger budget, or example inputs with a smaller batch",
+        code="arguments/value",
     )
 
 
@@ -156,7 +157,11 @@ def _arguments(tuned: UtcGraphModule, example_inputs: Any) -> dict[str, Any]:
     """The inputs by name; by default those that the model was captured with."""
     if example_inputs is None:
         if tuned.example_inputs is None:
-            raise UtcError("the module has no example inputs", fix="give them: tuned.plan_memory(budget, (x,))")
+            raise UtcError(
+                "the module has no example inputs",
+                fix="give them: tuned.plan_memory(budget, (x,))",
+                code="arguments/value",
+            )
         return dict(tuned.example_inputs.arguments(tuned.dtype, tuned.device))
     args, kwargs = (), {}
     if isinstance(example_inputs, Mapping):
@@ -166,7 +171,9 @@ def _arguments(tuned: UtcGraphModule, example_inputs: Any) -> dict[str, Any]:
     try:
         return dict(inspect.signature(tuned.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:
-        raise UtcError("the example inputs do not fit the module's forward", why=str(error)) from error
+        raise UtcError(
+            "the example inputs do not fit the module's forward", why=str(error), code="arguments/value"
+        ) from error
 
 
 def _bytes_of(given: Sequence[torch.Tensor | nn.Parameter]) -> int:

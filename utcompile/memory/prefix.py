@@ -79,20 +79,25 @@ def split_prefix(tuned: UtcGraphModule) -> tuple[UtcGraphModule, Rest]:
         (True, False)
     """
     if not isinstance(tuned, UtcGraphModule):
-        raise UtcError(f"split_prefix takes a TunedModule, not {type(tuned).__name__}")
+        raise UtcError(f"split_prefix takes a TunedModule, not {type(tuned).__name__}", code="arguments/value")
     reading = Reading(tuned.graph, tuned, tuned.follows_mode)
     if any(info(n).region or info(n).mutates for n in tuned.graph.nodes):
-        raise UtcError("the prefix of this model cannot be cut off", why="it has regions, or writes in place")
+        raise UtcError(
+            "the prefix of this model cannot be cut off",
+            why="it has regions, or writes in place",
+            code="arguments/value",
+        )
     if tuned.follows_mode:
         raise UtcError(
             "the prefix of this model cannot be cut off",
             why="its layers obey the mode, so what they yield for a sample differs from call to call",
             fix="compile with base='frozen'",
+            code="arguments/value",
         )
     below = _below(tuned.graph, reading)
     border = _border(tuned.graph, below)
     if not border or all(n.op == "placeholder" for n in border):
-        raise UtcError("there is no frozen prefix", why="a tuner reads the model's inputs")
+        raise UtcError("there is no frozen prefix", why="a tuner reads the model's inputs", code="arguments/value")
     prefix = UtcGraphModule(tuned, _first(tuned.graph, below, border), "Prefix")
     rest = Rest(tuned, _second(tuned.graph, tuned, below, border), "Rest")
     for part in (prefix, rest):

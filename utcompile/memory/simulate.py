@@ -133,6 +133,7 @@ def simulate(
                 "the memory of this model cannot be planned",
                 why=f"what it computes depends on the numbers in a tensor: {error}",
                 fix="leave out `memory=`; what costs no time is applied anyway",
+                code="arguments/value",
             ) from error
 
 

@@ -321,7 +321,7 @@ def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -
         _check_as_given(model, inputs, leaves)
         why = f"the model runs at the example's sizes, and fails at {sample}"
         fix = "name the dimensions that vary with dynamic=…; dynamic={} captures at the example's sizes only"
-        raise Differs(UtcError(why, why=str(error), fix=fix)) from error
+        raise Differs(UtcError(why, why=str(error), fix=fix, code="capture/forward-failed")) from error
 
 
 def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:

@@ -114,22 +114,24 @@ def _checked(model: nn.Module, base: str, verify: str) -> nn.Module:
         UtcError: the arguments of `capture` are wrong, or the model has a part that no graph can have.
     """
     if not isinstance(model, nn.Module):
-        raise UtcError(f"capture takes an nn.Module, not {type(model).__name__}")
+        raise UtcError(f"capture takes an nn.Module, not {type(model).__name__}", code="arguments/type")
     model = _unwrapped(model)
     if isinstance(model, UtcGraphModule):
         raise UtcError(
             f"this is a {type(model).__mro__[1].__name__} already, a recorded graph",
             fix="give it to utc.match or utc.compile as it is, or capture the original model",
+            code="arguments/type",
         )
     if base not in ("frozen", "follow"):
-        raise UtcError(f"base must be 'frozen' or 'follow', not {base!r}")
+        raise UtcError(f"base must be 'frozen' or 'follow', not {base!r}", code="arguments/value")
     if verify not in ("values", "full", "shapes"):
-        raise UtcError(f"verify must be 'values', 'full' or 'shapes', not {verify!r}")
+        raise UtcError(f"verify must be 'values', 'full' or 'shapes', not {verify!r}", code="arguments/value")
     taken = _RESERVED & {*model._modules, *model._parameters, *model._buffers}
     if taken:
         raise UtcError(
             f"{type(model).__name__} has a part named '{min(taken)}', a name that a captured module uses itself",
             fix="wrap the model in a module that keeps it under another name",
+            code="capture/unsupported",
         )
     check_layers(model)
     return model
@@ -180,6 +182,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         raise UtcError(
             f"{type(model).__name__} is scripted: its Python code is gone",
             fix="capture the model as it was before torch.jit.script or torch.jit.trace",
+            code="capture/unsupported",
         )
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model

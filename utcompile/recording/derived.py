@@ -43,6 +43,7 @@ def captured_as(given: object, recorded: object, name: str) -> None:
         raise UtcError(
             f"the captured model was recorded with {name}={recorded!r}, not {given!r}",
             fix=f"capture it again with {name}={given!r} in the example inputs",
+            code="call/guard",
         )
 
 
@@ -59,6 +60,7 @@ def same_values(given: torch.Tensor, recorded: torch.Tensor, name: str) -> None:
             f"the captured model was recorded with {name}={recorded.tolist()}, not {given.tolist()}",
             why="the model's Python code reads these values as sizes",
             fix="capture it again with these values among the example inputs",
+            code="call/guard",
         )
 
 
@@ -76,6 +78,7 @@ def same_choice(given: torch.Tensor, recorded: object, source: str) -> None:
             f"the model's Python code would run otherwise: it reads {value!r}, and read {recorded!r} at capture",
             where=source,
             fix="capture it again on inputs like these; or move that code into a submodule, which stays one node",
+            code="call/guard",
         )
 
 

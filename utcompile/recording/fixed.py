@@ -50,12 +50,15 @@ class FixedSizes:
 
     def __call__(self, tensor: torch.Tensor, *others: torch.Tensor) -> None:
         if not isinstance(tensor, torch.Tensor):
-            raise UtcError(f"{self.name} must be a tensor, as at capture, and not {type(tensor).__name__}")
+            raise UtcError(
+                f"{self.name} must be a tensor, as at capture, and not {type(tensor).__name__}", code="call/guard"
+            )
         shape = tensor.shape
         if len(shape) != self.rank:
             raise UtcError(
                 f"the captured model was recorded with {self.name} of {self.rank} dimensions, not {len(shape)}",
                 fix="capture it again with an example of this kind",
+                code="call/guard",
             )
         for dim, size in self.sizes:
             if shape[dim] != size:
@@ -67,6 +70,7 @@ class FixedSizes:
                     f"{self.name}.shape[{dim}] is {shape[dim]}, and {name}.shape[{there}] is {wanted}",
                     why="they were captured as one size, which varies: nothing is known of calls in which they differ",
                     fix="give them one size; or name them apart with dynamic=…",
+                    code="call/guard",
                 )
 
     def _error(self, dim: int, size: int, found: int) -> UtcError:
@@ -77,6 +81,7 @@ class FixedSizes:
             fix=f"capture it {again}"
             if "[" in self.name
             else f"capture it with this size as dynamic, e.g. dynamic={self._dynamic(dim)}; or {again}",
+            code="call/guard",
         )
 
     def _dynamic(self, dim: int) -> str:

@@ -39,6 +39,7 @@ class Guard:
             where=self.source,
             why="the model's Python code decides by it, and would run otherwise",
             fix=self.fix,
+            code="call/guard",
         )
 
 
@@ -139,6 +140,7 @@ class StructureCheck:
                 f"the captured model was recorded with {at}={recorded}, not {given}",
                 why="values that are no tensors are part of the graph",
                 fix="capture it again with this argument among the example inputs",
+                code="call/guard",
             )
 
     def __hash__(self) -> int:

@@ -148,7 +148,10 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, object]
     elif isinstance(example_inputs, (tuple, list)):
         args = example_inputs
     else:
-        raise UtcError(f"example_inputs must be a tuple, a dict or a tensor, not {type(example_inputs).__name__}")
+        raise UtcError(
+            f"example_inputs must be a tuple, a dict or a tensor, not {type(example_inputs).__name__}",
+            code="capture/inputs",
+        )
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -156,6 +159,7 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, object]
             "the example inputs do not fit the model's forward",
             why=f"{error}",
             fix=f"{type(model).__name__}.forward takes {signature}",
+            code="capture/inputs",
         ) from error
     result: dict[str, object] = {}
     for name, value in bound.arguments.items():
@@ -169,10 +173,13 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, object]
             raise UtcError(
                 f"an example input is named '{name}', a word of Python",
                 fix="wrap the model in a module whose forward gives it another name",
+                code="capture/inputs",
             )
     if not tensors(result):
         raise UtcError(
-            "the example inputs contain no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
+            "the example inputs contain no tensor",
+            fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)",
+            code="capture/inputs",
         )
     return result
 
@@ -222,7 +229,9 @@ def _stated(arguments: dict[str, object], dynamic: Dynamic) -> tuple[dict[int, S
     )
     for name in asked:
         if name not in arguments:
-            raise UtcError(f"dynamic names {name!r}, which is no input", fix=did_you_mean(name, arguments))
+            raise UtcError(
+                f"dynamic names {name!r}, which is no input", fix=did_you_mean(name, arguments), code="capture/dynamic"
+            )
     known: dict[str, Symbol] = {}
     return tuple(
         _dimensions(name, t, asked[name], known) if name in asked else {}
@@ -239,11 +248,12 @@ def _dimensions(name: str, t: T, asked: object, known: dict[str, Symbol]) -> dic
             f"dynamic gives {asked!r} for {name!r}",
             why="it takes dimension numbers and names",
             fix=f'write dynamic={{"{name}": {{0: "B", 2: "H"}}}}',
+            code="capture/dynamic",
         )
     found: dict[int, Symbol] = {}
     for dim, label in dims.items():
         if not isinstance(dim, int) or not -t.dim() <= dim < t.dim():
-            raise UtcError(f"dynamic names dimension {dim!r} of {name!r}, which has {t.dim()}")
+            raise UtcError(f"dynamic names dimension {dim!r} of {name!r}, which has {t.dim()}", code="capture/dynamic")
         size = t.shape[dim]
         if dim % t.dim() == 0 and str(label).lower() in ("b", "batch", "n", "batch_size"):
             found[0] = BATCH
@@ -252,7 +262,9 @@ def _dimensions(name: str, t: T, asked: object, known: dict[str, Symbol]) -> dic
         symbol = known.setdefault(str(label), Symbol(str(label), size, step))
         if symbol.example != size:
             raise UtcError(
-                f"dynamic gives {label!r} to dimensions of different sizes", why=f"{symbol.example} and {size}"
+                f"dynamic gives {label!r} to dimensions of different sizes",
+                why=f"{symbol.example} and {size}",
+                code="capture/dynamic",
             )
         found[dim % t.dim()] = symbol
     return found

@@ -76,6 +76,7 @@ def watched(
                 where=getattr(error, "source", None),
                 why="its weights are no part of the model that is captured",
                 fix="make modules in __init__",
+                code="capture/state",
             ) from error
         raise
     finally:

@@ -36,6 +36,7 @@ def check_layers(model: nn.Module) -> None:
                 where=where,
                 why="a lazy module makes them in its first call",
                 fix="run the model once on the example first: model(*example)",
+                code="capture/unsupported",
             )
         if _is_offloaded(module):
             raise UtcError(
@@ -43,6 +44,7 @@ def check_layers(model: nn.Module) -> None:
                 where=where,
                 why="accelerate offloads them, so that there is nothing to record or tune",
                 fix="load the model without offloading: device_map=None, or accelerate's remove_hook_from_submodules",
+                code="capture/unsupported",
             )
 
 

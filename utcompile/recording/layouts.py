@@ -28,6 +28,7 @@ def check_layouts(model: nn.Module, arguments: dict[str, object]) -> None:
                 f"{what} is {unusual}",
                 why="capture records dense tensors, and sparse ones in coordinate format (torch.sparse_coo)",
                 fix="give it as a dense or a COO tensor, and convert it inside of forward",
+                code="capture/unsupported",
             )
 
 

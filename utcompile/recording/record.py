@@ -155,6 +155,7 @@ def _arguments(inputs: Inputs, sample: Sample, convert: Callable[[T], T], *, val
             where=", ".join(sorted(kinds)),
             why=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
             fix="wrap the model in a module that takes plain tensors and makes these of them",
+            code="capture/unsupported",
         ) from error
 
 
@@ -191,4 +192,5 @@ def _failure(error: Exception, arguments: dict[str, object], last: fx.Node | Non
         where=place,
         why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
         fix="check that the example inputs fit the model: it must run on them by itself",
+        code="capture/forward-failed",
     )

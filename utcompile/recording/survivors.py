@@ -38,6 +38,7 @@ def release() -> None:
             "the model's code keeps a size of this recording where it cannot be found",
             why=f"{len(left)} numbers outlive the recording, kept by {_keeper(left[0])}",
             fix="keep int(size) instead, or move that code into a submodule, which stays one node",
+            code="capture/state",
         )
 
 

@@ -114,6 +114,7 @@ def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -
             where=line,
             why="with gradients and without it runs other operations",
             fix="choose by self.training instead",
+            code="capture/unsupported",
         )
 
 
@@ -142,7 +143,7 @@ def _shown(node: fx.Node) -> str:
 
 def _error(what: str, node: fx.Node, why: str) -> UtcError:
     fix = "name the dimensions that vary with dynamic=…; dynamic={} captures at the example's sizes only"
-    return UtcError(what, where=describe(node), why=why, fix=fix)
+    return UtcError(what, where=describe(node), why=why, fix=fix, code="capture/unsupported")
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Unrecordable(Exception):
                 self.reason,
                 where=f"{self.path or 'the root module'} ({self.source})",
                 fix="put that call into a submodule, which stays one node",
+                code="capture/unsupported",
             )
         if self.data:
             return UtcError(
@@ -87,9 +88,11 @@ class Unrecordable(Exception):
                 where=f"{self.path or 'the root module'} ({self.source})",
                 why=self.reason,
                 fix="express the choice with torch.where, or move that code into a submodule, which stays one node",
+                code="capture/unsupported",
             )
         return UtcError(
             self.reason,
             where=f"{self.path or 'the root module'} ({self.source})",
             fix="make the value with torch functions, keep it as a buffer, or move that code into a submodule",
+            code="capture/unsupported",
         )

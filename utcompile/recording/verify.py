@@ -44,6 +44,7 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
         raise UtcError(
             "the model has parameters on the meta device, so there are no values to verify",
             fix='pass verify="shapes", or load the weights first: model.to_empty(device="cpu") and load_state_dict',
+            code="capture/differs",
         )
     with in_mode(model, training=False) as own:
         both = _Both(own, captured, inputs, watch)
@@ -117,6 +118,7 @@ class _Both:
                 "the model fails on the example inputs",
                 why=f"{type(error).__name__}: {error}",
                 fix="give example inputs on which it runs: its values count too",
+                code="capture/differs",
             ) from error
         self.written |= dict.fromkeys(expected.written)
         try:
@@ -127,7 +129,9 @@ class _Both:
             return False  # the capture refuses such a call by name
         except Exception as error:
             where = f"{what}: the model runs there"
-            raise UtcError("the capture fails", where=where, why=f"{type(error).__name__}: {error}") from error
+            raise UtcError(
+                "the capture fails", where=where, why=f"{type(error).__name__}: {error}", code="capture/differs"
+            ) from error
         difference = _difference(expected, found)
         if difference is not None:
             raise self._error(difference, what, expected, calls, gradients)
@@ -164,6 +168,7 @@ class _Both:
                 where=what,
                 why=why_not(difference.expected, "the model is not deterministic: two runs with one seed differ"),
                 fix='make it deterministic; or, if that is intended, capture with verify="shapes"',
+                code="capture/differs",
             )
         drawn = f"; its forward draws {', '.join(self.watch.drawn)}" if self.watch.drawn else ""
         return UtcError(
@@ -176,6 +181,7 @@ class _Both:
             ),
             fix="move the code that chooses into a submodule with few parameters and let it compute from its inputs "
             "alone; or give the model what it makes when it is traced, such as an attention mask, as an input",
+            code="capture/differs",
         )
 
     def _run(self, module: nn.Module, calls: Sequence[dict[str, object]], gradients: bool) -> _Outcome:
@@ -264,14 +270,17 @@ def _difference(expected: _Outcome, found: _Outcome) -> _Difference | None:
         UtcError: there is nothing to compare with.
     """
     if len(expected.outputs) != len(found.outputs):
-        raise UtcError(f"the capture yields {len(found.outputs)} tensors, the model {len(expected.outputs)}")
+        raise UtcError(
+            f"the capture yields {len(found.outputs)} tensors, the model {len(expected.outputs)}",
+            code="capture/differs",
+        )
     pairs = [(f"output {i}", a, b) for i, (a, b) in enumerate(zip(expected.outputs, found.outputs, strict=True))]
     for name, a, b in pairs:
         if not equal(a, b):
             return _Difference(name, a, b)
     if expected.gradients is not None:
         if found.gradients is None:
-            raise UtcError("the model can be differentiated, and the capture cannot")
+            raise UtcError("the model can be differentiated, and the capture cannot", code="capture/differs")
         for i, (a, b) in enumerate(zip(expected.gradients, found.gradients, strict=True)):
             if not equal(a, b, gradient=True):
                 return _Difference(f"the gradient of input {i}", a, b)

@@ -71,6 +71,7 @@ def lasting_error(model: nn.Module, names: list[str], why: str) -> UtcError:
         fix="run the model once on the example first, in eval mode: model(*example)"
         if why == SETTLES
         else f"{write}, or take it as an input and return it",
+        code="capture/unsupported",
     )
 
 

@@ -88,6 +88,7 @@ def _require_nodes(plan: PlanData) -> None:
                     f"the captured graph has changed since the plan was made: site {site.id} is at {node.name}, "
                     "which is not in it any more",
                     fix="match the rules again: utc.match(captured, rules)",
+                    code="tune/not-tunable",
                 )
 
 

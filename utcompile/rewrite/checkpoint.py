@@ -133,7 +133,9 @@ def tuned_module(model: object, verb: str) -> TunedModule:
     found = unwrapped(model, verb)
     if not isinstance(found, TunedModule):
         raise UtcError(
-            f"{verb} takes a TunedModule, not {type(found).__name__}", fix="compile the model first: utc.compile"
+            f"{verb} takes a TunedModule, not {type(found).__name__}",
+            fix="compile the model first: utc.compile",
+            code="checkpoint/write",
         )
     return found
 
@@ -192,13 +194,19 @@ def _inputs(tuned: TunedModule) -> dict[str, object] | None:
 def _extra(extra: Mapping[str, object] | None) -> dict[str, object]:
     own = {"format", "identity", "utcompile", "torch", "versions", "rules", "base", "inputs", "sites", "tensors"}
     if not isinstance(extra, Mapping | None) or not all(isinstance(key, str) for key in extra or ()):
-        raise UtcError(f"extra must be a mapping from names to plain data, not {extra!r:.80}")
+        raise UtcError(f"extra must be a mapping from names to plain data, not {extra!r:.80}", code="arguments/type")
     if taken := sorted(own & set(extra or ())):
-        raise UtcError(f"extra has the key {taken[0]!r}, which the manifest has itself", fix="give it another name")
+        raise UtcError(
+            f"extra has the key {taken[0]!r}, which the manifest has itself",
+            fix="give it another name",
+            code="checkpoint/write",
+        )
     try:
         found: dict[str, object] = json.loads(json.dumps(dict(extra or {}), default=str))
     except (TypeError, ValueError, RecursionError) as error:
-        raise UtcError("extra is no plain data", why=str(error), fix="give what json.dumps takes") from error
+        raise UtcError(
+            "extra is no plain data", why=str(error), fix="give what json.dumps takes", code="arguments/type"
+        ) from error
     return found
 
 

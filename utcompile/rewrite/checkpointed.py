@@ -35,6 +35,7 @@ def refuse_checkpoint(switch: Switch) -> None:
             "in one call and on in the other",
             fix="open disable_tuners in the function that is checkpointed, or call the model there without checkpoint "
             "or inside torch.no_grad(); call backward() outside disable_tuners",
+            code="tune/disabled",
         )
 
 

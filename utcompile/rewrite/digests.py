@@ -48,7 +48,12 @@ def pieces(name: str, value: torch.Tensor) -> Iterator[torch.Tensor]:
         UtcError: it has none.
     """
     if value.is_meta:
-        raise UtcError("the base has no values", where=name, fix="load the weights before the tuners are saved")
+        raise UtcError(
+            "the base has no values",
+            where=name,
+            fix="load the weights before the tuners are saved",
+            code="tune/not-tunable",
+        )
     value = whole(value).detach()
     if is_quantised(value):
         inside, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]

@@ -50,6 +50,7 @@ def _check_site(mine: TunedSite, theirs: SavedSite, where: str) -> None:
                 where=where,
                 why=f"{key} is {pair[0]!r:.80} in the checkpoint, {pair[1]!r:.80} here",
                 fix=_RULES,
+                code="checkpoint/other-sites",
             )
 
 
@@ -64,6 +65,7 @@ def check_places(tuned: TunedModule, manifest: Manifest | Format1, where: str) -
                 where=where,
                 why=f"it is at {'; '.join(place)} in the checkpoint, at {'; '.join(here)} here",
                 fix=_RULES,
+                code="checkpoint/other-sites",
             )
 
 
@@ -83,6 +85,7 @@ def check_base(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> 
             why=f"{name} is the first of {len(differing)} tensors that differ: {why} "
             f"(fingerprint {theirs.fingerprint[:12]}… there, {fingerprint(tuned)[:12]}… here)",
             fix="convert the model to the dtype that it had in training" if only_dtype else _SAME_BASE,
+            code="checkpoint/other-base",
         )
     return _notes_of_casts(cast) + _check_wiring(tuned, manifest, where)
 
@@ -129,6 +132,7 @@ def _check_wiring(tuned: TunedModule, manifest: Manifest, where: str) -> Notes:
         where=where,
         why=difference,
         fix=_SAME_BASE,
+        code="checkpoint/other-base",
     )
 
 
@@ -141,6 +145,7 @@ def _check_format_1(tuned: TunedModule, manifest: Format1, where: str) -> Notes:
             why=f"its base has the fingerprint {manifest.base[:12]}…, this model {mine[:12]}…; in format 1, "
             "the fingerprint includes the head as it was before training",
             fix=_SAME_BASE,
+            code="checkpoint/other-base",
         )
     return [
         "this checkpoint has format 1, in which nothing shows whether tensors and manifest belong together; "
@@ -161,6 +166,7 @@ def check_tensors(
                 f"{name} has the shape {list(theirs.shape)} in the checkpoint, {list(value.shape)} here",
                 where=where,
                 fix=_RULES,
+                code="checkpoint/shape",
             )
         if theirs.dtype == value.dtype:
             continue
@@ -169,6 +175,7 @@ def check_tensors(
                 f"{name} is {text_of(theirs.dtype)} in the checkpoint, {text_of(value.dtype)} here",
                 where=where,
                 fix=_RULES,
+                code="checkpoint/shape",
             )
         cast.setdefault((text_of(theirs.dtype), text_of(value.dtype)), name)
     return _notes_of_casts(cast)
@@ -195,4 +202,5 @@ def check_names(theirs: Mapping[str, object], mine: Mapping[str, object], where:
                 if names
             ),
             fix=_RULES,
+            code="checkpoint/other-sites",
         )

@@ -60,6 +60,7 @@ def load_peft(tuned: torch.nn.Module, folder: str | Path) -> TunedModule:
             where=checkpoint.where,
             why=f"its base has the fingerprint {str(checkpoint.base)[:12]}…, this model {str(mine)[:12]}…",
             fix="build the model with the same architecture and weights as in training",
+            code="checkpoint/other-base",
         )
     placing = Placing(tuned, checkpoint)
     values = placing.place()
@@ -69,6 +70,7 @@ def load_peft(tuned: torch.nn.Module, folder: str | Path) -> TunedModule:
             where=checkpoint.where,
             why=by_reason(placing.problems, most=4),
             fix="compile the model that it was trained on with utc.peft_rules(folder)",
+            code="peft/tensors",
         )
     with torch.no_grad():
         for parameter, value in values.values():

@@ -52,12 +52,18 @@ def to_function(graph: fx.Graph, node: fx.Node, root: nn.Module) -> dict[str, fx
     leaf = root.get_submodule(str(node.target))
     beyond = more_than_its_class(leaf)
     if beyond is not None:
-        raise UtcError(f"the weight of {describe(node)} cannot be tuned", why=f"it does more than its class: {beyond}")
+        raise UtcError(
+            f"the weight of {describe(node)} cannot be tuned",
+            why=f"it does more than its class: {beyond}",
+            code="tune/not-tunable",
+        )
     name, attributes = module_operation(leaf)
     (source, *more), path = node.args, str(node.target)
     if (more and name not in RECURRENT) or node.kwargs or not isinstance(source, fx.Node):
         raise UtcError(
-            f"the weight of {describe(node)} cannot be tuned", why="the module is called with more than its input"
+            f"the weight of {describe(node)} cannot be tuned",
+            why="the module is called with more than its input",
+            code="tune/not-tunable",
         )
     state: dict[str, fx.Node] = {}
     with graph.inserting_before(node):
@@ -99,7 +105,11 @@ def _spelled(
     if name in _PREPARED:
         given = given | _PREPARED[name](graph, leaf, given)
     if name not in _SIGNATURES:
-        raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no spelling as a function")
+        raise UtcError(
+            f"the weight of {type(leaf).__name__} cannot be tuned",
+            why="it has no spelling as a function",
+            code="tune/not-tunable",
+        )
     return function_of(name), tuple(given.get(role) for role in _SIGNATURES[name].split())
 
 
@@ -116,7 +126,10 @@ def _conv(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> di
 
 def _embedding(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> dict[str, Argument]:
     if leaf.max_norm is not None or leaf.scale_grad_by_freq or leaf.sparse:
-        raise UtcError("an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be tuned")
+        raise UtcError(
+            "an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be tuned",
+            code="tune/not-tunable",
+        )
     return {}
 
 
@@ -124,7 +137,9 @@ def _statistics(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument])
     """A norm in eval: by its own statistics, where it has any."""
     alone = "running_mean" not in given
     if alone and not isinstance(leaf, nn.modules.instancenorm._InstanceNorm):
-        raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no statistics")
+        raise UtcError(
+            f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no statistics", code="tune/not-tunable"
+        )
     momentum = leaf.momentum if isinstance(leaf.momentum, float) else 0.0
     return {"training": False, "use_input_stats": alone, "momentum": momentum}
 
@@ -150,7 +165,7 @@ def _layers(
 def _check_batch(source: Argument, rank: int, what: str) -> None:
     value = value_of(source) if isinstance(source, fx.Node) else None
     if value is None or value.rank != rank:
-        raise UtcError(f"the weights of {what} without a batch cannot be tuned")
+        raise UtcError(f"the weights of {what} without a batch cannot be tuned", code="tune/not-tunable")
 
 
 def _number(value: object) -> int:

@@ -74,6 +74,7 @@ def _check(site: Site, tuner: Tuner) -> None:
                     where=f"site {site.id}",
                     why=f"in step {draw + 1} of the tuner alone, on random values",
                     fix="look for a division by zero, or a root at zero, where the tuner starts",
+                    code="tune/no-gradient",
                 )
             waiting.discard(name)
             with torch.no_grad():
@@ -86,6 +87,7 @@ def _check(site: Site, tuner: Tuner) -> None:
         why="in steps of the tuner alone, on random values: it takes no part in what the tuner computes, or what it is "
         "multiplied by starts at zero and stays there",
         fix="start only one of two factors at zero; what is not to be trained is a buffer",
+        code="tune/no-gradient",
     )
 
 

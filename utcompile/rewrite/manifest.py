@@ -109,19 +109,26 @@ def _read(folder: str | Path) -> tuple[dict[str, object], Manifest | Format1]:
         path, "there is no checkpoint here", "name the folder that `utcompile train -o` or `save_tuners` wrote"
     )
     if not isinstance(manifest, dict) or not {"format", "base", "rules", "sites", "tensors"} <= manifest.keys():
-        raise UtcError("this is no manifest of utcompile", where=str(path))
+        raise UtcError("this is no manifest of utcompile", where=str(path), code="checkpoint/damaged")
     version = manifest["format"]
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise UtcError(
             f"the manifest has format {version!r:.40}, this version reads 1 to {FORMAT}",
             where=str(path),
             fix="upgrade utcompile",
+            code="checkpoint/format",
         )
     try:
         kind: type[Manifest | Format1] = Manifest if version == FORMAT else Format1
         return manifest, kind.model_validate(manifest)
     except (ValidationError, RecursionError) as error:
-        raise UtcError("the manifest is damaged", where=str(path), why=_first(error), fix="save it again") from error
+        raise UtcError(
+            "the manifest is damaged",
+            where=str(path),
+            why=_first(error),
+            fix="save it again",
+            code="checkpoint/damaged",
+        ) from error
 
 
 def read_json(path: Path, missing: str, fix: str) -> object:
@@ -132,15 +139,21 @@ def read_json(path: Path, missing: str, fix: str) -> object:
     """
     try:
         if path.exists() and not path.is_file():
-            raise UtcError(missing, where=str(path), why="it is no file", fix=fix)
+            raise UtcError(missing, where=str(path), why="it is no file", fix=fix, code="checkpoint/damaged")
         if path.stat().st_size > _MOST_BYTES:
-            raise UtcError("the file is too large", where=str(path), why=f"more than {_MOST_BYTES >> 20} MiB", fix=fix)
+            raise UtcError(
+                "the file is too large",
+                where=str(path),
+                why=f"more than {_MOST_BYTES >> 20} MiB",
+                fix=fix,
+                code="checkpoint/damaged",
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UtcError(missing, where=str(path), why=error.strerror, fix=fix) from error
+        raise UtcError(missing, where=str(path), why=error.strerror, fix=fix, code="checkpoint/damaged") from error
     except (ValueError, RecursionError) as error:
         what = "the manifest is no JSON" if path.name == MANIFEST else "the file is no JSON"
-        raise UtcError(what, where=str(path), why=str(error).partition("\n")[0]) from error
+        raise UtcError(what, where=str(path), why=str(error).partition("\n")[0], code="checkpoint/damaged") from error
 
 
 def _first(error: ValidationError | RecursionError) -> str:

@@ -48,7 +48,7 @@ def _called_as_functions(graph: fx.Graph, root: nn.Module, halves: Mapping[str, 
             continue
         try:
             if any(owner_path(n) != path for n in inside):
-                raise UtcError(f"{path} is one node, with layers inside")
+                raise UtcError(f"{path} is one node, with layers inside", code="tune/not-tunable")
             to_function(graph, node, root)
         except UtcError as error:
             stay.update(id(halves[n]) for n in inside)

@@ -35,6 +35,7 @@ def sort_graph(graph: fx.Graph) -> None:
             f"site {info(stuck).site} reads what it changes, by way of another tuner",
             where=describe(stuck),
             fix="narrow one of the rules with `where:`",
+            code="tune/order",
         ) from None
     for before, node in pairwise(ordered):
         before.append(node)

@@ -43,7 +43,9 @@ def write_pair(
     """
     with reported("the checkpoint cannot be written", folder):
         if folder.exists() and not folder.is_dir():
-            raise UtcError("a checkpoint is a folder, and this is a file", where=str(folder))
+            raise UtcError(
+                "a checkpoint is a folder, and this is a file", where=str(folder), code="checkpoint/not-found"
+            )
         existed = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -125,18 +127,23 @@ def read_pair(
         where=str(folder / tensors_name),
         why=f"the tensors have the identity {found[:12] or '(none)'}, the manifest {(identity or '(none)')[:12]}",
         fix="take both files from the same save",
+        code="checkpoint/damaged",
     )
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if path.exists() and not path.is_file():
-        raise UtcError("the checkpoint's tensors cannot be read", where=str(path), why="it is no file")
+        raise UtcError(
+            "the checkpoint's tensors cannot be read", where=str(path), why="it is no file", code="checkpoint/damaged"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - no dict
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise UtcError("the checkpoint's tensors cannot be read", where=str(path), why=str(error)) from error
+        raise UtcError(
+            "the checkpoint's tensors cannot be read", where=str(path), why=str(error), code="checkpoint/damaged"
+        ) from error
 
 
 def _staged(tensors_name: str, identity: str) -> str:

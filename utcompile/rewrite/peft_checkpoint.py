@@ -142,7 +142,12 @@ def read_peft(folder: str | Path) -> PeftCheckpoint:
         if tuned:
             found.setdefault(tuned[1], {})[tuned[2]] = value
         elif ".lora_" in name:
-            raise UtcError("this is no tensor of a plain LoRA or DoRA", where=where, why=f"its name is {key}")
+            raise UtcError(
+                "this is no tensor of a plain LoRA or DoRA",
+                where=where,
+                why=f"its name is {key}",
+                code="peft/unsupported",
+            )
         elif name.endswith(".ia3_l"):
             factors[name.removesuffix(".ia3_l")] = value
         elif _COPIED in name:
@@ -168,7 +173,7 @@ def read_peft(folder: str | Path) -> PeftCheckpoint:
 def _require(found: bool, config: PeftConfig) -> None:
     if not found:
         kind = {LORA: "LoRA", IA3: "IA3", LN_TUNING: "LayerNorm tuning"}.get(config.kind, config.kind)
-        raise UtcError(f"the checkpoint has no tensors of {kind}", where=config.where)
+        raise UtcError(f"the checkpoint has no tensors of {kind}", where=config.where, code="peft/tensors")
 
 
 def _bare(name: str) -> str:
@@ -197,6 +202,7 @@ def _lora(found: Mapping[str, Tensors], config: PeftConfig) -> Iterable[PeftTune
                 f"which parameters of {path} are tuned is unclear",
                 where=config.where,
                 why=f"target_parameters name {', '.join(targeted)}, and the checkpoint has tensors of {len(layers)}",
+                code="peft/tensors",
             )
         for parameter in targeted:
             yield _tuner(path, parameter, "parameter", layers, targeted, config)
@@ -221,6 +227,7 @@ def _of_layer(
             where=config.where,
             why=f"its name is {name}",
             fix="tuners inside tuners are read on nn.MultiheadAttention and with target_parameters alone",
+            code="peft/unsupported",
         )
     if f"{name}.base_layer.out_proj" in found:
         return path, f"{path}.in_proj_weight", "attention"
@@ -252,12 +259,15 @@ def _tuner(
     for tensors in layers:
         if not any(tensors.keys() == pair | more for pair in pairs):
             why = ", ".join(sorted(tensors))
-            raise UtcError(f"the tensors of {path} are not a whole tuner", where=config.where, why=why)
+            raise UtcError(
+                f"the tensors of {path} are not a whole tuner", where=config.where, why=why, code="peft/tensors"
+            )
     if place == "attention" and "lora_B.bias" in layers[0]:
         raise UtcError(
             f"lora_bias of {path} is not read",
             where=config.where,
             why="PEFT leaves the bias of nn.MultiheadAttention's in_proj out of its computation",
+            code="peft/unsupported",
         )
     first = layers[0].get("lora_A.weight", layers[0].get("lora_embedding_A"))
     assert first is not None
@@ -266,7 +276,9 @@ def _tuner(
     dropout = (config.get("lora_dropout") or 0.0) if place == "module" else 0.0
     if not (isinstance(rank, int | float) and isinstance(alpha, int | float) and isinstance(dropout, int | float)):
         raise UtcError(
-            f"rank {rank!r}, alpha {alpha!r} or dropout {dropout!r} of {path} is no number", where=config.where
+            f"rank {rank!r}, alpha {alpha!r} or dropout {dropout!r} of {path} is no number",
+            where=config.where,
+            code="peft/tensors",
         )
     if place == "attention" and parameter == f"{path}.out_proj.weight":
         alpha *= 2  # PEFT adds the update of out_proj twice: once itself, and once by the layer's own merge
@@ -282,7 +294,7 @@ def _scale(path: str, value: torch.Tensor, config: PeftConfig) -> PeftScale:
     shape = (1, count, *[1] * (value.dim() - 2)) if inputs or value.dim() > 2 else (count, 1)
     if tuple(value.shape) != shape:
         what = f"the factors of {path} are not on what it {'reads' if inputs else 'yields'}, as the configuration says"
-        raise UtcError(what, where=config.where, why=f"their shape is {list(value.shape)}")
+        raise UtcError(what, where=config.where, why=f"their shape is {list(value.shape)}", code="peft/tensors")
     return PeftScale(path, value.flatten(), inputs)
 
 
@@ -315,4 +327,6 @@ def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
         fix = None
         if path.with_suffix(".bin").exists():
             fix = "adapter_model.bin is a pickle, which can run code: save it again with save_pretrained of peft >= 0.5"
-        raise UtcError("the checkpoint's tensors cannot be read", where=str(path), why=str(error), fix=fix) from error
+        raise UtcError(
+            "the checkpoint's tensors cannot be read", where=str(path), why=str(error), fix=fix, code="peft/tensors"
+        ) from error

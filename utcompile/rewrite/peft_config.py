@@ -48,11 +48,14 @@ def read_config(path: Path, where: str) -> PeftConfig:
     fix = "name a local folder that peft's save_pretrained wrote"
     config = read_json(path, "there is no PEFT checkpoint here", fix)
     if not isinstance(config, dict) or "peft_type" not in config:
-        raise UtcError("this is no configuration of PEFT", where=str(path))
+        raise UtcError("this is no configuration of PEFT", where=str(path), code="peft/config")
     kind = config["peft_type"]
     if kind not in _HARMLESS:
         raise UtcError(
-            f"{kind} is not read", where=str(path), fix="LoRA and DoRA, IA3, LayerNorm tuning and prefix tuning are"
+            f"{kind} is not read",
+            where=str(path),
+            fix="LoRA and DoRA, IA3, LayerNorm tuning and prefix tuning are",
+            code="peft/unsupported",
         )
     harmless = _COMMON | _HARMLESS[kind]
     odd = {k: v for k, v in config.items() if k in _PLAIN and v not in _PLAIN[k]}
@@ -63,6 +66,7 @@ def read_config(path: Path, where: str) -> PeftConfig:
             where=str(path),
             why=", ".join(f"{k}: {json.dumps(v)}" for k, v in odd.items()),
             fix="train it without, or let PEFT merge it into the model first (merge_and_unload)",
+            code="peft/unsupported",
         )
     return PeftConfig(config, where)
 
@@ -96,11 +100,13 @@ class PeftConfig:
         """
         table = self.values.get(patterns) or {}
         if not isinstance(table, dict):
-            raise UtcError(f"{patterns} is no table", where=self.where)
+            raise UtcError(f"{patterns} is no table", where=self.where, code="peft/config")
         try:
             key = next((k for k in table if re.match(rf"(.*\.)?({k})$", name)), None)
         except re.error as error:
-            raise UtcError(f"a key of {patterns} is no regular expression", where=self.where, why=str(error)) from error
+            raise UtcError(
+                f"a key of {patterns} is no regular expression", where=self.where, why=str(error), code="peft/config"
+            ) from error
         return otherwise if key is None else table[key]
 
     def names(self, field: str) -> tuple[str, ...]:
@@ -111,7 +117,9 @@ class PeftConfig:
         """
         value = self.values.get(field) or ()
         if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise UtcError(f"{field} is no list of names", where=self.where, why=json.dumps(value)[:200])
+            raise UtcError(
+                f"{field} is no list of names", where=self.where, why=json.dumps(value)[:200], code="peft/config"
+            )
         return tuple(value)
 
     def is_feedforward(self, path: str) -> bool:
@@ -123,4 +131,4 @@ class PeftConfig:
             return re.fullmatch(said, path) is not None
         except re.error as error:
             what = "feedforward_modules is no regular expression"
-            raise UtcError(what, where=self.where, why=str(error)) from error
+            raise UtcError(what, where=self.where, why=str(error), code="peft/config") from error

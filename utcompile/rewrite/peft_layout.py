@@ -55,13 +55,15 @@ def module_of(site: TunedSite) -> str:
         UtcError: the tuner is no plain LoRA or DoRA of a module's own weight.
     """
     if site.tuner not in (Lora.kind, Dora.kind) or not isinstance(site.place, TunedWeight):
-        raise UtcError(f"its tuner is {site.form} {site.tuner}, and only lora and dora have PEFT's layout")
+        raise UtcError(
+            f"its tuner is {site.form} {site.tuner}, and only lora and dora have PEFT's layout", code="peft/unsupported"
+        )
     if getattr(site.config, "slices", None):
-        raise UtcError("it tunes slices of a packed weight, and PEFT the whole")
+        raise UtcError("it tunes slices of a packed weight, and PEFT the whole", code="peft/unsupported")
     names = site.place.names
     path, _, attribute = names[0].rpartition(".")
     if len(names) > 1 or attribute != "weight" or not path:
-        raise UtcError(f"it tunes {', '.join(names)}, and PEFT the weights of modules")
+        raise UtcError(f"it tunes {', '.join(names)}, and PEFT the weights of modules", code="peft/unsupported")
     return path
 
 
@@ -77,11 +79,15 @@ def layer_of(tuned: TunedModule, path: str) -> Layer:
     module = tuned.get_submodule(path)
     assert isinstance(module, _CONVS)
     if module.groups != 1:
-        raise UtcError(f"its groups={module.groups}, and PEFT's A reads all channels in each group")
+        raise UtcError(
+            f"its groups={module.groups}, and PEFT's A reads all channels in each group", code="peft/unsupported"
+        )
     if any(d != 1 and k != 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)):
-        raise UtcError(f"its dilation={module.dilation}, which PEFT's A does not have")
+        raise UtcError(f"its dilation={module.dilation}, which PEFT's A does not have", code="peft/unsupported")
     if module.padding_mode != "zeros" and module.padding not in ((0,) * len(module.kernel_size), "valid"):
-        raise UtcError(f"its padding_mode={module.padding_mode!r}, and PEFT's A pads with zeros")
+        raise UtcError(
+            f"its padding_mode={module.padding_mode!r}, and PEFT's A pads with zeros", code="peft/unsupported"
+        )
     return layer
 
 
@@ -95,21 +101,25 @@ def called_layer(tuned: TunedModule, path: str) -> Layer:
     reads = [n for n in tuned.base_graph.nodes if n.op == "get_attr" and str(n.target) == f"{path}.weight"]
     readers = [user for read in reads for user in read.users]
     if path in tuned.aliased:
-        raise UtcError("it has two names in the model, and PEFT tunes the first alone")
+        raise UtcError("it has two names in the model, and PEFT tunes the first alone", code="peft/unsupported")
     classes = {_class_at(reader, path) for reader in readers}
     if readers and not calls and classes == {"Conv1D"} and {reader.target for reader in readers} == {torch.addmm}:
         return "conv1d of transformers"
     if readers and not calls and None not in classes:
-        raise UtcError(f"{', '.join(map(str, classes))} computes with its weight in its own code")
+        raise UtcError(
+            f"{', '.join(map(str, classes))} computes with its weight in its own code", code="peft/unsupported"
+        )
     if readers:
-        raise UtcError("its weight is read without a call of the module, where PEFT's tuner has no effect")
+        raise UtcError(
+            "its weight is read without a call of the module, where PEFT's tuner has no effect", code="peft/unsupported"
+        )
     module = tuned.get_submodule(path)
     if isinstance(module, nn.Embedding):
         return "embedding"
     if isinstance(module, nn.Linear):
         return "linear"
     if not isinstance(module, _CONVS):
-        raise UtcError(f"PEFT does not tune {type(module).__name__}")
+        raise UtcError(f"PEFT does not tune {type(module).__name__}", code="peft/unsupported")
     return "conv"
 
 
@@ -120,12 +130,14 @@ def check_reads_inside(tuned: TunedModule, parameter: str, path: str) -> None:
         UtcError: something else reads it too.
     """
     if path in tuned.aliased:
-        raise UtcError("its module has two names in the model, and PEFT tunes the first alone")
+        raise UtcError("its module has two names in the model, and PEFT tunes the first alone", code="peft/unsupported")
     for read in tuned.base_graph.nodes:
         if read.op == "get_attr" and str(read.target) == parameter:
             outside = [n for n in read.users if all(frame.path != path for frame in origin_of(n).scope)]
             if outside:
-                raise UtcError(f"it is read outside of calls of {path}, where PEFT's tuner has no effect")
+                raise UtcError(
+                    f"it is read outside of calls of {path}, where PEFT's tuner has no effect", code="peft/unsupported"
+                )
 
 
 def _class_at(node: fx.Node, path: str) -> str | None:
@@ -176,9 +188,15 @@ def from_parameter(shape: tuple[int, ...], r: int, tensors: Mapping[str, torch.T
     if len(shape) == 2:
         return {"lora_A": a, "lora_B": b}
     if len(shape) != 3 or a.shape[0] != shape[0] * r or b.shape[1] != shape[0] * r:
-        raise UtcError(f"its shape is {list(shape)}, and the checkpoint's tensors are {list(a.shape)}, {list(b.shape)}")
+        raise UtcError(
+            f"its shape is {list(shape)}, and the checkpoint's tensors are {list(a.shape)}, {list(b.shape)}",
+            code="peft/unsupported",
+        )
     if shape[1] == shape[2]:
-        raise UtcError("its matrices are square, and whether PEFT reads them transposed is not in the checkpoint")
+        raise UtcError(
+            "its matrices are square, and whether PEFT reads them transposed is not in the checkpoint",
+            code="peft/unsupported",
+        )
     down = a.reshape(shape[0], r, -1)  # (E, r, in)
     up = b.reshape(b.shape[0], r, shape[0]).permute(2, 0, 1)  # (E, out, r)
     if (b.shape[0], a.shape[1]) == shape[1:]:

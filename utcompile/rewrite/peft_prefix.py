@@ -42,6 +42,7 @@ def read_prefix(tensors: Mapping[str, torch.Tensor], config: PeftConfig) -> Peft
             "prefix tuning is read of language models that only decode",
             where=config.where,
             why=f"task_type is {config.get('task_type')!r}: how other models take a prefix is their own affair",
+            code="peft/unsupported",
         )
     value, layers, heads = tensors.get(TENSOR), config.get("num_layers"), config.get("num_attention_heads")
     counts = [n if isinstance(n, int) and n > 0 else 0 for n in (layers, heads)]
@@ -49,7 +50,10 @@ def read_prefix(tensors: Mapping[str, torch.Tensor], config: PeftConfig) -> Peft
     if value is None or value.dim() != 2 or numbers == 0 or value.shape[1] % numbers:
         shape = None if value is None else list(value.shape)
         raise UtcError(
-            f"{TENSOR} do not fit num_layers and num_attention_heads", where=config.where, why=f"shape {shape}"
+            f"{TENSOR} do not fit num_layers and num_attention_heads",
+            where=config.where,
+            why=f"shape {shape}",
+            code="peft/unsupported",
         )
     each = value.view(len(value), 2 * counts[0], counts[1], -1).permute(1, 2, 0, 3)
     return PeftPrefix(tuple((each[2 * i], each[2 * i + 1]) for i in range(counts[0])), len(value))
@@ -63,9 +67,13 @@ def check_positions(tuned: TunedModule, length: int) -> None:
     """
     config = tuned.model_attributes.get("config")
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
-        raise UtcError("the model looks through a sliding window, and in PEFT the window counts the prefix too")
+        raise UtcError(
+            "the model looks through a sliding window, and in PEFT the window counts the prefix too",
+            code="peft/unsupported",
+        )
     if all(node.op != "placeholder" or node.name != "position_ids" for node in tuned.graph.nodes):
         raise UtcError(
             f"PEFT counts positions from {length} on behind this prefix, and this capture is without position_ids "
-            f"(give it {length}, {length + 1}, …, in the example and in every call)"
+            f"(give it {length}, {length + 1}, …, in the example and in every call)",
+            code="peft/unsupported",
         )

@@ -79,7 +79,9 @@ class Placing:
             case TunedTokens() if site.tuner == Prefix.kind:
                 return self._prefix()
             case TunedValue() | TunedTokens() | TunedStreamTokens() | TunedStage():
-                raise UtcError(f"its tuner is {site.form} {site.tuner}, and PEFT has no such tuner")
+                raise UtcError(
+                    f"its tuner is {site.form} {site.tuner}, and PEFT has no such tuner", code="peft/unsupported"
+                )
             case unknown:
                 assert_never(unknown)
 
@@ -91,7 +93,7 @@ class Placing:
         layer = layer_of(self.tuned, path)
         tuner = self._tuners.pop(f"{path}.weight", None)
         if tuner is None:
-            raise UtcError(_NOTHING)
+            raise UtcError(_NOTHING, code="peft/unsupported")
         self._compare(site, tuner)
         return from_peft(layer, tuner.tensors)
 
@@ -107,10 +109,12 @@ class Placing:
     def _parallel(self, site: TunedSite) -> dict[str, torch.Tensor]:
         called_layer(self.tuned, site.path)
         if sum(n.op == "call_module" and n.target == site.path for n in self.tuned.base_graph.nodes) > 1:
-            raise UtcError("its module is called several times, and a conv_lora is parallel to one call")
+            raise UtcError(
+                "its module is called several times, and a conv_lora is parallel to one call", code="peft/unsupported"
+            )
         tuner = self._tuners.pop(f"{site.path}.weight", None)
         if tuner is None:
-            raise UtcError(_NOTHING)
+            raise UtcError(_NOTHING, code="peft/unsupported")
         self._compare(site, tuner)
         return {"lora_A": tuner.tensors["lora_A.weight"], "lora_B": tuner.tensors["lora_B.weight"]}
 
@@ -118,11 +122,12 @@ class Placing:
         tuner = self.tuned.tuner(site.id)
         assert isinstance(tuner, Lora | ConvLora)
         if site.tuner != wanted.kind:
-            raise UtcError(f"it is {site.tuner}, the checkpoint {wanted.kind}")
+            raise UtcError(f"it is {site.tuner}, the checkpoint {wanted.kind}", code="peft/unsupported")
         if tuner.rank != wanted.r or abs(tuner.scaling - wanted.scaling) > 1e-6 * abs(wanted.scaling):
             raise UtcError(
                 f"its rank is {tuner.rank} and its scale {tuner.scaling:.6g}, "
-                f"in the checkpoint {wanted.r} and {wanted.scaling:.6g}"
+                f"in the checkpoint {wanted.r} and {wanted.scaling:.6g}",
+                code="peft/unsupported",
             )
 
     def _scale(self, site: TunedSite, place: TunedWeight) -> dict[str, torch.Tensor]:
@@ -131,17 +136,20 @@ class Placing:
         called_layer(self.tuned, path)
         scale: PeftScale | None = self._scales.pop(path, None)
         if scale is None:
-            raise UtcError(_NOTHING)
+            raise UtcError(_NOTHING, code="peft/unsupported")
         tuner = self.tuned.tuner(site.id)
         assert isinstance(tuner, Ia3)
         if tuner.of_inputs != scale.inputs:
-            raise UtcError(f"the checkpoint scales what its module {'reads' if scale.inputs else 'yields'}")
+            raise UtcError(
+                f"the checkpoint scales what its module {'reads' if scale.inputs else 'yields'}",
+                code="peft/unsupported",
+            )
         return {"gamma": scale.factors}
 
     def _prefix(self) -> dict[str, torch.Tensor]:
         """The sites are in the order of the layers."""
         if not self._prefixes or self.checkpoint.prefix is None:
-            raise UtcError(_NOTHING)
+            raise UtcError(_NOTHING, code="peft/unsupported")
         _, (keys, values) = self._prefixes.pop(0)
         check_positions(self.tuned, self.checkpoint.prefix.length)
         return {"keys": keys, "values": values}
@@ -149,7 +157,7 @@ class Placing:
     def _bias(self, site: TunedSite, place: TunedWeight) -> dict[str, torch.Tensor]:
         tuner = self._biases.pop(site.path, None)
         if tuner is None:
-            raise UtcError(_NOTHING)
+            raise UtcError(_NOTHING, code="peft/unsupported")
         name = place.tunes.get("bias")
         return {"value": _with_bias(tuner, self.base[name].cpu() if name is not None else None)}
 

@@ -157,10 +157,15 @@ def _refused(
         why = f"its way ends at {describe(end)}, which nothing reads"
         if instead is not None:
             why = f"its way ends at {describe(end)}, which site {instead} replaces"
-        return UtcError(f"site {site.id} reaches no output of the model", why=why, fix=fix)
+        return UtcError(f"site {site.id} reaches no output of the model", why=why, fix=fix, code="tune/no-gradient")
     stops = [n for n in sources if n in below and n in blocked]
     why = "; ".join(f"{describe(n)}: {blocked[n]}" for n in stops[:2])
-    return UtcError(f"no gradient reaches site {site.id}", why=f"its way to the output is cut at {why}", fix=fix)
+    return UtcError(
+        f"no gradient reaches site {site.id}",
+        why=f"its way to the output is cut at {why}",
+        fix=fix,
+        code="tune/no-gradient",
+    )
 
 
 def _below(nodes: Iterable[fx.Node], sources: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:

@@ -51,7 +51,11 @@ class Tasks:
         """Read a checkpoint as a task, which is not put in place yet; its head may have another number of classes."""
         check_type(name, str, "name", "a task's name")
         if name in self.names:
-            raise UtcError(f"there is a task {name!r} already", fix=f"give another name than {', '.join(self.names)}")
+            raise UtcError(
+                f"there is a task {name!r} already",
+                fix=f"give another name than {', '.join(self.names)}",
+                code="checkpoint/task",
+            )
         wanted = self._tensors_of(tuned)
         found = self._read_tensors(tuned, folder, wanted, new_head=True)
         _check_heads(found, wanted, str(folder))
@@ -63,7 +67,9 @@ class Tasks:
         if name == self.current:
             return
         if name not in self.waiting:
-            raise UtcError(f"there is no task {name!r:.80}", fix=did_you_mean(str(name), self.names))
+            raise UtcError(
+                f"there is no task {name!r:.80}", fix=did_you_mean(str(name), self.names), code="checkpoint/task"
+            )
         slots = self._slots(tuned)
         coming = self.waiting.pop(name)
         leaving: Tensors = {}
@@ -112,4 +118,5 @@ def _check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
                 where=where,
                 why="only a head may have another number of classes",
                 fix="compile another module for this task",
+                code="checkpoint/shape",
             )

@@ -67,6 +67,7 @@ def save_peft(tuned: torch.nn.Module, folder: str | Path) -> Path:
             "PEFT cannot hold these sites" if problems else "the model has no LoRA or DoRA sites",
             why=by_reason(problems),
             fix="leave them out of the rules, or keep utcompile's own layout: utc.save_tuners",
+            code="peft/unsupported",
         )
     tensors: dict[str, torch.Tensor] = {}
     for site in sites:

@@ -150,7 +150,9 @@ class TokensWriter:
             ones = self._call(Role.MASK, "new_ones", (key, lengths), value, {"dtype": torch.bool})
             mask = self._call(Role.MASK, torch.tril, (ones,), value)
         elif not isinstance(mask, fx.Node) or value_of(mask) is None:
-            raise UtcError(f"the mask of the attention at site {self.site.id} is no tensor of the graph")
+            raise UtcError(
+                f"the mask of the attention at site {self.site.id} is no tensor of the graph", code="match/place"
+            )
         elif tensor(mask).shape[-1] == 1:  # one entry for all keys
             length = self._call(Role.MASK, "size", (key, -2), None)
             value = replace(tensor(mask), shape=(*tensor(mask).shape[:-1], tensor(key).shape[-2]))

@@ -118,7 +118,11 @@ class TunedModule(UtcGraphModule):
         """The tuner of a site."""
         name = next((s.name for s in self.sites if s.id == site_id), None)
         if name is None:
-            raise UtcError(f"no site {site_id!r}", fix=f"sites: {', '.join(s.id for s in self.sites[:8])} …")
+            raise UtcError(
+                f"no site {site_id!r}",
+                fix=f"sites: {', '.join(s.id for s in self.sites[:8])} …",
+                code="arguments/value",
+            )
         module = self.get_submodule(name)
         assert isinstance(module, Tuner)
         return module
@@ -178,7 +182,11 @@ class TunedModule(UtcGraphModule):
             True
         """
         if self.memory is None:
-            raise UtcError("the memory of this module is not planned", fix="compile it anew, or leave `tuned.memory`")
+            raise UtcError(
+                "the memory of this module is not planned",
+                fix="compile it anew, or leave `tuned.memory`",
+                code="arguments/value",
+            )
         self.memory = self.memory.within(self, budget, example_inputs)
         return self.memory
 
@@ -252,6 +260,7 @@ def disable_tuners(tuned: _M) -> Iterator[_M]:
         raise UtcError(
             f"disable_tuners takes a TunedModule, not {type(tuned).__name__}",
             fix="pass what `utc.compile` or `plan.apply()` returned, or a module that contains it",
+            code="arguments/type",
         )
     for module in found:
         module.prepare_base()

@@ -41,6 +41,7 @@ def unwrapped(model: object, verb: str) -> object:
                 f"{verb} does not take a {type(found).__name__}",
                 why="it averages the frozen weights too, and rounding changes them: the base is another one then",
                 fix="take timm.utils.ModelEmaV3 or torch's AveragedModel, which leave equal weights equal",
+                code="tune/wrapped",
             )
         inner = next((getattr(found, _WRAPPERS[n], None) for n in names if n in _WRAPPERS), None)
         if inner is None:
@@ -50,7 +51,7 @@ def unwrapped(model: object, verb: str) -> object:
         return found
     for owner in (found, model):
         if (fix := _way_in(owner, verb)) is not None:
-            raise UtcError(f"{verb} takes a TunedModule, not {type(owner).__name__}", fix=fix)
+            raise UtcError(f"{verb} takes a TunedModule, not {type(owner).__name__}", fix=fix, code="tune/wrapped")
     return found
 
 

@@ -74,11 +74,17 @@ class Builder:
         """
         if not any(builder.rules or builder.train for builder in (*self.included, self)):
             if (given := self.root.get("rules")) is not None:
-                raise UtcError("'rules' must be a list of 1 or more", where=str(given.mark), why="it is a list of 0")
+                raise UtcError(
+                    "'rules' must be a list of 1 or more",
+                    where=str(given.mark),
+                    why="it is a list of 0",
+                    code="rule/schema",
+                )
             raise UtcError(
                 "the rule file lacks the key 'rules'",
                 where=str(self.root.mark),
                 fix="add rules: …; or train: alone, for a probe",
+                code="rule/schema",
             )
         self._refuse_idle()
 
@@ -98,7 +104,11 @@ class Builder:
             if entry.name in first:
                 why = f"the rule in line {first[entry.name].mark.line} has the name too"
                 raise UtcError(
-                    f"the rule name '{entry.name}' is taken", where=str(node.mark), why=why, fix="choose another"
+                    f"the rule name '{entry.name}' is taken",
+                    where=str(node.mark),
+                    why=why,
+                    fix="choose another",
+                    code="rule/name-taken",
                 )
             first[entry.name] = node
         return tuple(self._rule(entry, self.root.at("rules", index)) for index, entry in enumerate(self.file.rules))
@@ -143,7 +153,7 @@ class Builder:
         fix = did_you_mean(name, self.patterns)
         if name in OPERATIONS or name in CLASSES:
             fix = f"to match one operation, write match: {{op: {name}}}"
-        raise UtcError(f"unknown pattern '{short(name)}'", where=where, fix=fix)
+        raise UtcError(f"unknown pattern '{short(name)}'", where=where, fix=fix, code="rule/unknown-name")
 
     def _match_mapping(self, entry: MatchEntry, node: Node) -> Match:
         if entry.op is not None:
@@ -169,7 +179,7 @@ class Builder:
         fix = did_you_mean(entry.tuner, self.tuners)
         if entry.tuner in tuner_kinds():
             fix = f"{entry.tuner} is a kind: write tuner: {{kind: {entry.tuner}}}, or name it under tuners:"
-        raise UtcError(f"unknown tuner '{entry.tuner}'", where=str(node.mark), fix=fix)
+        raise UtcError(f"unknown tuner '{entry.tuner}'", where=str(node.mark), fix=fix, code="rule/unknown-name")
 
     def _train(self, node: Node) -> Train:
         return train_line(node.passage, node.mark, self._named)
@@ -179,13 +189,15 @@ class Builder:
         rules = [rule.name for builder in (*self.included, self) for rule in builder.rules]
         for name, mark in node.at("sites").keys.items():
             if name not in rules:
-                raise UtcError(f"unknown rule '{name}'", where=str(mark), fix=did_you_mean(name, rules))
+                raise UtcError(
+                    f"unknown rule '{name}'", where=str(mark), fix=did_you_mean(name, rules), code="rule/unknown-name"
+                )
         values: dict[str, Value] = {}
         for name, value in entry.vars.items():
             where = str(node.at("vars").keys[name])
             if name not in self.variables.values:
                 fix = did_you_mean(name, self.variables.values)
-                raise UtcError(f"unknown variable '{name}'", where=where, fix=fix)
+                raise UtcError(f"unknown variable '{name}'", where=where, fix=fix, code="rule/unknown-name")
             values[name] = check_value(value, name, where)
         sites = {name: dict.fromkeys(at) if isinstance(at, list) else at for name, at in entry.sites.items()}
         return RuleTest(entry.model, sites, values)
@@ -196,11 +208,11 @@ class Builder:
         for name, node in self.root.at("tuners").entries().items():
             if name not in used:
                 fix = f"write tuner: {name} in a rule, or remove it"
-                raise UtcError(f"the tuner '{name}' is never used", where=str(node.mark), fix=fix)
+                raise UtcError(f"the tuner '{name}' is never used", where=str(node.mark), fix=fix, code="rule/unused")
         for name, mark in self.root.at("vars").keys.items():
             if name not in self.variables.used:
                 fix = f"write ${name} where it belongs, or remove it"
-                raise UtcError(f"the variable '{name}' is never used", where=str(mark), fix=fix)
+                raise UtcError(f"the variable '{name}' is never used", where=str(mark), fix=fix, code="rule/unused")
 
 
 def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]) -> Train:
@@ -214,12 +226,12 @@ def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]
     kind, colon, glob = passage.text.partition(":")
     if kind not in ("pattern", "module", "parameter", "untied") or not colon:
         fix = "write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight"
-        raise UtcError(f"'{short(passage.text)}' is no line of `train:`", where=str(mark), fix=fix)
+        raise UtcError(f"'{short(passage.text)}' is no line of `train:`", where=str(mark), fix=fix, code="rule/schema")
     where = str(passage.mark(len(kind) + 1))
     if kind == "pattern":
         named(glob, where)
     elif why := glob_problem(glob):
-        raise UtcError(f"'{short(glob)}' is not a glob: {why}", where=where, fix=GLOB_FIX)
+        raise UtcError(f"'{short(glob)}' is not a glob: {why}", where=where, fix=GLOB_FIX, code="rule/schema")
     return Train(kind, glob, mark)  # type: ignore[arg-type]
 
 
@@ -239,7 +251,11 @@ class Captures:
             return name
         why = "not every spelling of the pattern binds it" if name in self.partial else None
         raise UtcError(
-            f"the match offers no capture '{short(name)}'", where=where, why=why, fix=did_you_mean(name, self.names)
+            f"the match offers no capture '{short(name)}'",
+            where=where,
+            why=why,
+            fix=did_you_mean(name, self.names),
+            code="rule/unknown-name",
         )
 
     def word(self, passage: Passage) -> str:
@@ -247,7 +263,12 @@ class Captures:
         found = _WORD.fullmatch(passage.text)
         if not found:
             fix = "write the name of one capture"
-            raise UtcError(f"'{short(passage.text)}' is not the name of a capture", where=str(passage.start), fix=fix)
+            raise UtcError(
+                f"'{short(passage.text)}' is not the name of a capture",
+                where=str(passage.start),
+                fix=fix,
+                code="rule/schema",
+            )
         return self.check(found[1], str(passage.mark(found.start(1))))
 
     def optional(self, node: Node | None) -> str | None:
@@ -259,7 +280,7 @@ class Captures:
         found = _ARROW.fullmatch(passage.text)
         if not found:
             what = f"'{short(passage.text)}' names no source and target"
-            raise UtcError(what, where=str(passage.start), fix=f"write {form}: x -> y")
+            raise UtcError(what, where=str(passage.start), fix=f"write {form}: x -> y", code="rule/schema")
         source, target = (self.check(found[group], str(passage.mark(found.start(group)))) for group in (1, 2))
         return source, target
 
@@ -277,10 +298,12 @@ def tuner(node: Node, name: str | None) -> TunerSpec:
     kinds = tuner_kinds()
     if kind is None:
         fix = f"add kind: one of {', '.join(kinds)}"
-        raise UtcError("a tuner lacks its kind", where=str(node.mark), fix=fix)
+        raise UtcError("a tuner lacks its kind", where=str(node.mark), fix=fix, code="rule/schema")
     if kind.content not in kinds:
         fix = did_you_mean(str(kind.content), kinds)
-        raise UtcError(f"unknown tuner kind '{short(kind.content)}'", where=str(kind.mark), fix=fix)
+        raise UtcError(
+            f"unknown tuner kind '{short(kind.content)}'", where=str(kind.mark), fix=fix, code="tuner/unknown"
+        )
     return TunerSpec(name, validate(config_for(str(kind.content)), node), node.mark)
 
 

@@ -20,7 +20,9 @@ MAX_WORD = 64
 def check_length(passage: Passage) -> None:
     """Refuse a text that is longer than any pattern or comparison needs to be."""
     if len(passage.text) > MAX_CHARACTERS:
-        raise UtcError(f"a text of more than {MAX_CHARACTERS:,} characters", where=str(passage.start))
+        raise UtcError(
+            f"a text of more than {MAX_CHARACTERS:,} characters", where=str(passage.start), code="rule/where"
+        )
 
 
 class Text:
@@ -40,7 +42,9 @@ class Text:
             self.starts.append(self.starts[-1] + len(line) + 1)
         check_length(passage)
         if long := re.search(rf"\w{{{MAX_WORD + 1},}}", passage.text):  # every message about a word is then short
-            raise UtcError(f"a word of more than {MAX_WORD} characters", where=str(passage.mark(long.start())))
+            raise UtcError(
+                f"a word of more than {MAX_WORD} characters", where=str(passage.mark(long.start())), code="rule/where"
+            )
         self._tree = self._parse(mode, what, fix)
 
     @property
@@ -67,11 +71,15 @@ class Text:
         except SyntaxError as error:
             line = min(max((error.lineno or 1) - 1, 0), len(self.lines) - 1)
             offset = self.starts[line] + min(max((error.offset or 1) - 1, 0), len(self.lines[line]))
-            raise UtcError(problem, where=str(self.passage.mark(offset)), why=error.msg, fix=fix) from None
+            raise UtcError(
+                problem, where=str(self.passage.mark(offset)), why=error.msg, fix=fix, code="rule/where"
+            ) from None
         except (RecursionError, MemoryError):  # raised by Python's parser for deep nesting
-            raise UtcError(problem, where=str(self.passage.start), why="it is nested too deeply", fix=fix) from None
+            raise UtcError(
+                problem, where=str(self.passage.start), why="it is nested too deeply", fix=fix, code="rule/where"
+            ) from None
         except ValueError as error:
-            raise UtcError(problem, where=str(self.passage.start), why=str(error), fix=fix) from None
+            raise UtcError(problem, where=str(self.passage.start), why=str(error), fix=fix, code="rule/where") from None
 
     def offset(self, line: int, column: int) -> int:
         """The offset in the text of a place that `ast` gives: lines from 1, columns in bytes of UTF-8."""
@@ -96,7 +104,7 @@ class Text:
 
     def error(self, node: ast.AST, what: str, *, why: str | None = None, fix: str | None = None) -> UtcError:
         """An error at a node."""
-        return UtcError(what, where=str(self.mark(node)), why=why, fix=fix)
+        return UtcError(what, where=str(self.mark(node)), why=why, fix=fix, code="rule/where")
 
     def check_nesting(self, node: ast.AST, depth: int) -> None:
         """Refuse an expression that is nested too deeply."""

@@ -28,12 +28,12 @@ def find(source: str | Path) -> Path:
     if is_file(path):
         return path
     if isinstance(source, Path):
-        raise UtcError(f"no rule file {str(source)!r:.200}", fix="check the path")
+        raise UtcError(f"no rule file {str(source)!r:.200}", fix="check the path", code="rule/not-found")
     shipped = shipped_rules()
     if source in shipped:
         return shipped[source]
     why = "it is neither a file nor the name of shipped rules; YAML text would have more than one line"
-    raise UtcError(f"no rules {source!r:.200}", why=why, fix=did_you_mean(source, shipped))
+    raise UtcError(f"no rules {source!r:.200}", why=why, fix=did_you_mean(source, shipped), code="rule/not-found")
 
 
 def is_file(path: Path) -> bool:
@@ -55,6 +55,8 @@ def read(path: Path, shown: str) -> str:
             content = file.read(yaml12.MAX_BYTES + 1)
         size = len(content) if len(content) <= yaml12.MAX_BYTES else path.stat().st_size
     except OSError as error:
-        raise UtcError("the rule file cannot be read", where=f"{shown}:1:1", why=error.strerror) from None
+        raise UtcError(
+            "the rule file cannot be read", where=f"{shown}:1:1", why=error.strerror, code="path/invalid"
+        ) from None
     yaml12.check_size(size, shown)
     return yaml12.decode(content, shown)

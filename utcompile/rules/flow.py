@@ -59,11 +59,11 @@ def check_flow(
             _check_order(use, bound[use.name])
         elif use.name in known:
             what = f"'{use.name}' is an operation, and a value is needed here"
-            raise UtcError(what, where=str(use.mark), fix=f"call it: {use.name}(x)")
+            raise UtcError(what, where=str(use.mark), fix=f"call it: {use.name}(x)", code="rule/pattern")
     _check_all_reached(steps)
     if all(_may_be_skipped(step.value) for step in steps):
         why = "every line of the pattern may be skipped"
-        raise UtcError("this pattern would match anything", where=str(steps[-1].mark), why=why)
+        raise UtcError("this pattern would match anything", where=str(steps[-1].mark), why=why, code="rule/pattern")
 
 
 def _check_single_assignment(bindings: Sequence[Occurrence]) -> dict[str, Occurrence]:
@@ -75,6 +75,7 @@ def _check_single_assignment(bindings: Sequence[Occurrence]) -> dict[str, Occurr
                 where=str(binding.mark),
                 why=f"line {first.mark.line} binds the name too, and a name has one value",
                 fix="give this value another name",
+                code="rule/pattern",
             )
         bound[binding.name] = binding
     return bound
@@ -87,7 +88,9 @@ def _check_order(use: Occurrence, binding: Occurrence) -> None:
         why, fix = "the same line binds the name", "give the operand or the result another name"
     else:
         why, fix = f"line {binding.mark.line} binds the name", "move that line up"
-    raise UtcError(f"'{use.name}' is used before it is bound", where=str(use.mark), why=why, fix=fix)
+    raise UtcError(
+        f"'{use.name}' is used before it is bound", where=str(use.mark), why=why, fix=fix, code="rule/pattern"
+    )
 
 
 def _check_all_reached(steps: Sequence[Step]) -> None:
@@ -100,6 +103,7 @@ def _check_all_reached(steps: Sequence[Step]) -> None:
                 where=str(step.mark),
                 why="a pattern is anchored at its last line, and follows the values that this line reads",
                 fix="use the name in a later line, or remove this line",
+                code="rule/pattern",
             )
         needed.update(names_in(step.value))
 

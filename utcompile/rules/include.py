@@ -67,7 +67,7 @@ class Sources:
         parts = [part for part in name.split("/") if part != "."]
         why = _problem(name, parts)
         if why is not None:
-            raise UtcError(f"'{short(name)}' cannot be included", where=where, why=why, fix=_FIX)
+            raise UtcError(f"'{short(name)}' cannot be included", where=where, why=why, fix=_FIX, code="rule/include")
         path = "/".join([*includer.split("/")[:-1], *parts])
         if includer and not includer.endswith(_SUFFIXES):  # the files next to a shipped file are shipped too
             return self._shipped(path.rpartition(".")[0], name, where)
@@ -78,7 +78,7 @@ class Sources:
             return key
         what = f"no shipped rules '{short(name)}' to include"
         fix = did_you_mean(key, self.shipped)
-        raise UtcError(what, where=where, why="the name of a file ends in .yaml", fix=fix)
+        raise UtcError(what, where=where, why="the name of a file ends in .yaml", fix=fix, code="rule/include")
 
     def read(self, key: str, where: str) -> tuple[str, str]:
         """The name in messages and the text of a file."""
@@ -90,18 +90,22 @@ class Sources:
         if self.folder is None:
             why = "these rules were given as text, and a text has no folder in which the file could be"
             fix = "load the rules from a file, or include shipped rules"
-            raise UtcError(f"'{short(key)}' cannot be included", where=where, why=why, fix=fix)
+            raise UtcError(f"'{short(key)}' cannot be included", where=where, why=why, fix=fix, code="rule/include")
         path = self.folder / key
         shown = str(path)
         try:
             real, folder = path.resolve(strict=True), self.folder.resolve(strict=True)
         except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop of links, before Python 3.13
-            raise UtcError(f"no file '{short(key)}' to include", where=where, fix="check the path") from None
+            raise UtcError(
+                f"no file '{short(key)}' to include", where=where, fix="check the path", code="rule/include"
+            ) from None
         if not real.is_relative_to(folder):
             why = "a symbolic link leads out of the folder of the rule file"
-            raise UtcError(f"'{short(key)}' cannot be included", where=where, why=why, fix=_FIX)
+            raise UtcError(f"'{short(key)}' cannot be included", where=where, why=why, fix=_FIX, code="rule/include")
         if not is_file(real):
-            raise UtcError(f"'{short(key)}' cannot be included", where=where, why="it is no file", fix=_FIX)
+            raise UtcError(
+                f"'{short(key)}' cannot be included", where=where, why="it is no file", fix=_FIX, code="rule/include"
+            )
         return shown, read(real, shown)
 
 
@@ -145,7 +149,7 @@ class Included:
         root = yaml12.load(text, shown)
         if not isinstance(root.content, dict):
             fix = "begin with version: 1, name: … and rules: …"
-            raise UtcError("a rule file is a mapping", where=str(root.mark), fix=fix)
+            raise UtcError("a rule file is a mapping", where=str(root.mark), fix=fix, code="rule/schema")
         self._size, self._nodes = self._size + len(text), self._nodes + root.size
         self._check_size(str(root.mark))
         _check_header(root)
@@ -166,15 +170,23 @@ class Included:
 
     def _read(self, key: str, trail: tuple[tuple[str, str], ...], where: str) -> None:
         if len(trail) > MAX_DEPTH:
-            raise UtcError(f"files that include one another more than {MAX_DEPTH} deep", where=where)
+            raise UtcError(
+                f"files that include one another more than {MAX_DEPTH} deep", where=where, code="rule/include"
+            )
         if len(self.texts) == MAX_FILES:
-            raise UtcError(f"more than {MAX_FILES} included files", where=where)
+            raise UtcError(f"more than {MAX_FILES} included files", where=where, code="rule/include")
         shown, text = self.sources.read(key, where)
         names = [name for _, name in trail]
         if shown in names:
             circle = [*names[names.index(shown) :], shown]
             why = " → ".join(short(Path(name).name) for name in circle)
-            raise UtcError(f"'{short(key)}' includes itself", where=where, why=why, fix="remove one of these includes")
+            raise UtcError(
+                f"'{short(key)}' includes itself",
+                where=where,
+                why=why,
+                fix="remove one of these includes",
+                code="rule/include",
+            )
         self.texts[key] = text
         self._file(text, (*trail, (key, shown)))
 
@@ -185,7 +197,9 @@ class Included:
         ):
             if number > most:
                 why = f"the files read so far have more than {most:,} {unit} together"
-                raise UtcError("this file and those it is included with are too large", where=where, why=why)
+                raise UtcError(
+                    "this file and those it is included with are too large", where=where, why=why, code="rule/too-large"
+                )
 
     def _declare(self, root: Node) -> None:
         node = root.at("vars")
@@ -202,12 +216,14 @@ class Included:
             names = [n for other in seen for n in self.files[other].root.at("vars").entries()]
             if name not in names:
                 what = f"unknown variable '{short(name)}' of '{short(key)}'"
-                raise UtcError(what, where=str(mark), fix=did_you_mean(name, names))
+                raise UtcError(what, where=str(mark), fix=did_you_mean(name, names), code="rule/include")
             checked = check_value(value.data, name, str(value.mark))
             first, place = self._given.setdefault((key, name), (checked, mark))
             if first != checked:
                 what = f"'{short(key)}' is included twice, and '{short(name)}' has two values"
-                raise UtcError(what, where=str(mark), why=f"{place} gives it another", fix="give it one value")
+                raise UtcError(
+                    what, where=str(mark), why=f"{place} gives it another", fix="give it one value", code="rule/include"
+                )
             self.values[name] = checked
 
 
@@ -221,7 +237,7 @@ def claim(taken: dict[str, Mark], kind: str, name: str, mark: Mark) -> None:
     if first.file != mark.file:
         what = f"the {kind} '{short(name)}' is there twice"
         why = f"{first} has it too, and what is included becomes part of the whole"
-        raise UtcError(what, where=str(mark), why=why, fix="give one of them another name")
+        raise UtcError(what, where=str(mark), why=why, fix="give one of them another name", code="rule/include")
 
 
 def _check_header(root: Node) -> None:

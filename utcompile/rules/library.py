@@ -53,11 +53,17 @@ def parse_library(
         taken = "an operation or a word of the language" if name in RESERVED else "a built-in pattern"
         if name in RESERVED or name in others:
             raise UtcError(
-                f"the name '{name}' is taken", where=str(marks[name]), why=f"it is {taken}", fix="choose another"
+                f"the name '{name}' is taken",
+                where=str(marks[name]),
+                why=f"it is {taken}",
+                fix="choose another",
+                code="rule/name-taken",
             )
         if not name.isidentifier():
             fix = "use letters, digits and _, for patterns are called by name"
-            raise UtcError(f"'{name}' cannot be the name of a pattern", where=str(marks[name]), fix=fix)
+            raise UtcError(
+                f"'{name}' cannot be the name of a pattern", where=str(marks[name]), fix=fix, code="rule/pattern"
+            )
     named = {*texts, *others}
     patterns = {name: parse_pattern(name, spellings, CALLABLE, named) for name, spellings in texts.items()}
     _refuse_cycles(patterns, marks)
@@ -83,7 +89,7 @@ def check_calls(pattern: Pattern, named: Mapping[str, Pattern]) -> None:
     for name, mark in calls_of(pattern, named).items():
         if missing := sorted({"x", "y"} - named[name].names):
             why = f"it binds no {' and no '.join(missing)}; the operand of a call becomes x, and its result is y"
-            raise UtcError(f"the pattern '{name}' cannot be called", where=str(mark), why=why)
+            raise UtcError(f"the pattern '{name}' cannot be called", where=str(mark), why=why, code="rule/pattern")
 
 
 def _refuse_cycles(patterns: Mapping[str, Pattern], marks: Mapping[str, Mark]) -> None:
@@ -92,7 +98,7 @@ def _refuse_cycles(patterns: Mapping[str, Pattern], marks: Mapping[str, Mark]) -
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
             cycle = " → ".join((*trail[trail.index(name) :], name))
-            raise UtcError(f"the pattern '{name}' calls itself", where=str(marks[name]), why=cycle)
+            raise UtcError(f"the pattern '{name}' calls itself", where=str(marks[name]), why=cycle, code="rule/pattern")
         if name not in done:
             for called in calls_of(patterns[name], patterns):
                 visit(called, (*trail, name))

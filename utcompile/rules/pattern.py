@@ -54,7 +54,7 @@ def parse_spelling(passage: Passage, known: Collection[str], named: Collection[s
     """
     text = Text(passage, "exec", what="pattern", fix=_HOW_STEP)
     if not text.statements:
-        raise UtcError("an empty pattern", where=str(passage.start), fix=_HOW_STEP)
+        raise UtcError("an empty pattern", where=str(passage.start), fix=_HOW_STEP, code="rule/pattern")
     return _Parser(text, known, named).spelling()
 
 

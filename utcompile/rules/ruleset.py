@@ -106,12 +106,19 @@ class RuleSet:
         """
         if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
             what = f"`train=` is a list of texts, not {lines!r}"
-            raise UtcError(what, fix="write train=['pattern:head'], or train=[] to train the tuners alone")
+            raise UtcError(
+                what, fix="write train=['pattern:head'], or train=[] to train the tuners alone", code="rule/include"
+            )
         mark = Mark("train", 1, 1)
 
         def named(name: str, where: str) -> None:
             if name not in self.patterns:
-                raise UtcError(f"unknown pattern '{short(name)}'", where=where, fix=did_you_mean(name, self.patterns))
+                raise UtcError(
+                    f"unknown pattern '{short(name)}'",
+                    where=where,
+                    fix=did_you_mean(name, self.patterns),
+                    code="rule/unknown-name",
+                )
 
         found = _union(train_line(Passage.plain(line, mark), mark, named) for line in lines)
         return replace(self, train=found, trains_instead=tuple(lines))
@@ -127,7 +134,7 @@ class RuleSet:
             path = find(source)
             return _parse(read(path, str(path)), path, given, texts)
         what = f"rules must be a RuleSet, a path, a shipped name or YAML text, not {type(source).__name__}"
-        raise UtcError(what)
+        raise UtcError(what, code="rule/include")
 
 
 def _texts(included: Mapping[str, str] | None) -> dict[str, str]:
@@ -136,7 +143,7 @@ def _texts(included: Mapping[str, str] | None) -> dict[str, str]:
         return {}
     if isinstance(included, Mapping) and all(isinstance(word, str) for item in included.items() for word in item):
         return dict(included)
-    raise UtcError("the texts of included files must be a mapping from names to texts")
+    raise UtcError("the texts of included files must be a mapping from names to texts", code="rule/include")
 
 
 def _parse(text: str, path: Path | None, given: Mapping[str, object], texts: Mapping[str, str]) -> RuleSet:
@@ -179,7 +186,9 @@ def _values(file: File, values: Mapping[str, Value], given: Mapping[str, object]
         if name not in found:
             node = file.root.get("vars")
             where = str(node.mark) if node else None
-            raise UtcError(f"unknown variable '{name}'", where=where, fix=did_you_mean(name, found))
+            raise UtcError(
+                f"unknown variable '{name}'", where=where, fix=did_you_mean(name, found), code="rule/unknown-name"
+            )
         found[name] = check_value(value, name, None)
     return found
 

@@ -78,8 +78,7 @@ def validate(model: type[_Model], node: Node, found: UtcError | None = None) -> 
         unknown = [p for p in problems if p["type"] == "extra_forbidden"]
         raise (found if found and not unknown else _convert((unknown or problems)[0], model, node)) from None
     except UtcError as error:  # a tuner's config may raise its own
-        where = error.where or str(node.mark)
-        raise UtcError(error.what, where=where, why=error.why, fix=error.fix) from None
+        raise error.within(where=str(node.mark)) from None
     if found:
         raise found
     return checked
@@ -111,7 +110,7 @@ def _check_finite(node: Node, key: str) -> None:
     match node.content:
         case float(number) if not math.isfinite(number):
             what = f"'{key}' must be a finite number"
-            raise UtcError(what, where=str(node.mark), why=f"it is {shown(number)}")
+            raise UtcError(what, where=str(node.mark), why=f"it is {shown(number)}", code="rule/schema")
         case tuple(items):
             for item in items:
                 _check_finite(item, key)
@@ -134,7 +133,7 @@ def _convert(problem: ErrorDetails, model: type[BaseModel], root: Node) -> UtcEr
         case "rule":
             node = root.nearest(*location)
             where = str(node.keys.get(context["key"], node.mark))
-            return UtcError(context["what"], where=where, fix=context["fix"])
+            return UtcError(context["what"], where=where, fix=context["fix"], code="rule/schema")
     if location[-1] == "[key]":  # a key of a free mapping that is no proper name
         *parents, name, _ = location
         where = str(root.nearest(*parents).keys.get(str(name), root.mark))
@@ -150,7 +149,7 @@ def _unknown_key(location: _Location, model: type[BaseModel], root: Node) -> Utc
     where = str(owner.keys.get(str(name), owner.mark))
     known = list(keys_of(_model_at(model, tuple(parents))))
     fix = key_fix(str(name), known) or did_you_mean(str(name), known)
-    return UtcError(f"unknown key '{name}'", where=where, fix=fix)
+    return UtcError(f"unknown key '{name}'", where=where, fix=fix, code="rule/schema")
 
 
 def _missing_key(location: _Location, root: Node) -> UtcError:
@@ -160,7 +159,10 @@ def _missing_key(location: _Location, root: Node) -> UtcError:
         owner = f"an item of '{parents[-2]}'"
     where = str(root.nearest(*parents).mark)
     return UtcError(
-        f"{owner} lacks the key '{name}'", where=where, fix=f"add {name}: {1 if name == 'version' else '…'}"
+        f"{owner} lacks the key '{name}'",
+        where=where,
+        fix=f"add {name}: {1 if name == 'version' else '…'}",
+        code="rule/schema",
     )
 
 
@@ -168,17 +170,19 @@ def _wrong_value(problem: ErrorDetails, subject: str, value: object, where: str)
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "value_error":  # a validator's own words
         what, _, hint = str(context["error"]).partition("; ")
-        return UtcError(what, where=where, why=f"{subject} is {shown(value)}", fix=hint or None)
+        return UtcError(what, where=where, why=f"{subject} is {shown(value)}", fix=hint or None, code="rule/schema")
     of, in_list = subject.removeprefix("an item of ").strip("'"), subject.startswith("an item of")
     if kind == "rule_union":
         fix = value_fix(of, value, in_list=in_list)
-        return UtcError(f"{subject} {problem['msg']}", where=where, why=f"it is {shown(value)}", fix=fix)
+        return UtcError(
+            f"{subject} {problem['msg']}", where=where, why=f"it is {shown(value)}", fix=fix, code="rule/schema"
+        )
     needed = _NAMES.get(context.get("pattern", "")) or _NEEDED.get(kind)
     what = f"{subject} must be {needed.format(**context)}" if needed else f"{subject}: {problem['msg']}"
     words = _words(context) if kind in ("literal_error", "enum") else []
     near = did_you_mean(value, words) if words and isinstance(value, str) else None
     fix = near or value_fix(of, value, in_list=in_list)
-    return UtcError(what, where=where, why=f"it is {shown(value)}", fix=fix)
+    return UtcError(what, where=where, why=f"it is {shown(value)}", fix=fix, code="rule/schema")
 
 
 def _words(context: Mapping[str, object]) -> list[str]:

@@ -34,9 +34,11 @@ def _scalar(value: object, name: str, where: str | None) -> Scalar:
     odd = isinstance(value, float) and not math.isfinite(value)
     if odd or not (value is None or isinstance(value, str | int | float)):
         why = f"a variable is a number, text, boolean, null, or a list of these, and this is {value!r:.60}"
-        raise UtcError(f"the variable '{name}' has no plain value", where=where, why=why)
+        raise UtcError(f"the variable '{name}' has no plain value", where=where, why=why, code="rule/variable")
     if isinstance(value, str) and "$" in value:
-        raise UtcError(f"the variable '{name}' refers to another", where=where, fix="write the value itself")
+        raise UtcError(
+            f"the variable '{name}' refers to another", where=where, fix="write the value itself", code="rule/variable"
+        )
     return value
 
 
@@ -52,7 +54,7 @@ class Variables:
         """The value of `$name`."""
         if name not in self.values:
             fix = did_you_mean(name, self.values) if self.values else f"declare it: vars: {{{short(name)}: …}}"
-            raise UtcError(f"unknown variable '${short(name)}'", where=where, fix=fix)
+            raise UtcError(f"unknown variable '${short(name)}'", where=where, fix=fix, code="rule/unknown-name")
         self.used.add(name)
         return self.values[name]
 
@@ -85,7 +87,7 @@ class Variables:
         if not _is_expression(path) and (part := re.search(_WHOLE, content)):
             mark = node.passage.mark(part.start())
             what, fix = f"'{short(part.group())}' within a text", "write the variable alone here, without other text"
-            return self._note(UtcError(what, where=str(mark), fix=fix), node)
+            return self._note(UtcError(what, where=str(mark), fix=fix, code="rule/variable"), node)
         return node
 
     def expand(self, passage: Passage) -> Passage:
@@ -100,7 +102,9 @@ class Variables:
         for found in reversed(list(_PART.finditer(passage.text))):  # from the end, so that earlier offsets stay
             where = str(passage.mark(found.start()))
             if found["quoted"] and _WHOLE.search(found["quoted"]):
-                raise UtcError("a variable within quotes", where=where, fix="write it without quotes: $name")
+                raise UtcError(
+                    "a variable within quotes", where=where, fix="write it without quotes: $name", code="rule/variable"
+                )
             if name := found["name"]:
                 value = self.value(name, where)
                 literal = repr(tuple(value) if isinstance(value, list) else value)

@@ -143,7 +143,7 @@ class _Parser:
         if first not in ATTRIBUTES:
             mark = self.text.passage.mark(self.text.offset(base.end_lineno or 1, base.end_col_offset or 0) + 1)
             what = f"a capture has no attribute '{first}'"
-            raise UtcError(what, where=str(mark), fix=did_you_mean(first, ATTRIBUTES))
+            raise UtcError(what, where=str(mark), fix=did_you_mean(first, ATTRIBUTES), code="rule/where")
         if first == "op" and not rest:
             fix = f"name an attribute of it, such as {shown}.groups"
             raise self.text.error(node, f"the operation '{shown}' itself cannot be compared", fix=fix)

@@ -143,18 +143,20 @@ def _loaded(text: str, file: str) -> Node:
         raise _syntax_error(error, source) from None
     except yaml.reader.ReaderError as error:
         where = str(source.mark(error.position))
-        raise UtcError(f"the character U+{error.character:04X} is not allowed in YAML", where=where) from None
+        raise UtcError(
+            f"the character U+{error.character:04X} is not allowed in YAML", where=where, code="rule/yaml"
+        ) from None
     except (ValueError, OverflowError):  # pyyaml lets these out for escapes such as "\UFFFFFFFF"
         place = re.search(r"\\U(?!0010|000)[0-9a-fA-F]{8}", source.text)
         where = str(source.mark(place.start() if place else 0))
-        raise UtcError("this is not YAML: a number in it is out of range", where=where) from None
+        raise UtcError("this is not YAML: a number in it is out of range", where=where, code="rule/yaml") from None
 
 
 def check_size(size: int, file: str) -> None:
     """Raise if a file of `size` bytes is too large to be a rule file."""
     if size > MAX_BYTES:
         why = f"it has {size:,} bytes, and the limit is {MAX_BYTES:,}"
-        raise UtcError("the rule file is too large", where=f"{file}:1:1", why=why)
+        raise UtcError("the rule file is too large", where=f"{file}:1:1", why=why, code="rule/too-large")
 
 
 def decode(text: str | bytes, file: str) -> str:
@@ -177,7 +179,7 @@ def _decode_bytes(content: bytes, file: str) -> str:
     except UnicodeDecodeError as error:
         before = _plain(content[: error.start].decode("utf-8"))
         where = str(Source(file, before).mark(len(before)))
-        raise UtcError("the rule file is not UTF-8 text", where=where) from None
+        raise UtcError("the rule file is not UTF-8 text", where=where, code="rule/yaml") from None
 
 
 def _refuse_odd_characters(source: Source) -> None:
@@ -187,11 +189,16 @@ def _refuse_odd_characters(source: Source) -> None:
             where=str(source.mark(found.start(1))),
             why="YAML is indented with spaces only",
             fix="replace the tab by spaces",
+            code="rule/yaml",
         )
     # In YAML 1.2 these three are no line breaks; pyyaml still counts lines by them, and every place would shift.
     if found := re.search("[\x85\u2028\u2029]", source.text):
         name = f"U+{ord(found.group()):04X}"
-        raise UtcError(f"the character {name} is not allowed in a rule file", where=str(source.mark(found.start())))
+        raise UtcError(
+            f"the character {name} is not allowed in a rule file",
+            where=str(source.mark(found.start())),
+            code="rule/yaml",
+        )
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, source: Source) -> UtcError:
@@ -212,7 +219,9 @@ def _syntax_error(error: yaml.MarkedYAMLError, source: Source) -> UtcError:
         why = f"{error.context}, which began in line {error.context_mark.line + 1}"
     elif error.context:
         why = error.context
-    return UtcError(f"this is not YAML: {problem}", where=str(source.mark(mark.index)), why=why, fix=fix)
+    return UtcError(
+        f"this is not YAML: {problem}", where=str(source.mark(mark.index)), why=why, fix=fix, code="rule/yaml"
+    )
 
 
 class _Composer:
@@ -229,7 +238,7 @@ class _Composer:
         next(self.events)  # the start of the stream
         start = next(self.events)
         if not isinstance(start, yaml.DocumentStartEvent):
-            raise UtcError("the rule file is empty", where=f"{self.source.file}:1:1")
+            raise UtcError("the rule file is empty", where=f"{self.source.file}:1:1", code="rule/yaml")
         if start.version not in (None, (1, 2)):
             version = ".".join(map(str, start.version))
             raise self.error(start, f"rule files are YAML 1.2, and this file is {version}")
@@ -357,4 +366,4 @@ class _Composer:
         return self.source.mark(event.start_mark.index)
 
     def error(self, event: yaml.Event, what: str, *, why: str | None = None, fix: str | None = None) -> UtcError:
-        return UtcError(what, where=str(self.mark(event)), why=why, fix=fix)
+        return UtcError(what, where=str(self.mark(event)), why=why, fix=fix, code="rule/yaml")

@@ -43,7 +43,11 @@ def make_activation(text: str, captures: Mapping[str, Operation]) -> nn.Module:
     """Build the activation that a config names; `same as a` takes the attributes of the captured operation."""
     name, attributes = activation_of(text, captures)
     if name not in _MAKERS:
-        raise UtcError(f"no module computes the activation {name!r}", fix=f"use one of: {', '.join(ACTIVATION_NAMES)}")
+        raise UtcError(
+            f"no module computes the activation {name!r}",
+            fix=f"use one of: {', '.join(ACTIVATION_NAMES)}",
+            code="tuner/does-not-fit",
+        )
     return _MAKERS[name](**attributes)
 
 
@@ -54,10 +58,15 @@ def activation_of(text: str, captures: Mapping[str, Operation]) -> tuple[str, di
         return text, {}
     op = captures.get(same[1])
     if op is None:
-        raise UtcError(f"'{text}': the match offers no capture '{same[1]}'", fix=did_you_mean(same[1], captures))
+        raise UtcError(
+            f"'{text}': the match offers no capture '{same[1]}'",
+            fix=did_you_mean(same[1], captures),
+            code="tuner/does-not-fit",
+        )
     if op.name not in ACTIVATIONS:
         raise UtcError(
             f"'{text}': '{same[1]}' is the result of {op.name}, which is no activation",
             fix="name the capture of the activation itself",
+            code="tuner/does-not-fit",
         )
     return op.name, {k: v for k, v in op.attributes.items() if k not in ("inplace",)}

@@ -140,6 +140,7 @@ class Adapter(Tuner):
             raise UtcError(
                 f"an adapter cannot read '{source.name}' {source.value}",
                 why=f"its channels are axis {source.channel_axis}, neither the last nor axis 1 of 3 to 5 dimensions",
+                code="tuner/does-not-fit",
             )
         stride = stride_between(source, target)
         activation = make_activation(config.activation, site.captures)
@@ -181,7 +182,11 @@ class Adapter(Tuner):
         """
         parts = self._parts()
         if parts is None:
-            raise UtcError("its scale depends on the input", fix="use another scale: none, scalar or channel")
+            raise UtcError(
+                "its scale depends on the input",
+                fix="use another scale: none, scalar or channel",
+                code="tuner/does-not-fit",
+            )
         down, down_bias, up, up_bias = parts
         stride = self.strides or getattr(self.down, "stride", ())
         return Bottleneck(down, self.activation, up, down_bias, up_bias, tuple(stride))

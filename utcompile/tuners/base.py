@@ -40,6 +40,7 @@ class TunerConfig(BaseModel):
                         f"{name} is {size:,}",
                         why=f"no size of a tuner is above {LARGEST:,}",
                         fix=f"give {name} a smaller number",
+                        code="tuner/option",
                     )
         return self
 
@@ -164,11 +165,14 @@ def register_tuner(name: str) -> Callable[[type[Tuner]], type[Tuner]]:
                 f"a tuner kind {name!r} is registered already",
                 why=f"by {known.__module__}.{known.__qualname__}",
                 fix="choose another name",
+                code="extend/tuner",
             )
         missing = [a for a in ("config_class", "forms") if not hasattr(cls, a)]
         if missing:
             raise UtcError(
-                f"tuner {cls.__qualname__} lacks {' and '.join(missing)}", fix="set them as class attributes"
+                f"tuner {cls.__qualname__} lacks {' and '.join(missing)}",
+                fix="set them as class attributes",
+                code="extend/tuner",
             )
         cls.kind = name
         _REGISTRY[name] = cls
@@ -195,7 +199,7 @@ def tuner_class(kind: str) -> type[Tuner]:
     if kind not in _REGISTRY:
         _load_plugins()
     if kind not in _REGISTRY:
-        raise UtcError(f"unknown tuner kind {kind!r}", fix=did_you_mean(kind, tuner_kinds()))
+        raise UtcError(f"unknown tuner kind {kind!r}", fix=did_you_mean(kind, tuner_kinds()), code="tuner/unknown")
     return _REGISTRY[kind]
 
 

@@ -64,11 +64,12 @@ class Bias(Tuner):
             return cls(shape)
         op = site.operation
         if not takes_bias(op):
-            raise UtcError(f"{op.name} has no bias, and cannot be given one")
+            raise UtcError(f"{op.name} has no bias, and cannot be given one", code="tuner/does-not-fit")
         if not config.add:
             raise UtcError(
                 f"this {op.name} has no bias",
                 fix="leave such places out with `where: [h.op.bias != None]`, or add a bias with `add: true`",
+                code="tuner/does-not-fit",
             )
         return cls((site.target.channels,))
 

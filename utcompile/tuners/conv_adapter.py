@@ -142,14 +142,23 @@ class ConvAdapter(Tuner):
             if isinstance(made, nn.Conv2d):
                 stride = (1, 1)
             if place == len(config.layers) - 1 and not isinstance(made, nn.Conv2d):
-                raise UtcError(f"the last layer is {word!r}", fix="end the layers with up, or with a convolution")
+                raise UtcError(
+                    f"the last layer is {word!r}",
+                    fix="end the layers with up, or with a convolution",
+                    code="tuner/does-not-fit",
+                )
         if channels != target.channels:
             raise UtcError(
                 f"the layers end with {channels} channels, and the target has {target.channels}",
                 fix="end the layers with up",
+                code="tuner/does-not-fit",
             )
         if stride != (1, 1):
-            raise UtcError("no layer of this tuner can have a stride", fix="begin the layers with a convolution")
+            raise UtcError(
+                "no layer of this tuner can have a stride",
+                fix="begin the layers with a convolution",
+                code="tuner/does-not-fit",
+            )
         return cls(config, layers, source, target, grid, residual=site.replaces)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -228,7 +237,9 @@ def _layer(
     width = channels if kind == "dwconv" else dim
     if channels % groups:
         raise UtcError(
-            f"{word}: {dim} groups do not divide {channels} channels", fix="choose a divisor for dim, or down first"
+            f"{word}: {dim} groups do not divide {channels} channels",
+            fix="choose a divisor for dim, or down first",
+            code="tuner/option",
         )
     return nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, groups=groups), width
 
@@ -260,6 +271,7 @@ def _grid(config: ConvAdapterConfig, source: Port, target: Port) -> tuple[int, i
             f"a conv_adapter cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
             why="a conv_adapter reads feature maps, or tokens of a fixed number, as many as the target has",
             fix="exclude the site in `where:`",
+            code="tuner/does-not-fit",
         )
     grid = (config.grid[0], config.grid[1]) if config.grid is not None else source.grid
     if grid is None or not 0 <= tokens - prod(grid) < tokens:
@@ -267,5 +279,6 @@ def _grid(config: ConvAdapterConfig, source: Port, target: Port) -> tuple[int, i
             f"the grid of '{source.name}' {source.value} is {'unknown' if grid is None else f'not {list(grid)}'}",
             why="no feature map with that many positions was made into these tokens" if grid is None else None,
             fix="state the grid: `grid: [height, width]`",
+            code="tuner/does-not-fit",
         )
     return grid

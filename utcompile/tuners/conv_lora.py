@@ -74,13 +74,20 @@ class ConvLora(Tuner):
                 f"conv_lora does not apply to {op.name if op else 'this value'}",
                 why="conv_lora takes kernel, stride and padding from a convolution",
                 fix="match a convolution, and insert from its input to its result: {op: conv}, parallel: x -> h",
+                code="tuner/does-not-fit",
             )
         groups, kernel = op.attributes.get("groups", 1), op.attributes.get("kernel_size")
         if config.r % groups:
             fix = f"set r to a multiple of {groups}"
-            raise UtcError(f"r: {config.r} is not divisible by the convolution's {groups} groups", fix=fix)
+            raise UtcError(
+                f"r: {config.r} is not divisible by the convolution's {groups} groups", fix=fix, code="tuner/option"
+            )
         if kernel is None:
-            raise UtcError("the kernel of this convolution is unknown", why="its weight is not a parameter")
+            raise UtcError(
+                "the kernel of this convolution is unknown",
+                why="its weight is not a parameter",
+                code="tuner/does-not-fit",
+            )
         spatial = int(op.name[-2])
         a = (config.r, site.source.channels, *kernel)
         b = (site.target.channels, config.r // groups, *[1] * spatial)

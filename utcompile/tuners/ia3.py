@@ -63,7 +63,11 @@ class Ia3(Scaling):
             return cls.at(site, shift=False, slices=config.slices)
         if config.slices or not isinstance(site, WeightSite):
             what = "`slices:`" if config.slices else f"`{site.form}:`"
-            raise UtcError(f"`inputs: true` cannot be combined with {what}", fix="use `weight: h` without slices")
+            raise UtcError(
+                f"`inputs: true` cannot be combined with {what}",
+                fix="use `weight: h` without slices",
+                code="tuner/option",
+            )
         cls.check_weight(site)
         found = inputs_of(site.operation, site.weight_shape)
         tuner = cls(found.count, shift=False, outputs=found)

@@ -119,6 +119,7 @@ class Lora(Tuner):
                 f"LoRA does not apply to {op.name}, whose weight is {list(site.weight_shape)}",
                 why="an update of low rank needs a matrix",
                 fix="tune it with {kind: ssf} or {kind: norm_affine}, or exclude the site in `where:`",
+                code="tuner/does-not-fit",
             )
         stacked = (op.name in _PRODUCTS or op.name == "parameter") and len(site.weight_shape) == 3
         rows = site.weight_shape[stacked]
@@ -128,28 +129,32 @@ class Lora(Tuner):
                 f"the rank {config.r} is larger than the weight, a matrix of {rows} by {columns}",
                 why="a rank above both sides adds no freedom to the update, and costs more than the weight itself",
                 fix=f"set r to {min(rows, columns)} or less",
+                code="tuner/option",
             )
         branch, why_not = cls.branch_of(op, site)
         turned = op.name == "matmul" and bool(site.rows)  # the weight is (in, out), and its slices are columns
         if turned:
             branch, why_not = None, "slices of a matmul's weight are columns"
         if stacked and site.rows:
-            raise UtcError("stacked weights have no slices", fix="leave out `slices:`")
+            raise UtcError("stacked weights have no slices", fix="leave out `slices:`", code="tuner/does-not-fit")
         if config.how == "branch" and branch is None:
             raise UtcError(
-                f"LoRA has no branch here: {why_not}", fix="leave out `how:`, or write `how: reparametrised`"
+                f"LoRA has no branch here: {why_not}",
+                fix="leave out `how:`, or write `how: reparametrised`",
+                code="tuner/does-not-fit",
             )
         if config.how == "reparametrised":
             branch, why_not = None, "the rule has `how: reparametrised`"
         elif config.how == "auto" and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
-            if not site.held and cheaper_form(op.name, site, rank) == "reparametrised":
+            if not site.only_branch and cheaper_form(op.name, site, rank) == "reparametrised":
                 branch = None
         if config.dropout and branch is None:
             raise UtcError(
                 f"LoRA with dropout does not apply here: {why_not}",
                 why="its update is added to the weight, where there is no input to drop",
                 fix="set `dropout: 0` in this rule",
+                code="tuner/does-not-fit",
             )
         return cls(config, site.weight_shape, branch, site.rows, stacked, turned)
 

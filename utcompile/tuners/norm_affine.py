@@ -57,10 +57,16 @@ class NormAffine(Tuner):
         """Take the shapes of the norm's parameters."""
         op = site.operation
         if op.name not in NORMS:
-            raise UtcError(f"norm_affine does not apply to {op.name}", fix="match a norm: {op: norm}")
+            raise UtcError(
+                f"norm_affine does not apply to {op.name}", fix="match a norm: {op: norm}", code="tuner/does-not-fit"
+            )
         weight = site.parameters.get("weight")
         if weight is None:
-            raise UtcError(f"this {op.name} has no affine part", fix="leave it out with `where: [h.op.weight != None]`")
+            raise UtcError(
+                f"this {op.name} has no affine part",
+                fix="leave it out with `where: [h.op.weight != None]`",
+                code="tuner/does-not-fit",
+            )
         return cls(weight, site.parameters.get("bias"))
 
     def start(self, *parameters: torch.Tensor | None) -> None:

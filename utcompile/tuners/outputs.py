@@ -70,6 +70,7 @@ def outputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
         f"the output channels of {op.name} with a weight {list(shape)} are unknown",
         why="no axis of its weight is known to be that of the result's channels",
         fix="tune its result with `sequential:`, or its weight with {kind: lora}",
+        code="tuner/does-not-fit",
     )
 
 
@@ -93,6 +94,7 @@ def inputs_of(op: Operation, shape: tuple[int, ...]) -> Outputs:
         f"the input channels of {op.name} with a weight {list(shape)} are unknown",
         why="no axis of its weight is known to be that of the channels that it reads",
         fix="tune the value that it reads with `sequential: x`",
+        code="tuner/does-not-fit",
     )
 
 

@@ -110,11 +110,13 @@ class Prefix(Tuner):
                 f"a prefix cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
                 why="attention to learned tokens keeps the shape of its queries",
                 fix="choose captures of equal shape, or an adapter",
+                code="tuner/does-not-fit",
             )
         if source.channels % config.heads:
             raise UtcError(
                 f"heads: {config.heads} does not divide the {source.channels} channels of '{source.name}'",
                 fix="set heads to a divisor of the channels",
+                code="tuner/option",
             )
         assert source.channel_axis is not None
         shape = (config.length, source.channels)
@@ -124,7 +126,11 @@ class Prefix(Tuner):
     def _tokens(cls, config: PrefixConfig, site: TokensSite) -> Prefix:
         if config.scale != "none" or config.heads != 1:
             field = "scale" if config.scale != "none" else "heads"
-            raise UtcError(f"a prefix of tokens has no {field}", fix=f"leave out `{field}:`, or use `parallel:`")
+            raise UtcError(
+                f"a prefix of tokens has no {field}",
+                fix=f"leave out `{field}:`, or use `parallel:`",
+                code="tuner/does-not-fit",
+            )
         own = site.heads // site.repeats
         keys, values = ((own, config.length, port.channels) for port in (site.source, site.target))
         return cls(config, keys, values, repeats=site.repeats)
@@ -135,7 +141,11 @@ class Prefix(Tuner):
         widths = [port.value.shape[-1] for port in (site.source, site.target)]
         if not all(isinstance(n, int) for n in (*sizes, *widths)) or config.heads != 1:
             why = "its heads are those of the attention" if config.heads != 1 else "heads or channels vary in size"
-            raise UtcError(f"a prefix does not fit in parallel to '{site.target.name}' {site.target.value}", why=why)
+            raise UtcError(
+                f"a prefix does not fit in parallel to '{site.target.name}' {site.target.value}",
+                why=why,
+                code="tuner/does-not-fit",
+            )
         over_channels = site.source.channel_axis == site.source.value.rank - 2
         if over_channels or site.source.windows:
             raise UtcError(
@@ -144,6 +154,7 @@ class Prefix(Tuner):
                 if over_channels
                 else "it attends within windows, whose axis is between the heads and the tokens",
                 fix="exclude the site in `where:`, or use an adapter",
+                code="tuner/does-not-fit",
             )
         keys, values = ((h, config.length, d) for h, d in zip(sizes, widths, strict=True))
         return cls(config, keys, values, scale=(sizes[1], 1, widths[1]))  # type: ignore[arg-type]

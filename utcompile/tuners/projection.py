@@ -55,5 +55,6 @@ def stride_between(source: Port, target: Port) -> tuple[int, ...]:
             f"a tuner cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
             why="only the channels may differ, and on feature maps the resolution by a whole stride",
             fix="choose captures of equal positions, or exclude the site in `where:`",
+            code="tuner/does-not-fit",
         )
     return tuple(strides) or (1,)

@@ -80,12 +80,17 @@ class Prompt(Tuner):
         source, target = site.source, site.target
         if not isinstance(site, ValueSite):
             if config.scale != "none":
-                raise UtcError("a prompt of tokens has no scale", fix="leave out `scale:`, or use `parallel:`")
+                raise UtcError(
+                    "a prompt of tokens has no scale",
+                    fix="leave out `scale:`, or use `parallel:`",
+                    code="tuner/does-not-fit",
+                )
         elif source.value.shape != target.value.shape or source.channel_axis != target.channel_axis:
             raise UtcError(
                 f"a prompt cannot bring '{source.name}' {source.value} to '{target.name}' {target.value}",
                 why="attention to learned tokens keeps the shape of its queries",
                 fix="choose captures of equal shape, or an adapter",
+                code="tuner/does-not-fit",
             )
         channels = source.channels
         assert source.channel_axis is not None

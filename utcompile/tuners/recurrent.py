@@ -55,6 +55,7 @@ def build_tuner(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner
             f"a {config.kind} tuner does not apply to the weights of {site.operation.name}",
             why="the tuner scales the channels of a result, and the gates of a recurrent layer are nonlinear",
             fix="use {kind: lora}, {kind: dora} or {kind: bias}, or `sequential:` after the layer",
+            code="tuner/does-not-fit",
         )
     (role,) = cls.roles
     alone = {
@@ -62,5 +63,5 @@ def build_tuner(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner
         for name, shape in site.parameters.items()
     }
     if not alone:
-        raise UtcError(f"this {site.operation.name} has no {role}")
+        raise UtcError(f"this {site.operation.name} has no {role}", code="tuner/does-not-fit")
     return EachParameter({name: cls.build(config, part) for name, part in alone.items()})

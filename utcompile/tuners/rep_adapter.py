@@ -72,13 +72,16 @@ class RepAdapter(Tuner):
         for count, what in ((config.dim, "dim"), (target.channels, f"the channels of '{target.name}'")):
             if count % config.groups:
                 raise UtcError(
-                    f"groups: {config.groups} does not divide {what}, {count}", fix="choose another `groups:` or `dim:`"
+                    f"groups: {config.groups} does not divide {what}, {count}",
+                    fix="choose another `groups:` or `dim:`",
+                    code="tuner/option",
                 )
         axes = source.channel_axis, target.channel_axis
         if not (source.channels_last and target.channels_last) and axes != (1, 1):
             raise UtcError(
                 f"a rep_adapter cannot read '{source.name}' {source.value} for '{target.name}' {target.value}",
                 why=f"their channels are axes {axes[0]} and {axes[1]}; both must be the last, or both axis 1",
+                code="tuner/does-not-fit",
             )
         return cls(config, source, target, residual=site.replaces)
 

@@ -58,7 +58,11 @@ class Scaling(Tuner):
         """
         if isinstance(site, ValueSite):
             if slices:
-                raise UtcError("`slices:` needs a weight", fix="use `weight:`, or name the part in the pattern")
+                raise UtcError(
+                    "`slices:` needs a weight",
+                    fix="use `weight:`, or name the part in the pattern",
+                    code="tuner/does-not-fit",
+                )
             port = site.target
             channels = port.channels
             assert port.channel_axis is not None
@@ -68,7 +72,9 @@ class Scaling(Tuner):
         outputs = outputs_of(op, site.weight_shape)
         if shift and not takes_bias(op) and site.parameters.get("bias") is None:
             raise UtcError(
-                f"{op.name} adds no bias, so its parameters have no place for β", fix="use `sequential:` instead"
+                f"{op.name} adds no bias, so its parameters have no place for β",
+                fix="use `sequential:` instead",
+                code="tuner/does-not-fit",
             )
         return cls(outputs.count, shift, outputs=outputs, rows=site.rows)
 
@@ -78,7 +84,10 @@ class Scaling(Tuner):
         op = site.operation
         if not site.weight_shape:
             raise UtcError(
-                f"{op.name} has no weight to scale", why="it has no affine part", fix="use `sequential:` instead"
+                f"{op.name} has no weight to scale",
+                why="it has no affine part",
+                fix="use `sequential:` instead",
+                code="tuner/does-not-fit",
             )
         if not site.direct:
             raise UtcError(
@@ -87,6 +96,7 @@ class Scaling(Tuner):
                 fix="use `sequential:` instead; or remove the parametrisation that computes the weight, and capture "
                 "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True), "
                 "for pruning torch.nn.utils.prune.remove(layer, 'weight')",
+                code="tuner/does-not-fit",
             )
 
     def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Affine:

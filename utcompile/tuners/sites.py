@@ -30,7 +30,7 @@ _ABSENT: Mapping[str, object] = {
     "parameters": {},
     "direct": True,
     "rows": (),
-    "held": "",
+    "only_branch": "",
     "heads": 0,
     "repeats": 1,
     "previous": None,
@@ -68,6 +68,7 @@ class Port:
                 f"the channel axis of '{self.name}' {self.value} is unknown",
                 why="no operation that makes or reads the value shows which axis has the channels",
                 fix="place the tuner at a value that a linear, convolution or norm makes or reads",
+                code="tuner/does-not-fit",
             )
         return size
 
@@ -147,7 +148,7 @@ class WeightSite(TunerSite):
         parameters: role to shape of the parameters that the tuner changes; None where the operation lacks the role.
         direct: whether the operation reads the parameter itself, and not a tensor computed from it.
         rows: for a config's `slices`, the rows of the weight for each slice.
-        held: the reason why no update can be added to the weight, so that only a branch fits; empty otherwise.
+        only_branch: the reason why no update can be added to the weight, so that only a branch fits; empty otherwise.
     """
 
     operation: Operation
@@ -155,7 +156,7 @@ class WeightSite(TunerSite):
     parameters: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
     direct: bool = True
     rows: tuple[tuple[int, ...], ...] = ()
-    held: str = ""
+    only_branch: str = ""
 
     @property
     def form(self) -> Form:

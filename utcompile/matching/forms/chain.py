@@ -130,6 +130,7 @@ def _check_order(insertion: ChainInsertion, read: list[fx.Node], end: fx.Node, v
                 f"'{insertion.source}' at {describe(node)} is computed from '{insertion.target}' at {describe(end)}",
                 why="a side network must not read a value that it changes",
                 fix="let the chain end at a later value",
+                code="match/place",
             )
 
 
@@ -145,6 +146,7 @@ def _check(tuner: Tuner, site: ChainSite, yields: Port) -> None:
             raise UtcError(
                 f"the stage yields {list(found)} where {list(yields.value.sizes(batch))} is needed, at batch {batch}",
                 fix="choose captures of matching shapes",
+                code="tuner/does-not-fit",
             )
 
 

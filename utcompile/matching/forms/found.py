@@ -62,7 +62,7 @@ class Found:
         if node.op == "get_attr" and value is not None:
             return Port(value, channel_axis_of(node, self.view), name)
         if value is None:
-            raise UtcError(f"'{name}' is not a single tensor", fix="name a capture of one tensor")
+            raise UtcError(f"'{name}' is not a single tensor", fix="name a capture of one tensor", code="match/place")
         grid = grid_of(node, self.view) if value.rank == 3 else None
         return Port(value, self.view.channel_axis[node], name, grid, has_windows(node, self.view))
 
@@ -83,6 +83,7 @@ class Found:
                         f"the memory of {node.name} is overwritten in place later",
                         why=f"by {describe(write)}",
                         fix="choose another capture, or exclude the place in `where:`",
+                        code="match/place",
                     )
 
 
@@ -91,4 +92,5 @@ def no_complex(kind: str, what: str, dtype: str) -> UtcError:
     return UtcError(
         f"a {kind} tuner computes with real numbers, and {what} is {dtype.removeprefix('torch.')}",
         fix="tune a complex weight with {kind: lora}, which then has complex factors; or tune a real value near it",
+        code="match/place",
     )

@@ -93,6 +93,7 @@ def place(found: Found, insertion: StreamTokensInsertion) -> Placed[StreamTokens
             f"'{insertion.target}' {value} is no row of tokens (B, N, C)",
             why="learned tokens join a stream of tokens, and feature maps and windows have no place for more positions",
             fix="use a prompt in parallel, or an adapter",
+            code="match/place",
         )
     count = value.shape[_AXIS]
     at = count - prod(port.grid) if port.grid is not None and isinstance(count, int) else None
@@ -352,7 +353,10 @@ class _Way:
 
     def _refused(self, node: fx.Node, why: str) -> UtcError:
         return UtcError(
-            f"learned tokens cannot live in this stream: they do not pass {describe(node)}", why=why, fix=_FIX
+            f"learned tokens cannot live in this stream: they do not pass {describe(node)}",
+            why=why,
+            fix=_FIX,
+            code="match/place",
         )
 
 

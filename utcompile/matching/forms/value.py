@@ -58,6 +58,7 @@ def place(found: Found, insertion: ValueInsertion) -> Placed[ValuePlace]:
             f"'{insertion.source}' is computed from '{insertion.target}'",
             why="a parallel tuner must not read what it changes",
             fix="swap the two, or use `sequential:`",
+            code="match/place",
         )
     fitted = found.fitting.fit(found.config, site)
     found.check_unwritten((source, target))
@@ -99,5 +100,6 @@ def _reader(insertion: ValueInsertion, found: Found) -> fx.Node | None:
         raise UtcError(
             f"'{insertion.reader}' does not read '{insertion.target}' itself",
             fix="name the operation that reads it, or leave out `for:`",
+            code="match/place",
         )
     return node

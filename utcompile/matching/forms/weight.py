@@ -60,7 +60,7 @@ class WeightPlace(TunerPlace):
 
     def trial(self, tuner: Tuner, batch: int) -> Trial | None:
         """A trial on the parameters that the tuner changes, or on the input of its branch where it changes none."""
-        if self.site.held:
+        if self.site.only_branch:
             return super().trial(tuner, batch)
         shapes = list(self.site.parameters.values())
         return Trial(shapes=shapes, run=tuner.changed, start=tuner.start, takes_dtype=True)
@@ -85,15 +85,16 @@ def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
         parameters=tuned.shapes,
         direct=tuned.direct,
         rows=rows_of(slices, found.env, tuned, view) if slices else (),
-        held=tuned.unchangeable.why if tuned.unchangeable else "",
+        only_branch=tuned.unchangeable.why if tuned.unchangeable else "",
     )
     _check_real(found, tuned)
     fitted, config = _fitted(found, site, tuned)
-    if site.held and fitted.how != "branch":
+    if site.only_branch and fitted.how != "branch":
         raise UtcError(
-            f"a {config.kind} tuner cannot change a weight that is quantised: {site.held}",
+            f"a {config.kind} tuner cannot change a weight that is quantised: {site.only_branch}",
             why="its update would be rounded away, and no gradient would reach it",
             fix="use {kind: lora}, whose branch is parallel to the layer, an adapter, or a sequential ssf or ia3",
+            code="match/weights",
         )
     return Placed(
         place=WeightPlace(site=site, source=tuned.source, targets=(tuned.node,), how=fitted.how, tunes=tuned.names),
@@ -119,6 +120,7 @@ def _weight(found: Found, insertion: WeightInsertion) -> TunedWeight:
                 f"the weight {name} is tied to {', '.join(tied)}",
                 why="this tuner would change one of its uses alone",
                 fix="write `all_uses: true` to give each use its own tuner, or exclude the site in `where:`",
+                code="match/weights",
             )
     return tuned
 
