@@ -15,7 +15,7 @@ Pair = namedtuple("Pair", "first second")
 @dataclass
 class Held:
     kept: torch.Tensor
-    name: str = "held"
+    name: str = "kept"
 
 
 def test_each_kind_of_container_stays_what_it_is() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from utcompile.graph import UtcGraphModule, runs_plainly
+from utcompile.graph.codegen import quote_keywords
 from utcompile.memory.planned import Saving, plan_graph
 from utcompile.memory.segments import recompute
 
@@ -39,6 +40,7 @@ class Planned:
         """Plan a tuned module."""
         graph, savings, paths = plan_graph(tuned.graph, tuned, tuned.follows_mode)
         recompute(graph, tuned, again)
+        quote_keywords(graph)  # the code of this graph too must spell names such as `heads.class`
         layers = []
         for path in paths:
             parent, _, name = path.rpartition(".")
