@@ -135,6 +135,18 @@ def test_casts_copies_checkpoints_and_compilers_go_on(kind: str, tmp_path: Any) 
     assert tuned.half()(x.half()).dtype == torch.float16
 
 
+@pytest.mark.parametrize(
+    "insert", ["sequential: h, tuner: {kind: ssf}", "parallel: x -> h, tuner: {kind: adapter, dim: 2, scale: channel}"]
+)
+def test_under_autocast_a_tuner_yields_the_dtype_of_its_input(insert: str) -> None:
+    """A learned scale is float32, and a layer in half precision behind it takes no float32 on the CPU."""
+    x = torch.randn(4, 8, dtype=torch.bfloat16)
+    text = RULES.replace("{%s, tuner: {kind: %s}}", "{" + insert + "}") % "{op: linear}"
+    tuned = utc.compile(Net().eval().bfloat16(), text, x).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tuned(x).dtype == torch.bfloat16
+
+
 def test_a_tied_head_and_a_table_train_as_one() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

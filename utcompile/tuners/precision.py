@@ -40,8 +40,10 @@ def in_own_dtype(forward: _Forward) -> _Forward:
     def run(self: nn.Module, *args: object, **kwargs: object) -> object:
         first = _half_tensor((*args, *kwargs.values()))
         own = None if first is None else own_dtype(self)
-        if first is None or own is None or own == first.dtype or _autocasts(first.device.type):
+        if first is None or own is None or own == first.dtype:
             return forward(self, *args, **kwargs)
+        if _autocasts(first.device.type):  # it casts the inputs, and a product with a scale would stay in float32
+            return _cast(forward(self, *args, **kwargs), own, first.dtype)
         named = {k: _cast(v, first.dtype, own) for k, v in kwargs.items()}
         return _cast(forward(self, *(_cast(a, first.dtype, own) for a in args), **named), own, first.dtype)
 
