@@ -66,7 +66,12 @@ def _cases(quick: bool) -> Iterator[_Case]:
 def _language_models(quick: bool) -> Iterator[_Case]:
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-    depth = {"num_hidden_layers": 2 if quick else 6, "hidden_size": 384, "num_attention_heads": 6, "vocab_size": 1000}
+    depth: dict[str, Any] = {
+        "num_hidden_layers": 2 if quick else 6,
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "vocab_size": 1000,
+    }
     ids = {"input_ids": torch.randint(1000, (8, 128))}
     bert = BertModel(BertConfig(**depth, intermediate_size=1536), add_pooling_layer=False).eval()
     llama = LlamaForCausalLM(LlamaConfig(**depth, intermediate_size=1024, num_key_value_heads=2, use_cache=False))

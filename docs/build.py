@@ -312,6 +312,7 @@ API: dict[str, tuple[str, ...]] = {
         "recording.CaptureReport",
         "matching.Site",
         "rewrite.TunedSite",
+        "split_prefix",
     ),
     "Rules": ("RuleSet",),
     "Checkpoints": ("save_tuners", "load_tuners", "save_peft", "load_peft", "peft_rules"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from utcompile.deploy import ExportResult, export_onnx
     from utcompile.errors import UtcError
     from utcompile.folding import FoldReport, fold, register_fold
+    from utcompile.memory import split_prefix
     from utcompile.plan import Plan
     from utcompile.recording import CapturedModule, capture
     from utcompile.register import register_operation
@@ -52,6 +53,7 @@ _HOMES = {
     "register_tuner": "tuners",
     "save_peft": "rewrite",
     "save_tuners": "rewrite",
+    "split_prefix": "memory",
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "register_tuner",
     "save_peft",
     "save_tuners",
+    "split_prefix",
 ]
 
 

@@ -13,6 +13,7 @@ from utcompile.errors import UtcError, known_arguments
 from utcompile.graph import UtcGraphModule
 from utcompile.matching import TunerDtype
 from utcompile.matching import match as find
+from utcompile.memory import read_budget
 from utcompile.plan import Plan
 from utcompile.recording import capture
 from utcompile.recording.example import Example
@@ -69,6 +70,7 @@ def compile(
     verify: Literal["values", "full", "shapes"] = "values",
     train: Sequence[str] | None = None,
     tuner_dtype: TunerDtype = "float32",
+    memory: float | int | str | None = None,
 ) -> TunedModule:
     """Capture a model, match rules and insert their tuners.
 
@@ -81,11 +83,13 @@ def compile(
 
     Args:
         tuner_dtype: of what trains, on a base in float16 or bfloat16: "float32", or "base" for the model's own dtype.
-            The other arguments are those of `capture` and `match`.
+        memory: a budget for a training step with the batch of the example inputs: a share of what it takes without a
+            plan, as 0.5, or a size, as "8GB" (`TunedModule.plan_memory`). Without it, less is kept where that costs no
+            time. The other arguments are those of `capture` and `match`.
 
     Raises:
-        UtcError: as `capture` and `match`; or a tuner that should be the identity at the start changes an output; or a
-            tuner has a parameter that gets no gradient.
+        UtcError: as `capture` and `match`; or the budget is too small; or a tuner that should be the identity at the
+            start changes an output; or a tuner has a parameter that gets no gradient.
 
     Example:
         >>> import torch, utcompile as utc
@@ -95,10 +99,15 @@ def compile(
         trainable params: 42 || all params: 82 || trainable%: 51.2195
     """
     ruleset = RuleSet.load(rules, vars, train=train)  # a mistake there is found before the model is captured
+    if memory is not None:
+        read_budget(memory)
     if isinstance(model, UtcGraphModule):
-        return _compile_again(model, ruleset, example_inputs, dynamic, base, verify, tuner_dtype)
-    plan = match(capture(model, example_inputs, dynamic, base, verify), ruleset)
-    return plan.apply(tuner_dtype)
+        tuned = _compile_again(model, ruleset, example_inputs, dynamic, base, verify, tuner_dtype)
+    else:
+        tuned = match(capture(model, example_inputs, dynamic, base, verify), ruleset).apply(tuner_dtype)
+    if memory is not None:
+        tuned.plan_memory(memory, example_inputs)
+    return tuned
 
 
 def _compile_again(

@@ -105,3 +105,40 @@ def test_heads_between_windows_and_tokens_are_heads(fused: bool) -> None:
     plan = utc.match(utc.capture(Windows(2, False, fused).eval(), (x,), verify="shapes"), "prefix/prefix")
     (site,) = plan.sites
     assert site.parameters == 2 * 10 * 16  # keys and values of ten tokens, whatever the number of windows
+
+
+class Packed(nn.Module):
+    """A packed projection that slices divide, and not a split, with fewer heads of keys, as in Phi-3; or a cache."""
+
+    def __init__(self, separate: bool, cached: bool) -> None:
+        super().__init__()
+        self.separate, self.cached = separate, cached
+        self.norm, self.proj, self.qkv = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 32)
+        self.q, self.k, self.v = (nn.Linear(16, n) for n in (16, 8, 8))
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t = self.norm(x), x[:, :0, :8].unflatten(-1, (1, 8)).transpose(1, 2)  # an empty cache
+        p = None if self.separate else self.qkv(n)
+        q, k, v = (self.q(n), self.k(n), self.v(n)) if p is None else (p[..., :16], p[..., 16:24], p[..., 24:])
+        q, k, v = (z.unflatten(-1, (-1, 8)).transpose(1, 2) for z in (q, k, v))
+        if self.cached:
+            k, v = torch.cat((t, k), 2), torch.cat((t, v), 2)
+        o = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        y = x + self.proj(o.transpose(1, 2).flatten(2))
+        return y + self.down(nn.functional.silu(self.up(y)))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "packed", "separate"),
+    [
+        ("lora/qv", ["packed"], ["query", "value"]),
+        ("ia3/keys_values_ffn", ["packed", "hidden"], ["key", "value", "hidden"]),
+    ],
+)
+def test_rules_of_projections_find_each_once(rules: str, packed: list[str], separate: list[str], cached: bool) -> None:
+    """The rule for separate projections leaves a packed one alone, and a cache hides neither keys nor values."""
+    for one, expected in ((False, packed), (True, separate)):
+        model = utc.capture(Packed(one, cached).eval(), (torch.randn(2, 5, 16),), verify="shapes")
+        assert [site.rule for site in utc.match(model, rules).sites] == expected

@@ -68,7 +68,7 @@ def test_a_gap_stays() -> None:
 
 
 class Cut(nn.Module):
-    """A probe at a length of 1 takes a row by a number where the graph takes a slice."""
+    """Where the graph has a slice, a probe at a length of 1 reads one row by its number."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = x

@@ -33,7 +33,7 @@ _BATCHES = (2, 3, 5)
 
 
 def failing(comparisons: Sequence[Comparison], env: Bindings, view: GraphView) -> tuple[Comparison, str] | None:
-    """The first comparison that does not hold, with the values on both sides; None where all hold."""
+    """The first comparison that is false, with the values of both sides; None where all are true."""
     for comparison in comparisons:
         values = [_evaluate(o, env, view, comparison) for o in comparison.operands]
         for i, name in enumerate(comparison.operators):

@@ -1,8 +1,8 @@
-"""What is known of a captured model before any rule is read, kept with the model for the matches that follow.
+"""The index of a captured model, independent of rules and stored with the model for later matches.
 
-The index is made once and used as long as nothing that it was read from is replaced: the graph's nodes, their targets
-and arguments, and the layers, parameters and buffers that they name. A layer's own settings (a stride, the mode) count
-too. Tensors that are changed in place do not: nothing of the index depends on their numbers.
+The index is made once, and used until one of its sources is replaced: the nodes of the graph, their targets and
+arguments, and the layers, parameters and buffers that they name. The settings of a layer (a stride, the mode) count
+too. A tensor that is changed in place does not count: the index does not depend on its values.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from utcompile.matching.fitting import Fitting
 from utcompile.rules import Pattern
 
 KEPT = "_match_index"  # the module's attribute
-_ENGINES = 4  # sets of named patterns whose solutions are kept
+_ENGINES = 4  # the number of sets of named patterns whose solutions are kept
 
 
 @dataclass
 class Index:
-    """A captured model as it is matched.
+    """The index of a captured model.
 
     Attributes:
         view: the graph.
-        fitting: which tuners fit which kinds of sites.
+        fitting: the tuners that were tried, by kind of site.
     """
 
     view: GraphView
@@ -40,11 +40,13 @@ class Index:
 
     @contextmanager
     def engine(self, library: Mapping[str, Pattern]) -> Iterator[Engine]:
-        """An engine that knows what it found of these named patterns in earlier matches.
+        """An engine that has the solutions of these named patterns from earlier matches.
 
-        It is put back only where no error ends the match: a search that broke off must not look like a whole one.
+        It is stored again only if no error ends the match, because a search that was cut short is incomplete.
         """
-        key = tuple(id(pattern) for pattern in library.values())  # the engine keeps them, so that ids stay theirs
+        key = tuple(
+            id(pattern) for pattern in library.values()
+        )  # the engine keeps the patterns alive, so that no other object gets their ids
         engine = self._engines.pop(key, None)
         engine = Engine(self.view, library) if engine is None else engine.again()
         yield engine
@@ -68,7 +70,7 @@ class Index:
 
 
 def index_of(module: UtcGraphModule) -> Index:
-    """The module's index: the one that an earlier match made, where nothing that it was read from has changed."""
+    """The index of a module; that of an earlier match if none of its sources has changed."""
     known = module.__dict__.get(KEPT)
     if not isinstance(known, Index) or not known.is_of(module):
         known = Index(GraphView(module.graph, module), _read_from=_sources(module))
@@ -77,7 +79,7 @@ def index_of(module: UtcGraphModule) -> Index:
 
 
 def _sources(module: UtcGraphModule) -> list[object]:
-    """Everything that an index is read from, as objects that are the same as long as nothing has changed."""
+    """The sources of an index, as objects that are identical as long as nothing has changed."""
     found: list[object] = []
     for node in module.graph.nodes:
         found += (node, node.target, node.args, node.kwargs)

@@ -30,16 +30,16 @@ def match(
     vars: Mapping[str, object] | None = None,
     train: Sequence[str] | None = None,
 ) -> PlanData:
-    """Find every place that a rule set speaks of.
+    """Find every site of a rule set.
 
     Args:
-        captured: a `CapturedModule`; what is indexed of it is kept with it for further matches.
+        captured: a `CapturedModule`; its index is stored with it for further matches.
         rules: a `RuleSet`, a path, a shipped name, or YAML text.
         vars: values for the rule file's `vars:`.
-        train: what is trained beside the tuners, instead of what the rules say.
+        train: what is trained in addition to the tuners, instead of the rules' `train:`.
 
     Raises:
-        UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
+        UtcError: a rule is malformed, has fewer or more sites than it expects, or its tuner does not fit a site.
     """
     ruleset = RuleSet.load(rules, vars=vars, train=train)
     index = index_of(captured)
@@ -64,7 +64,7 @@ def match(
 
 
 def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[Skipped]) -> list[Site]:
-    """The sites of a rule; `skipped` is added to where the rule passes over what refuses its tuner."""
+    """The sites of a rule; sites that refuse the tuner of a rule with `on_refusal: skip` are appended to `skipped`."""
     view = index.view
 
     def found(env: Bindings) -> Found:
@@ -77,7 +77,7 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
     result = []
     for one in places:
         ordinal = count[one.path]
-        count[one.path] += 1  # what is passed over has its number too
+        count[one.path] += 1  # a skipped site has its number too
         if rule.skips and one.env[rule.insert.target] not in index.used:
             skipped.append(Skipped(rule.name, one.path, "no output of the model depends on it"))
             continue
@@ -91,7 +91,7 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
 
 
 def _check_sites(sites: Sequence[Site]) -> None:
-    """A parameter may carry one tuner of one rule."""
+    """Refuse a parameter that two rules tune."""
     owners: dict[str, Site] = {}
     for site in sites:
         for role, name in site.tunes.items():

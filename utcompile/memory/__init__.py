@@ -3,5 +3,7 @@
 from utcompile.memory.execution import Planned, planned_forward
 from utcompile.memory.plan import MemoryPlan
 from utcompile.memory.planned import Saving
+from utcompile.memory.prefix import split_prefix
+from utcompile.memory.sizes import read_budget
 
-__all__ = ["MemoryPlan", "Planned", "Saving", "planned_forward"]
+__all__ = ["MemoryPlan", "Planned", "Saving", "planned_forward", "read_budget", "split_prefix"]

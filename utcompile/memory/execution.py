@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from utcompile.graph import UtcGraphModule, runs_plainly
 from utcompile.memory.planned import Saving, plan_graph
+from utcompile.memory.segments import recompute
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -21,26 +22,29 @@ class Planned:
 
     Attributes:
         graph: the tuned graph that it was made of.
+        again: the units that run again in backward: their first and last nodes' names.
         forward: the planned one's `forward`, of the module and its inputs.
         savings: what it does not keep.
         layers: the modules that it computes itself instead of calling them: where each is, and its class.
     """
 
     graph: fx.Graph
+    again: tuple[tuple[str, str], ...]
     forward: Callable[..., Any]
     savings: tuple[Saving, ...]
     layers: tuple[tuple[nn.Module, str, nn.Module, type[nn.Module]], ...]
 
     @classmethod
-    def of(cls, tuned: UtcGraphModule) -> Planned:
+    def of(cls, tuned: UtcGraphModule, again: tuple[tuple[str, str], ...] = ()) -> Planned:
         """Plan a tuned module."""
         graph, savings, paths = plan_graph(tuned.graph, tuned, tuned.follows_mode)
+        recompute(graph, tuned, again)
         layers = []
         for path in paths:
             parent, _, name = path.rpartition(".")
             leaf = tuned.get_submodule(path)
             layers.append((tuned.get_submodule(parent), name, leaf, type(leaf)))
-        return cls(tuned.graph, type(fx.GraphModule(tuned, graph)).forward, savings, tuple(layers))
+        return cls(tuned.graph, again, type(fx.GraphModule(tuned, graph)).forward, savings, tuple(layers))
 
     def is_current(self) -> bool:
         """Whether each of its layers is there, and computes what its class computes and nothing else."""
@@ -50,17 +54,17 @@ class Planned:
         )
 
 
-def planned_forward(tuned: UtcGraphModule) -> Callable[..., Any] | None:
+def planned_forward(tuned: UtcGraphModule, again: tuple[tuple[str, str], ...] = ()) -> Callable[..., Any] | None:
     """What a call of a tuned module runs now to keep less; None where it runs as it is.
 
-    It runs as it is where no gradient is asked for; where someone looks at the operations (`torch.compile`, exporters,
+    It runs as it is where gradients are off; where someone looks at the operations (`torch.compile`, exporters,
     `torch.func`); and where a hook on a layer would not be called.
     """
     if not torch.is_grad_enabled() or runs_plainly() or torch.jit.is_tracing() or _hooks_everywhere():
         return None
     planned: Planned | None = tuned.__dict__.get("_planned")
-    if planned is None or planned.graph is not tuned.graph:
-        planned = tuned.__dict__["_planned"] = Planned.of(tuned)
+    if planned is None or planned.graph is not tuned.graph or planned.again != again:
+        planned = tuned.__dict__["_planned"] = Planned.of(tuned, again)
     return planned.forward if planned.is_current() else None
 
 

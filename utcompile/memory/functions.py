@@ -76,7 +76,7 @@ class _FrozenConv(torch.autograd.Function):
 
 
 def _no_numbers(shape: Sequence[int], strides: Sequence[int], grad: torch.Tensor) -> torch.Tensor:
-    """A tensor in the layout of an input of which no number is read: kernels ask for its shape and layout alone."""
+    """A tensor in the layout of an input of which no number is read: kernels need its shape and layout alone."""
     return torch.empty_strided(shape, strides, dtype=grad.dtype, device=grad.device)
 
 

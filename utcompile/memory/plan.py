@@ -2,18 +2,173 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
+from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
+from utcompile.graph.nested import tensors
+from utcompile.memory.choose import Model
 from utcompile.memory.execution import planned_forward
+from utcompile.memory.simulate import Simulated, simulate
+from utcompile.memory.sizes import read_budget, shown
+from utcompile.memory.units import Unit, units_of
+
+_TRIES = 6  # simulations until a plan's own step fits
+_POINTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the curve
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan on the curve of work over memory: bytes beyond parameters, buffers and inputs."""
+
+    kept: int
+    peak: int
+    flops: int
+    units: int
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a tuned module keeps for backward. The default keeps less wherever that costs no time."""
+    """What a tuned module keeps for backward. The default keeps less wherever that costs no time.
+
+    Attributes:
+        again: the units that run again in backward: the names of their first and last nodes.
+        units: every unit of the model: its path, the bytes it keeps, the FLOPs of its forward, and whether it runs
+            again.
+        before: the step without any plan; None where no budget was given.
+        expected: the step with this plan, simulated.
+        curve: less and less memory for more and more work.
+        others: bytes of parameters, buffers and inputs.
+    """
+
+    again: tuple[tuple[str, str], ...] = ()
+    units: tuple[tuple[str, int, int, bool], ...] = ()
+    before: Point | None = None
+    expected: Point | None = None
+    curve: tuple[Point, ...] = ()
+    others: int = 0
 
     def forward_of(self, tuned: UtcGraphModule) -> Callable[..., Any] | None:
         """What a call of a tuned module runs now; None where it runs as it is."""
-        return planned_forward(tuned)
+        return planned_forward(tuned, self.again)
+
+    def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: Any = None) -> MemoryPlan:
+        """A plan whose step fits a budget, for the least work; see `TunedModule.plan_memory`."""
+        amount = read_budget(budget)
+        arguments = _arguments(tuned, example_inputs)
+        units = units_of(tuned.graph, tuned, tuned.follows_mode)
+        before = simulate(tuned, arguments, as_it_is=True)
+        step = simulate(tuned, arguments, [u.last for u in units])
+        others = _bytes_of([*tuned.parameters(), *tuned.buffers(), *tensors(arguments)])
+        limit = int(amount * before.peak) if isinstance(amount, float) else amount - others
+        model = Model(step, [True] * len(units))
+        found = _fitting(tuned, arguments, units, model, limit)
+        if found is None:
+            raise _too_small(tuned, arguments, units, model, budget, others, before)
+        chosen, expected = found
+        return MemoryPlan(
+            tuple((units[i].first, units[i].last) for i in sorted(chosen)),
+            tuple((u.path, model.kept[i], model.work[i], i in chosen) for i, u in enumerate(units)),
+            Point(before.kept, before.peak, before.flops, 0),
+            Point(expected.kept, expected.peak, expected.flops, len(chosen)),
+            _curve(model, step),
+            others,
+        )
+
+    def __str__(self) -> str:
+        if self.expected is None or self.before is None:
+            return (
+                "memory: what costs no time (values made again from what is kept anyway, masks of bits, small indices)"
+            )
+        rows = [
+            f"{'runs again' if again else 'kept':10}  {shown(k):>9}  {f / 1e9:8.2f} GFLOPs  {path}"
+            for path, k, f, again in self.units
+        ]
+        lines = ["a step           kept       peak        GFLOPs  units that run again"]
+        for name, point in (("without a plan", self.before), ("this plan", self.expected)):
+            lines.append(_line(name, point))
+        lines += [_line("" if i else "possible", p) for i, p in enumerate(self.curve)]
+        return "\n".join([*rows, "", *lines, f"and {shown(self.others)} of parameters, buffers and inputs"])
+
+
+def _line(name: str, point: Point) -> str:
+    return f"{name:15}  {shown(point.kept):>9}  {shown(point.peak):>9}  {point.flops / 1e9:8.1f}  {point.units}"
+
+
+def _fitting(
+    tuned: UtcGraphModule, arguments: Mapping[str, Any], units: Sequence[Unit], model: Model, limit: int
+) -> tuple[frozenset[int], Simulated] | None:
+    """Units that run again, and their step; tried with a lower limit while the step itself is above it."""
+    aim = limit
+    for _ in range(_TRIES):
+        chosen = model.within(aim)
+        if chosen is None:
+            chosen = frozenset(i for i, s in enumerate(model.savings) if s)
+        expected = simulate(tuned, arguments, again=[(units[i].first, units[i].last) for i in sorted(chosen)])
+        if expected.peak <= limit:
+            return chosen, expected
+        if model.within(aim) is None:
+            return None
+        aim -= max(expected.peak - limit, 1)
+    return None
+
+
+def _too_small(
+    tuned: UtcGraphModule,
+    arguments: Mapping[str, Any],
+    units: Sequence[Unit],
+    model: Model,
+    budget: float | int | str,
+    others: int,
+    before: Simulated,
+) -> UtcError:
+    every = [i for i, s in enumerate(model.savings) if s]
+    least = simulate(tuned, arguments, again=[(units[i].first, units[i].last) for i in every]).peak
+    possible = f"{shown(least + others)}, of which {shown(others)} are parameters, buffers and inputs"
+    if isinstance(budget, float):
+        possible = f"{least / before.peak:.3f}"
+    return UtcError(
+        f"a step does not fit the memory budget {budget!r}",
+        why=f"the least possible with these inputs is {possible}",
+        fix="give a larger budget, or example inputs with a smaller batch",
+    )
+
+
+def _curve(model: Model, step: Simulated) -> tuple[Point, ...]:
+    found: list[Point] = []
+    for share in _POINTS:
+        chosen = model.within(int(share * step.peak))
+        if chosen is None:
+            break
+        point = Point(model.held(chosen), model.peak(chosen), model.flops(chosen), len(chosen))
+        if point not in found:
+            found.append(point)
+    return tuple(found)
+
+
+def _arguments(tuned: UtcGraphModule, example_inputs: Any) -> dict[str, Any]:
+    """The inputs by name; by default those that the model was captured with."""
+    if example_inputs is None:
+        if tuned.example_inputs is None:
+            raise UtcError("the module has no example inputs", fix="give them: tuned.plan_memory(budget, (x,))")
+        return dict(tuned.example_inputs.arguments(tuned.dtype, tuned.device))
+    args, kwargs = (), {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    else:
+        args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    try:
+        return dict(inspect.signature(tuned.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise UtcError("the example inputs do not fit the module's forward", why=str(error)) from error
+
+
+def _bytes_of(given: Sequence[torch.Tensor | nn.Parameter]) -> int:
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in given}
+    return sum(storages.values())

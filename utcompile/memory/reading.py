@@ -65,6 +65,8 @@ class Reading:
     def _requires_grad(self, name: str) -> bool:
         path, _, attribute = name.rpartition(".")
         value = getattr(self.root.get_submodule(path), attribute, None)
+        if isinstance(value, nn.Module):
+            return any(p.requires_grad for p in value.parameters())
         return isinstance(value, torch.Tensor) and value.requires_grad
 
     def is_frozen(self, node: fx.Node) -> bool:

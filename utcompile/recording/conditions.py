@@ -48,7 +48,7 @@ class Conditions:
         """The answers of each way to run this graph, simplified; with more ways that probes found."""
         self._more += more
         found = [self._answers(r.questions, {}) for r in self.sizes.recordings]
-        return joined([tightest(a) for a in absorbed(merged([*found, *self._more]))], self._between)
+        return absorbed(joined([tightest(a) for a in merged([*found, *self._more])], self._between))
 
     def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
         """The answers of one more recording; None where it is another graph.

@@ -370,7 +370,7 @@ def _listed(given: Argument) -> Sequence[Argument]:
     return first if isinstance(first, (tuple, list)) else given
 
 
-def _index(node: fx.Node) -> Sequence[Argument]:
+def _index(node: fx.Node) -> Sequence[object]:
     """The parts of an index."""
     index = node.args[1]
     return index if isinstance(index, tuple) else (index,)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from utcompile.recording import dropped, transforms
 from utcompile.recording.active import Args, Function, Kwargs, Replacement, current, exclusive
-from utcompile.recording.derived import Apply, Scripted
+from utcompile.recording.derived import Apply, Scripted, ScriptFunction
 from utcompile.recording.dropped import CHECKPOINTED
 from utcompile.recording.questions import GRAD_MODE
 from utcompile.recording.source import in_own_code
@@ -120,7 +120,7 @@ class _Descriptor(Protocol):
 
 
 def _apply(original: _Descriptor) -> object:
-    def recorded_apply(cls: type[torch.autograd.Function], *args: object, **kwargs: object) -> object:
+    def recorded_apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
         recorder = current()
         if recorder is not None and cls is torch.utils.checkpoint.CheckpointFunction:
             recorder.note(CHECKPOINTED)
@@ -135,7 +135,7 @@ def _apply(original: _Descriptor) -> object:
 
 
 def _script(original: _Descriptor) -> Function:
-    def recorded_script(function: torch.jit.ScriptFunction, *args: object, **kwargs: object) -> object:
+    def recorded_script(function: ScriptFunction, *args: object, **kwargs: object) -> object:
         recorder = current()
         if recorder is None or recorder.is_silent:
             return original.__get__(function)(*args, **kwargs)

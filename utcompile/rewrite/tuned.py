@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import fx, nn
@@ -17,6 +17,7 @@ from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
+from utcompile.rewrite.kept import Memory
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
@@ -25,13 +26,6 @@ from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
-
-
-class Memory(Protocol):
-    """Decides what a call of a tuned module keeps for backward."""
-
-    def forward_of(self, tuned: TunedModule) -> Callable[..., object] | None:
-        """The function that the next call runs; None: the module's own `forward`."""
 
 
 class TunedModule(UtcGraphModule):
@@ -159,6 +153,34 @@ class TunedModule(UtcGraphModule):
         self.tasks.apply(fn)
         self.__dict__.pop("_task_slots", None)  # torch may have made new parameters
         return self
+
+    def plan_memory(self, budget: float | int | str, example_inputs: object = None) -> Memory:
+        """Let a training step fit a budget of memory, for the least work; `tuned.memory` is the plan, and prints it.
+
+        Blocks run again in backward until the step's peak fits. Gradients stay the same.
+
+        Args:
+            budget: a share of the peak of a step without any plan, as 0.5; or the whole of a step, parameters and
+                inputs included, as "8GB" or a number of bytes. What an optimizer keeps is not in it.
+            example_inputs: inputs with the batch of training, as for `utc.capture`; by default those of the capture.
+
+        Raises:
+            UtcError: the budget is malformed, or below what is possible; or what the model computes depends on the
+                numbers in its inputs.
+
+        Example:
+            >>> import torch, utcompile as utc
+            >>> layers = [torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU()) for _ in range(16)]
+            >>> x = torch.randn(256, 64)
+            >>> tuned = utc.compile(torch.nn.Sequential(*layers), "lora/all_linear", (x,))
+            >>> plan = tuned.plan_memory(0.6)
+            >>> plan.expected.peak <= 0.6 * plan.before.peak
+            True
+        """
+        if self.memory is None:
+            raise UtcError("the memory of this module is not planned", fix="compile it anew, or leave `tuned.memory`")
+        self.memory = self.memory.within(self, budget, example_inputs)
+        return self.memory
 
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""

@@ -114,12 +114,12 @@ class _LinearBranch(torch.autograd.Function):
         if torch.is_grad_enabled():  # a gradient of gradients passes through A(x), which was made without a graph
             hidden = a @ flat.t()
         h = (b.t() @ g.t()) * ctx.s
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         return (
-            (h.t() @ a).view(x.shape) if wanted[0] else None,
-            grad if wanted[1] else None,
-            h @ flat if wanted[2] else None,
-            (hidden @ g).t() * ctx.s if wanted[3] else None,
+            (h.t() @ a).view(x.shape) if needed[0] else None,
+            grad if needed[1] else None,
+            h @ flat if needed[2] else None,
+            (hidden @ g).t() * ctx.s if needed[3] else None,
             None,
         )
 
@@ -151,11 +151,11 @@ class _ConvBranch(torch.autograd.Function):
         g = grad.flatten(2)
         if torch.is_grad_enabled():
             hidden = _CALLS[ctx.operation](x, a, None, **ctx.settings)
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
-        dx, da = _conv_backward(ctx.settings, h, x, a, wanted[0], wanted[2])
-        db = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if wanted[3] else None
-        return dx, grad if wanted[1] else None, da, db, None, None, None
+        dx, da = _conv_backward(ctx.settings, h, x, a, needed[0], needed[2])
+        db = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if needed[3] else None
+        return dx, grad if needed[1] else None, da, db, None, None, None
 
 
 def _conv_backward(

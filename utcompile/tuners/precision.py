@@ -21,7 +21,7 @@ Changed = torch.Tensor | tuple[torch.Tensor | None, ...]  # a weight, or the par
 
 
 class ChangesWeights(Protocol):
-    """What is needed of a weight tuner here: `Tuner` cannot be imported, since it is built on this module."""
+    """A weight tuner as this module uses it: `Tuner` cannot be imported, because it is built on this module."""
 
     def changed(self, *parameters: torch.Tensor | None) -> Changed:
         """The changed parameters."""

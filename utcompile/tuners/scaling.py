@@ -105,7 +105,7 @@ class Scaling(Tuner):
         return own if place is None else nn.functional.pad(own, (0, 1), value=other).index_select(0, place)
 
     def forward(self, *values: torch.Tensor | None) -> object:
-        """Sequential: v -> γ ⊙ v + β. Weight: what the operation reads instead of its own parameters."""
+        """Sequential: v -> γ ⊙ v + β. Weight: the parameters with which the operation runs."""
         if self.axis is None:
             return super().forward(*values)
         (v,) = values

@@ -66,7 +66,7 @@ class Port:
         if not isinstance(size, int):
             raise UtcError(
                 f"the channel axis of '{self.name}' {self.value} is unknown",
-                why="no operation that makes or reads it says which axis holds the channels",
+                why="no operation that makes or reads the value shows which axis has the channels",
                 fix="place the tuner at a value that a linear, convolution or norm makes or reads",
             )
         return size

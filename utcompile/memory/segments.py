@@ -1,0 +1,124 @@
+"""Units of a planned graph as calls that keep only what they read, and run again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
+
+from utcompile.graph import function_of, info, module_operation
+from utcompile.memory.functions import bit_relu
+
+
+def recompute(graph: fx.Graph, root: nn.Module, units: Iterable[tuple[str, str]]) -> None:
+    """Let units of a planned graph run again in backward; the graph is changed in place.
+
+    Args:
+        graph: a planned graph.
+        root: the module that it is of.
+        units: the names of the first and the last node of each, in order.
+    """
+    for number, (first, last) in enumerate(units):
+        nodes = list(graph.nodes)
+        names = [n.name for n in nodes]
+        _Segment(graph, root, nodes[names.index(first) : names.index(last) + 1]).replace(number)
+    graph.lint()
+
+
+class _Segment:
+    def __init__(self, graph: fx.Graph, root: nn.Module, nodes: list[fx.Node]) -> None:
+        self.graph, self.root = graph, root
+        self.nodes = [n for n in nodes if not info(n).check]
+        inside = set(self.nodes)
+        self.outputs = [n for n in self.nodes if any(u not in inside for u in n.users) and n.op != "get_attr"]
+        self.inner = fx.Graph()
+        self.inputs: list[fx.Node] = []
+        self.copies: dict[fx.Node, fx.Node] = {}
+
+    def replace(self, number: int) -> None:
+        """Put one call in the place of the nodes."""
+        last = self.nodes[-1]
+        for node in self.nodes:
+            self._copy(node)
+        self.inner.output(tuple(self.copies[n] for n in self.outputs))
+        run = _again(fx.GraphModule(nn.Module(), self.inner), number)
+        with self.graph.inserting_after(last):
+            call = self.graph.call_function(run, tuple(self.inputs))
+        spot = call
+        for i, node in enumerate(self.outputs):
+            with self.graph.inserting_after(spot):
+                spot = self.graph.call_function(_part, (call, i))
+            spot.meta = node.meta
+            node.replace_all_uses_with(spot, delete_user_cb=lambda u: u not in self.copies)
+        for node in reversed(self.nodes):
+            if not node.users:
+                self.graph.erase_node(node)
+
+    def _copy(self, node: fx.Node) -> None:
+        """A node inside: parameters and modules are what it is given, and nothing is written in place."""
+        if node.op == "get_attr":
+            self._given(node)
+            return
+        with self.graph.inserting_before(self.nodes[0]):
+            how, target, args, kwargs = _plain(node, self.root)
+            if how == "call_module":
+                module = self.graph.get_attr(str(target))
+                how, target, args = "call_function", _call_module, (module, *args)
+        self._put(node, how, target, args, kwargs)
+
+    def _put(self, node: fx.Node, how: str, target: Any, args: Any, kwargs: Any) -> None:
+        given = fx.node.map_arg((args, kwargs), self._inside)
+        self.copies[node] = self.inner.create_node(how, target, *given, name=node.name)
+
+    def _inside(self, node: fx.Node) -> fx.Node:
+        return self.copies[node] if node in self.copies else self._given(node)
+
+    def _given(self, node: fx.Node) -> fx.Node:
+        self.inputs.append(node)
+        self.copies[node] = self.inner.placeholder(f"given_{len(self.inputs)}")
+        return self.copies[node]
+
+
+def out_of_place(node: fx.Node, root: nn.Module) -> None:
+    """Let a node that writes in place do the same without writing."""
+    node.op, node.target, node.args, node.kwargs = _plain(node, root)
+
+
+def _plain(node: fx.Node, root: nn.Module) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+    """A node's call without a write in place."""
+    how, target, args, kwargs = node.op, node.target, node.args, dict(node.kwargs)
+    written = info(node).inplace
+    if target is bit_relu:
+        return how, target, (args[0], False), kwargs
+    if written is None:
+        return how, target, args, kwargs
+    if how == "call_module":
+        name, attributes = module_operation(root.get_submodule(str(target)))
+        return "call_function", function_of(name), args, attributes
+    if written.plain is not None:
+        return *written.plain, args, kwargs
+    return how, target, args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
+
+
+def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
+
+
+def _part(results: tuple[Any, ...], i: int) -> Any:
+    return results[i]
+
+
+def _again(inner: fx.GraphModule, number: int) -> Callable[..., Any]:
+    forward = inner.forward
+
+    def call(*given: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*given)
+        return checkpoint(forward, *given, use_reentrant=False)
+
+    call.__name__ = call.__qualname__ = f"again_{number}"
+    call.__module__ = __name__
+    return call

@@ -1,0 +1,208 @@
+"""A training step on tensors without numbers: how many bytes are alive at each moment, and which work is done."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from utcompile.errors import UtcError
+from utcompile.graph import UtcGraphModule, info
+from utcompile.graph.nested import map_tensors, tensors
+from utcompile.memory.planned import plan_graph
+from utcompile.memory.segments import recompute
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A unit in one direction of a step.
+
+    Attributes:
+        before: bytes alive when it begins.
+        after: when it ends.
+        peak: the most in between.
+        flops: of products and convolutions in it.
+        result: bytes of what it yields, where it ends with one value.
+    """
+
+    before: int
+    after: int
+    peak: int
+    flops: int
+    result: int = 0
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A step, in bytes beyond parameters, buffers and inputs.
+
+    Attributes:
+        kept: alive after the forward pass.
+        peak: the most in the step.
+        flops: of products and convolutions.
+        forward, backward: by unit; the last entry is what follows the last unit.
+    """
+
+    kept: int
+    peak: int
+    flops: int
+    forward: tuple[Moment, ...] = ()
+    backward: Mapping[int, Moment] = field(default_factory=dict)
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation makes, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.highest = self.flops = 0
+        self.known: set[int] = set()
+
+    def ignore(self, given: Sequence[torch.Tensor]) -> None:
+        """Tensors that were there before."""
+        for t in given:
+            self._note(t, 0)
+
+    def _note(self, t: torch.Tensor, count: int) -> None:
+        storage = t.untyped_storage()
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        size = storage.nbytes() * count
+        self.alive += size
+        self.highest = max(self.highest, self.alive)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.alive -= size
+
+    def since(self) -> int:
+        """The most since this was asked last."""
+        found, self.highest = self.highest, self.alive
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        counted = flop_registry.get(func._overloadpacket)
+        if counted is not None:
+            self.flops += counted(*args, **(kwargs or {}), out_val=result)
+        for t in tensors(result):
+            self._note(t, 1)
+        return result
+
+
+def simulate(
+    tuned: UtcGraphModule,
+    arguments: Mapping[str, Any],
+    marks: Sequence[str] = (),
+    again: Sequence[tuple[str, str]] = (),
+    *,
+    as_it_is: bool = False,
+) -> Simulated:
+    """A step of a tuned module on fake tensors.
+
+    Args:
+        tuned: the module; nothing is computed with its numbers.
+        arguments: its inputs by name.
+        marks: names of nodes after which a unit ends, in order.
+        again: the units that run again in backward.
+        as_it_is: nothing is planned.
+
+    Raises:
+        UtcError: which operations are run depends on numbers.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        given = map_tensors(mode.from_tensor, dict(arguments))
+        graph = tuned.graph
+        if not as_it_is:
+            graph, _, _ = plan_graph(tuned.graph, tuned, tuned.follows_mode)
+            recompute(graph, tuned, again)
+        try:
+            return _run(tuned, graph, given, marks)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UtcError(
+                "the memory of this model cannot be planned",
+                why=f"what it computes depends on the numbers in a tensor: {error}",
+                fix="leave out `memory=`; what costs no time is applied anyway",
+            ) from error
+
+
+def _run(tuned: UtcGraphModule, graph: fx.Graph, given: Mapping[str, Any], marks: Sequence[str]) -> Simulated:
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    ledger = _Ledger()
+    ledger.ignore([*tuned.parameters(), *tuned.buffers(), *tensors(given)])
+    with ledger, torch.enable_grad():
+        run = _Marked(tuned, graph, ledger, {name: i for i, name in enumerate(marks)})
+        loss = _total(run.run(*_in_order(graph, given)))
+        run.end_forward()
+        kept = ledger.alive
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        run.end_backward()
+        peak = max(run.peaks)
+    del gradients, loss
+    return Simulated(kept, peak, ledger.flops, tuple(run.forward), run.backward)
+
+
+def _in_order(graph: fx.Graph, given: Mapping[str, Any]) -> list[Any]:
+    names = [(str(n.target), n.args) for n in graph.nodes if n.op == "placeholder"]
+    return [given[name] if name in given else (default[0] if default else None) for name, default in names]
+
+
+def _total(result: Any) -> torch.Tensor:
+    floats = [t for t in tensors(result) if t.is_floating_point() and t.requires_grad]
+    return torch.stack([t.sum(dtype=torch.float32) for t in floats]).sum()
+
+
+class _Marked(fx.Interpreter):
+    """Runs a graph and notes, at the end of each unit, what is alive; in backward likewise."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, ledger: _Ledger, marks: Mapping[str, int]) -> None:
+        super().__init__(module, garbage_collect_values=True, graph=graph)
+        self.ledger, self.marks = ledger, marks
+        self.forward: list[Moment] = []
+        self.backward: dict[int, Moment] = {}
+        self.peaks: list[int] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.start, self.work = self.ledger.alive, self.ledger.flops
+        self.ledger.since()
+
+    def _moment(self, result: Any = None) -> Moment:
+        peak = self.ledger.since()
+        self.peaks.append(peak)
+        size = result.nbytes if isinstance(result, torch.Tensor) else 0
+        found = Moment(self.start, self.ledger.alive, peak, self.ledger.flops - self.work, size)
+        self._begin()
+        return found
+
+    def run_node(self, n: fx.Node) -> Any:
+        if info(n).check:
+            return None
+        result = super().run_node(n)
+        if (unit := self.marks.get(n.name)) is not None:
+            self.forward.append(self._moment(result))
+            if isinstance(result, torch.Tensor) and result.requires_grad:
+                result.register_hook(lambda grad: self._enter(unit))
+        return result
+
+    def end_forward(self) -> None:
+        self.forward.append(self._moment())
+        self.unit = len(self.marks)
+
+    def _enter(self, unit: int) -> None:
+        """The gradient of a unit's result is there: backward leaves the next one and enters this one."""
+        self.backward[self.unit] = self._moment()
+        self.unit = unit
+
+    def end_backward(self) -> None:
+        self.backward[self.unit] = self._moment()
