@@ -13,11 +13,11 @@ class Step(Protocol):
 
     @property
     def kept(self) -> int:
-        """What is alive after the forward pass."""
+        """The bytes that are alive after the forward pass."""
 
     @property
     def peak(self) -> int:
-        """The most that is alive in the step."""
+        """The most bytes that are alive at one moment of the step."""
 
     @property
     def flops(self) -> int:
