@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import models as zoo
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
@@ -188,3 +189,35 @@ def test_the_state_of_a_language_model_computes_what_it_says(make: Any, train: s
     with torch.no_grad():
         expected = tuned(**example)["logits"]
         assert differs(loaded(model, folded)(**example)["logits"], expected) < 1e-4  # float32, several layers
+
+
+class Renormed(nn.Module):
+    """A head that reads the table's memory, into which the table has just written; as a layer or as a function."""
+
+    def __init__(self, as_function: bool) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(12, 6, max_norm=0.5), nn.Linear(6, 12, bias=False)
+        self.head.weight, self.as_function = self.table.weight, as_function
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = F.embedding(ids, self.table.weight, max_norm=0.5) if self.as_function else self.table(ids)
+        y: torch.Tensor = self.head(x.relu())
+        return y
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_weight_that_a_tied_table_writes_into_is_kept(as_function: bool) -> None:
+    rules = """
+    version: 1
+    name: t
+    rules:
+      - {name: w, match: {op: linear}, insert: {weight: h, all_uses: true, tuner: {kind: lora, r: 2}}}
+    train: []
+    """
+    torch.manual_seed(0)
+    tuned = utc.compile(Renormed(as_function).eval(), rules, torch.randint(3, 6, (2, 4))).eval()
+    nn.init.normal_(tuned.tuner("w/head/0").lora_B)  # type: ignore[arg-type]
+    folded, report = utc.fold(tuned)
+    assert report.sites[0].status == "kept"
+    ids = torch.arange(12).reshape(3, 4)  # rows that no proof has scaled
+    assert torch.equal(folded(ids), tuned(ids))

@@ -17,7 +17,7 @@ class Step(Protocol):
 
     @property
     def peak(self) -> int:
-        """The most that is alive in the step."""
+        """The most bytes that are alive at one moment of the step."""
 
     @property
     def flops(self) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import fx
 
 from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.site import untuned
-from utcompile.graph import Role, info, is_state, owner_path, value_of
+from utcompile.graph import Role, info, is_state, operand, owner_path, value_of
 from utcompile.rewrite import TunedWeight
 
 BETWEEN = (Role.PARAMETER, Role.TUNER)  # roles of nodes that hand a changed parameter on
@@ -54,3 +55,14 @@ def check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
         reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine
         if reads and node not in mine:
             raise Unfoldable(f"the weight {name} is shared with {node.name}, which is not tuned")
+        if _written_by(model, node) is model.raw(name):
+            raise Unfoldable(f"the weight {name} is tied to that of {node.name}, which writes into it (max_norm)")
+
+
+def _written_by(model: Folding, node: fx.Node) -> torch.Tensor | None:
+    """The weight that a lookup scales down in place, in each call."""
+    if node.op == "call_module":
+        layer = model.root.get_submodule(str(node.target))
+        return layer._parameters.get("weight") if getattr(layer, "max_norm", None) is not None else None
+    table = operand(node, "weight") if operand(node, "max_norm") is not None else None
+    return model.raw(str(table.target)) if isinstance(table, fx.Node) and table.op == "get_attr" else None
