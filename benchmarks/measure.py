@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from utcompile.deploy.timing import in_turns
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,14 +43,7 @@ def paired(
 ) -> dict[str, Row]:
     """Time several functions in turns; the first is the reference of the ratios."""
     names = list(candidates)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-warmup, rounds):
-        for step in range(len(names)):
-            name = names[(step + turn) % len(names)]
-            started = time.perf_counter()
-            candidates[name]()
-            if turn >= 0:
-                times[name].append(1e3 * (time.perf_counter() - started))
+    times = dict(zip(names, in_turns([*candidates.values()], rounds, warmup), strict=True))
     reference = times[names[0]]
     rows = {}
     for name in names:

@@ -10,6 +10,7 @@ that the API reference does not list, or that has no docstring, is a problem. `m
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -24,8 +25,10 @@ PAGES = (
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
+sys.path.insert(0, str(ROOT))  # the package of this checkout
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _PATH = re.compile(r"`((?:utcompile|rules|docs|benchmarks|examples|tests)/[\w./*-]*)`")
@@ -190,7 +193,7 @@ def tuners_text() -> str:
         if not cls.__module__.startswith("utcompile."):
             continue
         forms = ", ".join(f"`{form}`" for form in cls.forms)
-        parts += [f"## {kind}", _linked(inspect.getdoc(cls) or ""), f"Forms: {forms}."]
+        parts += [f"## {kind}", *_sections(inspect.getdoc(cls) or ""), f"**Forms.** {forms}."]
         fields = [item for item in cls.config_class.model_fields.items() if item[0] != "kind"]
         rows = [f"| `{name}` | `{field.default}` | {_cell(field.description or '')} |" for name, field in fields]
         if rows:
@@ -198,9 +201,13 @@ def tuners_text() -> str:
     return "\n\n".join(parts)
 
 
-def _linked(text: str) -> str:
-    """A docstring with its arXiv numbers as links."""
-    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+def _sections(docstring: str) -> Iterator[str]:
+    """A tuner's docstring as paragraphs: the first sentence, then each section after its name in bold, with links."""
+    text = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", docstring)
+    first, *parts = re.split(r"^([A-Z]\w*):\n", text, flags=re.MULTILINE)
+    yield first.strip()
+    for name, section in zip(parts[::2], parts[1::2], strict=True):
+        yield f"**{name}.** {inspect.cleandoc(section)}"
 
 
 def verbs_table() -> str:
@@ -265,6 +272,16 @@ def codes_tables() -> str:
     return "\n\n".join(parts)
 
 
+# The folds of each table of docs/folding.md.
+FOLDS = {
+    "fold_weights": ("absorb_weight", "dequantize"),
+    "fold_maps": ("absorb_map",),
+    "fold_widen": ("widen",),
+    "fold_constants": ("constant_tokens",),
+    "fold_base": ("constants", "batch_norms", "move_biases"),
+}
+
+
 def fold_cases(*names: str) -> Callable[[], str]:
     """The numbered cases of some folds: the equation of each, when it holds, and what goes wrong otherwise."""
 
@@ -292,6 +309,9 @@ API: dict[str, tuple[str, ...]] = {
         "Plan",
         "TunedModule",
         "disable_tuners",
+        "recording.CaptureReport",
+        "matching.Site",
+        "rewrite.TunedSite",
         "split_prefix",
     ),
     "Rules": ("RuleSet",),
@@ -307,10 +327,22 @@ API: dict[str, tuple[str, ...]] = {
     "Extending": (
         "register_tuner",
         *(f"tuners.{name}" for name in ("Tuner", "TunerConfig", "TunerSite", "ValueSite", "WeightSite", "TokensSite")),
-        *(f"tuners.{name}" for name in ("ChainSite", "Port", "ChannelMap", "Bottleneck", "Outputs", "outputs_of")),
+        *(
+            f"tuners.{name}"
+            for name in (
+                "sites.StreamTokensSite",
+                "ChainSite",
+                "Port",
+                "ChannelMap",
+                "Bottleneck",
+                "Outputs",
+                "outputs_of",
+            )
+        ),
         "register_operation",
         "register_fold",
         *(f"folding.{name}" for name in ("Fold", "Site", "Folding", "Case", "Patch", "Unfoldable", "FoldedSite")),
+        *(f"graph.{name}" for name in ("operation", "Operation", "readers")),
         *(f"folding.{name}" for name in ("Replace", "Redirect", "Argument", "Added", "New", "Remove")),
     ),
 }
@@ -332,11 +364,11 @@ def _shown(name: str) -> str:
 
 def _public(name: str) -> Any:
     module, _, attribute = f"utcompile.{name}".rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(module), attribute, None)
 
 
 def _summary(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n\n")[0]
+    return ("" if thing is None else inspect.getdoc(thing) or "").split("\n\n")[0]
 
 
 def undocumented() -> Iterator[str]:
@@ -348,6 +380,9 @@ def undocumented() -> Iterator[str]:
         yield f"docs/api.md: the public name utcompile.{name} is missing; add it to API in docs/build.py"
     for name in listed:
         thing = _public(name)
+        if thing is None:
+            yield f"docs/api.md: there is no utcompile.{name}; remove it from API in docs/build.py"
+            continue
         if not (thing.__doc__ or "").strip():
             yield f"utcompile.{name} has no docstring"
         members = vars(thing).items() if inspect.isclass(thing) else ()
@@ -355,6 +390,18 @@ def undocumented() -> Iterator[str]:
             value = getattr(value, "__func__", value)  # of a classmethod or staticmethod
             if not member.startswith("_") and _needs_text(value) and not (value.__doc__ or "").strip():
                 yield f"utcompile.{name}.{member} has no docstring"
+
+
+def imported() -> Iterator[str]:
+    """Names that a page or an example imports from a part of the package, and that the API reference lacks."""
+    listed = {f"utcompile.{name}" for names in API.values() for name in names}
+    texts = {path: "".join(_PYTHON.findall(path.read_text(encoding="utf-8"))) for path in PAGES}
+    texts |= {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.py"))}
+    for path, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utcompile."):
+                missing = [a.name for a in node.names if f"{node.module}.{a.name}" not in listed]
+                yield from (f"{path.name}: {node.module}.{name} is not in the API reference" for name in missing)
 
 
 def _needs_text(value: Any) -> bool:
@@ -374,11 +421,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "keys": keys_tables,
     "verbs": verbs_table,
     "options": options_tables,
-    "fold_weights": fold_cases("absorb_weight", "dequantize"),
-    "fold_maps": fold_cases("absorb_map"),
-    "fold_widen": fold_cases("widen"),
-    "fold_constants": fold_cases("constant_tokens"),
-    "fold_base": fold_cases("constants", "batch_norms", "move_biases"),
+    **{name: fold_cases(*folds) for name, folds in FOLDS.items()},
 }
 
 
@@ -417,6 +460,17 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
+def folds_without_table() -> Iterator[str]:
+    """Shipped folds whose cases no table shows."""
+    from utcompile.folding import registered_folds
+    from utcompile.folding.folds import BASE_FOLDS
+
+    shown = {name for folds in FOLDS.values() for name in folds}
+    for fold in (*registered_folds(), *BASE_FOLDS):
+        if fold.name not in shown and type(fold).__module__.startswith("utcompile."):
+            yield f"docs/build.py: the fold {fold.name} is in no table; add it to FOLDS"
+
+
 def strangers() -> Iterator[str]:
     """Pages that are missing in the navigation of `mkdocs.yml`, and entries of it that are no page."""
     from_root = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -439,7 +493,7 @@ def check(*, write: bool) -> list[str]:
         elif fresh != text:
             problems.append(f"{path.relative_to(ROOT)}: a generated part is out of date; run make docs")
         problems += broken_links(path, fresh)
-    problems += [*undocumented(), *strangers()]
+    problems += [*undocumented(), *imported(), *folds_without_table(), *strangers()]
     fresh, schema = _schema(), ROOT / "rules" / "rules.schema.json"
     if write:
         schema.write_text(fresh, encoding="utf-8")

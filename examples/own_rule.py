@@ -9,7 +9,6 @@ import timm
 import torch
 
 import utcompile as utc
-from utcompile.deploy import export_onnx
 
 RULES = Path(__file__).with_name("own_rule.yaml")
 
@@ -35,7 +34,7 @@ def main() -> None:
     # The tuned ffn becomes the same operations, a little wider.
     folded, report = utc.fold(tuned, strict=True)
     print(report)
-    print(export_onnx(folded, "own_rule.onnx", images))
+    print(utc.export_onnx(folded, "own_rule.onnx", images))
 
 
 if __name__ == "__main__":

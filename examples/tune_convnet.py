@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import utcompile as utc
-from utcompile.deploy import accuracy_onnx, export_onnx
+from utcompile.deploy import accuracy_onnx
 
 
 def backbone() -> nn.Module:
@@ -68,7 +68,7 @@ def main(train: int = 1500, test: int = 500, epochs: int = 3) -> None:
     # 3. Fold the tuners into the frozen weights, and prove the file that ships.
     folded, report = utc.fold(tuned, strict=True)
     print(report)
-    result = export_onnx(folded, Path("digits.onnx"), x_test[:2])
+    result = utc.export_onnx(folded, Path("digits.onnx"), x_test[:2])
     print(result)
     print(f"test accuracy in ONNX Runtime: {accuracy_onnx(result.path, [(x_test, y_test)]):.1%}")
 

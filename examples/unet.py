@@ -10,7 +10,7 @@ from torch import nn
 
 
 def classic() -> nn.Module:
-    """Two convolutions a level, pooling down, transposed convolutions up; the skip is first in each `cat`."""
+    """Two convolutions per level, pooling down, transposed convolutions up; the skip is first in each `cat`."""
     return Classic(8, levels=3)
 
 

@@ -30,7 +30,7 @@ ROOMS = {
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite"},
 }
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "modes", "text"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -92,9 +92,11 @@ def test_no_test_module_imports_another() -> None:
     assert len(found) > 60 and {name: modules for name, modules in found.items() if modules} == {}
     names = Counter(p.name for p in files if not (p.parent / "__init__.py").exists() and p.name != "conftest.py")
     assert [name for name, count in names.items() if count > 1] == []  # pytest imports them under these names
-    # fuzz and suites are packages that test one thing each; the last is a command that makes the text beside it
+    # fuzz and suites are packages that test one thing each; what is in typing is read by mypy alone; the last is a command that makes the text beside it
     shared = {p.relative_to(TESTS) for p in files if not p.name.startswith(("test_", "conftest", "__"))}
-    assert {p for p in shared if p.parts[0] not in ("support", "fuzz", "suites")} == {Path("graph/zoo_operations.py")}
+    assert {p for p in shared if p.parts[0] not in ("support", "fuzz", "suites", "typing")} == {
+        Path("graph/zoo_operations.py")
+    }
 
 
 def test_every_room_is_in_the_table() -> None:
@@ -145,3 +147,24 @@ def test_rooms_are_modules() -> None:
 
     assert all(isinstance(module, ModuleType) for module in (proof, engine, verify))
     assert callable(utc.capture) and callable(utc.match) and callable(utc.fold)
+
+
+def names_shown() -> set[tuple[str, str]]:
+    """Module and name of all that documentation and examples import from the package."""
+    pages = [
+        *(TESTS.parent / "docs").rglob("*.md"),
+        TESTS.parent / "README.md",
+        *(TESTS.parent / "examples").glob("*.py"),
+    ]
+    text = "\n".join(p.read_text() for p in pages if p.name not in ("decisions.md", "changelog.md"))
+    found = set()
+    for module, names in re.findall(r"^from (utcompile[\w.]*) import \(?([\w, ]+)", text, re.MULTILINE):
+        found |= {(module, name.split(" as ")[0].strip()) for name in names.split(",") if name.strip()}
+    return found
+
+
+def test_what_documentation_and_examples_import_is_public() -> None:
+    shown = names_shown()
+    assert len(shown) > 10
+    private = [f"{m}.{n}" for m, n in sorted(shown) if n not in getattr(importlib.import_module(m), "__all__", ())]
+    assert private == []

@@ -22,7 +22,7 @@ UNFIT = (
     "LoRA does not apply",
     "an adapter cannot bring",
     "a prefix cannot bring",
-    "none of the rules found a place",
+    "none of the rules matches",
     "is made of several parameters",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from utcompile.memory import read_budget
 from utcompile.plan import Plan
 from utcompile.recording import capture
 from utcompile.recording.example import Example
-from utcompile.recording.inputs import Examples, bind_inputs
+from utcompile.recording.inputs import Dynamic, Examples, bind_inputs
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.start import insert_and_check
@@ -29,16 +29,16 @@ _VARS = "a value for the rule file's `vars:` is given as vars={{{name!r}: …}}"
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
-    vars: Mapping[str, Any] | None = None,
+    vars: Mapping[str, object] | None = None,
     train: Sequence[str] | None = None,
 ) -> Plan:
-    """Find every place that a rule set speaks of; `plan.apply()` inserts the tuners.
+    """Find every place that matches a rule set; `plan.apply()` inserts the tuners.
 
     Args:
         captured: a `CapturedModule`.
         rules: a `RuleSet`, a path, a shipped name such as `u_tuning/dual`, or YAML text (with a newline).
         vars: values for the rule file's `vars:`.
-        train: what is trained beside the tuners, instead of the file's `train:`; nothing with an empty list.
+        train: what is trained next to the tuners, instead of the file's `train:`; nothing with an empty list.
 
     Raises:
         UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
@@ -64,8 +64,8 @@ def compile(
     model: nn.Module,
     rules: RuleSet | str | Path,
     example_inputs: Examples,
-    vars: Mapping[str, Any] | None = None,
-    dynamic: Any = None,
+    vars: Mapping[str, object] | None = None,
+    dynamic: Dynamic | None = None,
     base: Literal["frozen", "follow"] = "frozen",
     verify: Literal["values", "full", "shapes"] = "values",
     train: Sequence[str] | None = None,
@@ -114,7 +114,7 @@ def _compile_again(
     recorded: UtcGraphModule,
     rules: RuleSet,
     example_inputs: Examples,
-    dynamic: Any,
+    dynamic: Dynamic | None,
     base: str,
     verify: str,
     tuner_dtype: TunerDtype,

@@ -113,7 +113,7 @@ def draft(parent: Path) -> Iterator[Path]:
             break
         _close(descriptor)  # swept away between the two calls
     try:
-        inside = path / "new"  # a folder of its own, which what writes in it may lock
+        inside = path / "new"  # a separate folder, which the writer may lock
         os.mkdir(inside)  # noqa: PTH102
         yield inside
     finally:
@@ -169,7 +169,7 @@ def _locked(folder: Path, *, wait: bool) -> int | None:
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Lock an open file or folder until it is closed or the process dies; False where another holds the lock."""
+    """Lock an open file or folder until it is closed or the process dies; False where another process has the lock."""
     if locks is None:
         return True
     try:

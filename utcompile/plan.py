@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import NoneType
-from typing import Any
 
 from utcompile.errors import UtcError, check_type
 from utcompile.matching import PlanData, TunerDtype
@@ -14,9 +13,9 @@ from utcompile.matching.cost import PlanCost, plan_cost
 from utcompile.matching.diff import PlanDiff, diff
 from utcompile.matching.explain import Explanation, explain
 from utcompile.matching.left_out import left_out
-from utcompile.matching.text import columns, counted, listed
 from utcompile.rewrite import TunedModule
 from utcompile.start import insert_and_check
+from utcompile.text import columns, counted, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Plan(PlanData):
 
     @cached_property
     def cost(self) -> PlanCost:
-        """FLOPs and saved bytes at batch 1, counted when they are first asked for."""
+        """FLOPs and saved bytes at batch 1, counted when they are first needed."""
         return self.cost_at(1)
 
     def cost_at(self, batch: int) -> PlanCost:
@@ -86,7 +85,7 @@ class Plan(PlanData):
         """The explanation as text."""
         return str(self.explanation(path))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("id", "rule", "path", "form", "tuner", "parameters", "reads", "writes", "how")
         sites = []

@@ -199,7 +199,7 @@ def test_rules_test_compares_what_is_found(tmp_path):
 
 
 def test_rules_test_of_nothing(tmp_path):
-    refused("rules", "test", tmp_path, says=("holds no rule file",))
+    refused("rules", "test", tmp_path, says=("contains no rule file",))
     refused("rules", "test", tmp_path / "none.yaml", says=("no rules",))
 
 

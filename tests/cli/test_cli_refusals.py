@@ -94,7 +94,7 @@ def test_settings_out_of_range(tmp_path, data, option, says):
 
 def test_a_run_is_not_overwritten(run, data):
     before = (run / "tuners.safetensors").read_bytes()
-    refused("train", *MODEL, *RULES, "-d", data, "-o", run, *TRAINING, says=("holds a run already", "--resume"))
+    refused("train", *MODEL, *RULES, "-d", data, "-o", run, *TRAINING, says=("contains a run already", "--resume"))
     assert (run / "tuners.safetensors").read_bytes() == before
 
 
@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit(tmp_path, data):
     path.write_bytes(b"no weights")
     refused(*train_with(path, tmp_path, data), says=("the weights cannot be read",))
     torch.save([1, 2], path)
-    refused(*train_with(path, tmp_path, data), says=("holds no state dict",))
+    refused(*train_with(path, tmp_path, data), says=("contains no state dict",))
     torch.save({"state_dict": timm.create_model("test_resnet").state_dict()}, path)
     refused(*train_with(path, tmp_path, data), says=("are not this model's", "missing: ", "unknown: ", " more"))
     state = timm.create_model("test_efficientnet").state_dict()

@@ -330,7 +330,7 @@ def test_fixed_batch(tmp_path: Path) -> None:
 
 
 ONES = torch.ones(1, 2)
-NO_BATCH = "the example inputs hold no tensor with a batch dimension\n  why: they hold"
+NO_BATCH = "the example inputs contain no tensor with a batch dimension\n  why: they hold"
 
 
 @pytest.mark.parametrize(
@@ -339,14 +339,14 @@ NO_BATCH = "the example inputs hold no tensor with a batch dimension\n  why: the
         (nn.Linear(2, 2), (), {}, f"{NO_BATCH} nothing\n"),
         (nn.Linear(2, 2), (1.5,), {}, f"{NO_BATCH} input: float\n"),
         (nn.Linear(2, 2), 3, {}, "example_inputs is a int\n  fix: pass a tensor, a tuple"),
-        (nn.Linear(2, 2), ONES[:0], {}, "the example inputs hold no sample\n  why: their batch dimension is 0"),
+        (nn.Linear(2, 2), ONES[:0], {}, "the example inputs contain no sample\n  why: their batch dimension is 0"),
         (nn.Linear(2, 2), (ONES, 1), {}, "Linear.forward: 2 example inputs for a forward that takes 1\n  fix: its arg"),
         (nn.Linear(2, 2), {"X": ONES}, {}, "TypeError: Linear.forward() got an unexpected keyword argument 'X'"),
         (nn.Linear(2, 2), ONES, {"batch_sizes": (0,)}, "batch_sizes is (0,)\n  fix: name at least one positive"),
         (nn.Linear(2, 2).bfloat16(), ONES, {}, "weight: a bfloat16 model cannot be proven"),
         (Lambda(lambda x: (x, 3)), ONES, {}, "the model returns a int at 'output_1', not a tensor"),
         (Lambda(lambda x: None), ONES, {}, "the model returns no tensor"),
-        (Lambda(lambda x: x / 0), ONES, {}, "output 'output' holds no finite value, so nothing can be proven"),
+        (Lambda(lambda x: x / 0), ONES, {}, "output 'output' contains no finite value, so nothing can be proven"),
         (Lambda(lambda x: x if x.sum() > 0 else -x), ONES, {}, "exported to ONNX\n  why: GuardOnDataDependent"),
     ],
 )

@@ -101,11 +101,14 @@ def test_links_and_generated_parts() -> None:
 def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = build()
     page = tmp_path / "README.md"
-    page.write_text("[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n<!-- generated: verbs -->\n<!-- end -->\n")
+    page.write_text(
+        "[a](nowhere.md) [b](#no-heading) `rules/none.yaml`\n```python\nfrom utcompile.graph import info\n```\n<!-- generated: verbs -->\n<!-- end -->\n"
+    )
     (tmp_path / "mkdocs.yml").write_text("nav:\n  - Gone: gone.md\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "PAGES", (page,))
-    monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type")})
+    monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type", "errors.Gone")})
+    monkeypatch.setattr(module, "FOLDS", {"fold_widen": ("widen",)})
     monkeypatch.setattr(module.importlib.import_module("utcompile.errors").check_type, "__doc__", None)
     problems = "\n".join(module.check(write=False))
     for part in (
@@ -114,10 +117,13 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "no rules/none.yaml",
         "a generated part is out of date",
         "rules.schema.json: out of date",
+        "the fold absorb_map is in no table",
         "the navigation lacks index.md",
         "the navigation names gone.md",
         "the public name utcompile.fold is missing",
         "utcompile.errors.check_type has no docstring",
+        "there is no utcompile.errors.Gone",
+        "utcompile.graph.info is not in the API reference",
     ):
         assert part in problems
     (tmp_path / "rules").mkdir()

@@ -9,22 +9,10 @@ DONE = ("README.md", "CONTRIBUTING.md", "docs", "examples")
 # How many phrases a place still has, at most. A number may only fall; where it is 0, the line goes.
 LEFT: dict[str, int] = {
     "CHANGELOG.md": 13,
-    "rules": 26,
-    "tools": 8,
-    "utcompile/api.py": 1,
-    "utcompile/cli": 21,
-    "utcompile/deploy": 18,
-    "utcompile/files.py": 2,
-    "utcompile/folding": 79,
     "utcompile/graph": 43,
-    "utcompile/matching": 47,
     "utcompile/ops": 5,
-    "utcompile/plan.py": 1,
     "utcompile/recording": 40,
-    "utcompile/rewrite": 19,
-    "utcompile/rules": 43,
-    "utcompile/train": 10,
-    "utcompile/tuners": 4,
+    "utcompile/tuners": 2,
 }
 
 

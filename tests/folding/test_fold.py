@@ -108,7 +108,7 @@ def test_strict_and_untuned_and_what_is_no_graph() -> None:
 
 
 class Ffn(nn.Module):
-    """`x + γ·W2(σ(W1 n) [⊙ W3 n])`, with what may stand between."""
+    """`x + γ·W2(σ(W1 n) [⊙ W3 n])`, with what may be between."""
 
     def __init__(self, act: nn.Module, conv: bool, gated: bool, bias: bool, gamma: float | None, norm: str) -> None:
         super().__init__()
@@ -181,14 +181,14 @@ def _captured_ffn(conv: bool, gated: bool, bias: bool, gamma: float | None) -> t
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Ffn(nn.ReLU(), False, False, True, None, "layer"), "layer_norm .* stands between"),
+        (lambda: Ffn(nn.ReLU(), False, False, True, None, "layer"), "layer_norm .* is on the way"),
         (lambda: Ffn(nn.PReLU(), False, False, True, None, ""), None),
     ],
 )
 def test_counter_examples_are_kept_or_refused(make: object, reason: str | None) -> None:
     model, x = make().eval(), torch.randn(2, 5, 6)  # type: ignore[operator]
     if reason is None:  # no adapter has PReLU's parameters
-        with pytest.raises(utc.UtcError, match="has no module here"):
+        with pytest.raises(utc.UtcError, match="no module computes the activation"):
             utc.compile(model, PATTERN % "none", x)
         return
     tuned = utc.compile(model, PATTERN % "none", x)
@@ -204,7 +204,7 @@ def test_reading_the_stream_before_the_norm_is_kept() -> None:
     model, x = Ffn(nn.GELU(), False, False, True, None, "").eval(), torch.randn(2, 5, 6)
     tuned = utc.compile(model, (PATTERN % "none").replace("n -> y", "x -> y"), x)
     _, report = utc.fold(tuned)
-    assert "it reads x, and the layer beside it" in report.sites[0].reason
+    assert "it reads x, and the layer parallel to it" in report.sites[0].reason
 
 
 @pytest.mark.parametrize(("scale", "act"), [("input", "same as a"), ("none", "relu"), ("none", "gelu")])
@@ -268,7 +268,7 @@ rules:
     ("options", "reason"),
     [
         ({}, ""), ({"act": "relu"}, ""), ({"kernel": 5}, ""), ({"dilation": 2}, ""), ({"second": "relu"}, ""),
-        ({"act": "relu", "second": "relu6"}, "its activation is relu, that of the layers beside it is relu6"),
+        ({"act": "relu", "second": "relu6"}, "its activation is relu, that of the layers parallel to it is relu6"),
         ({"act": "silu"}, "silu after silu is not idempotent"),
         ({"act": "hardswish"}, "hardswish after hardswish is not idempotent"),
         ({"squeeze": True}, ""),
@@ -339,7 +339,7 @@ def test_half_precision_keeps_what_rounding_would_eat() -> None:
         assert status == "absorbed" or "of the tuner's effect" in report.sites[0].reason
 
 
-def test_two_adapters_beside_one_ffn_both_widen() -> None:
+def test_two_adapters_parallel_to_one_ffn_both_widen() -> None:
     rules = (PATTERN % "channel") + (PATTERN % "none").split("rules:\n")[1].replace("name: f", "name: g").replace(
         "dim: 3", "dim: 2"
     )

@@ -1,4 +1,4 @@
-"""Tuners beside chains of frozen layers of every make: widened and equal in float64, or kept with the reason."""
+"""Tuners parallel to chains of frozen layers of every make: widened and equal in float64, or kept with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-12  # float64, some layers
 
 
 class Whole(nn.Module):
-    """A stem, so that channels are known, and the block beside which the tuner stands."""
+    """A stem, so that channels are known, and the block parallel to the tuner."""
 
     def __init__(self, stem: nn.Module, block: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Whole(nn.Module):
 
 
 def check(layers: dict[str, Any], forward: Callable[..., torch.Tensor], tuner: str, image: bool) -> tuple[str, str]:
-    """Status and reason of a tuner beside a block; that outputs agree in float64 is checked on the way."""
+    """Status and reason of a tuner parallel to a block; that outputs agree in float64 is checked on the way."""
     torch.manual_seed(0)
     model = Whole(nn.Conv2d(3, 4, 1) if image else nn.Linear(3, 4), zoo.Layers(forward, layers)).eval()
     zoo.draw_norms(model)
@@ -111,14 +111,14 @@ def same_padding(m: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 WIDENED = {
-    "a linear tuner beside GELU": (ffn(nn.GELU()), plain, REP, False),
-    "a linear tuner beside GELU's tanh": (ffn(nn.GELU("tanh")), plain, REP, False),
-    "a linear tuner beside SiLU": (ffn(nn.SiLU()), plain, REP, False),
-    "a linear tuner beside Hardswish": (ffn(nn.Hardswish()), plain, REP, False),
-    "a linear tuner beside ReLU": (ffn(nn.ReLU()), plain, REP, False),
-    "a linear tuner beside LeakyReLU": (ffn(nn.LeakyReLU(0.2)), plain, REP, False),
-    "ReLU beside LeakyReLU": (ffn(nn.LeakyReLU(0.2)), plain, adapter("relu"), False),
-    "LeakyReLU beside ReLU": (ffn(nn.ReLU()), plain, adapter("leaky_relu"), False),
+    "a linear tuner parallel to GELU": (ffn(nn.GELU()), plain, REP, False),
+    "a linear tuner parallel to GELU's tanh": (ffn(nn.GELU("tanh")), plain, REP, False),
+    "a linear tuner parallel to SiLU": (ffn(nn.SiLU()), plain, REP, False),
+    "a linear tuner parallel to Hardswish": (ffn(nn.Hardswish()), plain, REP, False),
+    "a linear tuner parallel to ReLU": (ffn(nn.ReLU()), plain, REP, False),
+    "a linear tuner parallel to LeakyReLU": (ffn(nn.LeakyReLU(0.2)), plain, REP, False),
+    "ReLU parallel to LeakyReLU": (ffn(nn.LeakyReLU(0.2)), plain, adapter("relu"), False),
+    "LeakyReLU parallel to ReLU": (ffn(nn.ReLU()), plain, adapter("leaky_relu"), False),
     "two linears with nothing between": ({"f": nn.Linear(4, 6), "g": nn.Linear(6, 4)}, lambda m, x: m.g(m.f(x)), REP, False),
     "a packed gated ffn, activated first": ({"f": nn.Linear(4, 12), "a": nn.SiLU(), "g": nn.Linear(6, 4)},
         lambda m, x: (lambda u, v: m.g(m.a(u) * v))(*m.f(x).chunk(2, -1)), adapter("silu"), False),
@@ -140,7 +140,7 @@ WIDENED = {
     "a hard squeeze-excite": (inverted(nn.ReLU(), nn.ReLU()) | {"s": squeeze(nn.Hardsigmoid())}, excited, adapter("relu"), True),
     "functions of one module, next to a parameter called bias": ({"w": nn.Parameter(torch.randn(6, 4)), "v": nn.Parameter(torch.randn(4, 6)), "bias": nn.Parameter(torch.randn(4))},
         lambda m, x: F.linear(F.gelu(F.linear(x, m.w)), m.v) * m.bias, adapter("gelu"), False),
-    "a linear tuner beside an inverted residual": (inverted(nn.ReLU(), nn.ReLU()), residual, REP, True),
+    "a linear tuner parallel to an inverted residual": (inverted(nn.ReLU(), nn.ReLU()), residual, REP, True),
 }  # fmt: skip
 
 SPELLED = {"w": nn.Parameter(torch.randn(4, 6)), "v": nn.Parameter(torch.randn(6, 4)), "b": nn.Parameter(torch.randn(6)), "c": nn.Parameter(torch.randn(4))}  # fmt: skip
@@ -149,7 +149,7 @@ KEPT = {
     "the same as methods": (SPELLED, lambda m, x: F.gelu(x.matmul(m.w)).matmul(m.v), adapter("gelu"), False, "has no weight with its outputs first"),
     "the same with biases, as GPT-2 has them": (SPELLED, lambda m, x: torch.addmm(m.c, F.gelu(torch.addmm(m.b, x.flatten(0, 1), m.w)), m.v).reshape(x.shape), adapter("gelu"), False, "has no weight with its outputs first"),
     "SiLU twice": (inverted(nn.SiLU(), nn.SiLU()), residual, adapter("silu"), True, "silu after silu is not idempotent"),
-    "a linear tuner beside ReLU6": (ffn(nn.ReLU6()), plain, REP, False, "its activation is identity, that of the layers beside it is relu6"),
+    "a linear tuner parallel to ReLU6": (ffn(nn.ReLU6()), plain, REP, False, "its activation is identity, that of the layers parallel to it is relu6"),
     "a gate that is never open": (inverted(nn.ReLU(), nn.ReLU()) | {"s": squeeze(nn.Tanh())}, excited, adapter("relu"), True, "which is never 1"),
     "a squeeze-excite over fewer channels": (inverted(nn.ReLU(), nn.ReLU()) | {"s": nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(6, 6, groups=3), nn.Sigmoid())},
         excited, adapter("relu"), True, "of which none is an activation and the other a layer"),
@@ -158,7 +158,7 @@ KEPT = {
     "no tap at its own position": (
         inverted(nn.ReLU(), nn.ReLU(), 3, padding=0, stride=2, dilation=2),
         lambda m, x: m.n(m.q(m.c(m.d(F.pad(m.a(m.b(m.p(x))), (1, 2, 1, 2)))))), adapter("relu"), True, "no tap of conv2d"),
-    "a hidden value that is read twice": (ffn(nn.GELU()), lambda m, x: (lambda h: m.g(h) + h.sum(-1, keepdim=True))(m.a(m.f(x))), adapter("gelu"), False, "add (block_add) stands between"),
+    "a hidden value that is read twice": (ffn(nn.GELU()), lambda m, x: (lambda h: m.g(h) + h.sum(-1, keepdim=True))(m.a(m.f(x))), adapter("gelu"), False, "add (block_add) is on the way"),
     "a norm of the hidden layer": (ffn(nn.GELU()) | {"n": nn.LayerNorm(6)}, lambda m, x: m.g(m.n(m.a(m.f(x)))), adapter("gelu"), False, "layer_norm"),
     "GRN of the hidden layer": (ffn(nn.GELU()), lambda m, x: (lambda h: m.g(h * (h.norm(dim=1, keepdim=True) + 1)))(m.a(m.f(x))), adapter("gelu"), False, "none is an activation"),
     "a pixel shift between": (inverted(nn.ReLU(), nn.ReLU()), lambda m, x: m.n(m.q(m.c(m.d(m.a(m.b(m.p(x)))).roll(1, 2)))), adapter("relu"), True, "roll"),

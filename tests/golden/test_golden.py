@@ -1,4 +1,4 @@
-"""What the pipeline makes of twelve pairs of model and rules, as text: a reviewer reads every change in the diff.
+"""What the pipeline makes of thirteen pairs of model and rules, as text: a reviewer reads every change in the diff.
 
 pytest tests/golden --update-golden     writes the texts anew
 """
@@ -73,6 +73,7 @@ PAIRS = {
     "mobilenet_inverted_residual_foldable": Pair("mobilenet", "convnet/inverted_residual_foldable", {"dim": 2, "r": 2}, exports=True),
     "vit_dual_foldable": Pair("vit", "u_tuning/dual_foldable", {"dim": 2, "r": 2}, exports=True),
     "vit_vpt_deep": Pair("vit", "prompt/vpt_deep", {"length": 2}),
+    "vit_vpt_shallow": Pair("vit", "prompt/vpt_shallow", {"length": 2}, exports=True),
     "vit_bypass": Pair("vit of two blocks", "res_tuning/bypass", _SMALL),
     "swin_houlsby": Pair("swin", "adapter/houlsby", _SMALL),
     "bert_prefix": Pair("bert", "prefix/prefix", {"length": 2}),

@@ -15,7 +15,7 @@ from utcompile.graph import BATCH, Fitter, GraphView, Size, Symbol, dependence_g
 
 
 class Calls(nn.Module):
-    """Wraps a function, with a weight of its own."""
+    """Wraps a function, and has a weight."""
 
     def __init__(self, function: Callable[..., torch.Tensor], *weights: torch.Tensor) -> None:
         super().__init__()

@@ -220,7 +220,7 @@ UNKNOWN: list[Callable[[torch.Tensor], torch.Tensor]] = [
     lambda x: x.amax(1, keepdim=True),
     lambda x: x.flatten(2) @ x.flatten(2).mT,  # a Gram matrix: channels on both
     lambda x: x.flatten(2).mT @ x.flatten(2),  # scores
-    lambda x: x.flatten(2).mT.reshape(-1, 64, 3, 4).transpose(1, 2).mean(-1),  # one number a head
+    lambda x: x.flatten(2).mT.reshape(-1, 64, 3, 4).transpose(1, 2).mean(-1),  # one number per head
     lambda x: x.flatten(0, 1),  # batch and channels on one axis
     lambda x: x.reshape(-1, 8, 96)[:, :, :90].reshape(-1, 9, 80),  # no axis survives
     lambda x: torch.fft.fft(x.flatten(2), dim=1).real,  # frequencies over channels

@@ -160,7 +160,7 @@ CALLABLES: list[tuple[str, Any, Spelling]] = [
 
 
 def read(kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
-    """A call with a tensor wherever `"tensor"` stands, read."""
+    """A call with a tensor in the place of each `"tensor"`, read."""
     graph = fx.Graph()
     tensor = graph.placeholder("x")
     info(tensor).value = Value((Size((((BATCH,), 1),)), 4), torch.float32, torch.device("cpu"), 0)
@@ -276,7 +276,7 @@ class Linear(nn.Module):
 
 
 class Shifted(nn.Linear):
-    """A layer with a forward of its own."""
+    """A layer with its own forward."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + 1

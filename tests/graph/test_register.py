@@ -31,7 +31,7 @@ def writes(x: torch.Tensor) -> None:
 
 
 class Model(nn.Module):
-    """A linear, the kernel with a parameter of its own, a linear."""
+    """A linear, the kernel with its own parameter, a linear."""
 
     def __init__(self, spelling: str) -> None:
         super().__init__()

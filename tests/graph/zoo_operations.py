@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import fx, nn
 
 LIST = Path(__file__).with_name("zoo_operations.txt")
-# what capture and models write beside operations: guards, dataclasses of outputs, custom autograd functions
+# calls of capture and of models that are no operations: guards, dataclasses of outputs, custom autograd functions
 _OURS = ("utcompile", "transformers", "timm", "torchvision", "builtins.dict")
 
 

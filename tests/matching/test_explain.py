@@ -36,7 +36,7 @@ def test_a_wrong_activation() -> None:
         "r: 0 sites",
         "  - blocks.0.mlp.act",
         "      `a = relu(h)` fails at blocks_0_mlp_act (mlp.py:49 in forward) [B, 197, 768]",
-        "      the pattern wants relu(h), and this is gelu",
+        "      the pattern needs relu(h), and this is gelu",
         "      fix: write gelu(h), or activation(h) for any activation",
         "      … and 11 more like it: blocks.1…11.mlp.act",
     ]
@@ -54,27 +54,27 @@ def test_a_pattern_on_one_line_fails_at_its_innermost_call() -> None:
 
 def test_alternatives_that_lack_one() -> None:
     said = explained(rule("a = (relu | silu)(h)\nc = linear((dropout | skip)(a))\n", AFTER.replace("y", "c")))
-    assert "the pattern wants (relu | silu)(h), and this is gelu" in said
+    assert "the pattern needs (relu | silu)(h), and this is gelu" in said
     assert "fix: write (relu | silu | gelu)(h), or activation(h) for any activation" in said
 
 
 def test_a_missing_norm() -> None:
     said = explained(rule("n = norm(x)\nh = conv2d(n)\ny = batch_norm(h)\n", AFTER), "resnet18")
-    assert "the pattern wants norm(x), and this is pool" in said and "this is an input of the model" in said
-    assert "fix: where there may be none, write (norm | skip)(x)" in said
+    assert "the pattern needs norm(x), and this is pool" in said and "this is an input of the model" in said
+    assert "fix: if it may be missing, write (norm | skip)(x)" in said
 
 
 def test_a_dropout_in_between() -> None:
     said = explained(rule("a = gelu(h)\nc = linear(a)\ny = branch_tail(c)\n", AFTER))
-    assert "fix: a dropout follows it here: allow for that with (dropout | skip)(gelu(h))" in said
+    assert "fix: a dropout follows here: allow it with (dropout | skip)(gelu(h))" in said
 
 
 def test_a_wrong_attribute() -> None:
     said = explained(rule("h = conv2d(x, groups=1)\ny = norm(h)\n", LORA), "convnext_atto", "stages.0.blocks.0")
-    assert "the pattern wants groups=1, and it is 40" in said
+    assert "the pattern needs groups=1, and it is 40" in said
     assert "fix: leave out groups=, or write groups=40, or depthwise_conv for depthwise ones" in said
     said = explained(rule("{op: conv2d(stride=3)}", LORA), "resnet18")
-    assert "`op: conv2d(stride=3)` fails at conv1" in said and "the rule wants stride=3, and it is (2, 2)" in said
+    assert "`op: conv2d(stride=3)` fails at conv1" in said and "the rule needs stride=3, and it is (2, 2)" in said
     assert "fix: leave out stride=, or write stride=(2, 2)" in said
 
 
@@ -94,7 +94,7 @@ def test_one_name_for_two_values() -> None:
     lines = "n = norm(x)\nh = linear(n)\na = gelu(h)\nc = linear((dropout | skip)(a))\n"
     said = explained(rule(f"{lines}d = (dropout | skip)((dropout | skip)(c))\ny = add(d, n)\n", AFTER))
     assert "'n' is blocks_0_add already, and blocks_0_norm2_layer_norm is another value" in said
-    assert "fix: a name stands for one value: give the second another name, if it may differ" in said
+    assert "fix: a name has one value: if the second value may differ, give it another name" in said
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_one_name_for_two_values() -> None:
         ("y = lstm(x)\n", "the model has no lstm", "see `utcompile inspect`"),
         ("{module: mlp}", "no module of the model matches 'mlp'", "write module: '**.mlp'"),
         ('{module: "block.*.mlp"}', "no module of the model matches 'block.*.mlp'", "write module: 'blocks.*.mlp'"),
-        ('{module: "blocks.*", class: Linear}', "what 'blocks.*' matches is of class Block, not Linear", "write module: 'blocks.**'"),
+        ('{module: "blocks.*", class: Linear}', "the modules that 'blocks.*' matches are of class Block, not Linear", "write module: 'blocks.**'"),
         ("{class: Blok}", "no module of the model is a Blok", "did you mean 'Block'?"),
         ("{parameter: posembed}", "no such parameter; parameters that no layer owns: cls_token, pos_embed", "write parameter: 'pos_embed'"),
-        ("{parameter: head.weight}", "head.weight: these belong to a layer", "match the layer, as {op: …} or {module: …}"),
+        ("{parameter: head.weight}", "head.weight belong to layers", "match the layer, as {op: …} or {module: …}"),
     ],
 )  # fmt: skip
 def test_what_the_model_has_nowhere(match: str, reason: str, fix: str) -> None:
@@ -147,7 +147,7 @@ def test_where_on_what_is_unknown() -> None:
         ('{module: "block.*"}', "blocks > blocks.0; no module of the model matches 'block.*'", "write module: 'blocks.*'"),
         ('{module: "*.mlp"}', "no module of the model matches '*.mlp'", "write module: '**.mlp'"),
         ("{class: Atention}", "no module of the model is a Atention", "did you mean 'Attention'?"),
-        ("{class: Mlp}", "only a, b, c, h of it in Mlp", "name a call that encloses the whole match"),
+        ("{class: Mlp}", "only a, b, c, h of it in Mlp", "name a module whose call encloses the whole match"),
     ],
 )  # fmt: skip
 def test_inside_that_encloses_nothing(scope: str, reason: str, fix: str) -> None:
@@ -159,7 +159,7 @@ def test_inside_that_encloses_nothing(scope: str, reason: str, fix: str) -> None
 
 def test_a_glob_one_segment_short() -> None:
     said = explained(rule("{op: linear}", LORA, inside='{module: "blocks.*", class: Mlp}'), path="blocks.0.mlp.fc1")
-    assert "what 'blocks.*' matches is of class Block, not Mlp" in said
+    assert "the modules that 'blocks.*' matches are of class Block, not Mlp" in said
     assert "fix: write module: 'blocks.**'" in said
     said = error(rule("ffn", ADAPT) + "train: ['parameter:blocks.*']\n")
     assert "why: no parameter has such a name\n  fix: write parameter:blocks.**; or remove the line" in said
@@ -188,7 +188,10 @@ def test_a_path_that_is_none(path: str, fix: str) -> None:
 def test_the_root_and_a_place_where_nothing_could_begin() -> None:
     plan = utc.match(captured_of(VIT), rule("ffn", ADAPT))
     assert plan.explain("").startswith("r: 12 sites at (root)")
-    assert plan.explain("patch_embed") == "r: 0 sites at patch_embed\n  - nothing here ends in what it looks for"
+    assert (
+        plan.explain("patch_embed")
+        == "r: 0 sites at patch_embed\n  - no operation here can be the last line of its pattern"
+    )
 
 
 def test_too_many_sites() -> None:
@@ -208,7 +211,7 @@ def test_too_many_sites() -> None:
 def test_too_few_where_all_that_there_is_matches() -> None:
     said = error(rule("{op: linear}", LORA, expect="{at_least: 60}"))
     assert (
-        "matched 49 places, expected at least 60\n  why: it matches wherever it could begin\n  fix: expect fewer"
+        "matched 49 places, expected at least 60\n  why: every operation that could be the pattern's last line already matches\n  fix: expect fewer"
         in said
     )
 

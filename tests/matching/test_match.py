@@ -171,6 +171,33 @@ def test_a_head_may_be_an_average_of_several(how: str, found: int) -> None:
     assert bool(plan.notes) == (not found)  # the plan says that no classifier is trained
 
 
+class Ends(nn.Module):
+    """Two residual layers; the last sum is the output, through an operation that moves or casts numbers alone."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self.a, self.b, self.end = nn.Linear(4, 4), nn.Linear(4, 4), end
+        self.gamma, self.same = nn.Parameter(torch.ones(4)), nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x + self.gamma * self.a(x.tanh())
+        y = first + self.gamma * self.b(first.tanh())
+        if self.end == "mean of hidden states":
+            return torch.stack([x, first, y]).mean(0)
+        return {"identity": self.same(y), "dropout": F.dropout(y, 0.1, self.training), "half": y / 2}[self.end]
+
+
+@pytest.mark.parametrize("end", ["identity", "dropout", "half", "mean of hidden states"])
+def test_the_stream_as_output_has_no_head(end: str) -> None:
+    """As in BEiT without a norm at its end: the layers of a residual sum are no heads whose average is the output."""
+    text = rule("{op: tanh}", "{sequential: h, tuner: {kind: adapter, activation: relu}}").replace(
+        "rules:", "train: ['pattern:head']\nrules:"
+    )
+    plan = utc.match(utc.capture(Ends(end).eval(), torch.randn(2, 4)), text)
+    assert not plan.trained and plan.notes
+    assert len(utc.match(plan.module, "lora/all_linear").sites) == 2
+
+
 def test_y_is_what_is_added_after_layer_scale_and_dropout() -> None:
     captured = utc.capture(Tail(F.gelu, True).eval(), torch.randn(2, 3, 4))
     (site,) = utc.match(captured, rule("ffn", "{parallel: x -> y, tuner: {kind: adapter}}")).sites
@@ -303,7 +330,7 @@ def test_a_rule_that_matches_nothing_names_the_nearest_miss() -> None:
     )
     assert found.startswith("<rules>:4:5: rule 'r' matched 0 places, expected at least 1\n  why: nearest miss: ")
     assert "blocks.0.mlp.act: `a = relu(h)` fails at blocks_0_mlp_act in blocks.0.mlp.act (mlp.py:" in found
-    assert "the pattern wants relu(h), and this is gelu" in found and "explain" in found
+    assert "the pattern needs relu(h), and this is gelu" in found and "explain" in found
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_what_is_here_instead_is_named() -> None:
     captured = utc.capture(toys.Gated().eval(), torch.randn(2, 5, 8))
     with pytest.raises(utc.UtcError, match="matched 0 places") as caught:
         utc.match(captured, rule("ffn", "{parallel: x -> y, tuner: {kind: adapter}}"))
-    assert str(caught.value.why).startswith("of the named patterns there are here: 1 gated_ffn")
+    assert str(caught.value.why).startswith("the model has these named patterns: 1 gated_ffn")
 
 
 class Counted(nn.Module):
@@ -231,7 +231,7 @@ def test_the_head_of_a_language_model_stays_frozen_unless_it_is_named(tied: bool
     )
     assert plan.notes[0] in str(plan) and utc.fold(plan.apply())[1].is_original
     assert "head.weight" in utc.match(captured, "lora/all_linear", train=["module:head"]).trained
-    with pytest.raises(utc.UtcError, match="there are no rules, and nothing is trained") as caught:
+    with pytest.raises(utc.UtcError, match="there are no rules, and no parameter is trained") as caught:
         utc.match(captured, "probe/linear").apply()
     assert "reads the vocabulary" in str(caught.value.why)
 
@@ -272,7 +272,7 @@ def test_what_is_trained_is_the_callers_to_say(tmp_path: Path) -> None:
     assert tuned.trained == ("0.bias",)
     assert '"train": [' in (utc.save_tuners(tuned, tmp_path) / "manifest.json").read_text()
     for wrong, what in (
-        (["head"], "does not say what to train"),
+        (["head"], "is no line of `train:`"),
         (["pattern:haed"], "unknown pattern 'haed'"),
         (["module:x"], "selects no parameter"),
         ("pattern:head", "is a list of texts"),
@@ -343,10 +343,10 @@ def test_a_place_that_refuses_its_tuner_is_an_error_or_passed_over_and_listed() 
     ].reason
     assert str(plan.skipped[0]) in str(plan) and plan.to_dict()["skipped"] == [plan.skipped[0].to_dict()]
     every = rule("{op: relu}", "{weight: h, tuner: {kind: bias}}", ", on_refusal: skip")
-    with pytest.raises(utc.UtcError, match="none of the rules found a place") as caught:
+    with pytest.raises(utc.UtcError, match="none of the rules matches") as caught:
         utc.match(captured, every).apply()
     assert "skipped: r at 1: " in str(caught.value.why)
-    with pytest.raises(utc.UtcError, match="does not go with chain"):
+    with pytest.raises(utc.UtcError, match="cannot be combined with chain"):
         utc.RuleSet.load(rule("ffn", "{chain: y -> y, tuner: {kind: side}}", ", on_refusal: skip"))
 
 

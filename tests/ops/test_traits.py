@@ -18,7 +18,7 @@ from utcompile.rules.names import OPERATIONS
 
 X = torch.tensor([[0.3, -1.4, 2.0, -0.5], [1.1, -0.1, -2.2, 0.7]], dtype=torch.float64)
 IMAGE = torch.arange(1.0, 33.0, dtype=torch.float64).reshape(1, 8, 2, 2)
-# what operations that move numbers are given, beside the numbers
+# the arguments of operations that move numbers, without the numbers
 GIVEN: dict[str, tuple[Any, ...]] = {
     "reshape": ((-1,),), "permute": ((0, 2, 3, 1),), "transpose": (1, 2), "roll": (1, 1), "flip": ((1,),),
     "expand": ((3, 8, 2, 2),), "repeat": ((2, 1, 1, 1),), "repeat_interleave": (2, 1), "select": (1, 0),

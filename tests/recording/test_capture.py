@@ -158,7 +158,7 @@ def test_an_operation_that_returns_its_input_gets_a_value_of_its_own() -> None:
 
 
 class InPlace(nn.Module):
-    """Writes whose memory nobody else reads, and one whose memory somebody does."""
+    """Writes whose memory nothing else reads, and one whose memory is read."""
 
     def __init__(self, aliased: bool) -> None:
         super().__init__()
@@ -320,7 +320,7 @@ def test_static_capture_where_the_batch_cannot_vary() -> None:
         ((torch.randn(2, 5),), r"forward failed on inputs input: \[2, 5\]"),
         ({"x": 3}, "do not fit the model's forward"),
         (3, "must be a tuple, a dict or a tensor, not int"),
-        ((3,), "hold no tensor"),
+        ((3,), "contain no tensor"),
     ],
 )
 def test_examples_that_do_not_fit(example: object, message: str) -> None:

@@ -92,7 +92,7 @@ class _Own(nn.Module):
         return made
 
 
-@pytest.mark.parametrize("make", [nn.Identity, _Own], ids=["plain", "with a __deepcopy__ of its own"])
+@pytest.mark.parametrize("make", [nn.Identity, _Own], ids=["plain", "with its own __deepcopy__"])
 def test_a_structural_copy_is_a_deep_copy(make: type[nn.Module]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), make())
     model.tied, model.notes, model.order = model[0].weight, [], OrderedDict(a=[1], b=(2, [3]))

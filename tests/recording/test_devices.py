@@ -76,7 +76,7 @@ def test_the_other_device_has_another_type(home: str) -> None:
 
 
 def test_a_model_on_the_cpu_initialises_no_cuda_and_seeds_none() -> None:
-    """In a process of its own: what is queued for CUDA's initialisation stays queued there."""
+    """In another process: calls that are queued for CUDA's initialisation stay queued there."""
     code = """
 import torch, utcompile as utc
 def fail(*a, **k): raise AssertionError("CUDA")

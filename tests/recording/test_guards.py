@@ -220,6 +220,55 @@ def test_decisions_that_change_nothing_at_a_size_of_1_are_no_guards() -> None:
         assert torch.equal(positions(y), pooled(y))
 
 
+class _Choosing(nn.Module):
+    """One node: its code chooses by values, so the sizes that it makes are not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: T) -> T:
+        return x * self.scale if bool(x.sum() > 1e9) else x + self.scale
+
+
+class _Behind(nn.Module):
+    """Decides by a size behind an opaque module."""
+
+    def __init__(self, then: Callable[[T], T]) -> None:
+        super().__init__()
+        self.inner, self.layer, self.then = _Choosing(), nn.Linear(4, 4), then
+
+    def forward(self, x: T) -> T:
+        return self.then(self.layer(self.inner(x)))
+
+
+def _expands(x: T) -> T:
+    p = torch.arange(4.0)[None]
+    return x + (p.expand(x.shape[0], -1) if x.shape[0] != p.shape[0] else p)
+
+
+def _repeats(x: T) -> T:
+    p = torch.arange(4.0)[None]
+    return x * (p.repeat(x.shape[0], 1) if x.shape[0] > 1 else p)
+
+
+@pytest.mark.parametrize("then", [_expands, _repeats, lambda x: x + 1 if x.shape[0] != 1 else x * 3])
+def test_a_batch_of_1_behind_an_opaque_module(then: Callable[[T], T]) -> None:
+    model = _Behind(then).eval()
+    captured = utc.capture(model, torch.randn(2, 4))
+    [guard] = captured.guards
+    assert guard.relation.endswith(" or B == 1") is (then in (_expands, _repeats))
+    for batch in (2, 9):
+        x = torch.randn(batch, 4)
+        assert torch.equal(captured(x), model(x))
+    if then in (_expands, _repeats):
+        x = torch.randn(1, 4)
+        assert torch.equal(captured(x), model(x))
+    else:
+        with pytest.raises(GuardError):
+            captured(torch.randn(1, 4))
+
+
 def test_a_step_that_varies_makes_a_size_of_its_own() -> None:
     class Strides(nn.Module):
         def forward(self, x: T) -> T:
@@ -390,7 +439,7 @@ def test_guards_are_asked_in_compiled_graphs_too() -> None:
     captured = utc.capture(toys.Tokens(toys.by_length).eval(), ids(2, 8))
     compiled = torch.compile(captured, fullgraph=True, backend="eager", dynamic=True)
     assert torch.equal(compiled(ids(3, 9)), captured(ids(3, 9)))
-    # the compiler raises an error of its own that shows the line: it found the refusal while it traced
+    # the compiler raises its own error, which shows the line: it found the refusal while it traced
     with pytest.raises(Exception, match=r"raise guard\.refuse|L <= 10"):
         compiled(ids(3, 11))
     loose = torch.compile(captured, backend="eager", dynamic=True)

@@ -1,4 +1,4 @@
-"""State that a forward keeps: part of the graph, reported, or refused by name; and a capture leaves no trace of its own."""
+"""State that a forward keeps: part of the graph, reported, or refused by name; and a capture leaves no trace itself."""
 
 from __future__ import annotations
 
@@ -71,6 +71,48 @@ def test_state_that_nothing_reads_again_is_reported(kind: type[toys.Base], verif
     assert everything(model) == before
     for rows in (2, 2, 5):
         torch.testing.assert_close(captured(x(rows)), model(x(rows)), rtol=0, atol=0)
+
+
+class _Rescales(toys.Base):
+    """Divides its weight in the first call, as transformers' RWKV does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_rescaled = False
+
+    def forward(self, x: T) -> T:
+        if not self.is_rescaled:
+            with torch.no_grad():
+                self.linear.weight.div_(2)
+            self.is_rescaled = True
+        return self.linear(x)
+
+
+class _WarmsUp(toys.Base):
+    """Runs otherwise in the first call, and keeps a note of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes = {"calls": "none"}
+
+    def forward(self, x: T) -> T:
+        if self.notes["calls"] == "none":
+            self.notes["calls"] = "some"
+            return self.linear(x + 1)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", [_Rescales, _WarmsUp])
+def test_state_that_the_first_call_prepares_needs_one_call_before_the_capture(kind: type[toys.Base]) -> None:
+    model = kind().eval()
+    with pytest.raises(utc.UtcError, match="keeps state in Python") as caught:
+        utc.capture(model, x())
+    assert "fix: run the model once on the example first" in str(caught.value)
+    with torch.no_grad():
+        model(x())
+    captured = utc.capture(model, x())
+    for rows in (1, 2, 5):
+        assert torch.equal(captured(x(rows)), model(x(rows)))
 
 
 def test_a_cache_of_timm() -> None:

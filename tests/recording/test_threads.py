@@ -88,7 +88,7 @@ def unchanged() -> Iterator[None]:
 
 
 def run(workers: list[Callable[[], None]]) -> None:
-    """Run each in a thread of its own, and raise what one of them raised."""
+    """Run each in its own thread, and raise the error of one of them."""
     errors: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:

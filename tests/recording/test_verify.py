@@ -102,7 +102,7 @@ def test_every_flag_is_as_it_was(outer: bool, inner: bool) -> None:
 
 def test_a_mode_is_not_set_where_that_could_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Linear().train()
-    running = threading.active_count() - 1  # a test runner, or a test before this one, may have threads of its own
+    running = threading.active_count() - 1  # a test runner, or a test before this one, may have its own threads
     monkeypatch.setattr(threading, "active_count", lambda: len(threading.enumerate()) - running)
     with in_mode(model, training=True) as own:
         assert own is model
@@ -191,7 +191,7 @@ def test_a_capture_that_is_wrong_at_another_size_is_refused() -> None:
         raise AssertionError("ran, and is wrong")
 
 
-# --- what a difference is told to be -----------------------------------------------------------------------------------------
+# --- how a difference is reported --------------------------------------------------------------------------------------------
 
 
 class ChoosesByTracing(Linear):

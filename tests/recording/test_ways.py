@@ -9,7 +9,7 @@ from torch import nn
 
 import utcompile as utc
 from utcompile.graph import Symbol
-from utcompile.recording.ways import Condition, shown
+from utcompile.recording.ways import Condition, absorbed, shown
 
 T = torch.Tensor
 
@@ -68,7 +68,7 @@ def test_a_gap_stays() -> None:
 
 
 class Cut(nn.Module):
-    """A probe at a length of 1 takes a row by a number where the graph takes a slice."""
+    """Where the graph has a slice, a probe at a length of 1 reads one row by its number."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = x
@@ -83,3 +83,10 @@ def test_a_probe_that_indexes_by_a_number_where_the_graph_slices_is_another_way(
     for size in ((2, 12), (3, 9), (7, 20)):
         x = torch.randn(*size, 4)
         assert torch.equal(captured(x), model(x))
+
+
+def test_an_answer_whose_opposite_needs_no_more_is_left_out() -> None:
+    c, d, e = (at_least(name, 2) for name in "CDE")
+    assert absorbed([{c: True}, {c: False, d: True}]) == [{c: True}, {d: True}]
+    assert absorbed([{c: True, e: True}, {c: False, d: True}]) == [{c: True, e: True}, {c: False, d: True}]
+    assert absorbed([{c: True, e: True}, {c: False, e: True, d: True}]) == [{c: True, e: True}, {e: True, d: True}]

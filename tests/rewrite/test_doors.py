@@ -181,7 +181,7 @@ def test_rules_that_find_nothing_are_an_error_at_every_door(kind: str) -> None:
         lambda: utc.match(captured, text).apply(),
         lambda: utc.compile(captured, text, x),
     ):
-        with pytest.raises(utc.UtcError, match="none of the rules found a place") as caught:
+        with pytest.raises(utc.UtcError, match="none of the rules matches") as caught:
             door()
         assert f"the model has no {kind}" in str(caught.value.why)
 

@@ -213,7 +213,7 @@ class Unseen(nn.Module):
     ("path", "message", "why"),
     [
         ("dead", "site r0/dead/0 reaches no output of the model", "its way ends at relu"),
-        ("still", "no gradient reaches site r0/still/0", "it stands in a no_grad region"),
+        ("still", "no gradient reaches site r0/still/0", "it is in a no_grad region"),
         ("index", "no gradient reaches site r0/index/0", "it yields int64"),
     ],
 )

@@ -330,7 +330,7 @@ def test_what_peft_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
         "l/reflect/0: its padding_mode='reflect', and PEFT's A pads with zeros",
         "l/transposed/0: PEFT does not tune ConvTranspose1d",
         "l/again/0: it has two names in the model, and PEFT tunes the first alone",
-        "l/doubling/0: Doubling computes with its weight in code of its own",
+        "l/doubling/0: Doubling computes with its weight in its own code",
         ": its weight is read without a call of the module, where PEFT's tuner has no effect",
         "it tunes own, and PEFT the weights of modules",
         "it tunes mha.in_proj_weight, and PEFT the weights of modules",

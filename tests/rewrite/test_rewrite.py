@@ -318,6 +318,6 @@ def test_rules_that_all_find_nothing_are_an_error_though_each_is_optional() -> N
     model, x = zoo.make("resnet")
     with pytest.raises(utc.UtcError) as caught:
         utc.compile(model, "lora/qv", x)
-    assert caught.value.what == "none of the rules found a place"
-    assert str(caught.value.why).startswith("all of them may find nothing: packed, query, value; the model has no sdpa")
-    assert caught.value.fix == "`print(plan.explain())` or `utcompile explain` shows what each nearly found"
+    assert caught.value.what == "none of the rules matches"
+    assert str(caught.value.why).startswith("all of them are optional: packed, query, value; the model has no sdpa")
+    assert caught.value.fix == "`print(plan.explain())` or `utcompile explain` shows the nearest misses of each"

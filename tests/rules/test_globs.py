@@ -67,7 +67,7 @@ def test_no_pattern_takes_long() -> None:
         ("a..b", "a part between two dots is empty"),
         (".a", "it begins or ends with a dot"),
         ("a.", "it begins or ends with a dot"),
-        ("a**", "'**' stands for whole parts between dots: write '**' alone, or one '*' within a part"),
+        ("a**", "'**' matches whole parts between dots: write '**' alone, or one '*' within a part"),
         ("a.[0]", "only '*' and '**' are wildcards"),
         ("a b", "it has a space in it"),
         ("a.**.b-c*", None),

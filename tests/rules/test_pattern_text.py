@@ -82,8 +82,8 @@ def test_heads_and_spellings_can_be_keys() -> None:
     assert len({spelling("y = linear(x)"), spelling("y = linear(x)")}) == 1
 
 
-HOW = "\n  fix: write one step a line: y = op(x, attribute=value)"
-HOW_PATH = "\n  fix: write path(x, through=conv | norm, max=6), and min= where it is not 1"
+HOW = "\n  fix: write one step per line: y = op(x, attribute=value)"
+HOW_PATH = "\n  fix: write path(x, through=conv | norm, max=6), and min= if it is not 1"
 LITERAL = "\n  why: a literal is a number, a text in quotes, True, False, None, or a tuple of them"
 
 MISTAKES = {
@@ -91,35 +91,35 @@ MISTAKES = {
     "": f"f:10:7: an empty pattern{HOW}",
     "# only a comment": f"f:10:7: an empty pattern{HOW}",
     "n = norm(x)\nn = linear(n)": (
-        "f:11:7: 'n' is bound twice\n  why: line 10 binds it too, and one name is one value\n"
+        "f:11:7: 'n' is bound twice\n  why: line 10 binds the name too, and a name has one value\n"
         "  fix: give this value another name"
     ),
     "a, a = split(x)": (
-        "f:10:10: 'a' is bound twice\n  why: line 10 binds it too, and one name is one value\n"
+        "f:10:10: 'a' is bound twice\n  why: line 10 binds the name too, and a name has one value\n"
         "  fix: give this value another name"
     ),
     "n = nrom(x)": "f:10:11: unknown operation 'nrom'\n  fix: did you mean 'norm'?",
     "é = norm(x)\ny = add(é, lineer(x))": "f:11:18: unknown operation 'lineer'\n  fix: did you mean 'linear'?",
     "n = norm(x)\ny = linear(x)": (
         "f:10:7: the last line never reaches 'n'\n"
-        "  why: a pattern is anchored at its last line, and follows what that line reads\n"
-        "  fix: use the name in a later line, or remove this one"
+        "  why: a pattern is anchored at its last line, and follows the values that this line reads\n"
+        "  fix: use the name in a later line, or remove this line"
     ),
     "y = linear(n)\nn = norm(x)": (
-        "f:10:18: 'n' is used before it is bound\n  why: line 11 binds it\n  fix: move that line up"
+        "f:10:18: 'n' is used before it is bound\n  why: line 11 binds the name\n  fix: move that line up"
     ),
     "y = linear(y)": (
-        "f:10:18: 'y' is used before it is bound\n  why: the same line binds it\n"
+        "f:10:18: 'y' is used before it is bound\n  why: the same line binds the name\n"
         "  fix: give the operand or the result another name"
     ),
     "y = (skip | norm)(x)": (
         "f:10:12: 'skip' must come last\n  why: alternatives are tried in order, and skip always matches"
     ),
     "y = skip(x)": (
-        "f:10:11: 'skip' stands alone\n  why: a step that is always skipped says nothing\n  fix: write (op | skip)(x)"
+        "f:10:11: 'skip' has no other alternative\n  why: a step that is always skipped has no effect\n  fix: write (op | skip)(x)"
     ),
-    "y = (norm | skip)(x)": "f:10:7: this pattern would match anything\n  why: every line of it may be skipped",
-    "y = (add | skip)(x, z)": "f:10:27: 'skip' takes one operand\n  why: it passes one value on",
+    "y = (norm | skip)(x)": "f:10:7: this pattern would match anything\n  why: every line of the pattern may be skipped",
+    "y = (add | skip)(x, z)": "f:10:27: 'skip' takes one operand\n  why: skip passes one value on",
     "y = (norm | skip(a=1))(x)": "f:10:19: 'skip' has no attributes",
     "y = path(x, max=3)": f"f:10:11: 'path' lacks through={HOW_PATH}",
     "y = path(x)": f"f:10:11: 'path' lacks through= and max={HOW_PATH}",
@@ -129,10 +129,10 @@ MISTAKES = {
         "f:10:44: the length of a path must be a whole number from 0 to 2, not 3"
     ),
     "y = path(x, through=conv | skip, max=2)": (
-        "f:10:34: 'skip' has no place here\n  why: at least one operation must be there"
+        "f:10:34: 'skip' is not allowed here\n  why: at least one operation is needed"
     ),
     "y = path(x, through=conv | attention, max=2)": (
-        "f:10:27: the named pattern 'attention' stands where a single operation should"
+        "f:10:27: the named pattern 'attention' is used where a single operation is needed"
     ),
     "y = (path | norm)(x)": f"f:10:12: 'path' is not an alternative{HOW_PATH}",
     "y = linear(*x)": "f:10:18: '*' is not supported in a pattern\n  fix: name each operand",
@@ -157,9 +157,7 @@ MISTAKES = {
         "f:10:18: '3' is not an operand\n  fix: give a constant to the operation as an attribute: op(x, name=value)"
     ),
     "y = add(x, x[0])": "f:10:18: 'x[0]' is not an operand\n  fix: an operand is a name or a call: op(x)",
-    "y = add(x, linear)": (
-        "f:10:18: 'linear' is an operation, and stands where a value should\n  fix: call it: linear(x)"
-    ),
+    "y = add(x, linear)": ("f:10:18: 'linear' is an operation, and a value is needed here\n  fix: call it: linear(x)"),
     "y = conv2d(x, groups=g)": f"f:10:28: 'g' is not a literal{LITERAL}\n  fix: put a word in quotes: 'g'",
     "y = conv2d(x, groups=1 + 1)": f"f:10:28: '1 + 1' is not a literal{LITERAL}",
     "y = conv2d(x, groups=1j)": f"f:10:28: '1j' is not a literal{LITERAL}",

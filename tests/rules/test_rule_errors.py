@@ -39,7 +39,7 @@ MISTAKES = {
     ),
     "duplicate key": (
         HEAD + "name: u\n" + RULE,
-        "3:1: the key 'name' is there twice\n  why: it stands in line 2 too, and a mapping has each key once",
+        "3:1: the key 'name' is there twice\n  why: line 2 has it too, and a mapping has each key once",
     ),
     "missing key": (
         HEAD,
@@ -60,11 +60,11 @@ MISTAKES = {
     ),
     "a chain that leads nowhere": (
         rule(insert=f"{{chain: x, tuner: {ADAPTER}}}"),
-        "6:21: 'x' does not say from where to where\n  fix: write chain: x -> y",
+        "6:21: 'x' names no source and target\n  fix: write chain: x -> y",
     ),
     "from without chain": (
         rule(insert=f"{{sequential: h, from: x, tuner: {ADAPTER}}}"),
-        "6:29: 'from' does not go with sequential\n  fix: it goes with chain",
+        "6:29: 'from' cannot be combined with sequential\n  fix: use it with chain",
     ),
     "key like a tag within": (
         HEAD + "<ext>: 1\n" + RULE,
@@ -92,7 +92,7 @@ MISTAKES = {
     ),
     "rule name twice": (
         rule("  - {name: a, match: ffn, insert: {weight: h, tuner: {kind: lora}}}\n"),
-        "7:12: the rule name 'a' is taken\n  why: the rule in line 4 has it too\n  fix: choose another",
+        "7:12: the rule name 'a' is taken\n  why: the rule in line 4 has the name too\n  fix: choose another",
     ),
     "no rules": (HEAD + "rules: []\n", "3:8: 'rules' must be a list of 1 or more\n  why: it is a list of 0"),
     "where is no list": (
@@ -132,7 +132,7 @@ MISTAKES = {
     ),
     "bad glob of a class": (
         rule("    not_inside: [{class: Blo**}]\n"),
-        "7:26: 'Blo**' is not a glob: '**' stands for whole parts between dots: write '**' alone, "
+        "7:26: 'Blo**' is not a glob: '**' matches whole parts between dots: write '**' alone, "
         "or one '*' within a part" + GLOB,
     ),
     "empty scope": (
@@ -159,7 +159,7 @@ MISTAKES = {
     ),
     "a pattern as an operation": (
         rule(match="{op: attention}"),
-        "5:17: the named pattern 'attention' stands where a single operation should",
+        "5:17: the named pattern 'attention' is used where a single operation is needed",
     ),
     "two matches": (
         rule(match="{op: linear, class: A}"),
@@ -180,7 +180,7 @@ MISTAKES = {
     ),
     "pattern text in a block": (
         rule(match="|\n      n = norm(x)\n      n = linear(n)\n"),
-        "7:7: 'n' is bound twice\n  why: line 6 binds it too, and one name is one value\n"
+        "7:7: 'n' is bound twice\n  why: line 6 binds the name too, and a name has one value\n"
         "  fix: give this value another name",
     ),
     "pattern in a list of spellings": (
@@ -195,15 +195,15 @@ MISTAKES = {
     "no form": (rule(insert=f"{{tuner: {ADAPTER}}}"), "6:13: insert has no form" + FORMS),
     "for without sequential": (
         rule(insert=f"{{parallel: x -> h, for: h, tuner: {ADAPTER}}}"),
-        "6:32: 'for' does not go with parallel\n  fix: it goes with sequential",
+        "6:32: 'for' cannot be combined with parallel\n  fix: use it with sequential",
     ),
     "all_uses without weight": (
         rule(insert=f"{{parallel: x -> h, all_uses: true, tuner: {ADAPTER}}}"),
-        "6:32: 'all_uses' does not go with parallel\n  fix: it goes with weight",
+        "6:32: 'all_uses' cannot be combined with parallel\n  fix: use it with weight",
     ),
     "no arrow": (
         rule(insert=f"{{parallel: x, tuner: {ADAPTER}}}"),
-        "6:24: 'x' does not say from where to where\n  fix: write parallel: x -> y",
+        "6:24: 'x' names no source and target\n  fix: write parallel: x -> y",
     ),
     "unbound capture": (
         rule(insert=f"{{parallel: x -> z, tuner: {ADAPTER}}}"),
@@ -217,7 +217,7 @@ MISTAKES = {
     ),
     "two captures for one": (
         rule(insert="{weight: h x, tuner: {kind: lora}}"),
-        "6:22: 'h x' is not the name of a capture\n  fix: write one capture's name",
+        "6:22: 'h x' is not the name of a capture\n  fix: write the name of one capture",
     ),
     "unbound capture in where": (
         rule("    where:\n      - h.rank == 3\n      - x.rank == z.rank\n"),
@@ -274,7 +274,7 @@ MISTAKES = {
     # train and tests
     "train what": (
         rule("train: [head]\n"),
-        "7:9: 'head' does not say what to train\n  fix: write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight",
+        "7:9: 'head' is no line of `train:`\n  fix: write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight",
     ),
     "train an unknown pattern": (
         rule("train: ['pattern:haed']\n"),
@@ -316,7 +316,7 @@ MISTAKES = {
     "a pattern that cannot be called": (
         HEAD + "patterns:\n  p: z = linear(x)\n  q: y = p(x)\n" + RULE,
         "5:6: the pattern 'p' cannot be called\n"
-        "  why: it binds no y, and a call gives its operand to x and its result to y",
+        "  why: it binds no y; the operand of a call becomes x, and its result is y",
     ),
     # variables
     "unknown variable": (
@@ -333,7 +333,7 @@ MISTAKES = {
     ),
     "variable within a text": (
         HEAD + "vars: {n: 1}\n" + rule("    inside: {module: a.$n}\n")[len(HEAD) :],
-        "8:24: '$n' within a text\n  fix: a variable stands alone here",
+        "8:24: '$n' within a text\n  fix: write the variable alone here, without other text",
     ),
     "variable within quotes": (
         HEAD + "vars: {n: 1}\n" + rule("    where:\n      - x.path == '$n'\n")[len(HEAD) :],
@@ -346,7 +346,7 @@ MISTAKES = {
     ),
     "variable of a variable": (
         HEAD + "vars: {n: 1, m: $n}\n" + RULE,
-        "3:17: the variable 'm' refers to another\n  fix: write its value out",
+        "3:17: the variable 'm' refers to another\n  fix: write the value itself",
     ),
 }
 
@@ -399,8 +399,11 @@ SLIPS = {
     "where as a text": (rule("    where: h.channels >= 32\n"), "write where: ['h.channels >= 32']"),
     "rank": (rule(insert="{weight: h, tuner: {kind: lora, rank: 8}}"), "write r"),
     "rank of an adapter": (rule(insert="{sequential: h, tuner: {kind: adapter, rank: 8}}"), "write dim"),
-    "target_modules": (rule(insert="{weight: h, tuner: {kind: lora, target_modules: [q]}}"), "a rule's match: says"),
-    "a glob of operations": (rule(match='{op: "conv.*"}'), "operations are no globs"),
+    "target_modules": (
+        rule(insert="{weight: h, tuner: {kind: lora, target_modules: [q]}}"),
+        "name the layers in the rule's match",
+    ),
+    "a glob of operations": (rule(match='{op: "conv.*"}'), "an operation is not a glob"),
     "a module of torch": (rule(match='{op: "nn.Conv2d"}'), "write conv2d"),
     "a class of torch": (rule(match='{op: "LayerNorm"}'), "write layer_norm"),
     "an operator": (rule(match='"y = relu(x + norm(c))"'), "write add(x, norm(c))"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -20,6 +21,8 @@ from utcompile.rules import (
     Select,
     shipped_rules,
 )
+from utcompile.rules.insertions import AnyInsertion, InsertEntry
+from utcompile.tuners import FORMS
 
 FULL = """
 version: 1
@@ -246,3 +249,9 @@ def test_shipped_rules_load_and_say_where_they_come_from(name: str) -> None:
     rules = RuleSet.load(name)
     assert rules.path == shipped_rules()[name]
     assert rules.cite and rules.description and rules.tests
+
+
+def test_every_form_has_one_type_of_insertion() -> None:
+    words = [form for kind in get_args(AnyInsertion) for form in kind.forms]
+    assert sorted(words) == sorted(FORMS)
+    assert set(FORMS) <= InsertEntry.model_fields.keys()

@@ -60,9 +60,9 @@ MISTAKES = {
     "x.dtype == float32": "f:3:20: 'float32' is neither a number nor an attribute of a capture\n"
     "  fix: put a word in quotes: 'float32'",
     "x.rank == 3 and h.rank == 3": "f:3:9: 'x.rank == 3 and h.rank == 3' is not a comparison\n"
-    "  fix: write each comparison as a line of its own: all of them must hold",
+    "  fix: write each comparison on its own line: all of them must hold",
     "not x.rank == 3": "f:3:9: 'not x.rank == 3' is not a comparison\n"
-    "  fix: write each comparison as a line of its own: all of them must hold",
+    "  fix: write each comparison on its own line: all of them must hold",
     "x.rank": f"f:3:9: 'x.rank' is not a comparison{HOW}",
     "x.rank =": f"f:3:16: this is not a comparison\n  why: invalid syntax{HOW}",
     "x.rank is None": "f:3:9: 'is' does not compare values\n  fix: use == or !=",

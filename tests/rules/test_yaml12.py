@@ -82,7 +82,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 MISTAKES = {
     "duplicate key": (
         "a: 1\nb: 2\na: 3",
-        "<rules>:3:1: the key 'a' is there twice\n  why: it stands in line 1 too, and a mapping has each key once",
+        "<rules>:3:1: the key 'a' is there twice\n  why: line 1 has it too, and a mapping has each key once",
     ),
     "tab in the indentation": (
         "a:\n\tb: 1",
@@ -91,7 +91,7 @@ MISTAKES = {
     ),
     "tab instead of a space": (
         "a: [1]\nb: [\t@]",
-        "<rules>:2:5: this is not YAML: a tab where YAML wants a space\n"
+        "<rules>:2:5: this is not YAML: a tab where YAML needs a space\n"
         "  why: while scanning for the next token\n  fix: replace the tab by spaces",
     ),
     "a text that begins with @": (
@@ -114,7 +114,7 @@ MISTAKES = {
     ),
     "alias bomb": (
         BOMB,
-        "<rules>:5:8: more than 10,000 values\n  why: each alias counts as all that it stands for",
+        "<rules>:5:8: more than 10,000 values\n  why: an alias counts as all values of its anchor",
     ),
     "too many aliases": ("a: &a 1\nb: [" + "*a, " * 101 + "]", "<rules>:2:405: more than 100 aliases"),
     "anchor within itself": ("a: &a [*a]", "<rules>:1:8: the anchor &a contains itself"),
@@ -131,14 +131,14 @@ MISTAKES = {
     ),
     "too many values": (
         "[" + "1," * 30_000 + "]",
-        "<rules>:1:20000: more than 10,000 values\n  why: each alias counts as all that it stands for",
+        "<rules>:1:20000: more than 10,000 values\n  why: an alias counts as all values of its anchor",
     ),
     "two documents": (
         "a: 1\n---\nb: 2",
         "<rules>:2:1: a second document\n  fix: a rule file is one document: remove the '---'",
     ),
     "empty": ("\n# nothing\n", "<rules>:1:1: the rule file is empty"),
-    "YAML 1.1": ("%YAML 1.1\n---\na: 1", "<rules>:1:1: rule files are YAML 1.2, and this says 1.1"),
+    "YAML 1.1": ("%YAML 1.1\n---\na: 1", "<rules>:1:1: rule files are YAML 1.2, and this file is 1.1"),
     "a colon in a text": (
         "a: b: c",
         "<rules>:1:5: this is not YAML: mapping values are not allowed here\n"

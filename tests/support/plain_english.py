@@ -20,7 +20,7 @@ _COUNTED = (
     "process|proof|row|scalar|stage|test|time|token|tuner|value|verb|weight"
 )
 _UNITS = (
-    "batch|block|call|channel|class|core|dimension|epoch|family|file|form|head|image|kind|layer|line|method|model|output|"
+    "batch|block|call|channel|class|core|dimension|epoch|family|file|form|head|image|kind|layer|level|line|method|model|output|"
     "room|row|rule|sample|second|site|slice|stage|step|task|token|verb"
 )
 
@@ -41,7 +41,7 @@ class Phrase:
 
 PHRASES = (
     Phrase(
-        rf"\b(?:a|an|one|two|three|four|once|twice|\d+(?:[.,]\d+)*)\s(?:(?:{_COUNTED})s?\s)?an?\s(?:{_UNITS})\b",
+        rf"\b(?:(?:a|an|one|once|twice|\d+(?:[.,]\d+)*)\s(?:(?:{_COUNTED})s?\s)?|(?:two|three|four|six|\d+)\s\w+s\s)an?\s(?:{_UNITS})\b",
         "per site, per layer",
         "a proof a site, one a layer",
         "a proof per site, one per layer; it has a layer, and the error of a site",

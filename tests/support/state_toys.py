@@ -311,7 +311,7 @@ class BiasCache(Base):
 
 
 class PositionCache(Base):
-    """A cache made of sizes alone, with a size beside it (rotary embeddings)."""
+    """A cache made of sizes alone, with a size next to it (rotary embeddings)."""
 
     def forward(self, x: T) -> T:
         if self.previous is None or self.n < x.shape[1]:
@@ -440,7 +440,7 @@ class Slots(Base):
 
 
 class ReturnsIt(Base):
-    """What is written is an output as well."""
+    """The written value is an output as well."""
 
     def forward(self, x: T) -> T:
         x += 1

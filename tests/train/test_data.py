@@ -261,12 +261,12 @@ def test_bad_folders(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     put = "\n  fix: put the images of each class into a folder named for it"
-    assert message(root) == f"{root}: the folder holds no class folders\n  why: it is empty{put}"
+    assert message(root) == f"{root}: the folder contains no class folders\n  why: it is empty{put}"
     write(root / "a.png")
-    assert message(root) == f"{root}: the folder holds no class folders\n  why: 1 images lie in it directly{put}"
+    assert message(root) == f"{root}: the folder contains no class folders\n  why: 1 images lie in it directly{put}"
     (root / "cat").mkdir()
     assert message(root).startswith(
-        f"{root / 'cat'}: the class folder holds no image\n  fix: files that are read end in"
+        f"{root / 'cat'}: the class folder contains no image\n  fix: files that are read end in"
     )
     folders(root / "val")
     assert message(root) == (

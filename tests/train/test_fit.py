@@ -134,7 +134,7 @@ def test_resume_is_bit_equal(
             handle.remove()
 
     assert fails(toy_model(), data, out) == (
-        f"{out}: the folder holds a run already\n  fix: continue it with resume=True (--resume), or give another folder"
+        f"{out}: the folder contains a run already\n  fix: continue it with resume=True (--resume), or give another folder"
     )
     fresh = toy_model(dropout=0.3)
     resumed = train(fresh, data, out, resume=True, **options)

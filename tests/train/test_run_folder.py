@@ -77,7 +77,7 @@ def test_of_two_threads_one_trains(data: Data, tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    refused = (f"process {os.getpid()} is training in this folder", "the folder holds a run already")
+    refused = (f"process {os.getpid()} is training in this folder", "the folder contains a run already")
     assert "trained" in results and all(r == "trained" or r in refused for r in results)
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
 
@@ -101,7 +101,7 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_stay(
 def test_a_folder_with_a_checkpoint_is_no_place_for_a_new_run(data: Data, finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    fails(data, out, "holds a run already")
+    fails(data, out, "contains a run already")
     fails(data, out / "last", "holds a checkpoint already")
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 

@@ -180,7 +180,7 @@ def test_lora_stands_beside_a_layer_with_its_own_backward(match: str, insert: st
     trains(tuned, x)
     tuned.eval()
     folded, report = utc.fold(tuned, dequantize=True)
-    assert {s.status for s in report.sites} == {"kept"} and "reads it in a form of its own" in report.sites[0].reason
+    assert {s.status for s in report.sites} == {"kept"} and "reads it in its own form" in report.sites[0].reason
     with torch.no_grad():
         assert error(folded(x), tuned(x)) < 1e-6
 

@@ -185,7 +185,7 @@ def test_an_adapter_without_an_activation_is_absorbed(form: str, toy: str) -> No
     ("slices", "message"),
     [
         ("[w]", "the match offers no capture 'w' for `slices`"),
-        ("[4/3]", "slice '4/3' is no whole part of 24 rows"),
+        ("[4/3]", "slice '4/3' is not a whole part of 24 rows"),
         ("[q, q]", "overlap"),
         ("[x]", "is not made of"),
         ("[y]", "computes between"),
@@ -478,6 +478,6 @@ def test_a_fixed_transform_is_no_weight() -> None:
             return self.fc(nn.functional.linear(x, self.dct))
 
     with pytest.raises(
-        utc.UtcError, match=r"its weight dct is a buffer and no parameter\n  why: it is a fixed transform"
+        utc.UtcError, match=r"its weight dct is a buffer and not a parameter\n  why: it is a fixed transform"
     ):
         utc.compile(Transform(), rules("{op: linear}", "kind: lora, r: 2"), torch.randn(2, 4))

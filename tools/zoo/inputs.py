@@ -19,7 +19,7 @@ _SECONDS = 30.0  # for finding inputs of one model
 _COUNTS = re.compile(r"tokens\D{0,20}?(\d+)\D+?features\D{0,4}?(\d+)", re.IGNORECASE | re.DOTALL)
 _VIEWS = re.compile(r"split_sizes=\[(\d+)(?:, \1)*\]")
 _SECONDARY = ("inputs_embeds", "decoder_inputs_embeds", "encoder_outputs", "past_key_values", "image_embeds", "labels")
-# given without being asked for, where `forward` has them
+# given without need, where `forward` has them
 _WELCOME = tuple(
     """input_ids attention_mask pixel_values input_features input_values bbox
     states actions rewards returns_to_go timesteps""".split()
@@ -54,7 +54,7 @@ def example_inputs(model: nn.Module) -> tuple[dict[str, Tensor], str]:
 
 
 def _starts(model: Any, scene: Scene, accepted: Any) -> Iterator[tuple[list[str], dict[str, int]]]:
-    """What is tried in turn: names of inputs, and which of its shapes each takes."""
+    """Yield the attempts in turn: names of inputs, and which of its shapes each takes."""
     main = model.main_input_name
     mains = [main] if isinstance(main, str) else list(main)
     required = [

@@ -7,10 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from tools.zoo.rows import STATUSES, Row
+from utcompile.text import amount
 
 _DONE = tuple(s for s in STATUSES if s != "built")
 _LONGEST = 220  # characters of a reason
-_INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries stand on one machine
+_INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries are installed on one machine
 _HEAD = """# The zoo
 
 What `utcompile.capture` makes of every model of timm, torchvision and transformers. Written by `make zoo`; do not edit.
@@ -93,7 +94,7 @@ def _classes(rows: Sequence[Row]) -> str:
             _line(
                 f"{cls}",
                 len(group),
-                _range([_size(p) for p in sorted(r.parameters for r in group)]),
+                _range([amount(p) for p in sorted(r.parameters for r in group)]),
                 _range([f"{n:,}" for n in sorted(r.nodes for r in group if r.nodes)]),
                 _range([f"{s:.1f}" for s in sorted(r.capture_seconds for r in group)]),
                 compared or "",
@@ -134,13 +135,6 @@ def _range(values: Sequence[str]) -> str:
     if not values:
         return ""
     return values[0] if values[0] == values[-1] else f"{values[0]}–{values[-1]}"  # noqa: RUF001
-
-
-def _size(parameters: int) -> str:
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if parameters >= factor:
-            return f"{parameters / factor:.3g}{unit}"
-    return str(parameters)
 
 
 def _line(*cells: object) -> str:

@@ -104,7 +104,7 @@ class RowFile:
         self.path.unlink(missing_ok=True)
 
     def mend(self) -> None:
-        """Cut off a half-written last line, so that the next row starts a line of its own."""
+        """Cut off a half-written last line, so that the next row starts a new line."""
         if self.path.exists():
             text = "".join(f"{line}\n" for line in self._whole_lines())
             if text != self.path.read_text(encoding="utf-8"):

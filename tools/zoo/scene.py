@@ -33,7 +33,7 @@ class Scene:
         """The first of these attributes that the configuration has, or one nested in it, nearest first.
 
         Args:
-            within: nested configurations whose name holds this come first.
+            within: nested configurations whose name contains this come first.
         """
         levels = _levels(self.config, "")
         levels.sort(key=lambda level: bool(within) and within not in level[0])

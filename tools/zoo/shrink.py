@@ -1,6 +1,6 @@
 """A configuration of transformers made small: few layers, narrow, few words, small images; of every kind still one.
 
-Everything goes by the names and values of attributes, so that an architecture needs no code of its own.
+Everything goes by the names and values of attributes, so that an architecture needs no special code.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _small(config: Any, parts: tuple[str, ...], tokens: dict[int, int]) -> dict[
 
 
 def _layer(values: Any, parts: tuple[str, ...]) -> Any:
-    """What one layer has of its own."""
+    """The values that belong to one layer alone."""
     if WIDTHS not in parts or not isinstance(values, dict):
         return values
     new = {k: _by_rules(WIDTH_RULES, k, v) for k, v in values.items()}

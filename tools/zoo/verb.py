@@ -98,7 +98,7 @@ def zoo(
 
 
 def _tasks(wanted: list[tuple[str, str]], rows: dict[tuple[str, str], Row], verify: str, round_: int) -> Iterable[Task]:
-    """What a round does: first every model; then, from what that told, the smallest of each class."""
+    """Yield the tasks of a round: first every model; then, by what was found, the smallest model of each class."""
     if round_ == 1:
         for library, name in wanted:
             first = _AUTO[library][0] if verify == "auto" else "none" if verify == "classes" else verify

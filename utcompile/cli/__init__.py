@@ -1,4 +1,4 @@
-"""The command line: one file a verb, each a thin layer over the public API."""
+"""The command line: one file per verb, each a thin layer over the public API."""
 
 from utcompile.cli.program import app, main
 

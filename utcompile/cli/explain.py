@@ -76,7 +76,7 @@ def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Tab
     """A row for the sites of each repeated block; at 80 columns only paths and insertions wrap."""
     from rich.table import Table
 
-    from utcompile.matching.text import run
+    from utcompile.text import run
 
     arrow = " -> " if output.stdout().width >= _WIDE else "\n-> "
     rows = [(sites[0], run([s.path for s in sites]), str(len(sites))) for sites in _alike(plan, shown)]
@@ -99,7 +99,7 @@ def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Tab
 
 def _alike(plan: Plan, shown: Sequence[Site]) -> list[list[Site]]:
     """The sites of a rule in the copies of one block, where shapes and costs are the same."""
-    from utcompile.matching.text import alike
+    from utcompile.text import alike
 
     found: dict[tuple[object, ...], list[Site]] = {}
     for s in shown:

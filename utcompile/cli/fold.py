@@ -45,7 +45,7 @@ def fold(
         bool, typer.Option("--batch-norms", help="Fold the base's BatchNorms into the layers before them.")
     ] = False,
     dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Fold beside quantised weights into floating-point ones.")
+        bool, typer.Option("--dequantize", help="Fold tuners of quantised weights into floating-point ones.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")] = False,
     model: OptionalModel = None,
@@ -136,7 +136,7 @@ def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
         raise UtcError(
             "the folded model lacks tensors of the original", why=", ".join(missing[:3]), code="fold/not-proven"
         )
-    # `state_dict` names a tied tensor twice; safetensors wants each name to own its memory
+    # `state_dict` names a tied tensor twice; safetensors needs separate memory for each name
     tensors = {name: state[name].detach().clone().contiguous() for name in names}
     model.load_state_dict(tensors)
     with torch.no_grad():

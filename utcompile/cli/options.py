@@ -29,7 +29,7 @@ def size_of(text: str | None) -> tuple[int, ...] | None:
 
 
 def batches_of(text: str | None) -> tuple[int, ...] | None:
-    """`1,3,8`; None where nothing is asked for."""
+    """`1,3,8`; None where nothing is given."""
     if text is None:
         return None
     sizes = _integers(text)
@@ -88,8 +88,8 @@ Trains = Annotated[
     typer.Option(
         "--train",
         metavar="WHAT",
-        help="What is trained beside the tuners, instead of the rules' own: pattern:head, module:GLOB, parameter:GLOB, "
-        "or none.",
+        help="Train these parts next to the tuners, instead of those that the rules name: pattern:head, module:GLOB, "
+        "parameter:GLOB, or none.",
     ),
 ]
 NumClasses = Annotated[

@@ -43,7 +43,7 @@ def say(text: str, style: str = "") -> None:
 
 
 def progress(text: str) -> None:
-    """What is going on, on stderr."""
+    """Report progress on stderr."""
     stderr().print(Text(text, "dim"), soft_wrap=True)
 
 

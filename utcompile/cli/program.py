@@ -89,7 +89,7 @@ app.command(epilog=DEMO)(demo)
 
 
 def main() -> None:
-    """The entry point. What is no `UtcError` is a bug of utcompile, and says so."""
+    """The entry point. Any exception but a `UtcError` is a bug of utcompile, and is reported as one."""
     try:
         app()
     except Exception:

@@ -44,7 +44,7 @@ def _folder(folder: Path) -> tuple[dict[str, RuleSet], list[Result]]:
     found = sorted(folder.rglob("*.yaml"))
     if not found:
         raise UtcError(
-            "the folder holds no rule file", where=str(folder), fix="rule files end in .yaml", code="rule/not-found"
+            "the folder contains no rule file", where=str(folder), fix="rule files end in .yaml", code="rule/not-found"
         )
     loaded, failed = {}, []
     for file in found:
@@ -57,7 +57,7 @@ def _folder(folder: Path) -> tuple[dict[str, RuleSet], list[Result]]:
 
 
 def _is_part(file: Path) -> bool:
-    """Whether a file is one that others include: patterns, tuners or variables, and no rules of its own."""
+    """Whether a file is one that others include: patterns, tuners or variables, without rules."""
     from utcompile.rules.yaml12 import load
 
     try:
@@ -68,7 +68,7 @@ def _is_part(file: Path) -> bool:
 
 
 def run_tests(files: dict[str, RuleSet]) -> Iterator[Result]:
-    """A result for each rule that a test states something of; the tests of one model stand together.
+    """Yield a result per rule of which a test states something; the tests of one model are together.
 
     A model that cannot be built or captured, and rules that cannot be matched, are one failed result a test.
     """

@@ -45,7 +45,7 @@ def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: 
     """How a run's base is built, as its manifest or `-m` says.
 
     Raises:
-        UtcError: the manifest does not say, or it names code and nobody has said that it may run.
+        UtcError: the manifest does not say how, or it names code that the user has not allowed to run.
     """
     where = str(folder / MANIFEST)
     recorded = manifest.get("model")
@@ -69,7 +69,7 @@ def rules_of(folder: Path, manifest: dict[str, Any]) -> RuleSet:
     """The rules of a run, with the values its variables had."""
     rules = manifest["rules"]
     if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):
-        raise UtcError("the manifest holds no rules", where=str(folder / MANIFEST), code="checkpoint/damaged")
+        raise UtcError("the manifest contains no rules", where=str(folder / MANIFEST), code="checkpoint/damaged")
     text = rules["text"]
     text += "" if "\n" in text else "\n"  # by which a text is known
     return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))

@@ -175,7 +175,7 @@ class _Factory:
         if num_classes is not None:
             if not _takes(factory, "num_classes"):
                 raise UtcError(
-                    f"the factory takes no num_classes, so its head of {num_classes} classes cannot be asked for",
+                    f"the factory takes no num_classes, so a head of {num_classes} classes is not possible",
                     where=self.spec,
                     fix=f"write def {self.name}(num_classes=…), or leave out --num-classes where its head fits",
                     code="model/build",
@@ -253,7 +253,7 @@ def _module_of_file(path: str) -> ModuleType:
         raise UtcError("there is no such Python file", where=path, code="model/unknown")
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))  # as `python file.py` does
-    # Under a name of its own, for the file may be called as an installed package is.
+    # Under a name that no installed package has: the file may have the name of one.
     spec = importlib.util.spec_from_file_location(f"utcompile_model_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

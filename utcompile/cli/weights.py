@@ -1,4 +1,4 @@
-"""State dicts from files, loaded strictly; only a head of other classes may differ, and that is said."""
+"""State dicts from files, loaded strictly; only a head with other classes may differ, and that is reported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WRAPPERS = ("state_dict", "model")  # what training scripts put a state dict un
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pth` file that holds nothing but plain data.
+    """The tensors of a `.safetensors` file, or of a `.pth` file that contains only plain data.
 
     Raises:
-        UtcError: the file is missing, damaged, would run code, or holds no state dict.
+        UtcError: the file is missing, damaged, would run code, or contains no state dict.
     """
     if not path.is_file():
         raise UtcError(
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             data = data[key]
     if not isinstance(data, Mapping) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise UtcError(
-            "the file holds no state dict", where=str(path), fix="save model.state_dict()", code="model/weights"
+            "the file contains no state dict", where=str(path), fix="save model.state_dict()", code="model/weights"
         )
     return dict(data)
 

@@ -16,6 +16,7 @@ from utcompile.deploy.structure import leaves, substitute, unique
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import full_precision
 from utcompile.graph.draws import draw_like
+from utcompile.modes import evaluating
 from utcompile.rewrite import enabled_tuners
 
 _FEW = 4  # integers in a row: a grid, a box, a size
@@ -60,8 +61,8 @@ class Call:
         if not any(leaf.ndim for _, leaf in named):
             held = ", ".join(f"{name}: {type(leaf).__name__}" for name, leaf in leaves(tree))
             raise UtcError(
-                "the example inputs hold no tensor with a batch dimension",
-                why=f"they hold {held or 'nothing'}",
+                "the example inputs contain no tensor with a batch dimension",
+                why=f"they contain {held or 'nothing'}",
                 fix="pass a tensor, a tuple of arguments, or a dict of keyword arguments",
                 code="export/inputs",
             )
@@ -74,7 +75,9 @@ class Call:
         batched = _batched(names, tensors, batch_inputs)
         batch = next(t.shape[0] for t, is_batched in zip(tensors, batched, strict=True) if is_batched)
         if not batch:
-            raise UtcError("the example inputs hold no sample", why="their batch dimension is 0", code="export/inputs")
+            raise UtcError(
+                "the example inputs contain no sample", why="their batch dimension is 0", code="export/inputs"
+            )
         return cls(args, kwargs, tuple(names), tensors, batched, batch)
 
     def at(self, batch: int) -> tuple[Tensor, ...]:
@@ -148,25 +151,17 @@ def resized(example_inputs: ExampleInputs, batch: int) -> tuple[Any, ...] | dict
     tree: tuple[Any, ...] | dict[str, Any] = kwargs or args
     found = [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
     if not any(t.ndim for t in found):
-        raise UtcError("the example inputs hold no tensor with a batch dimension", code="export/inputs")
+        raise UtcError("the example inputs contain no tensor with a batch dimension", code="export/inputs")
     batched = _batched([], tuple(found), None)
     return substitute(tree, iter([_rows(t, batch) if b else t for t, b in zip(found, batched, strict=True)]))
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, its tuners on, without gradients and without TF32; modes are restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
-        with torch.no_grad(), enabled_tuners(model), full_precision():
-            yield
-    finally:
-        # `train` first, for the models that drop a cache of biases in it, and then each module's own flag.
-        model.train(modes[model])
-        for module, mode in modes.items():
-            module.training = mode
+def as_shipped(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, its tuners on, without gradients and without TF32; modes are restored afterwards."""
+    # TF32 convolutions on CUDA differ from the file by 1e-3, which would hide a wrong export.
+    with evaluating(model), enabled_tuners(model), full_precision():
+        yield
 
 
 def _output_name(name: str) -> str:
@@ -230,7 +225,7 @@ def _rows(example: Tensor, batch: int) -> Tensor:
 def _random_like(example: Tensor, rows: Tensor | None, generator: torch.Generator, before: int, batch: int) -> Tensor:
     """A tensor like the example's: what is drawn lies in its range, what says how much or where is the example's.
 
-    Integers in a range may be drawn where a row has many: token ids. A row of few, or one number a sample, may be a
+    Integers in a range may be drawn where a row has many: token ids. A row of few, or one number per sample, may be a
     length, a grid or a place; so it is that of another sample. A mask is drawn by rows, for one that masks all is none.
     """
     values = example.cpu()

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from utcompile.deploy.call import Call, ExampleInputs, evaluating
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, check_tolerance, compare_once, references
 from utcompile.deploy.runtime import session
 from utcompile.deploy.translate import BATCH, translate
@@ -25,7 +25,7 @@ GUARDS = "utcompile.guards"  # the key in a file's metadata
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and how well it was proven.
+    """The written file, and how well it was proven.
 
     Attributes:
         path: the ONNX file.
@@ -74,16 +74,16 @@ def export_onnx(
     """Export a model to one ONNX file with a dynamic axis `batch`, and prove it in ONNX Runtime.
 
     The model is exported in eval mode and left as it was. Inputs keep the names of the arguments and weights the names
-    of the parameters, as far as the exporter does not fuse or transpose them. The file is written beside `path` and
+    of the parameters, as far as the exporter does not fuse or transpose them. The file is written next to `path` and
     moved there last: when anything fails, a file that was at `path` is still there, and none is if there was none.
 
     Args:
-        path: where the file goes; its folder exists. Above 1.5 GB of weights, `path` with `.data` appended holds them.
+        path: where the file goes; its folder exists. Above 1.5 GB, the weights go to `path` with `.data` appended.
         example_inputs: a tuple (positional), a mapping (keyword) or one tensor, at any batch size; `(B, C, H, W)` for
             an image model. Numbers, flags and `None` among them are baked in.
-        batch_sizes: at which random inputs of the example's shapes and ranges are compared, beside the example itself.
-            None: 1, 3 and 8, without those that a guard of the captured model refuses.
-        tolerance: `|onnx - torch| ≤ tolerance · max(1, max|torch|)` an output. None: 1e-4, and 1e-2 in float16.
+        batch_sizes: at which random inputs of the example's shapes and ranges are compared, next to the example
+            itself. None: 1, 3 and 8, without those that a guard of the captured model refuses.
+        tolerance: `|onnx - torch| ≤ tolerance · max(1, max|torch|)` per output. None: 1e-4, and 1e-2 in float16.
         opset: the ONNX operator set. None: the exporter's default (20 in torch 2.15). From 23 on attention is one node.
         batch_inputs: the inputs whose dimension 0 is the batch. None: `model.batch_inputs` where there is one, else
             all whose dimension 0 equals that of the first tensor.
@@ -112,7 +112,7 @@ def export_onnx(
     call = Call.of(model, example_inputs, batch_inputs)
     guards = tuple(map(str, getattr(model, "guards", ())))
     with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
-        with evaluating(model):
+        with as_shipped(model):
             # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
             expected = references(model, call, sizes, check_inputs)
             program = translate(model, call, tuple(expected[0][3]), opset)
@@ -122,7 +122,7 @@ def export_onnx(
         parity = _prove(model, beside / path.name, path, call, expected, tolerance)
         parity.require()
         size = sum(file.stat().st_size for file in beside.iterdir())
-        # External data first, so that the graph never stands beside weights that are not there yet.
+        # External data first, so that the graph is never there before its weights.
         for file in sorted(beside.iterdir(), key=lambda file: file.name == path.name):
             file.replace(path.with_name(file.name))
     return ExportResult(

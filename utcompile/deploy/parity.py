@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from utcompile.deploy.call import Call, ExampleInputs, evaluating
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.runtime import SECONDS, run, session
 from utcompile.errors import GuardError, UtcError, check_type, did_you_mean
 
@@ -136,7 +136,7 @@ def verify_onnx(
     opened = session(path, threads)
     call = Call.of(model, example_inputs, batch_inputs)
     entries = []
-    with evaluating(model):
+    with as_shipped(model):
         for source, batch, tensors, outputs in references(model, call, sizes, check_inputs):
             entries += compare_once(
                 model,
@@ -158,7 +158,7 @@ Expected = tuple[str, int, tuple[Tensor, ...], dict[str, Tensor]]
 def references(
     model: nn.Module, call: Call, batch_sizes: Sequence[int] | None, check_inputs: Any = None
 ) -> list[Expected]:
-    """What is compared, with PyTorch's outputs: the example, a user's samples, and random inputs at each batch size."""
+    """The inputs to compare on, with PyTorch's outputs: the example, a user's samples, random inputs per batch size."""
     found: list[Expected] = [("example", call.batch, call.tensors, reference(model, call, call.tensors, call.batch))]
     for seed, batch in enumerate(_BATCH_SIZES if batch_sizes is None else batch_sizes):
         try:
@@ -197,7 +197,7 @@ def compare(
     """Compare an ONNX file with its model on the given inputs alone; arguments and errors as in `verify_onnx`."""
     opened = session(path, threads)
     call = Call.of(model, inputs)
-    with evaluating(model):
+    with as_shipped(model):
         entries = compare_once(model, opened, call, call.tensors, batch=call.batch, source="given", tolerance=tolerance)
     return ParityReport(Path(path), tuple(entries))
 
@@ -225,7 +225,7 @@ def compare_once(
         expected: the model's outputs on `tensors` where they are known already.
 
     Raises:
-        UtcError: the model fails, outputs differ in name or shape, or an output holds no finite value to compare.
+        UtcError: the model fails, outputs differ in name or shape, or an output contains no finite value to compare.
     """
     if expected is None:
         expected = reference(model, call, tensors, batch)
@@ -292,13 +292,13 @@ def _difference(name: str, value: Tensor, actual: np.ndarray, tolerance: float |
     finite = np.isfinite(ours)
     if not finite.any():
         raise UtcError(
-            f"output {name!r} holds no finite value, so nothing can be proven",
+            f"output {name!r} contains no finite value, so nothing can be proven",
             why="PyTorch itself returns nan or infinity on these inputs",
             fix="pass example inputs in the range the model expects; in float16, see whether it overflows",
             code="export/disagrees",
         )
     scale = float(np.abs(ours[finite]).max())
-    # At most a tenth of the output itself (unless a larger share was asked for), or zeros would pass for an output
+    # At most a tenth of the output itself (unless the caller allows a larger share), or zeros would pass for an output
     # below the tolerance; and at least the rounding of one term of size one.
     bound = max(min(tolerance * max(1.0, scale), max(tolerance, 0.1) * scale), torch.finfo(value.dtype).eps)
     if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True) or not np.isfinite(theirs[finite]).all():

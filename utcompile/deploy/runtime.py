@@ -62,7 +62,7 @@ def session(
     if threads is not None:
         if threads < 1:
             raise UtcError(
-                f"threads is {threads}", fix="pass 1 or more, or None for one a core", code="arguments/value"
+                f"threads is {threads}", fix="pass 1 or more, or None for one per core", code="arguments/value"
             )
         options.intra_op_num_threads = threads
     if not spin:
@@ -131,7 +131,7 @@ def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> No
             raise UtcError(f"the ONNX file has no input {name!r}", fix=did_you_mean(name, declared), code="onnx/inputs")
     if missing := [name for name in declared if name not in feeds]:
         raise UtcError(
-            f"the ONNX file asks for inputs that are not given: {', '.join(map(repr, missing))}",
+            f"the ONNX file needs inputs that are not given: {', '.join(map(repr, missing))}",
             why=f"given: {', '.join(map(repr, feeds)) or 'none'}",
             code="onnx/inputs",
         )

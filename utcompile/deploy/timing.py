@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,30 @@ class Latency:
         return f"{self.median:.3f} ms ({self.lower:.3f} to {self.upper:.3f}), {self.ratio:.3f} of the first"
 
 
+def in_turns(functions: Sequence[Callable[[], object]], rounds: int, warmup: int = 1) -> list[list[float]]:
+    """Time functions pairwise: each round calls every function once, and the order turns from round to round.
+
+    Args:
+        rounds: the measured rounds; `warmup` more run before.
+
+    Returns:
+        For each function its time in each round, in milliseconds.
+
+    Example:
+        >>> [len(times) for times in in_turns([list, dict], rounds=3)]
+        [3, 3]
+    """
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(-warmup, rounds):
+        for step in range(len(functions)):
+            index = (step + turn) % len(functions)
+            started = time.perf_counter()
+            functions[index]()
+            if turn >= 0:
+                times[index].append(1e3 * (time.perf_counter() - started))
+    return times
+
+
 def latency(
     paths: Mapping[str, str | Path],
     example_inputs: ExampleInputs,
@@ -43,7 +68,7 @@ def latency(
     warmup: int = 10,
     threads: int | None = None,
 ) -> dict[str, Latency]:
-    """Measure ONNX files against one another.
+    """Measure ONNX files pairwise.
 
     The clock, the temperature and the neighbours of a machine drift over seconds, so files that are measured one after
     the other are not comparable. Here each round runs every file once, the order turning from round to round, and the
@@ -76,15 +101,7 @@ def latency(
         check_feeds(one, tensors)
         feeds[name] = {key: as_numpy(tensor) for key, tensor in tensors.items()}
     names = list(opened)
-    times = np.empty((rounds, len(names)))
-    for turn in range(-warmup, rounds):
-        for step in range(len(names)):
-            index = (step + turn) % len(names)
-            one, feed = opened[names[index]], feeds[names[index]]
-            start = time.perf_counter()
-            one.run(None, feed)
-            if turn >= 0:
-                times[turn, index] = 1e3 * (time.perf_counter() - start)
+    times = np.array(in_turns([partial(opened[name].run, None, feeds[name]) for name in names], rounds, warmup)).T
     ratios = np.median(times / times[:, :1], axis=0)
     quartiles = np.percentile(times, (25, 50, 75), axis=0)
     return {

@@ -62,7 +62,7 @@ def translate(model: nn.Module, call: Call, output_names: Sequence[str], opset: 
         raise UtcError(
             f"the model cannot be exported at opset {opset}",
             why=f"the exporter gives opset {program.model.opset_imports['']} for it",
-            fix="leave `opset` out, or ask for 18 or later",
+            fix="leave `opset` out, or choose 18 or later",
             code="export/unsupported",
         )
     _strip_prefix(program)

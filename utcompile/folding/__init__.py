@@ -1,6 +1,7 @@
 """`TunedModule` -> plain module, with a proof per site; and what folds are made of."""
 
-from utcompile.folding.base import Case, Fold, register_fold, registered_folds
+from utcompile.folding.base import Fold, register_fold, registered_folds
+from utcompile.folding.case import Case
 from utcompile.folding.fold_model import fold
 from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.patch import (

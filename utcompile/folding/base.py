@@ -41,8 +41,8 @@ class Fold(_Rewrite, ABC):
     """An exact rewrite of a tuner and the frozen layers around it.
 
     A subclass states its `status`, says in `requires` which sites it is for, and plans a `Patch`. Everything else is
-    done for it: that planning changed nothing is checked; the patch is applied, `ensures` is asked, and the site is
-    proven in float64 on random inputs. What is disproved is taken back, and its tuner is kept.
+    done for it: that planning changed nothing is checked; the patch is applied, `ensures` is called, and the site is
+    proven in float64 on random inputs. A patch that is disproved is taken back, and its tuner is kept.
 
     Attributes:
         trusted: planning is known to change nothing, by tests, and is not checked in each call.
@@ -56,7 +56,7 @@ class Fold(_Rewrite, ABC):
 
     @abstractmethod
     def plan(self, site: Site, model: Folding) -> Patch:
-        """What is to be changed; the model itself stays as it is.
+        """The changes that fold a site; the model itself stays as it is.
 
         Raises:
             Unfoldable: a condition does not hold; which one, with names.
@@ -111,7 +111,7 @@ class BaseFold(_Rewrite, ABC):
 
     @abstractmethod
     def wanted(self, options: Options) -> bool:
-        """Whether it was asked for."""
+        """Whether the options say so."""
 
     @abstractmethod
     def parts(self, model: Folding) -> Iterator[Part]:

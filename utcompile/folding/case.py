@@ -1,4 +1,4 @@
-"""The cases of a fold, as data: the documentation is made from them, and a test asks for their counter-examples."""
+"""The cases of a fold, as data: the documentation is made from them, and a test requires their counter-examples."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One site after the other: planned, applied, proven; or kept, with the reason.
 
-A fold refuses a site by `Unfoldable` or a `UtcError`. Any other exception of a fold is a mistake in its code, and ends
+A fold refuses a site by `Unfoldable` or a `UtcError`. Every other exception of a fold is a mistake in its code: it ends
 the folding with one error that names the fold and the site.
 """
 
@@ -247,7 +247,7 @@ def _checked(proof: SiteProof, results: Sequence[fx.Node]) -> Proof:
     """
     found = _run(proof.check, results)
     if found.error > _TOLERANCE:
-        raise Unfoldable(f"folded, the site differs by {found.error:.1e}; what stands between is not what it seems")
+        raise Unfoldable(f"folded, the site differs by {found.error:.1e}; an operation on the way is not what it seems")
     return found
 
 

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def in_float64(name: str, state: torch.Tensor) -> torch.Tensor:
@@ -16,9 +17,13 @@ def in_float64(name: str, state: torch.Tensor) -> torch.Tensor:
 def in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Floating-point and complex numbers in a precision, given as a real dtype; others as they are.
 
+    A tensor of a quantiser's class becomes the numbers that it stands for.
+
     >>> in_precision(torch.ones(1, dtype=torch.complex64), torch.float64).dtype
     torch.complex128
     """
+    if is_traceable_wrapper_subclass(tensor):
+        tensor = tensor.dequantize()
     if tensor.is_complex():
         return tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -42,7 +42,7 @@ def _readers(model: Folding, names: Collection[str]) -> list[fx.Node]:
     read = [n for n in model.nodes() if n.op == "get_attr" and str(n.target) in names]
     found += [n for n in descendants(read, until=lambda n: not of_parameters(n)) if not of_parameters(n)]
     if several := next((n for n in found if value_of(n) is None), None):
-        raise Unfoldable(f"{several.name} yields several values, and cannot stand between casts")
+        raise Unfoldable(f"{several.name} yields several values, which cannot be cast")
     return found
 
 

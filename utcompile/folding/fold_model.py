@@ -44,8 +44,8 @@ def fold(
 ) -> tuple[UtcGraphModule, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
-    Weight tuners and linear tuners of values are absorbed; bottlenecks beside an ffn or an inverted residual widen it;
-    learned tokens become constant keys and values; the rest is kept with its reason (cases: docs/folding.md).
+    Weight tuners and linear tuners of values are absorbed. Bottlenecks parallel to an ffn or an inverted residual widen
+    it. Learned tokens become constant keys and values. The rest is kept with its reason (cases: docs/folding.md).
     `utc.register_fold` adds other folds.
 
     Each fold is computed in float64 and proven on the site with random inputs; the whole model is compared in its own
@@ -59,7 +59,7 @@ def fold(
             compute in float32, between casts; otherwise its tuner is kept.
         constants: also compute once, into buffers, what the base computes from parameters alone in every call.
         batch_norms: also fold the base's BatchNorms into the convolutions and linears before them.
-        dequantize: fold beside a quantised weight into a weight of floating-point numbers, which takes its place;
+        dequantize: fold a tuner of a quantised weight into a weight of floating-point numbers, which takes its place;
             otherwise such a tuner is kept.
         check_inputs: real samples to compare the whole model on as well: one, or a list of them, each a tensor, a
             tuple (positional) or a dict (keyword).
@@ -123,7 +123,7 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
     """The largest relative difference of the outputs, in the model's dtype; both are left as they were.
 
     Raises:
-        UtcError: it is larger than rounding explains; what the same fold gives in float64 is said with it.
+        UtcError: it is larger than rounding explains; the error then has the result of the same fold in float64.
     """
     found = compare(tuned, folded, inputs)
     if is_proven(found, tuned.dtype):

@@ -32,7 +32,7 @@ class Unfoldable(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What is folded besides tuners, and how; see `fold`."""
+    """The options of a fold: parts of the base that are folded too, and how; see `fold`."""
 
     float32: bool = False
     constants: bool = False
@@ -47,7 +47,7 @@ class Folding:
     Attributes:
         graph, root: a copy of the tuned model.
         inputs: what the proofs run on.
-        options: what was asked for.
+        options: of the fold.
         original: the names of the parameters before folding.
         seen_as: nodes that were copied from the tuned graph -> their names there.
         changed: parameter name -> the dtype and device that it has in the end.

@@ -14,6 +14,7 @@ from utcompile.graph import UtcGraphModule, full_precision, value_of
 from utcompile.graph.likeness import Likeness, tables_of, without_example
 from utcompile.graph.memory import KeptMemory
 from utcompile.graph.structure import named_state
+from utcompile.modes import evaluating
 
 _BATCH = 2
 _DRAWS = 3  # of calls with integers or booleans: what they choose differs from call to call
@@ -110,19 +111,14 @@ def _in_order(graph: fx.Graph, arguments: Mapping[str, object]) -> list[object]:
 @contextmanager
 def evaluated(*modules: nn.Module) -> Iterator[None]:
     """Modules in eval, in full precision; nothing that runs inside leaves a trace in them or in random numbers."""
-    modes = {m: m.training for module in modules for m in module.modules()}
     state = [named_state(m).values() for m in modules]
     memory = KeptMemory([t for found in state for t in found])
     gpus = sorted({t.device.index or 0 for found in state for t in found if t.device.type == "cuda"})
-    for module in modules:
-        module.eval()
     try:
-        with torch.no_grad(), full_precision(), torch.random.fork_rng(gpus), memory:
+        with evaluating(*modules), full_precision(), torch.random.fork_rng(gpus), memory:
             yield
     finally:
         memory.put_back()
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def outputs_of(module: nn.Module, call: Call) -> list[torch.Tensor]:

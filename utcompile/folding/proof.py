@@ -31,12 +31,12 @@ _SIZED = (Role.TUNER, Role.BRANCH, Role.SUM, Role.OPERATION, Role.PADDING)  # th
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of a site.
+    """The measurements of a site.
 
     Attributes:
         error: the largest difference, relative to the largest value, in float64, before rounding.
         dtype_error: the same, in the model's dtype with rounded weights; None where the site does not run in it.
-        retained: the share of the tuner's effect that rounding leaves, 1 where it was not asked for.
+        retained: the share of the tuner's effect that rounding leaves, 1 where it was not measured.
         parameters: that the site reads, before and after.
         flops: of the site for one sample, before and after; None where they cannot be counted.
     """
@@ -59,7 +59,7 @@ class SiteProof:
 
     Args:
         model: the model being folded, before this site is.
-        sources: values that folding leaves alone, from which both the tuner and what stands beside it are computed.
+        sources: values that folding leaves alone, from which both the tuner and the layers parallel to it are computed.
         outputs: the values that are to be compared.
         muted: the site whose effect is measured, where its nodes say which value they change.
 
@@ -86,7 +86,7 @@ class SiteProof:
         """Compare with what takes the outputs' places.
 
         Args:
-            results: one node an output.
+            results: one node per output.
         """
         after = self._run(results, self.model.cast)
         error = max(map(relative_error, after, self.before), default=0.0)

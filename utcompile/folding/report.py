@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from utcompile.text import amount, columns
+
 Status = Literal["absorbed", "widened", "constant", "kept"]
 _COLUMNS = ("site", "status", "parameters", "FLOPs", "float64", "own dtype", "retained")
 
@@ -14,8 +16,8 @@ _COLUMNS = ("site", "status", "parameters", "FLOPs", "float64", "own dtype", "re
 class FoldedSite:
     """One tuner, or one operation of the base that was folded on request.
 
-    A site is what stands between the values that folding leaves alone and those that must stay the same: its tuner and
-    the layers that it goes into.
+    A site is all between the values that folding leaves alone and those that must stay the same: its tuner and the
+    layers that it goes into.
 
     Attributes:
         id: the site.
@@ -69,7 +71,7 @@ class FoldReport:
     """What became of every tuner, and the proof on the whole model.
 
     Attributes:
-        sites: one entry a tuner, in the rule file's order.
+        sites: one entry per tuner, in the rule file's order.
         max_error: largest difference of the model's outputs, tuned and folded, relative to the largest value, on
             random inputs in the model's dtype.
         parameters: of the tuned and of the folded model.
@@ -88,7 +90,7 @@ class FoldReport:
 
     @property
     def kept(self) -> tuple[FoldedSite, ...]:
-        """The tuners that remain as operations of their own."""
+        """The tuners that remain as operations."""
         return tuple(s for s in self.sites if s.status == "kept")
 
     @property
@@ -109,7 +111,7 @@ class FoldReport:
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A table: its head, then a line a site."""
+        """A table: its head, then one line per site."""
         return [_COLUMNS, *(s.row() for s in (*self.sites, *self.base))]
 
     def summary(self) -> str:
@@ -130,20 +132,9 @@ class FoldReport:
     def __str__(self) -> str:
         if not self.sites and not self.base:
             return self.summary()
-        table = self.rows()
-        widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([*(line.rstrip() for line in columns(self.rows(), 0)), self.summary()])
 
 
 def _change(amounts: tuple[int, int]) -> str:
-    before, after = (_short(n) for n in amounts)
+    before, after = (amount(n) for n in amounts)
     return before if before == after else f"{before} -> {after}"
-
-
-def _short(number: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.0f}{unit}" if unit == "" or number >= 100 else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f}T"

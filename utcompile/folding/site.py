@@ -1,4 +1,4 @@
-"""What folds are asked about: a tuner in place, or a part of the base."""
+"""The subjects of folds: a tuner in place, or a part of the base."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Site:
 
     @property
     def kind(self) -> str:
-        """What is inserted, in words: `parallel adapter`."""
+        """The form and the kind of the tuner: `parallel adapter`."""
         return f"{self.tuned.form} {self.tuned.tuner}"
 
     @property

@@ -53,7 +53,7 @@ def compare(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInputs) 
                     worst = Difference(error, call[0], i, _alone(a, b))
     if not compared and worst.error == 0.0 and expected:
         raise UtcError(
-            "no output of the tuned model holds a finite number, so nothing can be proven",
+            "no output of the tuned model has a finite number, so nothing can be proven",
             why="on the example inputs and on inputs drawn like them",
             fix="give samples on which the model works: utc.fold(tuned, check_inputs=[…])",
         )
@@ -89,7 +89,7 @@ def is_proven(difference: Difference, dtype: torch.dtype) -> bool:
 
 
 def refusal(difference: Difference, dtype: torch.dtype, in_float64: Difference | None) -> UtcError:
-    """What is known of outputs that differ.
+    """The error for outputs that differ, with all that is known.
 
     Args:
         difference: in the model's own dtype.

@@ -25,7 +25,7 @@ def affine_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`F.batch_norm` in eval; where nothing but its input wants a gradient, nothing is saved for backward.
+    """`F.batch_norm` in eval; where only its input needs a gradient, nothing is saved for backward.
 
     Example:
         >>> x = torch.randn(2, 3, 4, requires_grad=True)
@@ -99,7 +99,7 @@ _PLAIN = {affine: plain for plain, affine in _AFFINE.items()}
 
 
 def set_affine_norms(root: nn.Module, affine: bool) -> None:
-    """Let the batch norms among the modules of a copy of ours run as affine maps, or as what they were."""
+    """Let the batch norms among the modules of a copy of ours run as affine maps, or as they were."""
     table = _AFFINE if affine else _PLAIN
     for module in root.modules():
         if type(module) in table:

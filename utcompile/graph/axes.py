@@ -1,4 +1,4 @@
-"""Axes as products of atoms: what a reshape does to them, exactly.
+"""Axes as products of atoms, and the exact effect of a reshape on them.
 
 An *origin* is an axis as some operation made it: the channels of a convolution, the rows of an image. An *atom* is a
 digit of an origin's index in mixed radix, so that `i = Σ digit · stride`. Reshaping `(B, N, 768)` to `(B, N, 12, 64)`
@@ -26,7 +26,7 @@ class Origin:
 
     Attributes:
         size: how many elements it has.
-        role: `batch`, `channel`, `space`, or None as long as nobody says.
+        role: `batch`, `channel`, `space`, or None while it is unknown.
         letter: how it is shown.
         order: a later one has a larger number.
         makers: the operations whose output channels these are.
@@ -59,7 +59,7 @@ Found = list[Axis | None] | None  # of a value: its axes, None where one is unkn
 
 
 class Sizes:
-    """Sizes that vary, as the integers that stand for them."""
+    """Sizes that vary, as the integers that represent them."""
 
     def __init__(self) -> None:
         self._symbols: dict[Symbol, int] = {BATCH: _PRIMES[0]}
@@ -79,7 +79,7 @@ class Sizes:
 
 
 def resolved(axis: Axis) -> Axis:
-    """An axis with every origin replaced by what it was found to be."""
+    """An axis with every origin replaced by the one that it was found to be."""
     if all(a.origin.alias is None for a in axis):
         return axis
     found: list[Atom] = []
@@ -96,7 +96,7 @@ def resolved(axis: Axis) -> Axis:
 
 
 def regrouped(atoms: Iterable[Atom], sizes: Sequence[int]) -> list[Axis | None]:
-    """The atoms as they stand on axes of new sizes, in row-major order; None for an axis that no atoms make up.
+    """The atoms on axes of new sizes, in row-major order; None for an axis that no atoms make up.
 
     Example:
         >>> heads = Origin(6, "channel", 0)
@@ -160,7 +160,7 @@ def whole(axis: Axis) -> Origin | None:
 
 
 def same(kept: Axis, other: Axis) -> None:
-    """Make known that two axes hold the same places: `kept` is the older, and its roles count."""
+    """Record that two axes contain the same places: `kept` is the older, and its roles count."""
     kept, other = resolved(kept), resolved(other)
     if kept == other or _is_moved(kept) or _is_moved(other):
         return
@@ -209,7 +209,7 @@ def is_divided(origin: Origin, atoms: Iterable[Atom]) -> bool:
 
 
 def role_of(axis: Axis) -> str | None:
-    """What an axis holds: channels where any of it is, else positions, else what all of it is."""
+    """The role of an axis: channels where any of it is, else positions, else the role of all of it."""
     roles = {a.origin.role for a in axis}
     for role in ("channel", "space"):
         if role in roles:
@@ -218,6 +218,6 @@ def role_of(axis: Axis) -> str | None:
 
 
 def letter_of(axes: Sequence[Axis]) -> str:
-    """What axes are called that are one side of an image each."""
+    """The names of axes that are one side of an image each."""
     letters = {axis[0].origin.letter if len(axis) == 1 else "" for axis in axes}
     return letters.pop() if len(letters) == 1 else ""

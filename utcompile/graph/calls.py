@@ -18,7 +18,7 @@ Function = Callable[..., object]
 
 @dataclass(frozen=True)
 class Signature:
-    """What the original model's forward takes.
+    """The parameters of the original model's forward.
 
     Attributes:
         names: its parameters, in order.

@@ -1,4 +1,4 @@
-"""Classes of operations: the words of a pattern that stand for several canonical names."""
+"""Classes of operations: words of a pattern that mean several canonical names."""
 
 from __future__ import annotations
 

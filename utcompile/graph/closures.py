@@ -1,4 +1,4 @@
-"""Functions that a copied model keeps are to reach the copy, and not the original that they close over.
+"""Functions that a copied model keeps are built again, over the copy instead of the original.
 
 `copy.deepcopy` takes a function as it is. A hook such as `lambda module, given, result: self.seen.append(result)` and
 a patched `layer.forward = lambda x: old(x) * 2` would then work on the model that was copied.
@@ -23,7 +23,7 @@ def remap_functions(copied: nn.Module, memo: dict[int, object]) -> None:
 
     Args:
         copied: changed in place.
-        memo: what `copy.deepcopy` filled: the identity of an original to its copy.
+        memo: filled by `copy.deepcopy`: the identity of an original to its copy.
     """
     remap = _Remap(memo)
     for module in copied.modules():
@@ -112,4 +112,4 @@ def _parts(value: object) -> list[object]:
 
 
 def _is_filled(cell: types.CellType) -> bool:
-    return cell != types.CellType()  # which holds nothing; reading it would raise
+    return cell != types.CellType()  # which is empty; reading it would raise

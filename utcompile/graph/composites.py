@@ -30,7 +30,7 @@ def composites(
     Args:
         nodes: a graph's nodes, in order.
         operations: how each of them reads alone.
-        module: what the nodes' targets name.
+        module: the module that the nodes' targets refer to.
     """
     found: dict[fx.Node, Operation] = {}
     activation = SpelledActivations(operations, module)

@@ -1,4 +1,4 @@
-"""Tensors like an example's: what may be drawn is drawn, and what means something keeps the example's values.
+"""Tensors like an example's: values without a meaning are drawn, and the others are those of the example.
 
 1. Floating-point and complex numbers are drawn with the example's mean and deviation, inside its range.
 2. Whole numbers in them (a batch index in a box, a mask of 0 and -inf) mean something, and so do integers and booleans:

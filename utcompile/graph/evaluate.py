@@ -24,7 +24,7 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
     """The value of a node. Nothing is written into parameters and buffers, and no gradient is recorded.
 
     Args:
-        root: what the graph's targets name; it stays as it is.
+        root: the module that the graph's targets refer to; it stays as it is.
         node: the node.
         lookup: the values of the nodes it reads.
         cast: makes of each parameter and buffer, given with its name, what the node is run with.
@@ -43,7 +43,7 @@ def run_node(root: nn.Module, node: fx.Node, lookup: Callable[[fx.Node], Any], c
             return torch.func.functional_call(twin(leaf), state, args, kwargs, tie_weights=False)
         if node.op == "call_method":
             if target == "view" and not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
-                target = "reshape"  # the same numbers, also where a stand-in has other strides than the value
+                target = "reshape"  # the same numbers, also where a substitute has other strides than the value
             return getattr(args[0], target)(*args[1:], **kwargs)
         if "max_norm" in kwargs and len(args) > 1:
             args = (args[0], args[1].clone(), *args[2:])

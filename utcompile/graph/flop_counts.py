@@ -11,7 +11,7 @@ from utcompile.graph.node_info import info
 from utcompile.graph.operations import Operation
 from utcompile.ops import ROWS, Axes, Trait, having
 
-# what moves numbers, and what reads a row of a table, computes nothing
+# an operation that moves numbers, or reads a row of a table, computes nothing
 _FREE = having(Trait.SAME | Trait.DROPOUT | Trait.MOVES | Trait.PADS | Trait.CUTS | Trait.JOINS)
 _LOOKUPS = having(Axes.EMBEDDING)
 _NO_CALLS = ("placeholder", "output", "get_attr")
@@ -20,11 +20,11 @@ _CONVS_TRANSPOSED = having(Trait.CONV_TRANSPOSE)
 
 
 def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
-    """How many floating-point operations a node takes.
+    """The number of floating-point operations of a node.
 
     Args:
         node: a node with its value.
-        op: what it does.
+        op: its operation.
         batch: the batch size; other sizes that vary are the example's.
 
     Example:
@@ -52,7 +52,7 @@ def flops(node: fx.Node, op: Operation, batch: int = 1) -> int:
     if op.name in _CONVS_TRANSPOSED and weight:
         return 2 * sizes[0] * prod(weight[1:])
     spelled_out = op.name == "sdpa" and getattr(node.target, "__name__", "") != "scaled_dot_product_attention"
-    if op.name == "matmul" or spelled_out:  # the last product of a spelled-out attention stands for the whole
+    if op.name == "matmul" or spelled_out:  # the whole attention is counted at the last product of a spelled-out one
         first = value_of(node.all_input_nodes[0])
         return 2 * made * first.sizes(batch)[-1] if first is not None and first.rank else 0
     if op.name == "sdpa" and len(op.inputs) >= 2:

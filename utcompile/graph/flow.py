@@ -1,4 +1,4 @@
-"""The axes of the values of a graph as they become known, and what operations say of them.
+"""The axes of the values of a graph as they become known from the operations.
 
 The functions that carry axes through operations are in `flow_moves` and `flow_layers`; `layout` calls them.
 """
@@ -49,7 +49,7 @@ class Flow:
         maker: fx.Node | None = None,
         shape: object = None,
     ) -> Axis:
-        """An axis of its own; one whose size varies with the batch or a length is known by that."""
+        """A new axis; one whose size varies with the batch or a length is known by that."""
         if isinstance(shape, Size) and role is None:
             symbols = {s for monomial, _ in shape.terms for s in monomial}
             role = "batch" if BATCH in symbols else "space"
@@ -61,7 +61,7 @@ class Flow:
     def like(self, axis: Axis, size: int) -> Axis:
         """An axis of another size in place of an axis: cut, padded or pooled.
 
-        What is left of channels are channels, but for an axis that holds them among other things.
+        A part of channels is channels, except for an axis that contains other things too.
         """
         axis = resolved(axis)
         if prod(a.size for a in axis) == size:
@@ -70,7 +70,7 @@ class Flow:
         made = self.fresh(size, role, letter=letter_of([axis]))
         if made and role == "channel":
             inherit(made[0].origin, [axis])
-            if made[0].origin.sealed:  # what was shifted is not cut between its makers' parts
+            if made[0].origin.sealed:  # shifted channels are not cut between the parts that made them
                 made[0].origin.makers.clear()
         return made
 
@@ -81,7 +81,7 @@ class Flow:
         return made
 
     def say(self, node: fx.Node, index: int, role: str, letter: str = "") -> None:
-        """An operation that reads a value says what one of its axes holds, where nobody has said it."""
+        """An operation that reads a value says what one of its axes contains, where that is not known yet."""
         axis = resolved(self.axes[node][index])
         if not axis and role == "channel":  # one channel
             self.axes[node][index] = self.fresh(1, role)

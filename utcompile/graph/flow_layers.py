@@ -1,4 +1,4 @@
-"""How layers and products carry axes: what a convolution, linear, norm, matmul or attention makes of what it reads."""
+"""How layers and products carry axes: convolutions, linears, norms, matmuls and attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _conv(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     before = flow.read(x)
     channels = before[at]
     groups = op.attributes.get("groups", 1)
-    if channels and channels[0].origin.role == "batch":  # a filter a sample: the batch stands among the channels
+    if channels and channels[0].origin.role == "batch":  # one filter per sample: the batch is among the channels
         batch = channels[0]
         made: Axis = (batch, *flow.fresh(sizes[at] // batch.size, "channel", maker=node))
     elif groups == sizes[at] == prod(a.size for a in channels):  # depthwise: the same channels
@@ -70,7 +70,7 @@ def _channel_norm(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) ->
 
 
 def _last_norm(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
-    # without a weight a channel it may run over anything
+    # without one weight per channel it may run over anything
     if op.parameters and len(op.attributes.get("normalized_shape", (1,))) == 1:
         flow.say(op.inputs[0], -1, "channel")
     return keep(flow, node, op, sizes)
@@ -104,7 +104,7 @@ def _product(flow: Flow, a: fx.Node, b: fx.Node, sizes: list[int]) -> Found:
 
 
 def _unlike(rows: Axis, columns: Axis) -> tuple[Axis | None, Axis | None]:
-    """Channels beside the same channels (a Gram matrix) are no longer channels of anything."""
+    """Channels next to the same channels (a Gram matrix) are no longer channels of anything."""
     shared = {a.origin for a in rows if a.origin.role == "channel"} & {a.origin for a in columns}
     return (None, None) if shared else (rows, columns)
 
@@ -147,7 +147,7 @@ def _einsum(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found
                 found[letter] = axis
             elif role_of(axis) is None or letter not in made:
                 same(found[letter], axis)
-    weights = [letter for letter in made if letter not in found]  # of a parameter: what the product makes
+    weights = [letter for letter in made if letter not in found]  # of a parameter: the product's own outputs
     if weights:
         sides = [sizes[made.index(w)] for w in weights]
         whole_axis = flow.fresh(prod(sides), "channel", maker=node)

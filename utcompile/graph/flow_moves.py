@@ -1,4 +1,4 @@
-"""How operations without a weight carry axes: elementwise, reductions, and what moves, cuts and joins values."""
+"""How operations without a weight carry axes: elementwise operations, reductions, moves, cuts and joins."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _permute(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Foun
 
 
 def _roll(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
-    """Rolled channels are channels, but cannot be divided as they were: a head would hold another's last one."""
+    """Rolled channels are channels, but cannot be divided as before: a head would contain another head's last one."""
     axes = flow.read(op.inputs[0])
     if op.attributes.get("dims") is None and len(axes) > 1:
         return None  # all axes as one
@@ -63,7 +63,7 @@ def _shifted(flow: Flow, axes: list[Axis], dim: int, size: int) -> list[Axis]:
     origins = {a.origin for a in axis if a.origin.role == "channel"}
     origin = origins.pop()
     is_all = not origins and prod(a.size for a in axis if a.origin is origin) == origin.size
-    made = flow.fresh(size, "channel" if is_all else None)  # else digits that other axes hold carry into one another
+    made = flow.fresh(size, "channel" if is_all else None)  # else digits of other axes carry into one another
     if is_all:
         made[0].origin.makers |= origin.makers
         made[0].origin.moved = True
@@ -137,7 +137,7 @@ def _cut(flow: Flow, axes: list[Axis], sizes: Sequence[int]) -> Found:
 
 
 def _along(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
-    """What mixes or picks places of one axis: the others stay."""
+    """Operations that mix or pick places of one axis: the other axes stay."""
     axes, dim = flow.read(op.inputs[0]), op.attributes.get("dim")
     if not isinstance(dim, int) or len(axes) != len(sizes):
         return None
@@ -176,7 +176,7 @@ def _select(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found
 
 
 def _taken(flow: Flow, source: fx.Node, dims: set[int]) -> Found:
-    """One place of some axes: where they held a digit of an origin, the other digits are an origin of their own."""
+    """One place of some axes: where they contained a digit of an origin, the other digits become a new origin."""
     axes = flow.read(source)
     gone = {d % len(axes) for d in dims}
     for index in gone:
@@ -223,7 +223,7 @@ def _cat(flow: Flow, node: fx.Node, op: Operation, sizes: list[int]) -> Found:
     roles = [role_of(p) for p in parts if p]
     role = next((r for r in ("channel", "space") if r in roles), None)
     if role == "channel" and any(a.stride > 1 for p in parts for a in p if a.origin.role == "channel"):
-        role = None  # more heads: what is within a head has no whole any more
+        role = None  # more heads: the channels within a head are no longer whole
     made = flow.fresh(sizes[dim], role, letter=letter_of(parts))
     if made and role == "channel":
         inherit(made[0].origin, parts)

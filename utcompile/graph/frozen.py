@@ -33,7 +33,7 @@ def _by_name(target: Target) -> Target | _Functional:
 
 
 class FrozenGraph:
-    """A graph as a list of rows, one a node; `thaw` builds it again, names and meta included."""
+    """A graph as a list of rows, one per node; `thaw` builds it again, names and meta included."""
 
     def __init__(self, graph: fx.Graph) -> None:
         place = {n: _Ref(i) for i, n in enumerate(graph.nodes)}

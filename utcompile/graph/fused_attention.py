@@ -25,7 +25,7 @@ def fused_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def set_fused_arguments(node: fx.Node, **changed: Argument) -> None:
-    """Give a fused call other arguments; what it was not given and what does not change keep their defaults."""
+    """Give a fused call other arguments; all others stay as they are."""
     given = {**dict(zip(_SCHEMA, node.args, strict=False)), **node.kwargs, **changed}
     node.args = tuple(given.pop(name) for name in _SCHEMA[:3])
     node.kwargs = given

@@ -1,5 +1,5 @@
 """Writes that a model makes in place are recorded out of place, so that rules see values; here they are made in place
-again wherever nobody can tell the difference, because memory traffic is time: a ResNet-50 gains a tenth.
+again wherever nothing can see the difference, because memory traffic is time: a ResNet-50 gains a tenth.
 
 A node that capture converted carries `info(node).inplace`: how to write it either way.
 """
@@ -14,13 +14,13 @@ from utcompile.graph.meta import value_of
 from utcompile.graph.node_info import InPlace, Role, info
 from utcompile.graph.operations import is_state
 
-_KEEPING = (Role.TUNER, Role.BRANCH, Role.OPERATION)  # what a tuner reads, autograd keeps for its backward
+_KEEPING = (Role.TUNER, Role.BRANCH, Role.OPERATION)  # autograd keeps the values that a tuner reads
 
 
 def index_memory(
     graph: fx.Graph,
 ) -> tuple[dict[fx.Node, int], dict[int, list[fx.Node]], dict[str, list[fx.Node]]]:
-    """Where each node stands, the nodes whose values live in one storage, and the calls of one module."""
+    """The place of each node, the nodes whose values live in one storage, and the calls of one module."""
     position = {n: i for i, n in enumerate(graph.nodes)}
     by_storage: dict[int, list[fx.Node]] = defaultdict(list)
     calls: dict[str, list[fx.Node]] = defaultdict(list)
@@ -34,7 +34,7 @@ def index_memory(
 
 
 def set_inplace(graph: fx.Graph, root: nn.Module) -> None:
-    """Let every converted node write in place where nobody reads afterwards what it overwrites, and no tuner ever."""
+    """Make converted nodes write in place if no later node, and no tuner at all, reads the overwritten memory."""
     position, by_storage, calls = index_memory(graph)
     free = {n: _is_free(n, by_storage, position) for n in position if info(n).inplace is not None}
     for node, alone in free.items():
@@ -54,7 +54,7 @@ def _is_free(node: fx.Node, by_storage: dict[int, list[fx.Node]], position: dict
     value = value_of(source) if isinstance(source, fx.Node) else None
     if not isinstance(source, fx.Node) or value is None or source.op == "placeholder" or is_state(source):
         return False
-    if info(source).role == Role.TUNER:  # it may keep its result for backward; a sum with it is a tensor of its own
+    if info(source).role == Role.TUNER:  # it may keep its result for backward; a sum with it is another tensor
         return False
     here = position[node]
     readers = [u for n in by_storage[value.storage] if position[n] < here for u in n.users if u is not node]

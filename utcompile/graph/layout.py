@@ -1,8 +1,8 @@
 """Where the channels of a value are, and how its other axes are arranged.
 
 The axes of every value are followed through the graph as products of atoms (`axes`), so that windows, heads and
-flattenings keep what they are made of. Convolutions, linears, norms and embeddings say which axis holds channels; what
-is read says so too. An addition shows that two axes hold the same places.
+flattenings keep their parts. Convolutions, linears, norms and embeddings say which axis contains channels; the values
+that are read say so too. An addition shows that two axes contain the same places.
 
 What a claim means: let the output channels of the operations in `made_by` be permuted, all alike, in a way that keeps
 the parts together into which the graph divides them (heads, groups, slices). Then exactly the axis `axis` of the value
@@ -102,7 +102,7 @@ def visit(flow: Flow, node: fx.Node) -> None:
 
 
 def _seen(node: fx.Node, axes: list[Axis], op: Operation) -> list[Axis]:
-    """What a linear makes are its channels, also where a later addition shows that they are a mixer's tokens."""
+    """The outputs of a linear are channels, also where a later addition shows that they are a mixer's tokens."""
     found = [resolved(a) for a in axes]
     if op.name == "linear" and all(a.origin.role != "channel" for a in found[-1]):
         found[-1] = axes[-1]
@@ -117,7 +117,7 @@ def _layout(axes: list[Axis]) -> Layout | None:
     found: tuple[Origin, int] | None = None
     for origin, places in parts.items():
         if origin.role != "channel" or prod(a.size for _, a in places) != origin.size:
-            continue  # a part of its channels is summed over, or stands here twice
+            continue  # a part of its channels is summed over, or is here twice
         if is_divided(origin, (a for _, a in places)):
             continue
         inner = min(places, key=lambda place: place[1].stride)
@@ -137,7 +137,7 @@ def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, li
     others = [i for i in range(rank) if i != at]
     heads = [i for i in others if any(a.origin.role == "channel" for a in axes[i])]
     if any(_is_whole(axes[i]) for i in heads):
-        return None  # a layer over tokens: the channels of the stream stand beside its own
+        return None  # a layer over tokens: the channels of the stream are there in addition to its own
     if heads:
         return "groups" if rank - at > 2 and all(i < at for i in heads) and rank > 4 else "heads"
     for origin, places in parts.items():
@@ -149,13 +149,13 @@ def _kind(axes: list[Axis], channels: Origin, at: int, parts: Mapping[Origin, li
         batch = [any(a.origin.role == "batch" for a in axis) for axis in axes]
         return "LNC" if batch[1] and not batch[0] else "tokens"
     if any(len({a.origin for a in axes[i]}) > 1 for i in others if i > 0) and rank > 3:
-        return None  # two of an image's sides on one axis, beside others
+        return None  # two of an image's sides on one axis, with others
     names = {(3, 1): "NCL", (4, 1): "NCHW", (4, 3): "NHWC", (5, 1): "NCDHW", (5, 4): "NDHWC"}
     return names.get((rank, at))
 
 
 def _is_grid(origin: Origin, places: list[tuple[int, Atom]]) -> bool:
-    """Whether positions that stood on one axis are laid out as the rows and columns of an image, and no finer."""
+    """Whether positions of one axis are laid out as the rows and columns of an image, and no finer."""
     if origin.letter or len(places) > 3 or prod(a.size for _, a in places) != origin.size:
         return False
     rows = sorted(places, key=lambda place: -place[1].stride)

@@ -1,7 +1,7 @@
-"""Which modules are one node of a graph: the layers of torch.nn, and of those the ones that do what their class does.
+"""The modules that are one node of a graph: layers of torch.nn that do nothing but what their class does.
 
 A layer can do more than its class: hooks change what it reads and yields, a parametrisation computes its weight, an
-instance has a `forward` of its own. Such a layer is entered, and what it computes is recorded operation by operation:
+instance has another `forward`. Such a layer is entered, and its computation is recorded operation by operation:
 as one node it would lose all of that as soon as a tuner takes its weight.
 """
 
@@ -50,7 +50,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def more_than_its_class(module: nn.Module) -> str | None:
-    """What a layer does beyond the code of its class, None where that is nothing."""
+    """The effect that a layer has beyond the code of its class; None where there is none."""
     if isinstance(module, torch.jit.ScriptModule):
         return None
     hooks = [words for name, words in _HOOKS.items() if getattr(module, name, None)]
@@ -59,7 +59,7 @@ def more_than_its_class(module: nn.Module) -> str | None:
         return f"a parametrisation computes its {names}"
     held = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
     if held:
-        return f"its {', '.join(held)} is computed by a hook, or is no parameter of its own"
+        return f"its {', '.join(held)} is computed by a hook, or is no parameter of the layer itself"
     if hooks:
         return f"it has {' and '.join(hooks)}"
     if "forward" in vars(module) or not _is_torch_code(type(module).forward):
@@ -68,7 +68,7 @@ def more_than_its_class(module: nn.Module) -> str | None:
 
 
 def hooks_for_all() -> bool:
-    """Whether hooks for all modules are registered, so that no layer does what its class does alone."""
+    """Whether hooks for all modules are registered, so that every layer does more than its class."""
     return any(getattr(global_hooks, name, None) for name in _GLOBAL_HOOKS)
 
 

@@ -1,4 +1,4 @@
-"""The example call of a captured model, and calls like it: what proofs compare two modules on."""
+"""The example call of a captured model, and calls like it: proofs compare two modules on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utcompile.graph.draws import draw_like
 from utcompile.graph.meta import value_of
 from utcompile.graph.nested import map_tensors, tensors
 
-_ROWS = 4  # of the example that are kept where each row is a sample of its own
+_ROWS = 4  # of the example that are kept where the rows are independent samples
 _STILL = frozenset("to long int view reshape flatten contiguous clone unsqueeze squeeze transpose permute".split())
 
 
@@ -32,7 +32,7 @@ class Likeness:
 
     @classmethod
     def of(cls, arguments: Mapping[str, object], batch_inputs: Collection[str]) -> Likeness:
-        """All rows of the example, or the first few where every row is a sample of its own."""
+        """All rows of the example, or the first few where the rows are independent samples."""
         moved = map_tensors(lambda t: t.detach() if t.is_meta else t.detach().cpu(), dict(arguments))
         carrying = [t for name in moved if name in batch_inputs for t in tensors(moved[name]) if t.dim()]
         sizes = Counter(t.shape[0] for t in carrying).most_common(1)
@@ -50,23 +50,23 @@ class Likeness:
 
     @property
     def is_resizable(self) -> bool:
-        """Whether every tensor is a batch of samples that know nothing of one another.
+        """Whether every tensor is a batch of independent samples.
 
-        A list of integers may count what another input holds, or say to which sample it belongs.
+        A list of integers may count the rows of another input, or say to which sample each row belongs.
         """
         found = tensors(self.arguments)
         alone = all(t.is_floating_point() or t.dim() > 1 for t in found)
         return bool(found) and all(self.batched) and alone and bool(self.batch)
 
     def at(self, batch: int) -> Likeness:
-        """At another batch size where that may be: its rows, repeated or left out."""
+        """The call at another batch size, with rows repeated or left out; the call itself where it has no batch."""
         if not self.is_resizable:
             return self
         rows = torch.arange(batch) % (self.batch or 1)
         return replace(self, arguments=map_tensors(lambda t: t[rows], self.arguments))
 
     def drawn(self, seed: int, tables: Mapping[str, int], batch: int | None) -> Likeness:
-        """A call like it.
+        """A similar call.
 
         Args:
             seed: of what is drawn.

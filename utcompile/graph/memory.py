@@ -31,7 +31,7 @@ class KeptMemory(TorchDispatchMode):
         tensor([1., 1.])
     """
 
-    supports_higher_order_operators = True  # what their functions write is not seen; those of torch write nothing
+    supports_higher_order_operators = True  # writes of their functions are not seen; torch's own write nothing
 
     def __init__(self, watched: Iterable[T], buffers: Iterable[T] = ()) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class KeptMemory(TorchDispatchMode):
         return storage is not None and storage._cdata in self._watched
 
     def is_written(self, tensor: T) -> bool:
-        """Whether something has written into a tensor's memory, as far as it said so."""
+        """Whether something has written into a tensor's memory, as far as torch reports it."""
         storage = _storage(tensor)
         return storage is not None and storage._cdata in self._saved
 
@@ -76,7 +76,7 @@ class KeptMemory(TorchDispatchMode):
         return not torch.equal(now, before)
 
     def put_back(self) -> None:
-        """Every watched tensor has the values again that it had in the beginning."""
+        """Give every watched tensor the values again that it had in the beginning."""
         for key, saved in self._saved.items():
             if self._watched[key].nbytes() == saved.nbytes():  # else it was resized, and nothing can be put back
                 self._watched[key].copy_(saved)
@@ -104,8 +104,19 @@ class KeptMemory(TorchDispatchMode):
                 self._save(storage._cdata)
 
 
+def memory_of(tensor: T) -> int:
+    """The address of a tensor's memory; the tensor's identity where it has none (sparse, a subclass without storage).
+
+    Two tensors that live share memory where this is equal. An address may be used again when its owner is gone.
+    """
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
 def _storage(tensor: T) -> torch.UntypedStorage | None:
-    """The memory of a tensor; None where it has no values of its own (on the meta device, sparse)."""
+    """The memory of a tensor; None where it has none of its kind (on the meta device, sparse)."""
     if tensor.is_meta:
         return None
     try:

@@ -33,7 +33,7 @@ def place_of(node: fx.Node) -> str:
 
 
 def readers(node: fx.Node) -> list[fx.Node]:
-    """What reads a node's value, without the checks of a captured graph: they change nothing and yield nothing."""
+    """The readers of a node's value, without the checks of a captured graph: these change nothing and yield nothing."""
     return [user for user in node.users if not info(user).check]
 
 

@@ -30,9 +30,9 @@ class UtcGraphModule(fx.GraphModule):
         batch_inputs: names of the inputs whose dimension 0 is the batch.
         follows_mode: whether dropout and batch norm of the backbone obey `.train()`.
         aliased: the paths of the original's modules that have other names too; its graph has the first of them.
-        guards: what the model's Python decided at capture, as relations that every call must meet.
+        guards: decisions of the model's Python code at capture, as relations that every call must meet.
         model_attributes: the original's plain attributes, such as `config`, found here under the same names.
-        signature: what the original's forward takes.
+        signature: the parameters of the original's forward.
         example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
         ties: the names of each of the original's parameters that has several.
     """
@@ -82,7 +82,7 @@ class UtcGraphModule(fx.GraphModule):
         return super().recompile()
 
     def inherit(self, other: UtcGraphModule) -> None:
-        """Take over what one module of the pipeline hands to the next."""
+        """Take over the attributes that every module of the pipeline passes on."""
         for name in self.inherited:
             self.__dict__[name] = getattr(other, name)
 
@@ -171,7 +171,7 @@ def _mapped(value: object, mapping: dict[fx.Node, fx.Node]) -> object:
 
 
 def keep_state(root: nn.Module, module: nn.Module, *, again: bool = False) -> None:
-    """Register what the graph never reads too: `state_dict()` has all of the root's names, in the root's layers.
+    """Register also the state that the graph never reads: `state_dict()` has all of the root's names, in its layers.
 
     Args:
         again: the root is a captured module, or a part of one, and not the original model.
@@ -205,7 +205,7 @@ def _sort_like(before: dict[str, P], after: dict[str, P]) -> None:
 
 
 def _is_bare(module: nn.Module, path: str) -> bool:
-    """Whether fx made a plain `Module` at a path, to hold the parameters that the graph reads there."""
+    """Whether fx made a plain `Module` at a path, for the parameters that the graph reads there."""
     try:
         return type(module.get_submodule(path)) is nn.Module
     except AttributeError:

@@ -1,4 +1,4 @@
-"""Tensors in nested values: containers, dataclasses, `ModelOutput`s and other objects that hold them."""
+"""Tensors in nested values: containers, dataclasses, `ModelOutput`s and other objects that contain them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 def parts(value: object) -> list[tuple[object, object]]:
-    """What a value holds, with the key, index or attribute to find it by; of objects only what may hold tensors."""
+    """The members of a value, each with its key, index or attribute; of objects only those that may contain tensors."""
     if isinstance(value, dict):
         return list(value.items())
     if isinstance(value, (tuple, list)):

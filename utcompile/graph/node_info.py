@@ -1,4 +1,4 @@
-"""What the pipeline knows of one node: typed facts in `node.meta`, each declared once."""
+"""Facts of the pipeline about one node: typed entries of `node.meta`, each declared once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class InPlace:
 
 
 class Role(StrEnum):
-    """What a node that the pipeline inserted, or took over, does at its place."""
+    """The task of a node that the pipeline inserted, or took over, at its place."""
 
     TUNER = "tuner"  # calls a tuner
     SUM = "sum"  # adds a tuner's result to what was there
@@ -107,7 +107,7 @@ class NodeInfo:
 
     __slots__ = ("meta",)
 
-    # what a node yields
+    # the value of a node
     value = Fact[Value | None](None)  #: the tensor, None where it yields no single tensor
     size = Fact[Size | Computed | None](None)  #: the number, of a node that yields a size
     state = Fact[bool | None](None)  #: a parameter, a buffer, or computed from these alone; None: not asked yet
@@ -120,7 +120,7 @@ class NodeInfo:
     module_call = Fact[str | None](None)  #: the layer that was called here before it became a function call
     written_as = Fact[tuple[str, Target] | None](None)  #: (op, target) before it became another spelling
 
-    # what it does besides yielding
+    # effects in addition to the value
     mutates = Fact[tuple[fx.Node, ...]](())  #: the values that it writes into
     inplace = Fact[InPlace | None](None)  #: how to write it in place and out of place, if capture converted it
     region = Fact[bool](False)  #: it begins or ends a region (autocast, no_grad)
@@ -129,13 +129,13 @@ class NodeInfo:
 
     # while a model is recorded
     serial = Fact[int](0)  #: its number in the recording, from 1; 0 if it is not of a recording
-    seen = Fact[Seen | None](None)  #: what it yielded in the recording
+    seen = Fact[Seen | None](None)  #: the tensor that it yielded in the recording
     layer = Fact[str | None](None)  #: the class of the layer that it calls
     opaque = Fact[bool](False)  #: the layer's inside was not recorded
     sized = Fact[bool](False)  #: it was recorded while a size was decided upon
     size_of_data = Fact[bool](False)  #: its sizes depend on values
 
-    # what rewriting and folding did
+    # changes by rewriting and folding
     role = Fact[Role | None](None)
     site = Fact[str | None](None)  #: the site whose tuner it belongs to
     replaces = Fact[str | None](None)  #: the name of the node whose place it took
@@ -147,7 +147,7 @@ class NodeInfo:
 
 
 def info(node: fx.Node) -> NodeInfo:
-    """What is known of a node; assigning to a fact writes it on the node."""
+    """The facts about a node; assigning to a fact writes it on the node."""
     return NodeInfo(node.meta)
 
 
@@ -164,10 +164,10 @@ def inserted(
 
     Args:
         node: the new node.
-        origin: of the node that it stands for.
+        origin: of the node that it replaces.
         state: it is computed from parameters and buffers alone.
         value: the tensor that it yields.
-        role: what it does for a tuner.
+        role: its task for a tuner.
         site: of which site.
 
     Returns:

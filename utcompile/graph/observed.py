@@ -1,4 +1,4 @@
-"""What decides whether a computation may run as an autograd function of ours, or must run as plain operations."""
+"""Whether a computation may run as an autograd function of ours, or must run as plain operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def runs_plainly(*tensors: torch.Tensor | None) -> bool:
-    """Whether someone looks at the operations of a call themselves: then it has to be made of torch's own.
+    """Whether other code observes the operations of a call, so that it must consist of torch's own.
 
     These are compilers and exporters, the transforms of `torch.func`, forward-mode derivatives, and tensors that are
     made of other tensors (DTensor). Fake and meta tensors are like real ones.

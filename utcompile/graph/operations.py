@@ -1,8 +1,8 @@
 """One name for every spelling of an operation: module, function, method and operator.
 
 `operation(node)` reads a node as an `Operation`: its canonical name, the tensors it reads, its attributes by schema
-name with their defaults, and the parameters it uses. The spellings are rows of `ops`. What is in no row keeps the full
-name of what is called, with its dots: `mypackage.Scan`; so it never passes for an operation that it is not.
+name with their defaults, and the parameters it uses. The spellings are rows of `ops`. A call in no row keeps its
+full name, with its dots: `mypackage.Scan`; so it never passes for another operation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Operation:
     Attributes:
         name: the canonical name, e.g. `conv2d`.
         inputs: the tensors it reads, in schema order, parameters and other state aside.
-        attributes: everything else by schema name. A size that applies to each spatial dimension stands once for each;
+        attributes: everything else by schema name. A size that applies to each spatial dimension is repeated for each;
             of a commutative operation with a number, the number is `other`.
         parameters: role (`weight`, `bias` …) to the qualified name of the state it reads.
         operands: role of the signature to the node that plays it, whatever the node yields; of a module call, without
@@ -169,7 +169,7 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
 
 
 def operand(node: fx.Node, role: str) -> Any:
-    """What a call is given for an argument of its operation's signature; None where it is given nothing.
+    """The value of a call's argument, by its name in the operation's signature; None where it has none.
 
     >>> graph = fx.Graph()
     >>> x, w = graph.placeholder("x"), graph.placeholder("w")
@@ -181,7 +181,7 @@ def operand(node: fx.Node, role: str) -> Any:
 
 
 def set_operand(node: fx.Node, role: str, value: Argument) -> None:
-    """Give a call another value, or one, for an argument of its operation's signature: in its place, or by its name.
+    """Set a call's argument, by its name in the operation's signature: at its position, or by keyword.
 
     Args:
         node: a call of a function or a method of the table.
@@ -268,7 +268,7 @@ def _full_name(target: Target | type) -> str:
 
 @dataclass(frozen=True)
 class _Read:
-    """A call as it is read so far; to be changed in place."""
+    """A call as it is read so far; it is changed in place."""
 
     attributes: dict[str, Any]
     parameters: dict[str, str]
@@ -280,7 +280,7 @@ _Refine = Callable[[_Read], str | None]
 
 
 def _commutative(read: _Read) -> None:
-    """`2 * x` is `x * 2`: what is no value of the graph is `other`."""
+    """`2 * x` is `x * 2`: an operand that is no value of the graph is `other`."""
     for held in (read.attributes, read.parameters):
         given = {**read.attributes, **read.parameters}
         if "input" in held and "other" not in given and given.get("alpha", 1) == 1:
@@ -325,7 +325,7 @@ def _extreme(name: str) -> _Refine:
 
 
 def _to(read: _Read) -> None:
-    """`x.to(dtype)`, `x.to(device)` and `x.to(device, dtype)` by the kind of what is given."""
+    """`x.to(dtype)`, `x.to(device)` and `x.to(device, dtype)`, by the kinds of the arguments."""
     attributes = read.attributes
     target = attributes.pop("target", ())
     for part in target if isinstance(target, tuple) else (target,):

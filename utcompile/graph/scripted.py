@@ -11,7 +11,7 @@ def share_scripted(copied: nn.Module, original: nn.Module) -> None:
 
     Args:
         copied: changed in place.
-        original: what it is a copy of.
+        original: the module that it is a copy of.
     """
     for path, module in original.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):

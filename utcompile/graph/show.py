@@ -1,4 +1,4 @@
-"""A graph as text, for people to read and compare: a line per node, the same in every version of torch.
+"""A graph as text, for people to read and compare: one line per node, the same in every version of torch.
 
     block_add = add(stem, block_conv)  [B, 8c, 4, 4]  @block
     add = add(block_add, tuner)  [B, 8c, 4, 4]  sum of mha/block/0
@@ -78,7 +78,7 @@ def _line(node: fx.Node, op: Operation, axis: int | None, shapes: Mapping[str, t
 
 
 def _called(op: Operation) -> str:
-    """The canonical name; of what is ours, the class alone."""
+    """The canonical name; for our own classes, the class name alone."""
     return op.name.rpartition(".")[2] if op.name.startswith("utcompile.") else op.name
 
 

@@ -1,4 +1,4 @@
-"""Activations that a model spells out: whatever computes one, by any algebra, is that activation.
+"""Activations that a model spells out: nodes that compute one, by any algebra, are read as that activation.
 
 From each sigmoid, tanh, erf or clipped value the chain of elementwise arithmetic is followed to where it meets the
 value `x` it began with. The function of `x` found so is evaluated in float64 and compared with the functions known.
@@ -40,7 +40,7 @@ class SpelledActivations:
 
     Args:
         operations: how each node reads alone.
-        module: what the nodes' targets name.
+        module: the module that the nodes' targets refer to.
     """
 
     anchors = having(Trait.SATURATES)
@@ -80,7 +80,7 @@ class SpelledActivations:
                 yield node, bottom  # hardsigmoid: relu6(x + 3) / 6
 
     def _roots(self, node: fx.Node) -> list[fx.Node]:
-        """What may be the x of `0.5 * x`: the value itself, or what it is a multiple of."""
+        """The values that may be the x of `0.5 * x`: the value itself, or the one that it is a multiple of."""
         found = [node]
         while len(found) < _LONGEST:
             op = self.operations[found[-1]]

@@ -63,7 +63,7 @@ def _above(softmax: fx.Node, operations: _Operations) -> fx.Node | None:
 
 
 def _read(node: fx.Node, operations: _Operations) -> Iterator[fx.Node]:
-    """What a node reads; a part of a split is read from what is split."""
+    """The value that a node reads; for a part of a split, the value that is split."""
     op = operations[node]
     if op.name == "getitem" and not op.inputs and isinstance(node.args[0], fx.Node):
         op = operations[node.args[0]]

@@ -5,7 +5,7 @@ With u the value that is squared, r = 1 / sqrt(mean(u²) + ε) and the statistic
 1. `u · r`, or `u / sqrt(mean(u²) + ε)`, is `rms_norm(u)`;
 2. where u = x - mean(x), or the variance of x is taken at once, it is `layer_norm(x)`;
 3. a parameter that the result is multiplied by, and one that is added after it, belong to the norm, whether they are
-   used as they are or, as Gemma does, as `1 + weight`; only the first kind is told as the norm's `weight` and `bias`.
+   used as they are or, as Gemma does, as `1 + weight`; only the first kind is listed as the norm's `weight` and `bias`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _argument(node: fx.Node, operations: _Operations, name: str, place: int) -> 
 
 
 def _deviation(node: fx.Node, operations: _Operations) -> fx.Node | None:
-    """What is squared under a mean; for a variance the difference from the mean, which a reader of its input makes."""
+    """The value that is squared under a mean; for a variance the difference from the mean."""
     if not operations[node].inputs:
         return None
     inner = operations[node].inputs[0]

@@ -1,4 +1,4 @@
-"""The table of operations, read: which callable, method or class of torch is which canonical operation."""
+"""The table of operations as mappings from callables, methods and classes of torch to canonical operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utcompile.graph.affine_norm import affine_batch_norm
 from utcompile.ops import ROWS
 
 _HOMES: Mapping[str, object] = {"F": F, "nn": nn, "op": operator, "T": torch.Tensor, "py": builtins, "torch": torch}
-# what torch also accepts, or what a module calls otherwise
+# other names that torch also accepts, or that a module uses
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "input": ("self", "a", "x", "mat_a"),
     "mat2": ("mat_b",),
@@ -48,7 +48,7 @@ class Spelling:
     Attributes:
         name: the canonical name.
         schema: argument names in order.
-        defaults: what is meant where an argument is left out.
+        defaults: the values of arguments that are left out.
         variadic: the argument that takes all the remaining positional ones: `x.permute(0, 2, 1)`.
         fixed: attributes that this spelling says by its own name: `avg_pool2d` says `kind=avg`.
         spatial: the number of spatial dimensions in its name, to which a single size applies.
@@ -69,7 +69,7 @@ class Spelling:
 
     @cached_property
     def aliases(self) -> Mapping[str, tuple[str, ...]]:
-        """What an argument is also called, where it is called otherwise."""
+        """The other names of arguments, where there are some."""
         found: dict[str, tuple[str, ...]] = {}
         for alias, name in self.renamed.items():
             found[name] = (*found.get(name, ()), alias)
@@ -166,7 +166,7 @@ def _tables() -> tuple[dict[Callable[..., object], Spelling], dict[str, Spelling
     return functions, methods, modules
 
 
-functions, _methods, modules = _tables()  # what is registered enters these
+functions, _methods, modules = _tables()  # registered operations are added to these
 FUNCTIONS: Mapping[Callable[..., object], Spelling] = MappingProxyType(functions)
 METHODS: Mapping[str, Spelling] = MappingProxyType(_methods)
 MODULES: Mapping[type, Spelling] = MappingProxyType(modules)

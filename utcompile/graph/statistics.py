@@ -1,6 +1,6 @@
 """Statistics that a model gathers in training mode: the buffers of norms, and those that its graph writes.
 
-A frozen backbone gathers none. One that follows the mode (`base="follow"`) has statistics of its own, apart from the
+A frozen backbone gathers none. One that follows the mode (`base="follow"`) has its own statistics, apart from the
 user's model, and a checkpoint has them next to the tuners.
 """
 
@@ -22,7 +22,7 @@ def statistics(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
     """The names of the buffers that a call in training mode may change, in graph order.
 
     Args:
-        module: what the graph's targets name.
+        module: the module that the graph's targets refer to.
     """
     buffers = dict(module.named_buffers(remove_duplicate=False))
     return tuple(dict.fromkeys(name for node in graph.nodes for name in _of_node(node, module) if name in buffers))
@@ -42,12 +42,12 @@ def _of_node(node: fx.Node, module: nn.Module) -> Iterator[str]:
 
 
 def _reads(values: Iterable[object]) -> list[str]:
-    """What values read by name."""
+    """The names of the state that values read."""
     return [str(v.target) for v in values if isinstance(v, fx.Node) and v.op == "get_attr"]
 
 
 def own_statistics(module: nn.Module, graph: fx.Graph) -> None:
-    """Give a module statistics of its own, in place of those that it shares with what it was copied from."""
+    """Give a module its own statistics, in place of those that it shares with its original."""
     for name in statistics(module, graph):
         path, _, attribute = name.rpartition(".")
         owner = module.get_submodule(path)

@@ -42,7 +42,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 def _memo_of(model: nn.Module) -> dict[int, object]:
-    """What `copy.deepcopy` need not find out: an alias of each tensor, and a new one of each empty container."""
+    """A memo that saves work of `copy.deepcopy`: an alias of each tensor, and a new one of each empty container."""
     memo: dict[int, object] = {}
     for module in model.modules():
         for value in module.__dict__.values():
@@ -55,7 +55,7 @@ def _memo_of(model: nn.Module) -> dict[int, object]:
 
 
 def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
-    """What `copy.deepcopy(model, memo)` makes, without its detours where every module's class leaves copying to it."""
+    """`copy.deepcopy(model, memo)`, without its detours where no module's class defines how it is copied."""
     modules = list(model.modules())
     if not all(map(_is_copied_plainly, set(map(type, modules)))):
         copied: nn.Module = copy.deepcopy(model, memo)
@@ -72,7 +72,7 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
 
 
 def _copy_of(value: object, memo: dict[int, object]) -> object:
-    """`copy.deepcopy(value, memo)`, sooner for what modules have most: tables by name and tuples of numbers."""
+    """`copy.deepcopy(value, memo)`, faster for common values of modules: tables by name and tuples of numbers."""
     known = memo.get(id(value))
     if known is not None or (type(value) is tuple and _ATOMS.issuperset(map(type, value))):
         return value if known is None else known
@@ -96,10 +96,10 @@ def _is_copied_plainly(cls: type[nn.Module]) -> bool:
 
 
 def _set_to_eval(copied: nn.Module, *, was_in_eval: bool) -> None:
-    """Toggle the mode, and let nothing that this computes reach the memory that the copy shares with the original.
+    """Toggle the mode, without a change of the memory that the copy shares with the original.
 
     Some classes write into weights when they are toggled (LoRA that is merged in eval): where the original is in eval
-    already, its values are the right ones; else the copy gets memory of its own for what was written.
+    already, its values are the right ones; else the copy gets its own memory for the tensors that were written.
     """
     if all(type(m).train is nn.Module.train for m in copied.modules()):
         copied.eval()
@@ -131,7 +131,7 @@ def _tensors(value: object, depth: int) -> list[torch.Tensor]:
 
 
 def aliased_modules(model: nn.Module) -> tuple[str, ...]:
-    """The paths of modules that stand in two places of the tree: only the first has a path in a graph.
+    """The paths of modules that are in two places of the tree: only the first has a path in a graph.
 
     >>> model = nn.Sequential(nn.ReLU(), nn.ReLU())
     >>> model.append(model[0])

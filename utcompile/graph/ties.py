@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
+from utcompile.graph.memory import memory_of
 from utcompile.graph.state import set_parameter
 
 Ties = tuple[tuple[str, ...], ...]
@@ -27,7 +28,7 @@ def ties_of(module: nn.Module) -> Ties:
 
 
 def tied_to(names: Iterable[str], ties: Ties, untied: Collection[str] = ()) -> tuple[str, ...]:
-    """Some parameters' names with those of all that are tied to them, each once; an untied one stands alone."""
+    """Some parameters' names with the names of all that are tied to them, each once."""
     found: dict[str, None] = {}
     for name in names:
         group = next((g for g in ties if name in g), (name,)) if name not in untied else (name,)
@@ -48,7 +49,7 @@ def clones(parameters: Mapping[str, nn.Parameter], untied: Collection[str] = ())
 
 
 def cut_ties(module: nn.Module, ties: Ties) -> tuple[str, ...]:
-    """Which ties a module has no longer, a phrase for each; those whose values are equal are tied again."""
+    """A phrase for each tie that a module has no longer; names whose values are equal are tied again."""
     named = dict(module.named_parameters(remove_duplicate=False))
     found = []
     for group in ties:
@@ -65,12 +66,12 @@ def cut_ties(module: nn.Module, ties: Ties) -> tuple[str, ...]:
 
 def owned(module: nn.Module, trained: Sequence[torch.Tensor]) -> None:
     """Give a module its own copy of every parameter and buffer that lies in the memory of others."""
-    theirs = {_memory(t) for t in trained}
+    theirs = {memory_of(t) for t in trained}
     copied: dict[object, torch.Tensor] = {}
     for owner in module.modules():
         for table in (owner._parameters, owner._buffers):
             for name, tensor in table.items():
-                if tensor is not None and _memory(tensor) in theirs:
+                if tensor is not None and memory_of(tensor) in theirs:
                     place = _place(tensor)
                     if place not in copied:
                         own = tensor.detach().clone()
@@ -81,13 +82,6 @@ def owned(module: nn.Module, trained: Sequence[torch.Tensor]) -> None:
 
 def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
-
-
-def _memory(tensor: torch.Tensor) -> object:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse, or a subclass without storage
-        return id(tensor)
 
 
 def _place(tensor: torch.Tensor) -> object:

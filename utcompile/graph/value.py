@@ -1,4 +1,4 @@
-"""What is known of a value of the graph: its sizes at every recorded sample, dtype, device and storage."""
+"""The facts about a value of the graph: its sizes at every recorded sample, dtype, device and storage."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def _term(symbols: Monomial, factor: Fraction) -> str:
 
 
 class Fitter:
-    """Finds the size that passes through what was seen at every sample.
+    """Finds the size that fits the sizes of all samples.
 
     Args:
         symbols: the sizes that vary.
-        samples: at least the 2ⁿ corners, in any order, and one more that tells `B²` from `5·B - 6`.
+        samples: at least the 2ⁿ corners, in any order, and one more that separates `B²` from `5·B - 6`.
 
     >>> fit = Fitter([BATCH], [{BATCH: b} for b in (2, 3, 5)])
     >>> fit([4, 4, 4]), fit([8, 12, 20]), fit([4, 9, 25])

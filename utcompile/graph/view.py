@@ -1,4 +1,4 @@
-"""`GraphView`: everything that is asked of a captured graph, read once."""
+"""`GraphView`: the facts about a captured graph, read once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GraphView:
 
     Args:
         graph: a graph whose nodes carry `value` and `origin`, as capture makes it.
-        module: what its targets name.
+        module: the module that its targets refer to.
     """
 
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
@@ -42,9 +42,9 @@ class GraphView:
         self._frames: dict[fx.Node, tuple[Frame, ...]] = {}
 
     def rewritten(self) -> GraphView:
-        """The graph indexed anew after changes that left every value's layout, and what the operations are, alone.
+        """The graph indexed again after changes that kept every value's layout and all operations.
 
-        Of nodes that were added since, the layout is unknown. What has not been asked for yet is found anew.
+        The layout of added nodes is unknown. Facts that nothing has read yet are computed for the new graph.
         """
         found = GraphView(self.nodes[0].graph, self.module)
         if {"layouts", "classes"} <= self.__dict__.keys():
@@ -58,7 +58,7 @@ class GraphView:
 
     @cached_property
     def layouts(self) -> dict[fx.Node, Layout | None]:
-        """How every value is arranged, None where that is unknown."""
+        """The layout of every value, None where it is unknown."""
         return layouts(self.nodes, self.operations, lambda node: operation(node, self.module))
 
     @cached_property
@@ -70,7 +70,7 @@ class GraphView:
     def classes(self) -> dict[fx.Node, frozenset[str]]:
         """The operation classes of every node, its canonical name among them."""
         found = {
-            n: frozenset([op.name, *(c for c, holds in CLASSES.items() if holds(n, op))])
+            n: frozenset([op.name, *(c for c, is_one in CLASSES.items() if is_one(n, op))])
             for n, op in self.operations.items()
         }
         for node, names in found.items():
@@ -81,7 +81,7 @@ class GraphView:
         return found
 
     def _is_stream(self, node: fx.Node, classes: Mapping[fx.Node, frozenset[str]]) -> bool:
-        """Whether something computed from a value is added to it: it is what a residual branch starts from."""
+        """Whether something computed from a value is added to it, so that a residual branch starts from it."""
         frontier = [node]
         for current in frontier:
             for reader in current.users:

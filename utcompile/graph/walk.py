@@ -10,7 +10,7 @@ Test = Callable[[fx.Node], bool]
 
 
 def ancestors(nodes: Iterable[fx.Node], until: Test | None = None) -> Iterator[fx.Node]:
-    """The nodes and all that they are computed from.
+    """The nodes and all nodes that they are computed from.
 
     Args:
         nodes: where the walk begins; they are yielded too.
@@ -25,7 +25,7 @@ def ancestors(nodes: Iterable[fx.Node], until: Test | None = None) -> Iterator[f
 
 
 def descendants(nodes: Iterable[fx.Node], until: Test | None = None) -> Iterator[fx.Node]:
-    """The nodes and all that is computed from them.
+    """The nodes and all nodes that are computed from them.
 
     Args:
         nodes: where the walk begins; they are yielded too.
@@ -35,7 +35,7 @@ def descendants(nodes: Iterable[fx.Node], until: Test | None = None) -> Iterator
 
 
 def between(start: fx.Node, end: fx.Node) -> set[fx.Node]:
-    """What lies on a way from one node to another, without the two.
+    """The nodes on a way from one node to another, without the two.
 
     >>> graph = fx.Graph()
     >>> x = graph.placeholder("x"); y = graph.call_method("neg", (x,)); z = graph.call_method("add", (y, x))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
 
 from torch import fx
 
@@ -14,7 +13,7 @@ from utcompile.graph import Frame, GraphView, Size, place_of, readers, tensor
 from utcompile.matching.engine import Bindings
 from utcompile.rules import Attribute, Comparison, Literal, Operand, Scope, glob_match
 
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+_COMPARE: dict[str, Callable[..., bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -24,7 +23,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "in": lambda a, b: a in b,
     "not in": lambda a, b: a not in b,
 }
-_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+_ARITHMETIC: dict[str, Callable[..., object]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
@@ -34,7 +33,7 @@ _BATCHES = (2, 3, 5)
 
 
 def failing(comparisons: Sequence[Comparison], env: Bindings, view: GraphView) -> tuple[Comparison, str] | None:
-    """The first comparison that does not hold, with the values on both sides; None where all hold."""
+    """The first comparison that is false, with the values of both sides; None where all are true."""
     for comparison in comparisons:
         values = [_evaluate(o, env, view, comparison) for o in comparison.operands]
         for i, name in enumerate(comparison.operators):
@@ -51,7 +50,7 @@ def failing(comparisons: Sequence[Comparison], env: Bindings, view: GraphView) -
     return None
 
 
-def _holds(name: str, left: Any, right: Any) -> bool:
+def _holds(name: str, left: object, right: object) -> bool:
     """Sizes that vary with the batch compare at every recorded batch."""
     if left is None or right is None:
         return bool(_COMPARE[name](left, right)) if name in ("==", "!=", "in", "not in") else False
@@ -60,15 +59,15 @@ def _holds(name: str, left: Any, right: Any) -> bool:
     return bool(_COMPARE[name](left, right))
 
 
-def _at(value: Any, batch: int) -> Any:
+def _at(value: object, batch: int) -> object:
     return value.at(batch) if isinstance(value, Size) else value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
-def _evaluate(operand: Operand, env: Bindings, view: GraphView, comparison: Comparison) -> Any:
+def _evaluate(operand: Operand, env: Bindings, view: GraphView, comparison: Comparison) -> object:
     if isinstance(operand, Literal):
         return tuple(operand.value) if isinstance(operand.value, list) else operand.value
     if isinstance(operand, Attribute):
@@ -83,13 +82,13 @@ def _evaluate(operand: Operand, env: Bindings, view: GraphView, comparison: Comp
     return _ARITHMETIC[operand.operator](left, right)
 
 
-def _attribute(node: fx.Node, path: tuple[str, ...], view: GraphView) -> Any:
+def _attribute(node: fx.Node, path: tuple[str, ...], view: GraphView) -> object:
     name = path[0]
     if name == "op":
         op = view.operations[view.without_layout(node)]
         found = op.name if path[1:] == ("name",) else op.attributes.get(path[1], op.parameters.get(path[1]))
         return tuple(found) if isinstance(found, list) else found
-    simple: dict[str, Callable[[], Any]] = {
+    simple: dict[str, Callable[[], object]] = {
         "shape": lambda: tensor(node).shape,
         "rank": lambda: tensor(node).rank,
         "channels": lambda: view.channels(node),

@@ -1,17 +1,17 @@
-"""What a plan's tuners cost: floating-point operations of their forward, and what they save for backward.
+"""The cost of a plan's tuners: floating-point operations of their forward, and bytes saved for backward.
 
-*FLOPs* are what `torch.utils.flop_counter.FlopCounterMode` counts for a tuner's forward: two for each multiply-add of
-matrix products, convolutions and attention, none for elementwise work. The model's, of which they are a share, are
-counted by the same measure.
+*FLOPs* are counted as by `torch.utils.flop_counter.FlopCounterMode` for a tuner's forward: two per multiply-add of
+matrix products, convolutions and attention, none for elementwise work. The FLOPs of the model are counted in the same
+way.
 
 *Saved bytes* are those of the distinct storages that autograd saves for backward in the tuner's own forward, in
 training, reading an input that requires grad; parameters are not counted. Inputs that several tuners save count once
-in the plan's sum. A weight tuner that is no branch makes a second weight, which is computed again for backward: what
-counts is its operation's input. Left out: what the frozen backbone saves because a gradient now flows through it,
-whatever the backbone would save anyway (a tuner's input counts all the same), the backward's temporaries, gradients,
-and the optimizer's state.
+in the plan's sum. A weight tuner without a branch makes a second weight, which is computed again in backward; its
+operation's input is counted. Not counted: tensors that the frozen backbone saves because a gradient now flows through
+it, tensors that the backbone saves anyway (except inputs of tuners), temporaries of backward, gradients, and the state
+of the optimizer.
 
-Both are found by running the tuners on fake tensors, and only when they are asked for.
+Both are found by running the tuners on fake tensors, on demand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from utcompile.graph import GraphView, Value, flops
 from utcompile.matching.fitting import site_key
 from utcompile.matching.sites import Site
-from utcompile.matching.text import amount, counted, percent
 from utcompile.ops import Trait, having
+from utcompile.text import amount, counted, percent
 from utcompile.tuners import Tuner
 
 _COUNTED = having(Trait.COUNTED)
@@ -39,12 +38,12 @@ _COUNTED = having(Trait.COUNTED)
 
 @dataclass(frozen=True)
 class SiteCost:
-    """What one site's tuner costs.
+    """The cost of the tuner of one site.
 
     Attributes:
-        flops: of its forward.
-        saved_bytes: that autograd saves in its forward, its inputs among them.
-        inputs: those of its inputs that it saves: bytes by storage.
+        flops: the FLOPs of its forward.
+        saved_bytes: the bytes that autograd saves in its forward, with its inputs.
+        inputs: the saved inputs: bytes by storage.
     """
 
     flops: int
@@ -54,13 +53,13 @@ class SiteCost:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What the tuners of a plan cost at one batch size; other sizes that vary are the example's.
+    """The cost of the tuners of a plan at one batch size; other sizes that vary are those of the example.
 
     Attributes:
         batch: the batch size.
-        sites: by site id. A tuner that does not run on fake tensors is missing.
-        unknown: why it is missing, by site id.
-        model_flops: of the model without tuners; what is inside opaque modules is not counted.
+        sites: costs by site id, without tuners that do not run on fake tensors.
+        unknown: the reasons for missing tuners, by site id.
+        model_flops: the FLOPs of the model without tuners; opaque modules are not counted.
     """
 
     batch: int
@@ -70,18 +69,18 @@ class PlanCost:
 
     @property
     def flops(self) -> int:
-        """Of all tuners."""
+        """The FLOPs of all tuners."""
         return sum(cost.flops for cost in self.sites.values())
 
     @property
     def saved_bytes(self) -> int:
-        """Of all tuners; an input that several of them save counts once."""
+        """The saved bytes of all tuners; an input that several tuners save counts once."""
         own = sum(cost.saved_bytes - sum(cost.inputs.values()) for cost in self.sites.values())
         return own + sum({s: n for cost in self.sites.values() for s, n in cost.inputs.items()}.values())
 
     @property
     def share(self) -> float | None:
-        """The tuners' FLOPs as a share of the model's; None for a model that has none."""
+        """The tuners' FLOPs as a share of the model's; None for a model without FLOPs."""
         return self.flops / self.model_flops if self.model_flops else None
 
     def shown(self, site: str) -> tuple[str, str]:
@@ -97,14 +96,14 @@ class PlanCost:
             text += f"\nnot counted: {counted(len(self.unknown), 'site')}; {site}: {why}"
         return text
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("batch", "flops", "model_flops", "share", "saved_bytes")
         return {**{k: getattr(self, k) for k in keys}, "unknown": dict(self.unknown)}
 
 
 def plan_cost(sites: Sequence[Site], view: GraphView, batch: int) -> PlanCost:
-    """Count what the tuners of a plan cost; sites that are alike are run once."""
+    """Count the cost of the tuners of a plan; of equal sites one is run."""
     found: dict[str, SiteCost] = {}
     unknown: dict[str, str] = {}
     known: dict[tuple[Hashable, ...], tuple[int, int, tuple[bool, ...]]] = {}
@@ -114,7 +113,7 @@ def plan_cost(sites: Sequence[Site], view: GraphView, batch: int) -> PlanCost:
         try:
             if key not in known:
                 known[key] = _measure(site, read, batch)
-        except Exception as error:  # a plugin may do in `forward` what fake tensors cannot
+        except Exception as error:  # a plugin's `forward` may do more than fake tensors can
             unknown[site.id] = f"{type(error).__name__}: {error}".partition("\n")[0]
             continue
         count, own, saved = known[key]
@@ -129,13 +128,13 @@ def model_flops(view: GraphView, batch: int) -> int:
 
 
 def _key(site: Site, read: Sequence[Value]) -> tuple[Hashable, ...]:
-    """Equal for sites that cost the same: what a tuner is built from, and what it is run on."""
+    """A key that is equal for sites of equal cost: the facts from which a tuner is built, and its inputs."""
     values = tuple((value.shape, value.dtype) for value in read)
     return type(site.config), str(site.config), values, *site_key(site.build_from)
 
 
 def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, tuple[bool, ...]]:
-    """FLOPs, saved bytes without the inputs', and which inputs are saved."""
+    """FLOPs, saved bytes without inputs, and which inputs are saved."""
     dtype, device = site.build_from.target.value.dtype, site.build_from.target.value.device
     with torch.device("meta"):
         tuner = site.build().train()
@@ -146,7 +145,7 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
 
         def keep(saved: torch.Tensor) -> torch.Tensor:
             storage = saved.untyped_storage()
-            storages[storage._cdata] = storage  # held, so that no other storage gets its address
+            storages[storage._cdata] = storage  # kept alive, so that no other storage gets its address
             return saved
 
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda saved: saved):
@@ -160,9 +159,9 @@ def _measure(site: Site, read: Sequence[Value], batch: int) -> tuple[int, int, t
 
 
 def _give_state(tuner: Tuner, dtype: torch.dtype) -> None:
-    """State without values, floating-point state in the dtype of what the tuner changes.
+    """Replace parameters and buffers by tensors without values, in the dtype of the changed value.
 
-    The tuner was built without memory: how it draws its first values says nothing of its cost, and some ways read them.
+    The tuner was built on the meta device: its first values have no influence on the cost.
     """
     for module in tuner.modules():
         for name, parameter in module._parameters.items():

@@ -1,24 +1,23 @@
-"""`plan.diff(other)`: what another plan adds, removes and changes, site by site."""
+"""`plan.diff(other)`: the sites that another plan adds, removes and changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.matching.plan import PlanData
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, run
+from utcompile.text import alike, counted, run
 
-Change = tuple[Any, Any]
+Change = tuple[object, object]
 
 
 @dataclass(frozen=True)
 class SiteChange:
-    """A site that both plans have, with what differs: before and after, by the name of the setting.
+    """A site of both plans, with its differences: before and after, by the name of the setting.
 
     Attributes:
-        site: as it is in the other plan.
+        site: the site in the other plan.
         changes: `{"dim": (10, 16), "parameters": (4234, 6352)}`.
     """
 
@@ -27,20 +26,21 @@ class SiteChange:
 
     @property
     def id(self) -> str:
-        """The site's identity, one in both plans."""
+        """The identity of the site, equal in both plans."""
         return self.site.id
 
 
 @dataclass(frozen=True)
 class PlanDiff:
-    """What changes from one plan to another; falsy where nothing does.
+    """The changes from one plan to another; falsy where there are none.
 
     Attributes:
         added: sites that only the other plan has.
         removed: sites that only this plan has.
         changed: sites of one identity whose tuner, place or settings differ.
-        trained: names that only the other plan's `train:` selects, and `untrained`: that only this one's does.
-        parameters: how many are trained, before and after.
+        trained: names that only the other plan's `train:` selects.
+        untrained: names that only this plan's `train:` selects.
+        parameters: the number of trained parameters, before and after.
     """
 
     added: tuple[Site, ...]
@@ -53,7 +53,7 @@ class PlanDiff:
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.trained or self.untrained)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         before, after = self.parameters
         return {
@@ -101,17 +101,17 @@ def diff(before: PlanData, after: PlanData) -> PlanDiff:
 
 def _differences(a: Site, b: Site) -> dict[str, Change]:
     """Form, tuner, its fields, what it reads and changes, and its parameters."""
-    one_kind = a.tuner == b.tuner  # the fields of two kinds of tuner say nothing of one another
+    one_kind = a.tuner == b.tuner  # the fields of two kinds of tuner are not comparable
     first, second = (_settings(site, fields=one_kind) for site in (a, b))
     found = {k: (first.get(k), second.get(k)) for k in {**first, **second} if first.get(k) != second.get(k)}
     for key, nodes in (("source", ([a.source], [b.source])), ("target", (a.targets, b.targets))):
         names = tuple([n.name for n in side] for side in nodes)
-        if key not in found and names[0] != names[1]:  # one capture, which the pattern finds at another value
+        if key not in found and names[0] != names[1]:  # the pattern finds the capture at another value
             found[key] = (names[0], names[1])
     return found
 
 
-def _settings(site: Site, *, fields: bool) -> dict[str, Any]:
+def _settings(site: Site, *, fields: bool) -> dict[str, object]:
     config = site.config.model_dump(exclude={"kind"}) if fields else {}
     own = {"form": site.form, "tuner": site.tuner, **config, "reads": site.reads, "writes": site.writes}
     ports = {"source": site.build_from.source.name, "target": site.build_from.target.name}
@@ -123,7 +123,7 @@ def _changes(changes: Mapping[str, Change]) -> str:
     return ", ".join(f"{key} {_shown(a)} -> {_shown(b)}" for key, (a, b) in changes.items())
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return ", ".join(value) if isinstance(value, list) else "none" if value is None else str(value)
@@ -134,7 +134,7 @@ def _sites(sign: str, sites: Iterable[Site]) -> list[str]:
 
 
 def _grouped(sign: str, rows: Iterable[tuple[Site, str]]) -> list[str]:
-    """A line for all sites that are alike in rule, place and what is said of them."""
+    """One line per group of sites with the same rule, text and kind of path."""
     found: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for site, text in rows:
         found.setdefault((site.rule, alike(site.path), alike(text)), []).append((site.path, text))

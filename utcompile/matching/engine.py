@@ -1,14 +1,13 @@
-"""The matcher: a pattern, anchored at its last line, against the values of a captured graph.
+"""The matcher: it finds a pattern, anchored at its last line, among the values of a captured graph.
 
-Lines are solved from the anchor upwards with backtracking. Every solution is one set of bindings: a name stands for one
-value, where two layouts of the same numbers count as the same value. A solution's constraints all hold at once; an
-alternative that fails takes its bindings with it.
+Lines are solved from the anchor upwards with backtracking. Every solution is one set of bindings: a name has one value,
+and two layouts of the same numbers count as one value. All constraints of a solution hold at once; an alternative that
+fails takes its bindings with it.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import permutations
 
 from torch import fx
@@ -16,55 +15,17 @@ from torch import fx
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView, describe, is_state, tensor, value_of
 from utcompile.matching.kin import Kin, kin
+from utcompile.matching.parts import parts_of
 from utcompile.matching.tails import Tails
+from utcompile.matching.trace import Trace
 from utcompile.ops import Trait, having, words
 from utcompile.rules import CLASSES, Call, Expression, Head, Name, Path, Pattern, Spelling, Step
 
 Bindings = dict[str, fx.Node]
-Holds = Callable[[Bindings], bool]
 
 CAP = 2_000_000  # attempts for one rule; ViT-B/16 under every shipped rule needs fewer than 20,000
 _COMMUTATIVE = having(Trait.COMMUTATIVE)
 _PLAIN = words(CLASSES)  # heads that one node's classes answer
-
-
-class Trace:
-    """The furthest that a pattern came at one place; `explain` and the message of an unmet `expect` render it."""
-
-    def __init__(self) -> None:
-        self.steps_left = 10**9
-        self.calls_left = 10**9
-        self.kin = Kin.NONE
-        self.line = ""
-        self.node: fx.Node | None = None
-        self.reason = ""
-        self.call: Call | None = None  # of the pattern, that the node is not
-        self.fix: str | None = None
-
-    @property
-    def distance(self) -> tuple[int, int, Kin]:
-        """How far from a match: the lines left, the calls left in the line, and how unlike the node is."""
-        return self.steps_left, self.calls_left, self.kin
-
-    def note(self, steps_left: int, step: Step, node: fx.Node, reason: str, call: Call | None, kin: Kin) -> None:
-        """Keep the deepest failure; of equally deep ones, the first."""
-        calls_left = calls_in(call) if call is not None else 0
-        if (steps_left, calls_left, kin) < self.distance:
-            self.steps_left, self.calls_left, self.kin, self.call = steps_left, calls_left, kin, call
-            self.line, self.node, self.reason = step.text, node, reason
-
-    def constraint(self, line: str, node: fx.Node, reason: str, fix: str | None = None) -> None:
-        """The whole pattern matched, and a constraint of the rule failed: nothing comes nearer."""
-        if self.steps_left >= 0:
-            self.steps_left, self.calls_left, self.kin, self.call = -1, 0, Kin.SAME, None
-            self.line, self.node, self.reason, self.fix = line, node, reason, fix
-
-
-def calls_in(expression: Expression) -> int:
-    """How many operations an expression calls."""
-    if isinstance(expression, Call):
-        return 1 + sum(map(calls_in, expression.arguments))
-    return 1 + calls_in(expression.source) if isinstance(expression, Path) else 0
 
 
 class Engine:
@@ -72,7 +33,7 @@ class Engine:
 
     Args:
         view: the graph.
-        library: the named patterns that may stand for an operation.
+        library: the named patterns, which may be called like operations.
     """
 
     def __init__(self, view: GraphView, library: Mapping[str, Pattern]) -> None:
@@ -83,16 +44,16 @@ class Engine:
         self._solved: dict[tuple[str, fx.Node], tuple[Bindings, ...]] = {}
         self._current: tuple[int, Step] | None = None
         self._kept: dict[tuple[str, fx.Node], _Replayed] = {}
-        # by identity, for patterns are compared as long texts: whether a spelling can be found, what a name must be
+        # by identity, because comparing patterns compares long texts
         self._possible: dict[int, bool] = {}
         self._needs: dict[int, frozenset[str]] = {}
 
     def start(self) -> None:
-        """Begin a new rule: its count of attempts starts at zero."""
+        """Begin a new rule: the count of attempts starts at zero."""
         self._attempts = 0
 
     def again(self) -> Engine:
-        """The engine for another match, with what it found of its named patterns; patterns of rules are forgotten."""
+        """The engine for another match: solutions of named patterns are kept, those of rules are forgotten."""
         self.trace, self._current = None, None
         self._possible, self._needs = {}, {}
         return self
@@ -100,7 +61,7 @@ class Engine:
     # --- anchors ------------------------------------------------------------------------------------------------
 
     def anchors(self, pattern: Pattern) -> list[fx.Node]:
-        """The nodes where a pattern's last line can stand, in graph order."""
+        """The nodes that can be the last line of a pattern, in graph order."""
         found = {n for s in pattern.spellings for n in self._ends(s.steps[-1].value, s)}
         return sorted(found, key=self.view.position.__getitem__)
 
@@ -125,7 +86,7 @@ class Engine:
         return found
 
     def is_a(self, head: Head, node: fx.Node) -> bool:
-        """Whether a node is an operation of one name or class, with the attributes that the pattern wants."""
+        """Whether a node is an operation of one name or class, with the attributes of the pattern."""
         found = self.view.operations[node].attributes
         return head.name in self.view.classes[node] and all(
             same_attribute(found.get(k), v) for k, v in head.attributes.items()
@@ -136,7 +97,7 @@ class Engine:
     def solve(self, pattern: Pattern, anchor: fx.Node) -> Iterator[Bindings]:
         """Every way to read a pattern at an anchor, the preferred alternatives first.
 
-        What was found of a named pattern is kept for the rules after it; with a trace everything is tried again.
+        The solutions of a named pattern are kept for later rules; with a trace everything is tried again.
         """
         if self.trace is not None or self.library.get(pattern.name) is not pattern:
             yield from self._solve(pattern, anchor)
@@ -153,7 +114,7 @@ class Engine:
             yield from self._steps(spelling, len(spelling.steps) - 1, {last.targets[0]: anchor})
 
     def _is_possible(self, spelling: Spelling) -> bool:
-        """Whether the graph has an operation for each call that must be there; notes what each name must be."""
+        """Whether the graph has an operation for each required call; notes the classes that each name needs."""
         known = self._possible.get(id(spelling))
         if known is None:
             known = self._possible[id(spelling)] = all(self._occurs(step.value) for step in spelling.steps)
@@ -175,7 +136,7 @@ class Engine:
         return head.name not in _PLAIN or bool(self.view.by_class.get(head.name))
 
     def _needed(self, expression: Expression) -> frozenset[str]:
-        """The classes of which a line's operation must have one; empty where nothing can be said."""
+        """The classes of which a line's operation must have one; empty where that is unknown."""
         if not isinstance(expression, Call) or any(h.name not in _PLAIN for h in expression.heads):
             return frozenset()
         return frozenset(h.name for h in expression.heads)
@@ -198,7 +159,7 @@ class Engine:
             yield {**bound, target: node}
 
     def _expression(self, expression: Expression, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
-        """Ways in which `node` is the value of an expression, with the node that ends it."""
+        """Every way in which `node` is the value of an expression, with the node that ends it."""
         self._attempts += 1
         if self._attempts > CAP:
             raise UtcError(
@@ -234,25 +195,33 @@ class Engine:
 
     def _call(self, head: Head, call: Call, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
         if head.is_skip:
-            if not any(self._present(h, node) for h in call.heads[:-1]):  # a present norm is always taken
+            if not any(self._present(h, node) for h in call.heads[:-1]):  # a norm that is there is always taken
                 yield from self._expression(call.arguments[0], node, env)
         elif head.name in self.library:
             yield from self._named(head, call, node, env)
         elif head.name in Tails.words:
-            walk = self.tails.walk(head.name, node)
-            if head.name == "block_end" and self._ffn_follows(node):
-                walk = ()
-            if not walk:
-                self._miss(node, self.tails.missed(head.name), call)
-            for source in walk:
-                for bound, _ in self._expression(call.arguments[0], source, env):
-                    if len(call.arguments) == 1:
-                        yield bound, node
-                    elif node in self.tails.branches:  # branch_tail(c, x): x is what the branch is added to
-                        for added, _ in self._expression(call.arguments[1], self.tails.branches[node], bound):
-                            yield added, node
+            yield from self._tail(head.name, call, node, env)
         else:
             yield from self._operation(head, call, node, env)
+
+    def _tail(self, word: str, call: Call, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        """A structural word: its operand is one of the values from which its way to the node begins."""
+        walk = self.tails.walk(word, node)
+        if word == "block_end" and self._ffn_follows(node):
+            walk = ()
+        if not walk:
+            self._miss(node, self.tails.missed(word), call)
+        for source in walk:
+            for bound, _ in self._expression(call.arguments[0], source, env):
+                yield from self._added_to(call, node, bound)
+
+    def _added_to(self, call: Call, node: fx.Node, env: Bindings) -> Iterator[tuple[Bindings, fx.Node]]:
+        """The second operand of a word, if it has one: in `branch_tail(c, x)`, the branch is added to x."""
+        if len(call.arguments) == 1:
+            yield env, node
+        elif node in self.tails.branches:
+            for added, _ in self._expression(call.arguments[1], self.tails.branches[node], env):
+                yield added, node
 
     def _ffn_follows(self, node: fx.Node) -> bool:
         """Whether the next branch that is added to a value is a feed-forward network that reads it."""
@@ -265,7 +234,7 @@ class Engine:
         )
 
     def _present(self, head: Head, node: fx.Node) -> bool:
-        """Whether an alternative before `skip` stands here."""
+        """Whether an alternative before `skip` is here."""
         if head.name in self.library:
             return any(self._solutions(head.name, n) for n in self.view.layout_chain(node))
         return any(self.is_a(head, n) for n in self.view.layout_chain(node))
@@ -274,20 +243,22 @@ class Engine:
         candidates = [n for n in self.view.layout_chain(node) if head.name in self.view.classes[n]]
         if not candidates:
             inner = self.view.without_layout(node)
-            self._miss(inner, f"the pattern wants {call.text}, and this is {named(inner, self.view)}", call)
+            self._miss(inner, f"the pattern needs {call.text}, and this is {named(inner, self.view)}", call)
         for candidate in candidates:
             op = self.view.operations[candidate]
             wrong = next((a for a, v in head.attributes.items() if not same_attribute(op.attributes.get(a), v)), None)
             if wrong is not None:
                 self._miss(
                     candidate,
-                    f"the pattern wants {wrong}={head.attributes[wrong]!r}, and it is {op.attributes.get(wrong)!r}",
+                    f"the pattern needs {wrong}={head.attributes[wrong]!r}, and it is {op.attributes.get(wrong)!r}",
                     call,
                 )
                 continue
             if len(call.arguments) > len(op.inputs):
                 self._miss(
-                    candidate, f"the pattern wants {len(call.arguments)} operands, and it reads {len(op.inputs)}", call
+                    candidate,
+                    f"the pattern has {len(call.arguments)} operands, and the operation reads {len(op.inputs)}",
+                    call,
                 )
                 continue
             orders = permutations(op.inputs, len(call.arguments)) if op.name in _COMMUTATIVE else (op.inputs,)
@@ -349,10 +320,10 @@ class Engine:
         call = step.value
         assert isinstance(call, Call)
         bound = [env[t] for t in step.targets if t in env]
-        parts = [_parts(self.view, node) for node in bound]
+        parts = [parts_of(self.view, node) for node in bound]
         sources = [s for s in parts[0] if all(s in found for found in parts[1:])]
         if not sources:
-            self._miss(bound[0], f"the pattern wants the parts of one value in {step.text!r}", call)
+            self._miss(bound[0], f"the pattern needs the parts of one value in {step.text!r}", call)
             return
         for source in sources:
             ranks = [found[source] for found in parts]
@@ -369,7 +340,7 @@ class Engine:
 
 
 class _Replayed:
-    """The items of an iterator, each computed once, when it is first asked for."""
+    """The items of an iterator, each computed once, when it is first needed."""
 
     def __init__(self, source: Iterator[Bindings]) -> None:
         self._source, self._found = source, list[Bindings]()
@@ -395,53 +366,17 @@ def _names(expression: Expression) -> Iterator[Name]:
             yield from _names(inner)
 
 
-def _parts(view: GraphView, node: fx.Node) -> dict[fx.Node, int]:
-    """The values that a node is a part of, the nearest first, and the part's rank in each: a crop is a part too."""
-    found: dict[fx.Node, int] = {}
-    for current in view.layout_chain(node):
-        op = view.operations[current]
-        if op.name != "getitem" or "index" not in op.attributes or not isinstance(current.args[0], fx.Node):
-            continue
-        source, index = current.args[0], op.attributes["index"]
-        split = view.operations[source]
-        if split.name != "split":
-            found[source] = _start(index)
-        elif split.inputs:
-            found[split.inputs[0]] = int(index)
-    return found
-
-
-def _start(index: object) -> int:
-    """Where an index begins: its first integer, or the start of its first slice that has one.
-
-    Those that count from the end come after the others: Falcon reads `[..., :-2, :]`, then `[..., [-2], :]`.
-    """
-    found = _first(index)
-    return found if found >= 0 else sys.maxsize + found
-
-
-def _first(index: object) -> int:
-    for part in index if isinstance(index, tuple) else (index,):
-        if isinstance(part, list) and len(part) == 1:
-            (part,) = part
-        if isinstance(part, int) and not isinstance(part, bool):
-            return part
-        if isinstance(part, slice) and isinstance(part.start, int):
-            return part.start
-    return 0
-
-
-def same_attribute(found: object, wanted: object) -> bool:
-    """Attributes compare as numbers; `stride=2` holds for `(2, 2)`."""
-    if isinstance(found, (tuple, list)) and not isinstance(wanted, (tuple, list)):
-        return all(f == wanted for f in found)
-    if isinstance(found, (tuple, list)) and isinstance(wanted, (tuple, list)):
-        return tuple(found) == tuple(wanted)
-    return found == wanted
+def same_attribute(found: object, needed: object) -> bool:
+    """Whether attributes are equal as numbers; `stride=2` is equal to `(2, 2)`."""
+    if isinstance(found, (tuple, list)) and not isinstance(needed, (tuple, list)):
+        return all(f == needed for f in found)
+    if isinstance(found, (tuple, list)) and isinstance(needed, (tuple, list)):
+        return tuple(found) == tuple(needed)
+    return found == needed
 
 
 def named(node: fx.Node, view: GraphView) -> str:
-    """What a node is, in a word or two."""
+    """The operation of a node, in a word or two."""
     name = view.operations[node].name
     return {"placeholder": "an input of the model", "get_attr": "a parameter or constant"}.get(name, name)
 

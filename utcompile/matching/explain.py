@@ -1,37 +1,36 @@
-"""Why a rule did not match: the deepest pattern line reached, the node it failed at, and the values that failed."""
+"""Why a rule did not match: the deepest pattern line that was reached, the node at which it failed, and the values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.graph import GraphView
 from utcompile.matching.places import nearest_path, places
 from utcompile.matching.sites import Site
-from utcompile.matching.text import alike, counted, groups, listed, run
+from utcompile.matching.trace import Whole
 from utcompile.rules import Rule, RuleSet
+from utcompile.text import alike, counted, groups, listed, run
 
-_LEFT_OUT = -2
 _OPTIONAL = "set `expect: {optional: true}`"
 _SHOWN = 5  # misses of a rule that found nothing, or at one place; of another rule, two
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A place where a rule's pattern came some way and failed; without a node, why it could begin nowhere.
+    """A place where a rule's pattern failed; without a node, the reason why the pattern could begin nowhere.
 
     Attributes:
         rule: the rule's name.
-        path: the module path of the node it failed at.
-        distance: how far it was from a match: pattern lines still to be read (-1 for a constraint, -2 for a match that
-            was left out), calls of the line still to be read, and how unlike the node is.
+        path: the module path of the node at which it failed.
+        distance: the distance to a match: pattern lines still to be read, or a `Whole`; calls of the line still to be
+            read; and how unlike the node is.
         line: the pattern line, `h = pointwise(n)`.
         node: the node, with its source line.
-        reason: what the pattern wanted, and what is there.
-        fix: what to do about it, where that is known.
+        reason: what the pattern needs, and what the node is.
+        fix: how to change the rule, where that is known.
     """
 
     rule: str
@@ -47,7 +46,7 @@ class Miss:
 
     def failed(self, node: str) -> str:
         """The pattern line, and the node."""
-        return f"`{self.line}` {'leaves out' if self.distance[0] == _LEFT_OUT else 'fails at'} {node}"
+        return f"`{self.line}` {'leaves out' if self.distance[0] == Whole.LEFT_OUT else 'fails at'} {node}"
 
     @property
     def short_node(self) -> str:
@@ -68,7 +67,7 @@ class Near:
     def __str__(self) -> str:
         return f"{self.miss}{f' (and {len(self.others)} more like it)' if self.others else ''}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("path", "line", "node", "reason", "fix")
         return {**{k: getattr(self.miss, k) for k in keys}, "alike": list(self.others)}
@@ -76,30 +75,30 @@ class Near:
 
 @dataclass(frozen=True)
 class RuleExplanation:
-    """What one rule found, and its nearest misses, the nearest first."""
+    """The sites of one rule, and its nearest misses, the nearest first."""
 
     rule: str
     sites: tuple[Site, ...]
     near: tuple[Near, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"rule": self.rule, "sites": [s.id for s in self.sites], "near": [n.to_dict() for n in self.near]}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each rule of a plan found, and where it nearly matched.
+    """The sites of each rule of a plan, and where it nearly matched.
 
     Attributes:
         rules: in file order.
-        path: the module path it is about; None for the whole model.
+        path: the explained module path; None for the whole model.
     """
 
     rules: tuple[RuleExplanation, ...]
     path: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"path": self.path, "rules": [rule.to_dict() for rule in self.rules]}
 
@@ -113,11 +112,11 @@ class Explanation:
         for near in rule.near:
             yield from _missed(near)
         if not rule.sites and not rule.near:
-            yield "  - nothing here ends in what it looks for"
+            yield "  - no operation here can be the last line of its pattern"
 
 
 def nearest(misses: Iterable[Miss], rule: str, count: int, path: str | None = None) -> list[Near]:
-    """The misses of a rule that came furthest; copies of one block count once."""
+    """The nearest misses of a rule; copies of one block count once."""
     found: dict[tuple[object, ...], list[Miss]] = {}
     mine = (m for m in misses if m.rule == rule and (path is None or not m.node or _under(m.path, path)))
     for miss in sorted(dict.fromkeys(mine), key=lambda m: m.distance):
@@ -146,9 +145,12 @@ def explain(sites: Sequence[Site], ruleset: RuleSet, misses: Misses, view: Graph
 
 
 def too_few(near: Sequence[Near], *, found: bool) -> tuple[str, str]:
-    """Why a rule found less than it expects, by its nearest misses, and what to do."""
+    """Why a rule has fewer sites than it expects, by its nearest misses, and how to fix it."""
     if not near:
-        return "it matches wherever it could begin", "expect fewer, or write another rule for what it should find"
+        return (
+            "every operation that could be the pattern's last line already matches",
+            "expect fewer sites, or write another rule",
+        )
     why = "; next: ".join(map(str, near))
     general = f"run `utcompile explain` with this rule, or {'adjust `expect:`' if found else _OPTIONAL}"
     hint = near[0].miss.fix
@@ -156,7 +158,7 @@ def too_few(near: Sequence[Near], *, found: bool) -> tuple[str, str]:
 
 
 def too_many(rule: Rule, paths: Sequence[str], most: int) -> tuple[str, str]:
-    """Where a rule found more than it expects, and how to narrow it."""
+    """Where a rule has more sites than it expects, and how to narrow it."""
     by_kind = groups(paths)
     fixes = []
     for kind, all_ in by_kind.items():

@@ -1,13 +1,13 @@
-"""Whether a tuner fits its site, and how many parameters it has: one built on the meta device tells.
+"""Whether a tuner fits its site, and how many parameters it has, found by building it on the meta device.
 
-Repeated blocks are alike in all that a tuner is built from, so one of them is tried and stands for the others.
+The sites of repeated blocks are equal in everything that a tuner is built from, so one of them is tried for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
@@ -22,11 +22,11 @@ _SMALLER = "give it smaller sizes"
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is known of a tuner before it is built.
+    """The facts of a tuner before it is built.
 
     Attributes:
-        parameters: how many it has.
-        how: of a weight tuner, `branch` or `reparametrised`.
+        parameters: the number of its parameters.
+        how: for a weight tuner, `branch` or `reparametrised`.
     """
 
     parameters: int
@@ -34,26 +34,29 @@ class Fitted:
 
 
 class Fitting:
-    """What tuners are by class, config and site, each kind of site tried once."""
+    """The facts of tuners by class, config and site; each kind of site is tried once."""
 
     def __init__(self) -> None:
-        self._fitted: dict[Hashable, Fitted] = {}
+        self._fitted: dict[tuple[object, ...], Fitted] = {}
+        self._texts: dict[int, tuple[TunerConfig, str]] = {}  # by identity: writing a config out takes long
 
     def fit(self, config: TunerConfig, site: TunerSite) -> Fitted:
         """Try a tuner at a site.
 
         Raises:
-            UtcError: it cannot be inserted in that form, does not fit the site, or yields another shape than is wanted.
+            UtcError: the tuner cannot be inserted in that form, does not fit the site, or yields a wrong shape.
         """
-        cls: Any = tuner_class(config.kind)
-        key = (cls, type(config), str(config), *site_key(site))
+        if id(config) not in self._texts:
+            self._texts[id(config)] = config, str(config)
+        _, text = self._texts[id(config)]
+        key: tuple[object, ...] = (tuner_class(config.kind), type(config), text, *site_key(site))
         if key not in self._fitted:
             self._fitted[key] = _tried(config, site)
         return self._fitted[key]
 
 
 def check_form(config: TunerConfig, site: TunerSite) -> None:
-    """Raise where a tuner is not made for a site's form."""
+    """Refuse a tuner that is not made for the form of a site."""
     cls = tuner_class(config.kind)
     if not site.takes(cls.forms, cls.reads_stream):
         what = f"a {config.kind} tuner cannot be inserted as '{site.form}'"
@@ -65,19 +68,19 @@ def _tried(config: TunerConfig, site: TunerSite) -> Fitted:
     tuner = _on_meta(tuner_class(config.kind), config, site)
     if isinstance(site, ValueSite):
         for batch in (2, 3):
-            given, wanted = site.source.value.sizes(batch), site.target.value.sizes(batch)
+            given, needed = site.source.value.sizes(batch), site.target.value.sizes(batch)
             with torch.no_grad():
                 found = tuple(tuner(torch.empty(given, device="meta", dtype=torch.get_default_dtype())).shape)
-            if found != wanted:
+            if found != needed:
                 raise UtcError(
-                    f"the tuner yields {list(found)} where {list(wanted)} is wanted, at batch {batch}",
+                    f"the tuner yields {list(found)} where {list(needed)} is needed, at batch {batch}",
                     fix="choose captures of matching shapes",
                 )
     return Fitted(sum(p.numel() for p in tuner.parameters()), tuner.how)
 
 
 def _on_meta(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
-    """A tuner without memory, of a size that can have some."""
+    """A tuner on the meta device, of a size that fits in memory."""
     try:
         with torch.device("meta"):
             tuner = build_tuner(cls, config, site)
@@ -88,29 +91,29 @@ def _on_meta(cls: type[Tuner], config: TunerConfig, site: TunerSite) -> Tuner:
     count = sum(p.numel() for p in tuner.parameters())
     if count > _MOST:
         raise UtcError(
-            f"the {config.kind} tuner has {count:,} parameters", why=f"at most {_MOST:,} are made", fix=_SMALLER
+            f"the {config.kind} tuner has {count:,} parameters", why=f"at most {_MOST:,} are allowed", fix=_SMALLER
         )
     return tuner
 
 
 def site_key(site: TunerSite) -> tuple[Hashable, ...]:
-    """All of a site that a tuner may be built from, the names of parameters and nodes aside."""
+    """Everything of a site from which a tuner may be built, except the names of parameters and nodes."""
     given = ((f.name, _key(getattr(site, f.name))) for f in fields(site) if f.name != "shared")
     return type(site), *given
 
 
-def _key(value: Any) -> Hashable:
+def _key(value: object) -> Hashable:
     match value:
         case Port():
-            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid
+            return value.name, value.channel_axis, value.value.shape, value.value.dtype, value.grid, value.windows
         case Operation():
-            return value.name, str(_without_nodes(value.attributes)), tuple(value.parameters), len(value.inputs)
+            return value.name, _attributes(value), tuple(value.parameters), len(value.inputs)
         case Mapping():
             return tuple((name, _key(part)) for name, part in value.items())
     found: Hashable = value
     return found
 
 
-def _without_nodes(attributes: Mapping[str, Any]) -> Any:
-    """Attributes in which every value of the graph is the same word: its name says nothing of what it is."""
-    return fx.node.map_arg(dict(attributes), lambda node: "node")
+def _attributes(operation: Operation) -> str:
+    """The attributes of an operation, with one word for every value of the graph, whose name does not matter."""
+    return str(fx.node.map_arg(dict(operation.attributes), lambda node: "node"))

@@ -1,4 +1,4 @@
-"""The grid behind a row of tokens: the feature map that was flattened into it, read off the graph."""
+"""The grid behind a row of tokens: the feature map that was flattened into it, found in the graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utcompile.ops import Trait, having
 
 Grid = tuple[int, int]
 _KNOWN: WeakKeyDictionary[GraphView, dict[fx.Node, tuple[Grid, ...]]] = WeakKeyDictionary()
-_MOST_EXTRA = 16  # class, distillation and register tokens beside the patches
+_MOST_EXTRA = 16  # class, distillation and register tokens in front of the patches
 _MAKES = having(Trait.LAYER | Trait.POOL | Trait.RESAMPLE)
 
 
@@ -43,7 +43,7 @@ def _grids(view: GraphView) -> dict[fx.Node, tuple[Grid, ...]]:
 
 
 def _own(node: fx.Node, view: GraphView) -> Grid | None:
-    """The size of a feature map, `(B, C, H, W)` or `(B, H, W, C)`; windows are none, for they are more than B."""
+    """The size of a feature map, `(B, C, H, W)` or `(B, H, W, C)`. Windows do not count: they are more than B."""
     value, name = value_of(node), view.operations[node].name
     if value is None or value.rank != 4 or (name not in _MAKES and name != "add"):
         return None

@@ -1,4 +1,4 @@
-"""What to do about a near miss: a hint for each mistake that people make.
+"""Hints for near misses: how to fix each of the common mistakes.
 
 1. A wrong operation of the right class: `relu` where the model has `gelu`.
 2. A step that some models lack: `norm(x)` where there is none.
@@ -23,10 +23,10 @@ from torch.nn.utils.rnn import PackedSequence
 from utcompile.errors import did_you_mean
 from utcompile.graph import Frame, GraphView, info, is_state, module_operation, place_of, tensor, value_of
 from utcompile.matching.conditions import within
-from utcompile.matching.engine import Bindings, Trace, same_attribute
+from utcompile.matching.engine import Bindings, same_attribute
 from utcompile.matching.kin import FAMILIES, families
 from utcompile.matching.places import nearest_path, places, wider_glob
-from utcompile.matching.text import listed
+from utcompile.matching.trace import Trace
 from utcompile.rules import (
     Attribute,
     Call,
@@ -43,23 +43,24 @@ from utcompile.rules import (
     Scope,
     glob_match,
 )
+from utcompile.text import listed
 
-_BETWEEN = ("norm", "dropout", "activation")  # what models put between two layers
-_OPTIONAL = frozenset(("norm", "dropout"))  # and what some leave out
-_NEAR = 3  # operations that may stand in between
+_BETWEEN = ("norm", "dropout", "activation")  # operations that models put between two layers
+_OPTIONAL = frozenset(("norm", "dropout"))  # operations that some models leave out
+_NEAR = 3  # operations that may be in between
 
 
 def hint(trace: Trace, view: GraphView) -> str | None:
-    """What to do about the furthest failure at one place."""
+    """How to fix the nearest miss at one place."""
     if trace.steps_left < 0 or trace.node is None:
         return trace.fix
     if trace.call is None:  # case 6
-        return "a name stands for one value: give the second another name, if it may differ"
+        return "a name has one value: if the second value may differ, give it another name"
     return operation_hint(trace.call, trace.node, view)
 
 
 def operation_hint(call: Call, node: fx.Node, view: GraphView) -> str | None:
-    """What to write instead of a call, for a node that it does not match."""
+    """The text to write instead of a call that does not match a node."""
     op, classes = view.operations[node], view.classes[node]
     for head in call.heads:
         if head.name in classes and head.attributes:  # case 4
@@ -68,16 +69,16 @@ def operation_hint(call: Call, node: fx.Node, view: GraphView) -> str | None:
             return why
     names = [head.name for head in call.heads if not head.is_skip]
     operands = call.text.partition("(")[2] if len(call.heads) == 1 else call.text.rpartition(")(")[2]
-    wanted = {family for name in names for family in families(name)}
-    shared = next((f for f in FAMILIES if f in wanted & classes), None)
+    match = {family for name in names for family in families(name)}
+    shared = next((f for f in FAMILIES if f in match & classes), None)
     if shared is not None and shared not in names:  # case 1
         exact = op.name if len(names) == 1 else f"({' | '.join([*names, op.name])})"
         return f"write {exact}({operands}, or {shared}({operands} for any {shared}"
     between = next((c for c in _BETWEEN if c in classes), None)
     if between and _soon(call.heads, node, view):  # case 3
-        return f"a {op.name} follows it here: allow for that with ({between} | skip)({call.text})"
-    if len(call.heads) == 1 and wanted & _OPTIONAL:  # case 2
-        return f"where there may be none, write ({names[0]} | skip)({operands}"
+        return f"a {op.name} follows here: allow it with ({between} | skip)({call.text})"
+    if len(call.heads) == 1 and match & _OPTIONAL:  # case 2
+        return f"if it may be missing, write ({names[0]} | skip)({operands}"
     return None
 
 
@@ -126,14 +127,14 @@ def _soon(heads: Sequence[Head], node: fx.Node, view: GraphView) -> bool:
 
 
 def unknown(comparison: Comparison, env: Bindings, view: GraphView) -> tuple[str, str | None]:
-    """Which operands of a failed comparison are unknown and why; what to do about it."""
+    """The unknown operands of a failed comparison with the reasons, and how to fix them."""
     reasons, fix = [], None
     for attribute in _attributes(comparison.operands):
         node = env[attribute.capture]
         inner = view.without_layout(node)
         op, name = view.operations[inner], f"{attribute.capture}.{'.'.join(attribute.path)}"
         if attribute.path == ("channels",) and view.channels(node) is None:
-            why = "no operation that makes or reads it says which axis holds the channels"
+            why = "no operation that makes or reads the value shows which axis has the channels"
             reasons.append(f"{name} is unknown: {tensor(node)} is made by {op.name}, and {why}")
             fix = (
                 f"compare {attribute.capture}.shape or {attribute.capture}.rank, or a value that a layer or norm makes"
@@ -162,11 +163,11 @@ def _attributes(operands: Iterable[Operand]) -> list[Attribute]:
 
 
 def scope_hint(scope: Scope, frames: Sequence[Frame], env: Bindings, view: GraphView) -> tuple[str, str | None]:
-    """Why a scope does not enclose a match, where there is more to say than where the match is; what to do."""
+    """Why a scope does not enclose a match, if that is more than the place of the match, and how to fix it."""
     partly = sorted(name for name, node in env.items() if within(scope, view.frames(node)))
     if partly:
         what = scope.module or scope.cls
-        return f"only {', '.join(partly)} of it in {what}", "name a call that encloses the whole match"
+        return f"only {', '.join(partly)} of it in {what}", "name a module whose call encloses the whole match"
     every = places(view)
     of_class = [p for p, cls in every.items() if scope.cls is None or glob_match(scope.cls, cls)]
     by_path = [p for p in every if scope.module is None or glob_match(scope.module, p)]
@@ -180,7 +181,7 @@ def scope_hint(scope: Scope, frames: Sequence[Frame], env: Bindings, view: Graph
     if not by_path:
         return f"no module of the model matches {scope.module!r}", fix
     classes = listed(sorted({every[p] for p in by_path}))
-    return f"what {scope.module!r} matches is of class {classes}, not {scope.cls}", fix
+    return f"the modules that {scope.module!r} matches are of class {classes}, not {scope.cls}", fix
 
 
 def _class_fix(glob: str, classes: Iterable[str]) -> str:
@@ -188,51 +189,51 @@ def _class_fix(glob: str, classes: Iterable[str]) -> str:
 
 
 def absent(rule: Rule, view: GraphView) -> tuple[str, str | None]:
-    """Why a rule has not one place where it could begin to match."""
-    wanted = rule.match
-    if packed := _reads_packed(wanted, view):
+    """Why no operation of the graph can be the last line of the rule's pattern."""
+    match = rule.match
+    if packed := _reads_packed(match, view):
         return packed
-    if isinstance(wanted, MatchModule):
-        why, fix = scope_hint(Scope(wanted.module, wanted.cls), (), {}, view)
-        return (why, fix) if why else ("such modules are never called", None)
-    if isinstance(wanted, MatchParameter):
+    if isinstance(match, MatchModule):
+        why, fix = scope_hint(Scope(match.module, match.cls), (), {}, view)
+        return (why, fix) if why else ("the model never calls such modules", None)
+    if isinstance(match, MatchParameter):
         names = list(view.parameters)
         read = [str(n.target) for n in view.nodes if n.op == "get_attr" and is_state(n) and str(n.target) in names]
-        owned = [n for n in names if glob_match(wanted.parameter, n)]
+        owned = [n for n in names if glob_match(match.parameter, n)]
         if owned:
-            why = f"{listed(owned)}: these belong to a layer, and match: {{parameter: …}} is for those that none owns"
+            why = f"{listed(owned)} belong to layers, and match: {{parameter: …}} is for parameters that no layer owns"
             return why, "match the layer, as {op: …} or {module: …}, and tune its weight"
-        found = wider_glob(wanted.parameter, read)
+        found = wider_glob(match.parameter, read)
         has = f"; parameters that no layer owns: {listed(read)}" if read else "; the model has none that no layer owns"
         return f"no such parameter{has}", f"write parameter: {found!r}" if found else None
-    heads = wanted.heads if isinstance(wanted, MatchOperation) else _last_heads(wanted)
+    heads = match.heads if isinstance(match, MatchOperation) else _last_heads(match)
     return _no_operation(heads, view)
 
 
-def _reads_packed(wanted: object, view: GraphView) -> tuple[str, str] | None:
-    """A recurrent layer that reads a PackedSequence is there, and no rule finds it."""
+def _reads_packed(match: object, view: GraphView) -> tuple[str, str] | None:
+    """The hint for a recurrent layer that reads a PackedSequence, which no rule matches."""
     for node in view.nodes:
         layer = view.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, nn.RNNBase) or all(n.target is not PackedSequence for n in node.all_input_nodes):
             continue
         path, name = str(node.target), module_operation(layer)[0]
-        if isinstance(wanted, MatchModule):
-            is_meant = within(Scope(wanted.module, wanted.cls), [Frame(path, type(layer).__name__)])
+        if isinstance(match, MatchModule):
+            is_meant = within(Scope(match.module, match.cls), [Frame(path, type(layer).__name__)])
         else:
-            is_meant = isinstance(wanted, MatchOperation) and any(name == h.name for h in wanted.heads)
+            is_meant = isinstance(match, MatchOperation) and any(name == h.name for h in match.heads)
         if is_meant:
-            why = f"the {name} at {path} reads a PackedSequence, which is no tensor: its weights cannot be tuned"
-            return why, "tune the layers before and after it, or let it read a padded batch"
+            why = f"the {name} at {path} reads a PackedSequence, not a tensor: its weights cannot be tuned"
+            return why, "tune the layers before and after it, or give it a padded batch"
     return None
 
 
-def _last_heads(wanted: MatchPattern) -> tuple[Head, ...]:
-    values = [spelling.steps[-1].value for spelling in wanted.pattern.spellings]
+def _last_heads(match: MatchPattern) -> tuple[Head, ...]:
+    values = [spelling.steps[-1].value for spelling in match.pattern.spellings]
     return tuple(head for value in values if isinstance(value, Call) for head in value.heads)
 
 
 def unlisted(rule: Rule, taken: Sequence[Bindings], view: GraphView) -> tuple[str, str] | None:
-    """Which paths of a list in `where:` have no match, and what to write instead (case 10)."""
+    """The paths of a list in `where:` that have no match, and the text to write instead (case 10)."""
     for comparison in rule.where:
         left, *others = comparison.operands
         if not isinstance(left, Attribute) or left.path != ("path",) or comparison.operators != ("in",):
@@ -243,7 +244,7 @@ def unlisted(rule: Rule, taken: Sequence[Bindings], view: GraphView) -> tuple[st
         if missing:
             known = places(view)
             absent = [p for p in missing if p not in known]
-            fix = nearest_path(absent[0], known) if absent else "see `utcompile inspect` for what is computed there"
+            fix = nearest_path(absent[0], known) if absent else "run `utcompile inspect` to see the operations there"
             return f"nothing matches at {listed(missing)}", fix
     return None
 
@@ -251,7 +252,7 @@ def unlisted(rule: Rule, taken: Sequence[Bindings], view: GraphView) -> tuple[st
 def _no_operation(heads: Sequence[Head], view: GraphView) -> tuple[str, str | None]:
     names = list(dict.fromkeys(h.name for h in heads if not h.is_skip))
     if "branch_tail" in names:
-        return "the model has no residual addition, whose operand branch_tail is", None
+        return "the model has no residual addition, and branch_tail is an operand of one", None
     kinds = {f for name in names for f in families(name)}
     near = Counter(view.operations[n].name for f in kinds for n in view.by_class.get(f, ()))
     has = f"; it has {', '.join(f'{name} ({n})' for name, n in near.most_common(6))}" if near else ""
@@ -259,19 +260,19 @@ def _no_operation(heads: Sequence[Head], view: GraphView) -> tuple[str, str | No
     return f"the model has no {' or '.join(names) or 'such operation'}{has}", fix
 
 
-def other_attributes(wanted: MatchOperation, view: GraphView) -> list[tuple[fx.Node, str, str, str | None]]:
-    """Operations that `match: {op: …}` names, with other attributes: what was written, what differs, what to do."""
+def other_attributes(match: MatchOperation, view: GraphView) -> list[tuple[fx.Node, str, str, str | None]]:
+    """Operations that `match: {op: …}` names, with other attributes: the text, the differences, and the fix."""
     found = []
-    text = " | ".join(map(_written, wanted.heads))
-    for node in sorted({n for h in wanted.heads for n in view.by_class[h.name]}, key=view.position.__getitem__):
+    text = " | ".join(map(_written, match.heads))
+    for node in sorted({n for h in match.heads for n in view.by_class[h.name]}, key=view.position.__getitem__):
         classes, has = view.classes[node], view.operations[node].attributes
-        heads = [h for h in wanted.heads if h.name in classes]
+        heads = [h for h in match.heads if h.name in classes]
         wrong = [[k for k, v in h.attributes.items() if not same_attribute(has.get(k), v)] for h in heads]
         if value_of(node) is None or not all(wrong):
             continue
         differ = [f"{k}={heads[0].attributes[k]!r}, and it is {has.get(k)!r}" for k in wrong[0]]
         fix = operation_hint(Call(tuple(heads[:1]), (), f"{heads[0].name}()"), node, view)
-        found.append((node, f"op: {text}", f"the rule wants {', '.join(differ)}", fix))
+        found.append((node, f"op: {text}", f"the rule needs {', '.join(differ)}", fix))
     return found
 
 

@@ -1,16 +1,16 @@
-"""What a rule that found nothing could not see, or could have looked for instead."""
+"""Hints for a rule without a site: opaque modules, and the named patterns that the model has."""
 
 from __future__ import annotations
 
 from utcompile.matching.engine import Engine
-from utcompile.matching.text import listed
 from utcompile.rules import MatchPattern, Rule, library_patterns
+from utcompile.text import listed
 
 
 def instead(rule: Rule, engine: Engine) -> list[str]:
-    """Opaque modules, inside which nothing is matched; and where a named pattern was looked for, those that are here.
+    """Opaque modules, inside which nothing is matched; and for a named pattern, the other named patterns of the model.
 
-    Runs every named pattern: it is for messages.
+    For messages only, because it runs every named pattern.
     """
     said = []
     opaque = getattr(getattr(engine.view.module, "report", None), "opaque", ())
@@ -23,7 +23,7 @@ def instead(rule: Rule, engine: Engine) -> list[str]:
         found = {name: _count(name, engine) for name in library_patterns() if name != rule.match.pattern.name}
         here = [f"{n} {name}" for name, n in found.items() if n]
         if here:
-            said.append(f"of the named patterns there are here: {', '.join(here)}")
+            said.append(f"the model has these named patterns: {', '.join(here)}")
     return said
 
 

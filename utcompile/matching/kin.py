@@ -1,4 +1,4 @@
-"""How near an operation is to the one that a pattern wants: its name, its family, or neither."""
+"""How near an operation is to that of a pattern: it has its name, its family, or neither."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Kin(IntEnum):
 
 
 def kin(call: Call, node: fx.Node, view: GraphView) -> Kin:
-    """How near a node is to the operation that a call wants."""
+    """How near a node is to the operation of a call."""
     classes = view.classes[node]
     if any(head.name in classes for head in call.heads):
         return Kin.SAME
-    wanted = {family for head in call.heads for family in families(head.name)}
-    return Kin.FAMILY if wanted & classes else Kin.NONE
+    families_of_call = {family for head in call.heads for family in families(head.name)}
+    return Kin.FAMILY if families_of_call & classes else Kin.NONE
 
 
 def families(name: str) -> frozenset[str]:

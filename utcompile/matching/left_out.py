@@ -14,14 +14,14 @@ from utcompile.matching.quantised import quantised
 from utcompile.matching.sites import Site
 from utcompile.ops import Trait, having
 
-_PRODUCTS = having(Trait.PRODUCT)
+_PRODUCTS = having(Trait.PRODUCT | Trait.RECURRENT)
 
 
 def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> tuple[str, ...]:
-    """The names of the matrices that multiply a value of the graph, and are neither tuned nor trained.
+    """The names of the matrices that multiply a value of the graph or a state and are neither tuned nor trained.
 
-    Of an einsum, and of products of stacks, weights with three axes count too. Quantised weights come last. Nothing
-    where no rule tunes weights: adapters leave out all of them.
+    Of an einsum, and of products of stacks, weights with three axes count too. Quantised weights come last. Empty
+    where no rule tunes weights, because adapters tune none of them.
     """
     if not any(isinstance(site.place, WeightPlace) for site in sites):
         return ()
@@ -41,7 +41,7 @@ def left_out(sites: Sequence[Site], trained: Sequence[str], view: GraphView) -> 
 
 
 def _quantised(sites: Sequence[Site], view: GraphView) -> Iterator[str]:
-    """The names of quantised weights beside which no tuner is inserted, as in layers with their own product."""
+    """The names of quantised weights without a tuner, also in layers with their own product."""
     tuned = [site for site in sites if isinstance(site.place, WeightPlace) and not any(site.tunes.values())]
     covered = {str(n.target) for site in tuned for target in site.targets for n in stored_in(target)}
     paths = tuple(f"{site.path}." for site in tuned if site.path)
@@ -60,14 +60,14 @@ def _quantised(sites: Sequence[Site], view: GraphView) -> Iterator[str]:
 
 
 def _is_quantised(name: str, tensor: torch.Tensor | None) -> bool:
-    """Whether a tensor holds a quantised matrix; larger integers are indices."""
+    """Whether a tensor is a quantised matrix; larger integers are indices."""
     if tensor is None or tensor.dim() < 2 or tensor.dtype is torch.bool:
         return False
     return bool(quantised(name, tensor)) and (tensor.dtype.itemsize == 1 or tensor.is_floating_point())
 
 
 def _read_by(node: fx.Node, view: GraphView) -> list[str]:
-    """The parameters that a product reads, itself or through what is computed from them alone."""
+    """The parameters that a product reads, directly or through operations on parameters alone."""
     if node.op == "call_module":
         return list(view.operations[node].parameters.values())
     states = ancestors(n for n in node.all_input_nodes if is_state(n))

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import fx
 
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule, collector_paused, descendants, info
+from utcompile.graph import UtcGraphModule, collector_paused
 from utcompile.matching.engine import Bindings, Engine
 from utcompile.matching.explain import Miss, nearest, too_few, too_many
 from utcompile.matching.forms import Found
@@ -30,19 +27,19 @@ from utcompile.rules import ChainInsertion, Rule, RuleSet, library_patterns
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
-    vars: Mapping[str, Any] | None = None,
+    vars: Mapping[str, object] | None = None,
     train: Sequence[str] | None = None,
 ) -> PlanData:
-    """Find every place that a rule set speaks of.
+    """Find every site of a rule set.
 
     Args:
-        captured: a `CapturedModule`; what is indexed of it is kept with it for further matches.
+        captured: a `CapturedModule`; its index is stored with it for further matches.
         rules: a `RuleSet`, a path, a shipped name, or YAML text.
         vars: values for the rule file's `vars:`.
-        train: what is trained beside the tuners, instead of what the rules say.
+        train: what is trained in addition to the tuners, instead of the rules' `train:`.
 
     Raises:
-        UtcError: a rule is malformed, matches fewer or more places than it expects, or its tuner does not fit a place.
+        UtcError: a rule is malformed, has fewer or more sites than it expects, or its tuner does not fit a site.
     """
     ruleset = RuleSet.load(rules, vars=vars, train=train)
     index = index_of(captured)
@@ -67,7 +64,7 @@ def match(
 
 
 def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[Skipped]) -> list[Site]:
-    """The sites of a rule; `skipped` is added to where the rule passes over what refuses its tuner."""
+    """The sites of a rule; sites that refuse the tuner of a rule with `on_refusal: skip` are appended to `skipped`."""
     view = index.view
 
     def found(env: Bindings) -> Found:
@@ -80,8 +77,8 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
     result = []
     for one in places:
         ordinal = count[one.path]
-        count[one.path] += 1  # what is passed over has its number too
-        if rule.skips and _is_dead(one.env[rule.insert.target]):
+        count[one.path] += 1  # a skipped site has its number too
+        if rule.skips and one.env[rule.insert.target] not in index.used:
             skipped.append(Skipped(rule.name, one.path, "no output of the model depends on it"))
             continue
         try:
@@ -93,14 +90,8 @@ def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[S
     return result
 
 
-def _is_dead(node: fx.Node) -> bool:
-    """Whether the base computes a value for nothing; one that is written into memory may be read from there."""
-    readers = (n for n in descendants([node]) if n is not node)
-    return not any(reader.op == "output" or info(reader).mutates for reader in readers)
-
-
 def _check_sites(sites: Sequence[Site]) -> None:
-    """A parameter may carry one tuner of one rule."""
+    """Refuse a parameter that two rules tune."""
     owners: dict[str, Site] = {}
     for site in sites:
         for role, name in site.tunes.items():

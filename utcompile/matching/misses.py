@@ -1,19 +1,20 @@
-"""The second look: match again, this time keeping what failed."""
+"""Match again, and keep the failures."""
 
 from __future__ import annotations
 
 from torch import fx
 
 from utcompile.graph import place_of
-from utcompile.matching.engine import Bindings, Engine, Trace, shown
+from utcompile.matching.engine import Bindings, Engine, shown
 from utcompile.matching.explain import Miss
 from utcompile.matching.hints import absent, hint, other_attributes
 from utcompile.matching.search import candidates, holding, path_of, select, without_excluded
+from utcompile.matching.trace import Trace, Whole
 from utcompile.rules import MatchOperation, Rule, RuleSet
 
 
 def misses(ruleset: RuleSet, engine: Engine) -> list[Miss]:
-    """Match again, this time keeping what failed; costs nothing until it is asked for."""
+    """Match again, and keep the nearest miss at each place."""
     result: list[Miss] = []
     for rule in ruleset.rules:
         engine.start()
@@ -39,9 +40,9 @@ def misses(ruleset: RuleSet, engine: Engine) -> list[Miss]:
         for env in found:
             if not any(env is t for t in taken):
                 word = "select" if any(env is a for a in allowed) else "except"
-                reason = f"the rule matches here, and `{word}` leaves it out"
+                reason = f"the rule matches here, and `{word}` leaves the match out"
                 path = path_of(rule, env, engine.view)
-                result.append(_miss(rule, (-2, 0, 0), word, env[rule.insert.target], reason, path=path))
+                result.append(_miss(rule, (Whole.LEFT_OUT, 0, 0), word, env[rule.insert.target], reason, path=path))
     return result
 
 

@@ -11,11 +11,11 @@ from utcompile.matching.engine import Bindings
 from utcompile.ops import Trait, having
 from utcompile.rules import glob_match
 
-_STILL = having(Trait.SAME | Trait.REPEATS)  # what they yield is still the parameter
+_STILL = having(Trait.SAME | Trait.REPEATS)  # their result is still the parameter
 
 
 def parameters_read(glob: str, view: GraphView) -> Iterator[Bindings]:
-    """The parameters that the graph reads by their own names, each at its first read; buffers are none."""
+    """The parameters that the graph reads by name, each at its first read, without buffers."""
     names = view.parameters
     found: set[str] = set()
     for node in view.nodes:
@@ -31,7 +31,7 @@ def reads_of(parameter: fx.Node, view: GraphView) -> tuple[fx.Node, ...]:
 
 
 def channel_axis_of(parameter: fx.Node, view: GraphView) -> int | None:
-    """The channel axis of a parameter: that of what it meets, aligned from the end as broadcasting aligns."""
+    """The channel axis of a parameter: that of the values it meets, aligned from the end as in broadcasting."""
     known, rank = view.channel_axis[parameter], tensor(parameter).rank
     if rank == 1:  # a gain or a shift, whatever it is reshaped to
         return 0

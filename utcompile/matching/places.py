@@ -1,4 +1,4 @@
-"""The module paths of a captured model, and what a path or a glob that names none of them may have meant."""
+"""The module paths of a captured model, and the nearest paths and globs to one that names none of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from utcompile.graph import GraphView, info
-from utcompile.matching.text import alike
 from utcompile.rules import glob_match
+from utcompile.text import alike
 
 Places = Mapping[str, str]
 
@@ -18,13 +18,13 @@ def places(view: GraphView) -> dict[str, str]:
     for node in view.nodes:
         for frame in (*view.frames(node), *info(node).ends):
             found.setdefault(frame.path, frame.cls)
-    for path, module in view.module.named_modules():  # what the graph never calls, as far as it is kept
+    for path, module in view.module.named_modules():  # modules that the graph never calls
         found.setdefault(path, type(module).__name__)
     return found
 
 
 def nearest_path(path: str, known: Iterable[str]) -> str:
-    """A hint for a path that is none: the nearest one, or what there is where it leaves the tree.
+    """A hint for an unknown path: the nearest path, or the children where it leaves the tree.
 
     >>> nearest_path("block.0.mpl", ["blocks", "blocks.0", "blocks.0.mlp", "head"])
     "did you mean 'blocks.0.mlp'?"
@@ -55,7 +55,7 @@ def _children(at: str, names: Sequence[str], every: Iterable[str]) -> str:
 
 
 def wider_glob(glob: str, paths: Sequence[str]) -> str | None:
-    """A glob near to one that matches no path, and that matches some: one segment longer, or spelt as they are.
+    """A glob near to one that matches no path: one segment longer, or with the spelling of the paths.
 
     >>> wider_glob("blocks.*", ["blocks.0.mlp.fc1"]), wider_glob("mlp.fc1", ["blocks.0.mlp.fc1"])
     ('blocks.**', '**.mlp.fc1')
@@ -97,5 +97,5 @@ def _prefixes(path: str) -> list[str]:
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
-    """Numbers in their own order: blocks.2 before blocks.10."""
+    """A key that sorts numbers as numbers: blocks.2 before blocks.10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]

@@ -1,4 +1,4 @@
-"""`PlanData`: what a rule set inserts into a captured model, as data."""
+"""`PlanData`: the sites of a rule set in a captured model, as data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from torch import fx
 
@@ -30,15 +30,15 @@ class PlanData:
     A plan pickles with its captured model; in the copy, its sites name nodes of the copied model's graph.
 
     Attributes:
-        sites: what is inserted, in file order and, within a rule, in graph order.
+        sites: the sites, in file order and, within a rule, in graph order.
         trained: names of the backbone's parameters that `train:` selects; they are cloned and trained. All names of a
             tied parameter are among them.
-        untied: those of them that train apart from what they are tied to.
+        untied: the names that train apart from the parameters that they are tied to.
         ruleset: the rules.
-        module: the captured model; it stays as it is.
-        tuner_dtype: of what trains, where the base is in half precision.
-        notes: remarks on lines of `train:` that select less than they might.
-        skipped: places that a rule with `on_refusal: skip` has passed over, each with its reason.
+        module: the captured model, which is not changed.
+        tuner_dtype: the dtype of trained parameters on a base in half precision.
+        notes: remarks on lines of `train:` that select less than expected.
+        skipped: sites that rules with `on_refusal: skip` have skipped, with the reasons.
     """
 
     sites: tuple[Site, ...]
@@ -69,11 +69,11 @@ class PlanData:
 
     @property
     def parameters(self) -> int:
-        """How many parameters are trained: the tuners' and those of `train:`."""
+        """The number of trained parameters: those of the tuners and of `train:`."""
         return sum(s.parameters for s in self.sites) + sum(self.sizes.values())
 
     def misses(self) -> Sequence[Miss]:
-        """Where the rules nearly matched; looked for when it is first asked for."""
+        """Where the rules nearly matched; computed on first use."""
         return self._missed
 
     @cached_property
@@ -81,7 +81,7 @@ class PlanData:
         with index_of(self.module).engine({**library_patterns(), **self.ruleset.patterns}) as engine:
             return misses(self.ruleset, engine)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
         return _thawed, (type(self), self.module, _frozen(rest))
 
@@ -91,15 +91,15 @@ class PlanData:
         return cls(**{f.name: getattr(plan, f.name) for f in fields(plan)})
 
 
-def _frozen(value: Any) -> bytes:
-    """Data as bytes in which a node is its name: pickled alone, it would take its whole graph along."""
+def _frozen(value: object) -> bytes:
+    """Data as bytes in which a node is its name; pickling the node itself would pickle its whole graph."""
     buffer = io.BytesIO()
     _Freezer(buffer).dump(value)
     return buffer.getvalue()
 
 
 class _Freezer(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> str | None:
+    def persistent_id(self, obj: object) -> str | None:
         return obj.name if isinstance(obj, fx.Node) else None
 
 
@@ -108,7 +108,7 @@ class _Thawer(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self.nodes = {node.name: node for node in graph.nodes}
 
-    def persistent_load(self, pid: Any) -> fx.Node:
+    def persistent_load(self, pid: object) -> fx.Node:
         return self.nodes[pid]
 
 

@@ -8,7 +8,6 @@ off once, as an index: channel `index[h][c]` of the projection is channel c of h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
@@ -45,7 +44,7 @@ def projection_of(attention: Attention, view: GraphView) -> Projection:
     """The frozen way from the stream to an attention's keys and values.
 
     Raises:
-        UtcError: something other than layout lies between projections and attention (a rotary embedding, whose angle
+        UtcError: another operation than layout is between projections and attention (a rotary embedding, whose angle
             depends on a position that prompts do not have), or keys and values are read from two streams.
     """
     key, key_index = _linear(attention.key, attention.keys.rank, attention.softmax is not None, view)
@@ -67,13 +66,13 @@ def _linear(operand: fx.Node, rank: int, transposed: bool, view: GraphView) -> t
         if "layout" not in view.classes[node] and op.name not in _MOVES:
             raise UtcError(
                 f"prompts have no place at {describe(operand)}",
-                why=f"{op.name} stands between the projection and attention",
-                fix="use a prefix, whose keys and values are learned as attention reads them",
+                why=f"{op.name} is between the projection and attention",
+                fix="use a prefix, which learns keys and values as attention reads them",
             )
         node = node.args[0] if op.name in _MOVES else op.inputs[0]  # type: ignore[assignment]
     found = _moved(operand, node, view)
     if found.dim() != 4 or rank != 4:
-        raise UtcError(f"the heads of {describe(operand)} are not on an axis of their own", fix="use a prefix")
+        raise UtcError(f"the heads of {describe(operand)} have no separate axis", fix="use a prefix")
     if transposed:
         found = found.mT
     if not bool((found == found[:1, :, :1]).all()):
@@ -82,15 +81,15 @@ def _linear(operand: fx.Node, rank: int, transposed: bool, view: GraphView) -> t
 
 
 def _moved(operand: fx.Node, source: fx.Node, view: GraphView) -> torch.Tensor:
-    """What layout makes of the numbers of the channels, at batch 2."""
+    """The numbers of the channels as the layout operations move them, at batch 2."""
     sizes = tensor(source).sizes(2)
-    known: dict[fx.Node, Any] = {source: torch.arange(sizes[-1]).expand(sizes)}
+    known: dict[fx.Node, object] = {source: torch.arange(sizes[-1]).expand(sizes)}
 
-    def run(node: fx.Node) -> Any:
+    def run(node: fx.Node) -> object:
         if node not in known:
             value = value_of(node)
             moves = "layout" in view.classes[node] or view.operations[node].name in _MOVES
-            if value is not None and not moves:  # asked for its size alone
+            if value is not None and not moves:  # only its size is needed
                 known[node] = torch.empty(value.sizes(2), device="meta")
             else:
                 known[node] = run_node(view.module, node, run)

@@ -1,6 +1,6 @@
 """Weights that no update can be added to: integers, float8, packed numbers and tensor subclasses of quantisers.
 
-Beside them stands a branch, `y + s·B(A(x))`, which needs no weight: QLoRA (arXiv:2305.14314) for any layer.
+Such layers take a branch, `y + s·B(A(x))`, which needs no weight: QLoRA (arXiv:2305.14314) for any layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def quantised(name: str, tensor: torch.Tensor) -> str:
 
 
 def quantised_operand(operand: fx.Node, view: GraphView) -> str:
-    """Why the weight that a state node yields is no parameter that an update can be added to; empty where it is.
+    """Why no update can be added to the weight of a state node; empty where one can.
 
     A parameter of the operand's own size that holds floating-point numbers is one: a scale is smaller.
     """
@@ -54,7 +54,7 @@ def quantised_module(path: str, view: GraphView) -> str:
 
 
 def as_linear(source: fx.Node, target: fx.Node, view: GraphView) -> tuple[Operation, tuple[int, int]] | None:
-    """A layer as a linear beside which a branch can stand, with the shape `(out, in)` of the weight it would have.
+    """A layer as a linear with a branch, and the shape `(out, in)` of the weight that the linear would have.
 
     None where its input and result are not `(…, in)` and `(…, out)` at the same positions.
     """
@@ -73,7 +73,7 @@ def _size(node: fx.Node) -> int:
 
 
 def _behind(operand: fx.Node, view: GraphView) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters and buffers that a value is made of."""
+    """The parameters and buffers from which a value is computed."""
     for node in stored_in(operand):
         found = find_state(view.module, str(node.target))
         if found is not None:

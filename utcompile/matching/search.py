@@ -1,4 +1,4 @@
-"""Where the rules of a file match: their candidates, and which of these they take."""
+"""The matches of rules: their candidates, and which of these they take."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ def without_excluded(rule: Rule, found: Sequence[Bindings], engine: Engine) -> l
 
 def candidates(rule: Rule, engine: Engine) -> Iterator[Iterator[Bindings]]:
     """For each anchor, the ways to read the rule's match there."""
-    view, wanted = engine.view, rule.match
-    if isinstance(wanted, MatchPattern):
-        for anchor in engine.anchors(wanted.pattern):
-            yield engine.solve(wanted.pattern, anchor)
-    elif isinstance(wanted, MatchOperation):
+    view, match = engine.view, rule.match
+    if isinstance(match, MatchPattern):
+        for anchor in engine.anchors(match.pattern):
+            yield engine.solve(match.pattern, anchor)
+    elif isinstance(match, MatchOperation):
         # an operation is a pattern of one line
-        for node in sorted({n for h in wanted.heads for n in view.by_class[h.name]}, key=view.position.__getitem__):
-            if view.operations[node].inputs and any(engine.is_a(h, node) for h in wanted.heads):
+        for node in sorted({n for h in match.heads for n in view.by_class[h.name]}, key=view.position.__getitem__):
+            if view.operations[node].inputs and any(engine.is_a(h, node) for h in match.heads):
                 yield iter([{"x": view.operations[node].inputs[0], "h": node}])
-    elif isinstance(wanted, MatchModule):
-        yield from (iter([env]) for env in _module_calls(wanted, view))
-    elif isinstance(wanted, MatchParameter):
-        yield from (iter([env]) for env in parameters_read(wanted.parameter, view))
+    elif isinstance(match, MatchModule):
+        yield from (iter([env]) for env in _module_calls(match, view))
+    elif isinstance(match, MatchParameter):
+        yield from (iter([env]) for env in parameters_read(match.parameter, view))
 
 
-def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
-    scope = Scope(wanted.module, wanted.cls)
+def _module_calls(match: MatchModule, view: GraphView) -> Iterator[Bindings]:
+    scope = Scope(match.module, match.cls)
     for node in view.nodes:
         if value_of(node) is None:
             continue
@@ -75,7 +75,7 @@ def _module_calls(wanted: MatchModule, view: GraphView) -> Iterator[Bindings]:
 
 
 def holding(rule: Rule, engine: Engine, ways: Iterator[Bindings]) -> Iterator[Bindings]:
-    """The candidates for which every constraint of the rule holds."""
+    """The candidates that satisfy every constraint of the rule."""
     for env in ways:
         failed = failing(rule.where, env, engine.view)
         if failed is not None:
@@ -99,23 +99,23 @@ def holding(rule: Rule, engine: Engine, ways: Iterator[Bindings]) -> Iterator[Bi
 
 
 def scope_of(rule: Rule, env: Bindings, view: GraphView) -> tuple[Frame, ...]:
-    """The module calls that enclose a match: what its pattern's lines assign, its free inputs aside."""
-    wanted = rule.match
-    if isinstance(wanted, MatchModule):
-        called = Scope(wanted.module, wanted.cls)
+    """The module calls that enclose a match: the nodes that its lines assign, without its free inputs."""
+    match = rule.match
+    if isinstance(match, MatchModule):
+        called = Scope(match.module, match.cls)
         frames = view.frames(env["y"])
         ended = [f for f in info(env["y"]).ends if within(called, [f])]
         matched = ended[-1] if ended else frames[-1]
         return frames[: frames.index(matched) + 1] if matched in frames else (*frames, matched)
-    if not isinstance(wanted, MatchPattern):
+    if not isinstance(match, MatchPattern):
         return view.frames(env["h"])
-    assigned = {t for s in wanted.pattern.spellings for step in s.steps for t in step.targets}
-    nodes = [n for name, n in env.items() if name in assigned and not _stands_for_input(name, n, env, assigned)]
+    assigned = {t for s in match.pattern.spellings for step in s.steps for t in step.targets}
+    nodes = [n for name, n in env.items() if name in assigned and not _is_input(name, n, env, assigned)]
     return enclosing(nodes or [env[rule.insert.target]], view)
 
 
-def _stands_for_input(name: str, node: fx.Node, env: Bindings, assigned: set[str]) -> bool:
-    """`n = (norm | skip)(x)` with skip binds n to x itself, which another module made."""
+def _is_input(name: str, node: fx.Node, env: Bindings, assigned: set[str]) -> bool:
+    """Whether a name is a free input: `n = (norm | skip)(x)` with skip binds n to x, which another module made."""
     return any(node is other for key, other in env.items() if key not in assigned)
 
 
@@ -126,7 +126,7 @@ def path_of(rule: Rule, env: Bindings, view: GraphView) -> str:
 
 
 def covered(engine: Engine, pattern: Pattern) -> frozenset[fx.Node]:
-    """Every node that the lines of a pattern's matches make."""
+    """Every node that the lines of a pattern's matches assign."""
     engine.start()
     found: set[fx.Node] = set()
     for anchor in engine.anchors(pattern):

@@ -1,4 +1,4 @@
-"""From a match to a site: what is read, what is changed, and why that is legal."""
+"""From a match to a site: the values that are read and changed, and the checks that this is legal."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class Site:
     Attributes:
         id: rule name, module path and ordinal, `mha/blocks.0/0`: it survives an upgrade of torch.
         rule: the rule's name.
-        path: the module whose call encloses the match.
-        parameters: how many parameters the tuner trains.
-        reads: the shape it reads, and `writes`: the shape it changes, with B for the batch.
-        config: the tuner's config, settled where the rule leaves it open.
-        place: where in the graph, a type for each form.
-        bindings: the match's captures.
-        note: what the plan says of it below its table.
+        path: the path of the module whose call encloses the match.
+        parameters: the number of parameters that the tuner trains.
+        reads: the shape that it reads, with B for the batch.
+        writes: the shape that it changes.
+        config: the tuner's config; what the rule leaves open is decided.
+        place: the place in the graph, one type per form.
+        bindings: the captures of the match.
+        note: a remark of the plan below its table.
     """
 
     id: str
@@ -59,7 +60,7 @@ class Site:
 
     @property
     def build_from(self) -> TunerSite:
-        """What the tuner is built from."""
+        """The site as the tuner's `build` sees it."""
         return self.place.site
 
     @property
@@ -69,12 +70,12 @@ class Site:
 
     @property
     def targets(self) -> tuple[fx.Node, ...]:
-        """What it changes: a value, or the calls of an operation."""
+        """The changed value, or the calls of the changed operation."""
         return self.place.targets
 
     @property
     def given(self) -> tuple[Value, ...]:
-        """What the tuner's `forward` takes; for a weight tuner, what the operation reads."""
+        """The inputs of the tuner's `forward`; for a weight tuner, of the operation."""
         return self.place.given
 
     @property
@@ -84,12 +85,12 @@ class Site:
 
     @property
     def how(self) -> str | None:
-        """Of a weight tuner, `branch` or `reparametrised`."""
+        """For a weight tuner, `branch` or `reparametrised`."""
         return self.place.how if isinstance(self.place, WeightPlace) else None
 
     @property
     def tunes(self) -> Mapping[str, str | None]:
-        """Of a weight tuner, role to the name of the parameter it changes; None for one that it adds."""
+        """For a weight tuner, role to the name of the changed parameter; None for a parameter that it adds."""
         return self.place.tunes if isinstance(self.place, WeightPlace) else {}
 
     @property
@@ -101,7 +102,7 @@ class Site:
         """Make the tuner, on the current default device.
 
         Args:
-            shared: what the sites of one tuned model share (`TunerSite.share`); nothing where there is None.
+            shared: the modules that the sites of one tuned model share (`TunerSite.share`); None for none.
         """
         site = replace(self.build_from, shared={} if shared is None else shared)
         return build_tuner(tuner_class(self.tuner), self.config, site)
@@ -115,7 +116,7 @@ def make_site(found: Found, ordinal: int) -> Site:
         ordinal: its number among the rule's matches in one module call.
 
     Raises:
-        UtcError: where (rule file and graph node), why, and how to exclude the place.
+        UtcError: the insertion is not legal, with the rule file, the graph node, and how to exclude the site.
     """
     return _site(found, ordinal, at=found.env[found.rule.insert.target])
 
@@ -124,7 +125,7 @@ def make_chain(matches: Sequence[Found]) -> list[Site]:
     """The stages of a rule's side network.
 
     Raises:
-        UtcError: where, why, and how to exclude the place; also where the network would read what it changes.
+        UtcError: a stage is not legal, or the network would read a value that it changes.
     """
     sites: list[Site] = []
     before: list[Earlier] = []
@@ -176,7 +177,7 @@ def merge_shared(sites: Sequence[Site]) -> list[Site]:
             result.append(site)
             continue
         named = frozenset(filter(None, place.tunes.values()))
-        # a bias that is added belongs to a layer, not to a parameter
+        # an added bias belongs to a layer and not to a parameter
         key = (site.rule, site.tuner, named or place.site.held or str(place.targets[0].target))
         if key not in found:
             found[key] = len(result)

@@ -1,21 +1,20 @@
-"""Places where a rule's tuner cannot stand, and which the rule passes over: `on_refusal: skip`."""
+"""Sites that refuse the tuner of a rule with `on_refusal: skip`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from utcompile.errors import UtcError
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One place, and why the tuner cannot stand there.
+    """A skipped site, and the reason.
 
     Attributes:
         rule: the rule's name.
         path: the module path.
-        reason: what the error would have said.
+        reason: the text of the error that is not raised.
     """
 
     rule: str
@@ -24,13 +23,13 @@ class Skipped:
 
     @classmethod
     def of(cls, rule: str, path: str, error: UtcError) -> Skipped:
-        """What a refusal says, on one line."""
+        """A refusal on one line."""
         what = error.what.partition(": ")[2] or error.what  # without the rule and its place
         return cls(rule, path, f"{what}; {error.why}" if error.why else what)
 
     def __str__(self) -> str:
         return f"skipped: {self.rule} at {self.path or '(root)'}: {self.reason}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return {"rule": self.rule, "path": self.path, "reason": self.reason}

@@ -1,12 +1,12 @@
 """The structural words of a pattern: where a branch, the model's output and its stem end, and what is on the stream.
 
-`branch_tail(c) = y`: y is what is added to the stream, and c stands before the LayerScale, dropout, stochastic depth
-and layout that lie between. A tuner placed before a LayerScale of 1e-6 would be mute.
+`branch_tail(c) = y`: y is added to the stream, and c is before the LayerScale, dropout, stochastic depth and layout
+between the two. A tuner before a LayerScale of 1e-6 would have no effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 
 from torch import fx
@@ -24,7 +24,7 @@ _MISSES = {
     "on_stream": "it is inside a residual branch or the stem, or a norm follows it",
 }
 _CONVS = having(Trait.CONV)
-_BEFORE_STEM = having(Trait.ARITHMETIC | Trait.JOINS | Trait.CUTS | Trait.RESAMPLE)  # an input is made ready
+_BEFORE_STEM = having(Trait.ARITHMETIC | Trait.JOINS | Trait.CUTS | Trait.RESAMPLE)  # operations that prepare an input
 
 
 class Tails:
@@ -37,7 +37,7 @@ class Tails:
         self._streams: dict[fx.Node, bool] = {}
 
     def ends(self, word: str) -> Iterable[fx.Node] | None:
-        """Where a word can end a pattern; None where its operand decides."""
+        """The nodes at which a word can end a pattern; None where its operand decides."""
         if word == "any_tail":
             return {*self.branches, *self._alone}
         known: dict[str, Callable[[], Iterable[fx.Node]]] = {
@@ -48,7 +48,7 @@ class Tails:
         return known[word]() if word in known else None
 
     def walk(self, word: str, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The values that the operand of a word may be, where the word's value is a node; the nearest first."""
+        """The possible operands of a word whose value is a node, the nearest first."""
         if word == "branch_tail":
             return self._walk(node) if node in self.branches else ()
         if word == "any_tail":
@@ -62,15 +62,15 @@ class Tails:
         return (node,) if self._on_stream(node) else ()
 
     def missed(self, word: str) -> str:
-        """Why a word has no operand at a node, for messages."""
+        """The reason why a word has no operand at a node, for messages."""
         return _MISSES[word]
 
     @cached_property
     def branches(self) -> dict[fx.Node, fx.Node]:
-        """Operand of a residual addition -> the stream it is added to.
+        """Operand of a residual addition -> the stream to which it is added.
 
-        Of the two operands of a sum of equal shapes, the branch is the one computed from the other; where neither is
-        (a projected shortcut), both are branches.
+        Of two operands of equal shape, the branch is the operand that is computed from the other. Where neither is (a
+        projected shortcut), both are branches.
         """
         found: dict[fx.Node, fx.Node] = {}
         for node in self.view.by_class["add"]:
@@ -88,7 +88,7 @@ class Tails:
         return found
 
     def branches_of(self, stream: fx.Node) -> list[fx.Node]:
-        """The branches that are added to a value, or to the norm that alone reads it."""
+        """The branches that are added to a value, or to the norm that is its only reader."""
         value = self.view.without_layout(stream)
         return self._of_stream.get(value) or self._of_stream.get(self.normed(value) or value, [])
 
@@ -106,7 +106,7 @@ class Tails:
         return frozenset(self.normed(n) or n for n in self.view.by_class["pointwise"] if n not in tailed)
 
     def normed(self, node: fx.Node) -> fx.Node | None:
-        """The norm that alone reads a value, through layout."""
+        """The norm that is the only reader of a value, through layout."""
         for _ in range(_LONGEST):
             readers = [u for u in node.users if value_of(u) is not None]
             if len(readers) != 1:
@@ -123,7 +123,7 @@ class Tails:
         """The tensors that the model yields."""
         found = list(self.view.nodes[-1].all_input_nodes)
         for node in found:
-            if info(node).value is None:  # a dataclass that holds outputs
+            if info(node).value is None:  # a dataclass of outputs
                 found += [n for n in node.all_input_nodes if n not in found]
         return tuple(n for n in found if info(n).value is not None and not is_state(n))
 
@@ -138,22 +138,27 @@ class Tails:
             if output and op.name == "add" and len(op.inputs) == 2:  # BART adds a bias that it brings to the device
                 whole = [n for n in op.inputs if tensor(n).shape == tensor(current).shape]
                 found += [n for n in whole if len(whole) == 1 and n not in found]
-            averaged = output and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
+            several = output and current is not node and op.name in ("add", "stack") and len(op.inputs) > 1
+            averaged = several and self._apart(op.inputs)  # of a residual sum, one depends on the other
             mean = output and op.name == "mean" and "stack" in self.view.classes[op.inputs[0]]
             if averaged or mean:
                 found += [n for n in op.inputs if n not in found]
-            elif scales or names & passed:  # of two inputs the second tells a shape or dtype: reshape_as, type_as
+            elif scales or names & passed:  # of two inputs the second gives a shape or dtype: reshape_as, type_as
                 found += [n for n in op.inputs[:1] if n not in found]
         return tuple(found)
+
+    def _apart(self, values: Sequence[fx.Node]) -> bool:
+        """Whether none of the values is computed from another, as with the results of several heads."""
+        return not any(self.view.depends(a, b) for a in values for b in values if a is not b)
 
     # --- stems --------------------------------------------------------------------------------------------------
 
     @cached_property
     def stems(self) -> dict[fx.Node, fx.Node]:
-        """Where each stem ends -> its layer: the first that an input of the model meets.
+        """The end of each stem -> its layer, the first that reads an input of the model.
 
-        From that layer the stem goes on through what follows alone: norm, activation, pooling, dropout, layout, class
-        tokens and positions; it ends where the first block reads it twice, or another layer does.
+        From that layer the stem continues as long as one operation alone reads it: norm, activation, pooling, dropout,
+        layout, class tokens and positions. It ends where the first block, or another layer, reads it twice.
         """
         found: dict[fx.Node, fx.Node] = {}
         for placeholder in self.view.nodes:
@@ -162,7 +167,7 @@ class Tails:
             frontier = [placeholder]
             for node in frontier:
                 if len(frontier) > _LONGEST or self.branches_of(node):
-                    break  # what is added to is the stream already
+                    break  # a value with a branch is the stream already
                 for reader in node.users:
                     if self._is_layer(reader) and self.view.operations[reader].inputs[:1] == (node,):
                         found.setdefault(self._stem_end(reader), reader)
@@ -208,7 +213,7 @@ class Tails:
     # --- the stream ---------------------------------------------------------------------------------------------
 
     def _on_stream(self, node: fx.Node) -> bool:
-        """Whether the next residual addition that a value leads to adds nothing that does without the value."""
+        """Whether both operands of the next residual addition after a value depend on the value."""
         if node not in self._streams:
             self._streams[node] = self._leads_on(node)
         return self._streams[node]

@@ -1,8 +1,8 @@
-"""Where `tokens: [k, v]` goes: the attention operation that reads k and v, fused or spelled out.
+"""The place of `tokens: [k, v]`: the attention operation that reads k and v, fused or spelled out.
 
-1. *Fused*: a call of `scaled_dot_product_attention`. Its keys and values become longer, its mask too.
-2. *Spelled out*: `matmul(softmax(scores), v)`, where scores are `matmul(q, kᵀ)`, scaled, masked, biased. Only what
-   softmax reads becomes wider: nothing between the scores and softmax meets the learned keys, except the scales.
+1. *Fused*: a call of `scaled_dot_product_attention`. Its keys, values and mask become longer.
+2. *Spelled out*: `matmul(softmax(scores), v)`, where scores are `matmul(q, kᵀ)`, scaled, masked, biased. Only the input
+   of softmax becomes wider: of the operations between scores and softmax, only the scales apply to the learned keys.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from utcompile.graph import (
     value_of,
 )
 from utcompile.matching.engine import Bindings
+from utcompile.matching.heads import has_windows
 from utcompile.ops import Trait, having
 from utcompile.rules import TokensInsertion
 from utcompile.tuners import Port, TokensSite
@@ -43,8 +44,8 @@ class Attention:
         query: `(…, N, d)`, as the operation reads it.
         key: `(…, S, d)`; `(…, d, S)` where it is spelled out.
         value: `(…, S, d_v)`.
-        weights: what the values are multiplied by, where attention is spelled out; else None.
-        softmax: the softmax that makes them.
+        weights: the factor of the values, where attention is spelled out; otherwise None.
+        softmax: the softmax that makes the weights.
         scales: the factors between the scores and softmax, in that order.
     """
 
@@ -67,10 +68,10 @@ class Attention:
 
 
 def attention_of(insertion: TokensInsertion, env: Bindings, view: GraphView) -> Attention:
-    """The attention operation that reads the two captures of `tokens:`; the match's own where it binds one.
+    """The attention operation that reads the two captures of `tokens:`; that of the match, where it binds one.
 
     Raises:
-        UtcError: there is none, or its parts are put together in a way that leaves no place for tokens.
+        UtcError: there is none, or its operations leave no place for tokens.
     """
     k, v = env[insertion.source], env[insertion.target]
     bound = [n for n in map(view.without_layout, env.values()) if view.operations[n].name == "sdpa"]
@@ -90,10 +91,14 @@ def attention_of(insertion: TokensInsertion, env: Bindings, view: GraphView) -> 
 def tokens_site(
     insertion: TokensInsertion, attention: Attention, *, captures: Mapping[str, Operation], view: GraphView
 ) -> TokensSite:
-    """What a tuner of learned tokens is built from: keys and values as `(…, heads, tokens, channels)`."""
+    """The site of a tuner of learned tokens, with keys and values as `(…, heads, tokens, channels)`."""
     keys, values = attention.keys, tensor(attention.value)
     if keys.rank < 3 or keys.rank != values.rank:
         raise UtcError(f"keys {keys} and values {values} have no heads", fix="exclude the place in `where:`")
+    if view.channel_axis.get(attention.value) == values.rank - 2:
+        raise _no_place(attention.node, "its softmax is over channels (cross-covariance attention), not over tokens")
+    if has_windows(attention.value, view):
+        raise _no_place(attention.node, "it attends within windows, whose axis is between the heads and the tokens")
     heads = _heads(keys)
     return TokensSite(
         source=Port(keys, keys.rank - 1, insertion.source),
@@ -105,7 +110,7 @@ def tokens_site(
 
 
 def _heads(keys: Value) -> int:
-    """How many sets of keys there are a sample: axis -3, or what multiplies the batch there in `(B·heads, S, d)`."""
+    """The number of sets of keys per sample: axis -3, or the factor of the batch there in `(B·heads, S, d)`."""
     size = keys.shape[-3]
     if keys.rank > 3 and isinstance(size, int):
         return size
@@ -113,11 +118,11 @@ def _heads(keys: Value) -> int:
         factor, rest = divmod(size.at(6), 6)
         if not rest and size.at(2) == 2 * factor:
             return factor
-    raise UtcError(f"the heads of the keys {keys} are not on an axis of their own", fix="exclude the place in `where:`")
+    raise UtcError(f"the heads of the keys {keys} have no separate axis", fix="exclude the place in `where:`")
 
 
 def _repeats(key: fx.Node, heads: int, keys: Value, view: GraphView) -> int:
-    """How many heads share one set of keys, where grouped-query attention repeats them before it reads them."""
+    """The number of heads that share one set of keys, where grouped-query attention repeats the keys."""
     for node in view.layout_chain(key):
         value = tensor(node)
         own = value.shape[-3] if value.rank > 3 and value.shape[-2:] == keys.shape[-2:] else heads
@@ -135,7 +140,7 @@ def _read(node: fx.Node, view: GraphView) -> Attention:
         if isinstance(given["is_causal"], fx.Node):
             raise UtcError(
                 f"whether {describe(node)} is causal is computed while the model runs",
-                why="with tokens before the keys, is_causal=True means another mask",
+                why="with tokens before the keys, is_causal=True would be another mask",
                 fix="exclude the place in `where:`",
             )
         return Attention(node, *parts)
@@ -159,7 +164,7 @@ def _spelled_out(node: fx.Node, view: GraphView) -> Attention:
 
 
 def _scores(softmax: fx.Node, view: GraphView) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-    """The product of queries and keys, and the factors that it meets on its way to softmax."""
+    """The product of queries and keys, and the factors between it and softmax."""
     scales: list[fx.Node] = []
     node = softmax
     for _ in range(_LONGEST):

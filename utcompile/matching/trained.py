@@ -1,8 +1,8 @@
-"""What `train:` selects beside the tuners: parameters by glob, or those that a named pattern covers.
+"""The parameters that `train:` selects in addition to the tuners: by glob, or all that a named pattern covers.
 
-`pattern:head` is the classifier. A language model's head is none: it reads the vocabulary back, has the shape of its
-embedding table or is that table, and stays frozen unless a line names it. A model without a classifier trains the
-tuners alone. The plan has a line for either.
+`pattern:head` is the classifier. The head of a language model is no classifier: it reads the vocabulary back, has the
+shape of its embedding table or is that table, and stays frozen unless a line names it. A model without a classifier
+trains the tuners alone. The plan has a note in both cases.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Covered = Callable[[Engine, Pattern], Collection[fx.Node]]
 
 @dataclass(frozen=True)
 class Trained:
-    """What the lines of `train:` select.
+    """The parameters that the lines of `train:` select.
 
     Attributes:
-        names: of the parameters, with all names of those that are tied.
-        untied: those that train apart from what they are tied to.
-        notes: what the plan says of lines that select less than they might.
+        names: their names, with all names of tied parameters.
+        untied: names that train apart from the parameters that they are tied to.
+        notes: remarks of the plan on lines that select less than expected.
     """
 
     names: tuple[str, ...]
@@ -39,11 +39,11 @@ class Trained:
 
 
 def find_trained(lines: Sequence[Train], engine: Engine, covered: Covered) -> Trained:
-    """Find what the lines select.
+    """Find the parameters that the lines select.
 
     Args:
-        lines: of `train:`.
-        engine: of the graph.
+        lines: the lines of `train:`.
+        engine: the engine of the graph.
         covered: finds the nodes that a named pattern covers.
 
     Raises:
@@ -91,7 +91,7 @@ def _of_pattern(line: Train, engine: Engine, covered: Covered) -> tuple[list[str
 
 def _no_classifier(engine: Engine) -> str:
     if not engine.tails.outputs:
-        return "the model yields no tensor"
+        return "the model returns no tensor"
     last = engine.tails.walk("output_tail", engine.tails.outputs[0])[-1]
     return f"the model ends in {named(last, engine.view)}: {shown(last)}"
 
@@ -110,12 +110,12 @@ def _names(view: GraphView) -> list[str]:
 
 
 def _selects_nothing(line: Train, engine: Engine) -> tuple[str, str]:
-    """Why a line of `train:` selects no parameter, and what to do."""
+    """Why a line of `train:` selects no parameter, and how to fix it."""
     if line.kind == "pattern":
         pattern = engine.library[line.glob]
         if any(next(engine.solve(pattern, anchor), None) for anchor in engine.anchors(pattern)):
-            return "it matches, and nothing that it covers has a parameter of the model's own", "name another pattern"
-        return "the pattern matches nowhere", "see `utcompile inspect` for what there is"
+            return "the pattern matches, and covers no parameter of the model", "name another pattern"
+        return "the pattern matches nowhere", "run `utcompile inspect` to see the modules"
     names = _names(engine.view)
     owners = list(dict.fromkeys(owner_path(n) for n in names))
     found = wider_glob(line.glob, owners if line.kind == "module" else names)

@@ -1,28 +1,28 @@
-"""What a rule's test says of the sites that were found: Missing and Noisy ones, by path."""
+"""The result of a rule's test: missing and noisy sites by path."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from utcompile.matching.text import counted, listed
+from utcompile.matching.sites import Site
 from utcompile.rules import ExpectedSites, glob_match
+from utcompile.text import counted, listed
 
 ROOT = "(root)"  # how a test names the root module
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rule in one model, as its test would have it.
+    """A rule in one model, compared with its test.
 
     Attributes:
         rule: the rule's name.
-        expected: what the test states: a number, or globs of paths with numbers (None: one or more).
-        found: the paths of the sites, one a site.
-        missing: paths that should have a site and have none; where a glob has too few and nothing tells which, the
-            glob with the numbers.
-        noisy: paths that have a site, or more sites, than the test states.
+        expected: the sites of the test: a number, or globs of paths with numbers (None: one or more).
+        found: the paths of the sites, one per site.
+        missing: paths that should have a site and have none; or a glob with numbers, where it is unknown which of its
+            paths are missing.
+        noisy: paths with a site, or with more sites, that the test does not state.
     """
 
     rule: str
@@ -33,14 +33,14 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the sites are those that the test states."""
+        """Whether the sites are those of the test."""
         if isinstance(self.expected, int):
             return len(self.found) == self.expected
         return not self.missing and not self.noisy
 
     @property
     def wanted(self) -> str:
-        """What the test states, in words.
+        """The sites of the test, in words.
 
         >>> Verdict("r", {"blocks.*": 12, "head": None}, (), (), ()).wanted
         '12 at blocks.*, head'
@@ -53,13 +53,13 @@ class Verdict:
         return f"{self.rule}: expected {self.wanted}, found {len(self.found)}"
 
     def details(self) -> list[str]:
-        """Lines that name what is missing and what is noisy; for a number alone, what was found."""
+        """Lines that name missing and noisy paths; for a number alone, the paths that were found."""
         lines = [f"Missing  {path}" for path in self.missing] + [f"Noisy    {path}" for path in self.noisy]
         if not lines and self.found:
             lines.append(f"found at {listed(self.found, 12)}")
         return lines
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         expected = self.expected if isinstance(self.expected, int) else dict(self.expected)
         lists = {"missing": list(self.missing), "noisy": list(self.noisy), "sites": list(self.found)}
@@ -72,7 +72,7 @@ def judge(rule: str, expected: ExpectedSites, paths: Sequence[str], modules: Ite
     Args:
         rule: the rule's name.
         expected: a number of sites; or a number by glob, None for one or more. Every site must lie at one of the globs.
-        paths: of the rule's sites, one a site.
+        paths: the paths of the rule's sites, one per site.
         modules: the paths of the model's modules, among which those without a site are looked for.
 
     Example:
@@ -115,7 +115,7 @@ def _beyond(glob: str, here: Sequence[str], number: int) -> list[str]:
     return [f"{glob}: {len(here)} sites, not {number}: {listed(here)}"]
 
 
-def by_rule(sites: Iterable[Any]) -> Mapping[str, list[str]]:
+def by_rule(sites: Iterable[Site]) -> Mapping[str, list[str]]:
     """The paths of a plan's sites by rule."""
     found: dict[str, list[str]] = {}
     for site in sites:

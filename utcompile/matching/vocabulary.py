@@ -10,7 +10,7 @@ _NEAR = 8  # operations between the tables of words, positions and types and the
 
 
 def vocabulary_read_back(node: fx.Node, view: GraphView) -> str | None:
-    """The name of the embedding table that a layer is tied to or has the shape of; None where it has none.
+    """The name of the embedding table to which a layer is tied, or whose shape it has; otherwise None.
 
     Where several tables are summed (words, positions, types), the vocabulary is the largest: a classifier of two
     classes is not taken for the table of two token types.

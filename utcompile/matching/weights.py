@@ -1,9 +1,9 @@
-"""What a `weight: h` insertion tunes: the parameters behind an operation, and the rows that `slices` name.
+"""The parameters that a `weight: h` insertion tunes, and the rows that `slices` name.
 
-1. A leaf module: its own parameters; a recurrent layer has several of each role (`weight_ih_l0`, `weight_hh_l0` …).
-2. A function or method: the parameters it reads, as they are or through a chain of the model's own (slices,
-   transposes, weight standardisation); of a norm that is spelled out, those that its nodes multiply by and add.
-   Matmul, einsum and everything else: the one parameter among its operands.
+1. A leaf module: its parameters; a recurrent layer has several per role (`weight_ih_l0`, `weight_hh_l0` …).
+2. A function or method: the parameters that it reads, directly or through operations of the model (slices, transposes,
+   weight standardisation). Of a norm that is spelled out, the parameters that its nodes multiply by and add. Of
+   matmul, einsum and all others, the one parameter among its operands.
 3. A parameter itself (`match: {parameter: …}`): all its readers.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
@@ -34,12 +33,12 @@ _PROBED = 2  # the batch at which captures are traced back to rows
 
 
 @dataclass(frozen=True)
-class Held:
-    """A weight that no update can be added to.
+class Unchangeable:
+    """A weight to which no update can be added.
 
     Attributes:
-        why: in words, such as `0.weight is int8`.
-        shape: that it has as a matrix of numbers.
+        why: the reason, such as `0.weight is int8`.
+        shape: its shape as a matrix of numbers.
     """
 
     why: str
@@ -52,12 +51,12 @@ class TunedWeight:
 
     Attributes:
         node: the operation.
-        operation: as the tuner is to see it.
-        source: what the operation reads; the parameter itself where there is no operation.
-        names: role to the parameter's name; None where the operation has none.
-        shapes: role to its shape.
-        direct: whether the operation reads its weight itself.
-        held: the weight that no update can be added to, and is none of `names`; None where one can.
+        operation: the operation as the tuner sees it.
+        source: the input of the operation; the parameter itself where there is no operation.
+        names: role to the name of the parameter; None where the operation has none.
+        shapes: role to the shape of the parameter.
+        direct: whether the operation reads the parameter itself.
+        unchangeable: a weight to which no update can be added, and which is not in `names`; otherwise None.
     """
 
     node: fx.Node
@@ -66,7 +65,7 @@ class TunedWeight:
     names: Mapping[str, str | None]
     shapes: Mapping[str, tuple[int, ...] | None]
     direct: bool = True
-    held: Held | None = None
+    unchangeable: Unchangeable | None = None
 
 
 def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphView) -> TunedWeight:
@@ -79,7 +78,7 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
         view: the graph.
 
     Raises:
-        UtcError: the operation has none of them, or reads what is made of several.
+        UtcError: the operation has none of them, or reads a tensor computed from several parameters.
     """
     op = view.operations[node]
     if op.name == "getitem" and node.args and isinstance(node.args[0], fx.Node):
@@ -93,9 +92,9 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
         raise _nothing(capture, op)
     else:
         source = op.inputs[0]
-        beside = _beside_quantised(node, op, roles, view)
-        if beside is not None:
-            return beside
+        branch = _quantised_branch(node, op, roles, view)
+        if branch is not None:
+            return branch
         if node.op == "call_module":
             found, direct = _of_module(node, op, roles, view, capture), True
         else:
@@ -107,23 +106,23 @@ def tuned_weight(node: fx.Node, roles: Sequence[str], capture: str, view: GraphV
     return TunedWeight(node, op, source, found, shapes, direct)
 
 
-def _beside_quantised(node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView) -> TunedWeight | None:
-    """An operation whose weight is quantised, as a branch sees it; None where it is not."""
+def _quantised_branch(node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView) -> TunedWeight | None:
+    """An operation with a quantised weight, as a branch sees it; None for other operations."""
     if "weight" not in roles or op.attributes.get("spelled_out"):
         return None
     if node.op == "call_module":
         leaf = view.module.get_submodule(str(node.target))
         weight = getattr(leaf, "weight", None) if op.name in _LAYERS else None
-        held = quantised(f"{node.target}.weight", weight) if isinstance(weight, torch.Tensor) else ""
-        shape = tuple(weight.shape) if held and isinstance(weight, torch.Tensor) else ()
+        reason = quantised(f"{node.target}.weight", weight) if isinstance(weight, torch.Tensor) else ""
+        shape = tuple(weight.shape) if reason and isinstance(weight, torch.Tensor) else ()
     else:
         operand = operand_of(node, "weight", op)
         if op.name not in _LAYERS and op.name != "addmm":
             operand = next((n for n in node.all_input_nodes if is_stored(n)), None)
-        held = quantised_operand(operand, view) if operand is not None and is_stored(operand) else ""
+        reason = quantised_operand(operand, view) if operand is not None and is_stored(operand) else ""
         value = value_of(operand) if operand is not None else None
-        shape = value.sizes(_PROBED) if held and value is not None else ()
-    if not held:
+        shape = value.sizes(_PROBED) if reason and value is not None else ()
+    if not reason:
         return None
     seen = Operation("matmul", op.inputs) if op.name == "addmm" else op
     if op.name not in _LAYERS and op.name not in ("addmm", "matmul"):
@@ -131,21 +130,23 @@ def _beside_quantised(node: fx.Node, op: Operation, roles: Sequence[str], view: 
         if found is None:
             return None
         seen, shape = found
-    return TunedWeight(node, seen, op.inputs[0], {"weight": None}, {"weight": None}, True, Held(held, shape))
+    return TunedWeight(node, seen, op.inputs[0], {"weight": None}, {"weight": None}, True, Unchangeable(reason, shape))
 
 
-def beside_module(path: str, source: fx.Node, target: fx.Node, view: GraphView) -> TunedWeight | None:
-    """A module with quantised tensors as a branch sees it: a linear from its input to its result."""
-    held, found = quantised_module(path, view), as_linear(source, target, view)
-    if not held or found is None:
+def quantised_branch_of(path: str, source: fx.Node, target: fx.Node, view: GraphView) -> TunedWeight | None:
+    """A module with quantised tensors, as a branch sees it: a linear from its input to its result."""
+    reason, found = quantised_module(path, view), as_linear(source, target, view)
+    if not reason or found is None:
         return None
-    return TunedWeight(target, found[0], source, {"weight": None}, {"weight": None}, True, Held(held, found[1]))
+    return TunedWeight(
+        target, found[0], source, {"weight": None}, {"weight": None}, True, Unchangeable(reason, found[1])
+    )
 
 
 def _nothing(capture: str, op: Operation) -> UtcError:
     return UtcError(
         f"'{capture}' is the result of {op.name}, which has no weight",
-        fix="name the capture of an operation that has one: a linear, a convolution, a norm …",
+        fix="name the capture of an operation with a weight: a linear, a convolution, a norm …",
     )
 
 
@@ -156,8 +157,8 @@ def _of_module(
     mine = {n for n, p in leaf._parameters.items() if p is not None}
     if "weight" in roles and leaf._buffers.get("weight") is not None:
         raise UtcError(
-            f"the weight of {node.target} is a buffer and no parameter",
-            why="it was made so, or a parametrisation was removed while nothing required a gradient",
+            f"the weight of {node.target} is a buffer and not a parameter",
+            why="the model has it as a buffer, or a parametrisation was removed while no parameter required a gradient",
             fix="make it a parameter before capture: layer.weight = torch.nn.Parameter(layer._buffers.pop('weight'))",
         )
     if op.name in RECURRENT:
@@ -168,7 +169,7 @@ def _of_module(
             raise _nothing(capture, op)
         raise UtcError(
             f"the weights of {type(leaf).__name__} cannot be tuned",
-            why="it is one node of the graph, and what its code does with them is not seen",
+            why="the module is one node of the graph, and the capture does not see how its code uses them",
             fix="tune its result instead: `sequential:` or `parallel:`",
         )
     return {r: f"{node.target}.{r}" if r in mine else None for r in roles}
@@ -178,7 +179,7 @@ def _of_function(
     node: fx.Node, op: Operation, roles: Sequence[str], view: GraphView, capture: str
 ) -> tuple[dict[str, str | None], bool, Operation]:
     operands = [a for a in node.all_input_nodes if is_state(a) and _parameters_behind(a, view)]
-    if op.attributes.get("spelled_out") and op.name in _LAYERS:  # a norm of several nodes, which knows its parameters
+    if op.attributes.get("spelled_out") and op.name in _LAYERS:  # a norm of several nodes, whose parameters are known
         return {r: op.parameters.get(r) for r in roles}, True, op
     if op.name in _LAYERS:
         found: dict[str, str | None] = {}
@@ -223,7 +224,7 @@ def _of_function(
 
 
 def _is_transposed(operand: fx.Node, view: GraphView) -> bool:
-    """Whether a weight `(in, out)` is the transpose of a parameter `(out, in)`, and nothing else."""
+    """Whether a weight `(in, out)` is the plain transpose of a parameter `(out, in)`."""
     if operand.op == "get_attr":
         return False
     inputs = operand.all_input_nodes
@@ -233,25 +234,25 @@ def _is_transposed(operand: fx.Node, view: GraphView) -> bool:
 
 
 def operand_of(node: fx.Node, role: str, op: Operation) -> fx.Node | None:
-    """The argument of a function that plays a role, None where there is none."""
+    """The argument of a function with a role; None where there is none."""
     if op.name in _LAYERS or op.name == "addmm":
         return op.operands.get(role)
     return next((a for a in node.all_input_nodes if is_state(a)), None)
 
 
 def _parameters_behind(operand: fx.Node, view: GraphView) -> list[str]:
-    """The parameters that a state node is computed from."""
+    """The parameters from which a state node is computed."""
     named = view.parameters
     return [str(n.target) for n in ancestors([operand]) if n.op == "get_attr" and str(n.target) in named]
 
 
 def _behind(operand: fx.Node, view: GraphView) -> str:
-    """The one parameter that an operand is, or is computed from."""
+    """The one parameter that an operand is, or from which it is computed."""
     found = _parameters_behind(operand, view)
     if not found:
         raise UtcError(
-            f"its weight {operand.target} is a buffer and no parameter",
-            why="it is a fixed transform of the model",
+            f"its weight {operand.target} is a buffer and not a parameter",
+            why="the model has it as a fixed transform",
             fix="exclude the place by `except:` or in `where:`",
         )
     if len(found) > 1:  # weight standardisation with a gain: the weight is the one of the operand's size
@@ -261,8 +262,8 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
         alike = [n for n in found if named[n].numel() == size]
         if len(alike) != 1:
             raise UtcError(
-                f"the weight is made of several parameters: {', '.join(sorted(found))}",
-                fix="match one of them: {parameter: …}; where a parametrisation makes it, bake it in and capture "
+                f"the weight is computed from several parameters: {', '.join(sorted(found))}",
+                fix="match one of them: {parameter: …}; or remove the parametrisation that computes it, and capture "
                 "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True)",
             )
         found = alike
@@ -272,11 +273,11 @@ def _behind(operand: fx.Node, view: GraphView) -> str:
 def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: GraphView) -> tuple[tuple[int, ...], ...]:
     """The output channels of a packed weight that slices name: rows of a linear's weight, columns of `x @ W`.
 
-    `3/3` is the third of three equal parts. A capture stands for the channels it is made of: the channel numbers of the
-    packed result are sent through what lies between it and the capture, which may only move numbers about.
+    `3/3` is the third of three equal parts. A capture names the channels from which it is made: the channel numbers of
+    the packed result are sent through the operations between it and the capture, which may only move numbers.
 
     Raises:
-        UtcError: a name is no capture, does not come from the operation, or is computed and not only moved.
+        UtcError: a name is not a capture, is not made by the operation, or is computed and not only moved.
     """
     shape = tuned.shapes.get("weight")
     value = value_of(tuned.node)
@@ -291,7 +292,7 @@ def rows_of(slices: Sequence[str], env: Bindings, tuned: TunedWeight, view: Grap
     if count is None or value is None or axis is None or value.shape[axis] != count or not tuned.direct:
         raise UtcError(
             f"{tuned.operation.name} has no output channels to slice",
-            why="slices are parts of a linear's or convolution's weight, one a channel of its result",
+            why="slices are rows of the weight of a linear or convolution, one per channel of its result",
             fix="leave out `slices:`",
         )
     result = tuple(_rows(text, env, tuned.node, count, axis, view) for text in slices)
@@ -306,7 +307,9 @@ def _rows(text: str, env: Bindings, packed: fx.Node, count: int, axis: int, view
     if part:
         i, n = int(part[1]), int(part[2])
         if not 1 <= i <= n or count % n:
-            raise UtcError(f"slice '{text}' is no whole part of {count} rows", fix="write 1/3 for the first of three")
+            raise UtcError(
+                f"slice '{text}' is not a whole part of {count} rows", fix="write 1/3 for the first of three"
+            )
         return tuple(range((i - 1) * (count // n), i * (count // n)))
     if text not in env:
         fix = f"{did_you_mean(text, env)}; or state equal parts, such as [1/3, 3/3]"
@@ -318,30 +321,30 @@ def _rows(text: str, env: Bindings, packed: fx.Node, count: int, axis: int, view
     return tuple(rows)
 
 
-def _trace(packed: fx.Node, wanted: fx.Node, count: int, axis: int, view: GraphView) -> torch.Tensor:
-    """The numbers of the packed channels, moved as the model moves them."""
+def _trace(packed: fx.Node, capture: fx.Node, count: int, axis: int, view: GraphView) -> torch.Tensor:
+    """The numbers of the packed channels, as the model moves them."""
     sizes = tensor(packed).sizes(_PROBED)
     shape = [-1 if a == axis else 1 for a in range(len(sizes))]
-    known: dict[fx.Node, Any] = {packed: torch.arange(float(count)).reshape(shape).expand(sizes).contiguous()}
+    known: dict[fx.Node, object] = {packed: torch.arange(float(count)).reshape(shape).expand(sizes).contiguous()}
 
-    def compute(node: fx.Node) -> Any:
+    def compute(node: fx.Node) -> object:
         if node not in known:
             if (size := info(node).size) is not None:
                 known[node] = size.at(_PROBED)
             elif view.operations[node].name in ("identity", "dropout") and view.position[node] > view.position[packed]:
                 known[node] = compute(view.operations[node].inputs[0])
             elif view.position[node] < view.position[packed] or node.op not in ("call_function", "call_method"):
-                raise UtcError(f"'{wanted.name}' is not made of {packed.name}", fix="name captures of its parts")
+                raise UtcError(f"'{capture.name}' is not made of {packed.name}", fix="name captures of its parts")
             elif view.operations[node].name not in _MOVES and value_of(node) is not None:
                 raise UtcError(
-                    f"{describe(node)} computes between {packed.name} and '{wanted.name}'",
-                    why="so the capture's numbers are no rows of the weight",
+                    f"{describe(node)} computes between {packed.name} and '{capture.name}'",
+                    why="the numbers of the capture are then not rows of the weight",
                     fix="name captures nearer to the projection, or state equal parts, such as [1/3, 3/3]",
                 )
             else:
                 known[node] = run_node(view.module, node, compute)
         return known[node]
 
-    result = compute(wanted)
+    result = compute(capture)
     assert isinstance(result, torch.Tensor)
     return result

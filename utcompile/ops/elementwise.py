@@ -1,4 +1,4 @@
-"""What is computed element by element: arithmetic, choices, activations."""
+"""Operations that compute element by element: arithmetic, choices, activations."""
 
 from __future__ import annotations
 

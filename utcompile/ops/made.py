@@ -1,4 +1,4 @@
-"""What makes a tensor of no other's numbers, reads a size, or marks a region: no pattern can name these."""
+"""Operations that make a tensor of no other's numbers, read a size, or mark a region: no pattern can name these."""
 
 from __future__ import annotations
 

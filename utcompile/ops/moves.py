@@ -1,4 +1,4 @@
-"""What joins, cuts and moves values, writes into them, or reads them in another way."""
+"""Operations that join, cut and move values, write into them, or read them in another way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JOINING: tuple[Row, ...] = (
        "tensors; dim=0", "torch.vstack",
        "tensors; dim=2", "torch.dstack"),
     op("stack", "values joined along a new axis", T.JOINS | T.SUMS, A.STACK, "tensors, dim=0", "torch.stack"),
-    # Several values: no layout, and MOVES is said of one value.
+    # Several values: no layout, and MOVES describes one value.
     op("split", "several outputs: split, chunk, unbind, or indexing", T.CUTS | T.VIEW | T.SUMS, A.UNKNOWN,
        "input, split_size_or_sections, dim=0", "split split_with_sizes",
        "input, indices_or_sections, dim=0", "tensor_split",

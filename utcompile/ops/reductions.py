@@ -1,4 +1,4 @@
-"""Pooling, resizing, reductions, and what sorts and counts."""
+"""Pooling, resizing, reductions, sorting and counting."""
 
 from __future__ import annotations
 

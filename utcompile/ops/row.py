@@ -16,8 +16,8 @@ class Row:
 
     Attributes:
         name: the word by which patterns and passes know it.
-        gloss: what it is, in one line; empty where no pattern can name it.
-        traits: what is true of it.
+        gloss: its description, in one line; empty where no pattern can name it.
+        traits: its properties.
         axes: how it carries the axes of what it reads.
         spellings: pairs of a signature and the callables that have it, in the notation of `spellings.py`.
         flops: the number of floating-point operations, from the shapes that it reads and the shape that it yields;

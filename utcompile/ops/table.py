@@ -1,4 +1,4 @@
-"""The table of operations: what patterns, the reading of nodes and every pass know of an operation is written here.
+"""The table of operations: patterns, the reading of nodes and every pass take the facts about an operation from here.
 
 A row gives a name, a gloss, traits, how axes are carried, and the callables of torch that are this operation, each with
 its signature. Signatures are Python's, with torch's own argument names and defaults; names that begin with `_`, and
@@ -14,7 +14,7 @@ its signature. Signatures are Python's, with torch's own argument names and defa
 and the variant that writes in place (`relu_`) belongs to each. What differs between spellings of one name is stated
 after the signature: `kind=avg`.
 
-No pass lists names of operations. It asks for those that have a trait, in a set that registered operations enter too:
+No pass lists names of operations. It uses those that have a trait, in a set that contains registered operations too:
 
 >>> PRODUCTS = having(Trait.PRODUCT)
 >>> "einsum" in PRODUCTS, "conv2d" in PRODUCTS, sorted(having(Trait.CONV | Trait.CONV_TRANSPOSE))[:2]

@@ -1,4 +1,4 @@
-"""What is true of an operation: its traits, and how it carries axes. Passes ask for these and list no names."""
+"""Properties of operations: their traits, and how they carry axes. Passes use these and list no names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Trait(Flag):
     HOMOGENEOUS = auto()  # g(m x) = m g(x) for every m > 0
     IDENTITY_ABOVE_ZERO = auto()  # g(x) = x for x >= 0
     ODD_PART = auto()  # g(x) - g(-x) = x
-    SUMS = auto()  # makes sums of positions and sizes from such sums, so that few sizes tell about all
+    SUMS = auto()  # makes sums of positions and sizes from such sums, so that few sizes represent all
     SUMS_OF_MASKS = auto()  # SUMS where it reads zeros and ones
 
     # --- layers and products
@@ -68,11 +68,11 @@ class Axes(Enum):
     KEEP = "keep"  # those of the first value that it reads
     TOGETHER = "together"  # those of all values that it reads, broadcast
     REDUCE = "reduce"  # without those in `dim`
-    ALONG = "along"  # those in `dim` hold other places
-    LINEAR = "linear"  # the last holds channels, and becomes new channels
-    CONV = "conv"  # the second holds channels, and becomes new channels; space follows
-    CHANNEL_NORM = "channel_norm"  # kept; the second holds channels
-    LAST_NORM = "last_norm"  # kept; the last holds channels
+    ALONG = "along"  # those in `dim` contain other places
+    LINEAR = "linear"  # the last contains channels, and becomes new channels
+    CONV = "conv"  # the second contains channels, and becomes new channels; space follows
+    CHANNEL_NORM = "channel_norm"  # kept; the second contains channels
+    LAST_NORM = "last_norm"  # kept; the last contains channels
     RESIZE = "resize"  # cut, padded or pooled to other sizes
     UNKNOWN = "unknown"  # nothing is known of the axes of its result
 

@@ -22,7 +22,7 @@ _LOCAL = threading.local()
 
 
 class Asked(Protocol):
-    """Where a recording writes down what Python asks of sizes and flags (`Questions`)."""
+    """The part of a recorder that writes down Python's questions about sizes and flags (`Questions`)."""
 
     def ask(self, question: Expression, answer: bool) -> None: ...
     def leak(self, how: str, expression: Expression, value: Number) -> None: ...
@@ -30,7 +30,7 @@ class Asked(Protocol):
 
 
 class Autocast(Protocol):
-    """Where a recording writes down regions of autocast (`Regions`)."""
+    """The part of a recorder that writes down regions of autocast (`Regions`)."""
 
     def enter_autocast(self, *settings: Argument) -> fx.Node: ...
     def exit_autocast(self, entered: fx.Node) -> None: ...

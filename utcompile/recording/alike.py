@@ -1,7 +1,7 @@
-"""Sizes at which a model decides as it does at the example's, as far as one recording tells.
+"""Sizes at which a model decides as it does at the example's, as far as one recording shows.
 
 A graph needs three recordings that run alike. Where the model has a threshold between the sizes that are recorded
-first, its own questions show where: `B <= 4` leaves 1 to 4. What is chosen here is a guess, and the recordings decide.
+first, its own questions show where: `B <= 4` leaves 1 to 4. These sizes are a guess, and the recordings decide.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NEEDED = 3
 def sizes_alike(
     recorder: Recorder, recorded: Sizes, example: Sizes, sources: Mapping[Symbol, tuple[int, int]], *, upwards: bool
 ) -> dict[Symbol, tuple[int, ...]]:
-    """For each symbol the example's size and the two nearest at which most questions have the example's answer.
+    """For each symbol, the example's size and the two nearest sizes at which most questions have the same answer.
 
     They are on one side of the example's where that is possible: a threshold lies on the other.
 
@@ -58,7 +58,7 @@ def _around(symbol: Symbol, size: int, upwards: bool) -> Iterable[int]:
 def _questions(
     recorder: Recorder, recorded: Sizes, sources: Mapping[Symbol, tuple[int, int]]
 ) -> Iterator[Callable[[Sizes], bool | None]]:
-    """What was asked, as functions of the symbols."""
+    """The questions of a recording, as functions of the symbols."""
     inputs = {(info(recorder.inputs[i]).serial, dim): symbol for symbol, (i, dim) in sources.items()}
 
     def symbol_of(reading: Expression) -> Symbol | int:

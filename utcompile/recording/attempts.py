@@ -1,11 +1,11 @@
-"""Which recordings are tried: the most dynamic first, then with less that varies, and with opaque modules.
+"""The order in which recordings are tried: the most dynamic first, then with fewer varying sizes and opaque modules.
 
 1. All sizes vary, and the last sample is in another dtype on another device.
-2. The same in another dtype, and then in the model's own: what a model does by dtype or device stays as recorded.
+2. The same in another dtype, and then in the model's own: choices by dtype or device stay as recorded.
 3. The same at sizes at which the model decides as at the example's (`sizes_alike`), where it has thresholds.
-4. The same with lengths pinned at the example's, where they were not asked for.
+4. The same with lengths pinned at the example's, where the caller does not name them.
 5. Modules that run other operations at another batch are left opaque.
-6. Nothing varies, where it was not asked for.
+6. Nothing varies, where the caller does not name it.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Recorded:
         constants: tensors that the model made or kept outside its state, by the name that the graph reads.
         inputs: the inputs, with the sizes that vary.
         opaque: modules that are one node.
-        pinned: what could not be made to vary, with the reason.
+        pinned: sizes, dtypes and devices that could not be made to vary, with the reason.
         fixed: inputs whose values are part of the graph.
         nodes: the node of each input tensor, in order.
-        guards: what the model's Python decided, which must hold in every call.
-        notes: what ran and is no part of the graph, with the consequence.
+        guards: the decisions of the model's Python code, which every call must repeat.
+        notes: calls that ran and are no part of the graph, with the consequence.
     """
 
     graph: fx.Graph
@@ -75,15 +75,15 @@ class Recorded:
 
 @dataclass
 class _Leaves:
-    """What was found so far that cannot be recorded as it is.
+    """The parts of a model that cannot be recorded as they are, as far as they were found.
 
     Attributes:
         found: the opaque modules.
         real: why the values must be real; empty where they need not be.
         fixed: inputs whose values Python reads as sizes, with the line.
         recordings: those that no graph has used up yet, by what makes them differ: attempts have samples in common.
-        wide: modules that hold most of the parameters: as one node they would leave nothing to tune.
-        watch: is told what the recordings leave in Python.
+        wide: modules that contain most of the parameters: as one node they would leave nothing to tune.
+        watch: collects the Python state that recordings leave behind.
         last: the latest recording at the example's lengths, and its sizes.
     """
 
@@ -104,16 +104,16 @@ class _Leaves:
         self.found[path] = Opaque(path, reason, source)
 
     def use_up(self, recordings: list[Recorder]) -> None:
-        """Forget recordings: making one graph of them changes theirs."""
+        """Forget recordings: their graphs change when they become one."""
         used = set(map(id, recordings))
         self.recordings = {key: r for key, r in self.recordings.items() if id(r) not in used}
 
 
 def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked: bool, follow: bool) -> Recorded:
-    """Record a model so that as much varies as it allows.
+    """Record a model with as many varying sizes as it allows.
 
     Args:
-        watch: is told what the recordings leave in Python.
+        watch: collects the Python state that recordings leave behind.
         asked: the caller named what varies, so nothing may be pinned.
         follow: dropout and batch norm follow the mode.
 
@@ -144,7 +144,7 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
 def _record_at_some(
     model: nn.Module, inputs: Inputs, leaves: _Leaves, *, follow: bool, by_size: bool, choices: int
 ) -> Recorded:
-    """Record at sizes far apart; then, so many times, at some that the questions asked so far leave."""
+    """Record at sizes far apart; then, up to `choices` times, at sizes that earlier recordings' questions allow."""
     tried: list[Mapping[Symbol, Sequence[int]] | None] = [None]
     while True:
         try:
@@ -200,7 +200,7 @@ def _record_as(
 
 
 def _differ_by_sizes(model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves) -> bool:
-    """Whether the model's own dtype and device differ between sizes too: then no plan with others need be tried."""
+    """Whether recordings in the model's own dtype and device differ by size too: then no other plan is tried."""
     ends = [samples[0], [s for s in samples if not s.training][-1]]
     try:
         first, last = (_record(model, inputs, sample, leaves) for sample in ends)
@@ -215,7 +215,7 @@ def _differ_by_sizes(model: nn.Module, inputs: Inputs, samples: list[Sample], le
 def _plans(
     samples: list[Sample], model: nn.Module, inputs: Inputs, leaves: _Leaves
 ) -> Iterator[tuple[tuple[str, ...], list[Sample]]]:
-    """What varies beside the sizes, and the samples that show it."""
+    """The kinds of things that vary in addition to the sizes, with the samples that show them."""
     dtypes = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.is_floating_point()}
     other = torch.float32 if torch.bfloat16 in dtypes else torch.bfloat16
     elsewhere = other_device(home_of(model, inputs))
@@ -229,7 +229,7 @@ def _plans(
 def _record_all(
     model: nn.Module, inputs: Inputs, samples: list[Sample], leaves: _Leaves, *, by_size: bool
 ) -> tuple[Recorder, fx.Graph, tuple[Guard, ...]]:
-    """Record every sample, leaving opaque what must be, until the recordings are one graph."""
+    """Record every sample, with more modules left opaque each time, until the recordings are one graph."""
     varied = True
     while True:
         plan = with_other_values(samples, again=2 if varied else 0) if leaves.real else samples
@@ -254,7 +254,7 @@ def _record_all(
 def _probe(
     model: nn.Module, inputs: Inputs, leaves: _Leaves, sizes: Mapping[Symbol, int], *, gradients: bool
 ) -> Recorder | None:
-    """One more recording, or None where the model does not run so."""
+    """One more recording; None where the model does not run at these sizes."""
     try:
         with torch.set_grad_enabled(gradients):
             return _record_once(model, inputs, Sample(sizes), leaves)
@@ -263,7 +263,7 @@ def _probe(
 
 
 def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
-    """Find a way around what cannot be recorded: real values, an input whose values are fixed, an opaque module.
+    """Find a way around a call that cannot be recorded: real values, an input whose values are fixed, an opaque module.
 
     Raises:
         UtcError: there is none.
@@ -286,9 +286,9 @@ def _give_way(leaves: _Leaves, hidden: Unrecordable) -> None:
 def _record_alike(
     model: nn.Module, inputs: Inputs, plan: list[Sample], leaves: _Leaves, *, by_size: bool
 ) -> list[Recorder] | None:
-    """One recording a sample; None where a module ran other operations and has become a leaf.
+    """One recording per sample; None where a module ran other operations and has become a leaf.
 
-    The first sample and the one in another dtype come first: what differs at all mostly differs there.
+    The first sample and the one in another dtype come first: most differences show there.
     """
     found: dict[int, Recorder] = {}
     for i in sorted(range(len(plan)), key=lambda i: (i > 0, plan[i].dtype is None and plan[i].device is None)):
@@ -325,7 +325,7 @@ def _record(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -
 
 
 def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:
-    """A model that fails at the sizes it was given fails with its own error.
+    """Raise the model's own error where it fails at the sizes of the example.
 
     Raises:
         UtcError: it does.
@@ -335,7 +335,7 @@ def _check_as_given(model: nn.Module, inputs: Inputs, leaves: _Leaves) -> None:
 
 
 def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
-    """One recording; one without values, of a call that was recorded already, is not made again."""
+    """One recording; a call without values that was recorded already is not recorded again."""
     fixing = inputs.fixing(leaves.fixed)
     if leaves.real:
         return _record_new(model, fixing, sample, leaves)
@@ -349,7 +349,7 @@ def _record_once(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leav
 def _record_new(model: nn.Module, inputs: Inputs, sample: Sample, leaves: _Leaves) -> Recorder:
     real, fixed = bool(leaves.real), frozenset(leaves.fixed)
     try:
-        # values must go when nobody needs them; fakes weigh nothing
+        # values must be freed when nothing needs them; fakes weigh nothing
         with contextlib.nullcontext() if real else collector_paused():
             return record(
                 structural_copy(model),
@@ -375,7 +375,7 @@ class _NeedsValues(Exception):
 
 
 def _runs(model: nn.Module, inputs: Inputs, sample: Sample, watch: Watch) -> bool:
-    """Whether the model's forward runs at a sample, computing."""
+    """Whether the model's forward runs on real values at a sample."""
     try:
         with torch.no_grad(), random_numbers_kept(model), values_kept(model):
             args, kwargs = inputs.as_given(inputs.at(sample.sizes, torch.clone))

@@ -1,11 +1,11 @@
-"""Attention stays the attention that was written: a call whose mask says nothing that sizes do not say loses the mask.
+"""Attention stays as the model's author wrote it: a mask that follows from sizes alone is removed from the call.
 
-Models that ask whether they are traced build masks and repeat keys, where their eager code says `is_causal=True,
+Models that check whether they are traced build masks and repeat keys, where their eager code says `is_causal=True,
 enable_gqa=True` or passes no mask at all; only without a mask do the fastest kernels run. Here
 1. a mask that depends on sizes alone and is the causal one at every size becomes `is_causal=True`; one that hides
    nothing is left out;
 2. keys and values that are repeated for groups of queries become `enable_gqa=True` on those that are not.
-What is not provably so stays as it was recorded.
+Every mask that is not provably one of these stays as it was recorded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CAUSAL, _NONE = "causal", "none"
 
 
 def settle_attention(graph: fx.Graph, root: nn.Module) -> None:
-    """Say in each call of `scaled_dot_product_attention` what its mask and its repeated keys amount to."""
+    """Give `scaled_dot_product_attention` `is_causal` and `enable_gqa` instead of such masks and repeated keys."""
     calls = [n for n in graph.nodes if is_fused_attention(n)]
     if not calls:
         return
@@ -84,7 +84,7 @@ def _written(call: fx.Node, alone: frozenset[fx.Node]) -> str:
 
 
 def _meaning(call: fx.Node, alone: frozenset[fx.Node], root: nn.Module) -> str | None:
-    """What a mask is at all sizes; None where it is neither the causal one nor none."""
+    """The meaning of a mask at all sizes; None where it is neither the causal one nor none."""
     given = fused_arguments(call)
     mask, query, key = (given[name] for name in ("attn_mask", "query", "key"))
     nodes = cone(mask, alone)
@@ -101,7 +101,7 @@ def _meaning(call: fx.Node, alone: frozenset[fx.Node], root: nn.Module) -> str |
 
 
 def _meanings(at: AtSizes, mask: fx.Node, query: tuple[int, ...], key: tuple[int, ...]) -> set[str]:
-    """What a mask is at one choice of sizes."""
+    """The meanings that a mask may have at one choice of sizes."""
     try:
         with torch.no_grad(), torch.device("cpu"), torch.amp.autocast_mode.autocast("cpu", enabled=False):
             found = at(mask)
@@ -123,7 +123,7 @@ def _fits(mask: tuple[int, ...], scores: tuple[int, ...]) -> bool:
 
 
 def _seen(mask: T) -> T | None:
-    """Which keys a query sees; None where a mask does more than hide some."""
+    """The keys that each query sees; None where a mask does more than hide some."""
     if mask.dtype == torch.bool:
         return mask
     if not mask.dtype.is_floating_point:
@@ -133,7 +133,7 @@ def _seen(mask: T) -> T | None:
 
 
 def _erase_unused(unread: frozenset[fx.Node], graph: fx.Graph) -> None:
-    """Erase those of some nodes without effects that nothing reads any more."""
+    """Erase nodes without effects that nothing reads any more."""
     erased = set()
     read = {
         n for n in unread if n.users or value_of(n) is not None
@@ -147,7 +147,7 @@ def _erase_unused(unread: frozenset[fx.Node], graph: fx.Graph) -> None:
 
 
 def _forget(node: fx.Node, erased: set[fx.Node]) -> None:
-    """A module whose call began with what is erased has no call any more that a rule could name."""
+    """Forget the calls of modules that began with an erased node: a rule can no longer name them."""
     if erased & {*info(node).ends_from}:
         known = info(node)
         pairs = [p for p in zip(known.ends, known.ends_from, strict=True) if p[1] not in erased]

@@ -1,4 +1,4 @@
-"""When two results count as equal: bit for bit on a CPU, elsewhere within the rounding of the dtype."""
+"""The equality of two results: bit for bit on a CPU, elsewhere within the rounding of the dtype."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from utcompile.recording.layouts import comparable
 
 T = torch.Tensor
-_TF32 = 2.0**-10  # its unit roundoff: ten bits of mantissa
 
 
 def equal(expected: T, found: T, *, gradient: bool = False) -> bool:
@@ -32,7 +31,7 @@ def equal(expected: T, found: T, *, gradient: bool = False) -> bool:
 
 
 def bound(dtype: torch.dtype) -> float:
-    """How far two runs of the same kernels may differ, of the largest value.
+    """The largest difference between two runs of the same kernels, relative to the largest value.
 
     Kernels that add with atomic operations choose another order in each run, which costs some roundings each time, more
     of them in a deep model. Half precision has few digits to spare: ten roundings are allowed, a hundred elsewhere.
@@ -45,7 +44,7 @@ def bound(dtype: torch.dtype) -> float:
 
 
 def why_not(expected: T, why: str) -> str:
-    """The likely reason for a difference, with what a GPU adds to it."""
+    """The likely reason for a difference; on a GPU with the reasons that are typical there."""
     if expected.device.type != "cuda":
         return why
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32

@@ -1,16 +1,18 @@
 """Functions with a cache (`functools.lru_cache`) run without it while a recording runs.
 
-A cache is asked with the sizes of the recording: it would hash them, which reads their values, and keep them for later
-calls. What it saves is time, so the function itself says the same.
+A cache would hash the sizes of the recording as keys, which reads their values, and keep them for later calls. A cache
+only saves time, so the function itself gives the same result.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from utcompile.recording.places import content, function_in
 
 CACHED = type(functools.lru_cache(abs))
 _WRAPPERS = (types.FunctionType, staticmethod, classmethod, property, functools.partial, CACHED)
@@ -18,7 +20,7 @@ _WRAPPERS = (types.FunctionType, staticmethod, classmethod, property, functools.
 
 @dataclass(frozen=True)
 class Caches:
-    """Where namespaces hold functions with a cache: under names of theirs, and in the closures of decorators.
+    """The functions with a cache in namespaces: under their names, and in the closures of decorators.
 
     Looking for them takes longer than a recording of a small model: it is done once in a capture.
     """
@@ -52,7 +54,7 @@ def without_caches(holders: Sequence[type], known: Sequence[Caches]) -> Iterator
         (cls, name, held) for cls in holders for name, held in list(vars(cls).items()) if _bare(held) is not None
     ]
     closures = [cell for found in known for cell in found.cells] + _cells([*map(vars, holders)])
-    cells = [(cell, cell.cell_contents) for cell in closures if type(_content(cell)) is CACHED]
+    cells = [(cell, found) for cell in closures if type(found := content(cell)) is CACHED]
     try:
         for held, name, cached in names:
             held[name] = cached.__wrapped__
@@ -71,7 +73,7 @@ def without_caches(holders: Sequence[type], known: Sequence[Caches]) -> Iterator
 
 
 def _bare(held: object) -> object:
-    """What a class holds, without its cache; None where it has none."""
+    """A value of a class without its cache; None where it has none."""
     if type(held) is CACHED:
         return held.__wrapped__
     if isinstance(held, (staticmethod, classmethod)) and type(held.__func__) is CACHED:
@@ -82,47 +84,29 @@ def _bare(held: object) -> object:
 
 
 def _cells(namespaces: Iterable[Mapping[str, object]]) -> list[types.CellType]:
-    """The variables of closures that hold a function with a cache: a decorator keeps it there."""
-    stack = [f for names in namespaces for value in _wrappers(names) for f in _functions(value)]
+    """The variables of closures that contain a function with a cache: a decorator keeps it there."""
+    stack = [f for names in namespaces for value in _wrappers(names) if (f := function_in(value)) is not None]
     seen: dict[int, types.CellType] = {}
     found = []
     while stack:
         for cell in stack.pop().__closure__ or ():
-            content = _content(cell)
+            value = content(cell)
             if id(cell) in seen:
                 continue
             seen[id(cell)] = cell
-            if type(content) is CACHED:
+            if type(value) is CACHED:
                 found.append(cell)
-            stack += _functions(content)
+            function = function_in(value)
+            if function is not None:
+                stack.append(function)
     return found
 
 
 def _wrappers(names: Mapping[str, object]) -> list[object]:
-    """What may be or hold a function with a closure: a few of the thousands of values that are looked at."""
+    """Values that may be or contain a function with a closure: a few of the thousands that are looked at."""
     values = list(names.values())
     kinds = {kind for kind in set(map(type, values)) if issubclass(kind, _WRAPPERS)}
     if not kinds:
         return []
     plain = types.FunctionType
     return [v for v in values if type(v) in kinds and (type(v) is not plain or v.__closure__)]
-
-
-def _functions(value: object) -> list[Callable[..., object]]:
-    """The Python functions behind what a namespace holds."""
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    elif isinstance(value, property):
-        value = value.fget
-    elif isinstance(value, functools.partial):
-        value = value.func
-    if type(value) is CACHED:
-        value = value.__wrapped__
-    return [value] if isinstance(value, types.FunctionType) and value.__closure__ else []
-
-
-def _content(cell: types.CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # an empty cell
-        return None

@@ -36,7 +36,7 @@ _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
     "signature tuners base_values shape_env dtype device example_inputs proven ties".split()
 )
-# what users read off a model: transformers' config, timm's, and the like
+# attributes that users read: transformers' config, timm's, and similar ones
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()
 
 _MODE_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -58,9 +58,9 @@ def capture(
     Args:
         model: any `nn.Module`. It is recorded, and kept, in eval mode.
         example_inputs: a tuple (positional), a dict (keyword; `*args` under its name, as a tuple) or one tensor.
-        dynamic: what varies between calls: names of inputs (their dimension 0 is the batch), or a dict from name to
-            `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of the
-            inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
+        dynamic: the sizes that vary between calls: names of inputs (their dimension 0 is the batch), or a dict from
+            name to `{dimension: label}`, e.g. `{"x": {0: "B", 2: "H", 3: "W"}}`. By default the batch is dimension 0 of
+            the inputs whose dimension 0 equals the first tensor's, and integer inputs `(B, L)` have a length; a length
             that the model pins is named in the report. An empty one captures at the example's sizes only.
         base: "frozen": the backbone stays in eval, whatever `.train()` says. "follow": its dropout, stochastic depth
             and batch norm obey `.train()` and `.eval()`.
@@ -78,6 +78,40 @@ def capture(
         ['input_1', 'check_fixed_sizes', '_0', '_1', '_2', 'output']
         >>> captured(torch.randn(7, 4)).shape
         torch.Size([7, 2])
+    """
+    model = _checked(model, base, verify)
+    look_anew()
+    copied = structural_copy(model)
+    drop_backward_hooks(copied)
+    inputs = read_inputs(copied, example_inputs, dynamic)
+    watch = Watch.of(model)
+    with patched():
+        recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
+    watch.check()
+    writes = _finish(recorded, inputs, copied)
+    captured = CapturedModule(copied, recorded.graph, type(model).__name__)
+    _set_attributes(captured, model, recorded, follows_mode=base == "follow", compared=verify != "shapes")
+    captured.report = CaptureReport(
+        operations=sum(not isinstance(n.target, FixedSizes) for n in recorded.graph.nodes),
+        unreachable=_unreachable(copied, recorded.graph),
+        barriers=tuple(describe(n) for n in writes),
+        verified=check(model, captured, recorded.inputs, verify, watch),
+        opaque=recorded.opaque,
+        pinned=recorded.pinned,
+        guards=recorded.guards,
+        notes=(*notes_on(model), *recorded.notes),
+        by_mode=tuple(describe(n) for n in recorded.graph.nodes if _obeys_mode(n)) if base == "follow" else (),
+        state=watch.state,
+        random=(*watch.drawn, *clock_reads(model)),
+    )
+    return captured
+
+
+def _checked(model: nn.Module, base: str, verify: str) -> nn.Module:
+    """The module to record.
+
+    Raises:
+        UtcError: the arguments of `capture` are wrong, or the model has a part that no graph can have.
     """
     if not isinstance(model, nn.Module):
         raise UtcError(f"capture takes an nn.Module, not {type(model).__name__}")
@@ -98,59 +132,46 @@ def capture(
             fix="wrap the model in a module that keeps it under another name",
         )
     check_layers(model)
-    look_anew()
-    copied = structural_copy(model)
-    drop_backward_hooks(copied)
-    inputs = read_inputs(copied, example_inputs, dynamic)
-    watch = Watch.of(model)
-    with patched():
-        recorded = record_dynamically(model, inputs, watch, asked=dynamic is not None, follow=base == "follow")
-    watch.check()
-    graph = recorded.graph
+    return model
+
+
+def _finish(recorded: Recorded, asked: Inputs, root: nn.Module) -> tuple[fx.Node, ...]:
+    """Complete a recorded graph in place; returns the writes that stay in it."""
+    graph, arguments = recorded.graph, recorded.inputs.arguments
     for node in graph.nodes:
         is_state(node)  # once in graph order, so that later questions need no recursion
     for name, tensor in recorded.constants.items():
-        _keep_constant(copied, name, tensor)
-    writes = make_functional(graph, copied)
-    settle_attention(graph, copied)
-    _guard_sizes(recorded, inputs)
-    inputs = recorded.inputs
-    fix_sizes(graph, recorded.nodes, inputs, recorded.fixed)
-    _guard_containers(graph, inputs.arguments)
-    _guard_constants(graph, inputs.arguments)
-    _guard_values(graph, copied, {n: v for n in recorded.fixed if isinstance(v := inputs.arguments[n], torch.Tensor)})
+        _keep_constant(root, name, tensor)
+    writes = make_functional(graph, root)
+    settle_attention(graph, root)
+    _guard_sizes(recorded, asked)
+    fix_sizes(graph, recorded.nodes, recorded.inputs, recorded.fixed)
+    _guard_containers(graph, arguments)
+    _guard_constants(graph, arguments)
+    _guard_values(graph, root, {n: v for n in recorded.fixed if isinstance(v := arguments[n], torch.Tensor)})
     join_value_checks(graph)
     rename_by_path(graph)
-    set_inplace(graph, copied)
+    set_inplace(graph, root)
     graph.lint()
-    captured = CapturedModule(copied, graph, type(model).__name__)
+    return writes
+
+
+def _set_attributes(
+    captured: CapturedModule, model: nn.Module, recorded: Recorded, *, follows_mode: bool, compared: bool
+) -> None:
+    """Give a captured module the attributes that later steps read."""
     captured.requires_grad_(False)
-    captured.batch_inputs, captured.follows_mode = inputs.batch_inputs, base == "follow"
-    if captured.follows_mode:
-        own_statistics(captured, graph)
+    captured.batch_inputs, captured.follows_mode = recorded.inputs.batch_inputs, follows_mode
+    if follows_mode:
+        own_statistics(captured, recorded.graph)
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
-    captured.signature = Signature.of(model, inputs.arguments)
-    captured.example_inputs = Example.of(
-        inputs.arguments, compared=verify != "shapes", dtype=captured.dtype, device=captured.device
-    )
+    arguments = recorded.inputs.arguments
+    captured.signature = Signature.of(model, arguments)
+    captured.example_inputs = Example.of(arguments, compared=compared, dtype=captured.dtype, device=captured.device)
     captured.ties = ties_of(captured)
     captured.eval()
-    captured.report = CaptureReport(
-        operations=sum(not isinstance(n.target, FixedSizes) for n in graph.nodes),
-        unreachable=_unreachable(copied, graph),
-        barriers=tuple(describe(n) for n in writes),
-        verified=check(model, captured, inputs, verify, watch),
-        opaque=recorded.opaque,
-        pinned=recorded.pinned,
-        guards=recorded.guards,
-        notes=(*notes_on(model), *recorded.notes),
-        by_mode=tuple(describe(n) for n in graph.nodes if _obeys_mode(n)) if base == "follow" else (),
-        state=watch.state,
-        random=(*watch.drawn, *clock_reads(model)),
-    )
-    return captured
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -169,7 +190,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _guard_constants(graph: fx.Graph, arguments: dict[str, object]) -> None:
-    """An argument that is no tensor is part of the graph: calls may leave it out, and may not change it."""
+    """Make arguments that are no tensors part of the graph: calls may leave them out, and may not change them."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     given = [(n, arguments[str(n.target)]) for n in inputs]
     fixed = {n: value for n, value in given if isinstance(value, (bool, int, float, str, type(None)))}
@@ -183,7 +204,7 @@ def _guard_constants(graph: fx.Graph, arguments: dict[str, object]) -> None:
 
 
 def _guard_containers(graph: fx.Graph, arguments: dict[str, object]) -> None:
-    """The structure of an argument, and what in it is no tensor, is part of the graph."""
+    """Make the structure of containers, and the values in them that are no tensors, part of the graph."""
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         value = arguments[str(node.target)]
         if isinstance(value, (dict, tuple, list)):
@@ -192,7 +213,7 @@ def _guard_containers(graph: fx.Graph, arguments: dict[str, object]) -> None:
 
 
 def _guard_sizes(recorded: Recorded, asked: Inputs) -> None:
-    """A size that could not vary is part of the graph."""
+    """Make sizes that could not vary part of the graph."""
     last = [n for n in recorded.graph.nodes if n.op == "placeholder" or n in recorded.nodes][-1]
     names = [name for name, value in asked.arguments.items() for _ in tensors(value)]
     examples = tensors(asked.arguments)

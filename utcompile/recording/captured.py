@@ -11,20 +11,20 @@ from utcompile.recording.unrecordable import Opaque
 
 @dataclass(frozen=True)
 class CaptureReport:
-    """What capture found.
+    """The findings of a capture.
 
     Attributes:
         operations: number of graph nodes.
         unreachable: parameters and buffers that the graph never reads.
         barriers: writes into shared memory that stay in place; no tuner crosses them.
-        verified: what was compared with the model: `values at the example inputs`, `shapes`.
+        verified: the comparison that was made with the model: `values at the example inputs`, `shapes`.
         opaque: modules that are one node, each with its reason and source line.
         pinned: sizes that the model keeps at the example's, each with its reason and source line.
-        guards: what the model's Python decided by sizes and properties of its inputs; each call must agree.
+        guards: decisions of the model's Python code by sizes and properties of inputs; each call must agree.
         by_mode: where the mode decides, under `base="follow"`.
         state: attributes and other Python state that `forward` assigns and no later call reads.
-        random: random numbers of Python or NumPy, and clocks, that `forward` reads: what they gave is a constant.
-        notes: what is recorded otherwise than its module stands there, or is dropped, each with its consequence.
+        random: random numbers of Python or NumPy, and clocks, that `forward` reads: their values are constants.
+        notes: modules that are recorded in another form, and effects that are dropped, each with its consequence.
     """
 
     operations: int
@@ -51,9 +51,9 @@ class CapturedModule(UtcGraphModule):
     """A frozen model as a graph; it shares the model's memory and none of its flags.
 
     Attributes:
-        report: what capture found (`CaptureReport`).
+        report: the findings of the capture (`CaptureReport`).
         batch_inputs: names of the inputs whose dimension 0 is the batch.
-        guards: what must hold in every call, or it is a `UtcError`.
+        guards: conditions that every call must meet; a call that does not is a `UtcError`.
     """
 
     report: CaptureReport

@@ -31,7 +31,7 @@ _HOLDERS = (time, uuid, os, secrets, np, np.random, random, datetime, datetime.d
 
 
 def clock_reads(model: nn.Module) -> tuple[str, ...]:
-    """What the code of a model's `forward`s names, with its line: `time.time (model.py:12 in forward)`.
+    """The clocks that the code of a model's `forward`s names, with their lines: `time.time (model.py:12 in forward)`.
 
     >>> class Timed(nn.Module):
     ...     def forward(self, x):
@@ -59,22 +59,23 @@ def _is_foreign(function: types.FunctionType) -> bool:
 
 def _callees(klass: type, function: types.FunctionType) -> Iterator[object]:
     """Functions of the same Python module and methods of the class that a function names."""
-    for name in _names(function.__code__):
+    for name in code_names(function.__code__):
         value = function.__globals__.get(name, getattr(klass, name, None))
         if isinstance(value, types.FunctionType) and value.__module__ in (function.__module__, klass.__module__):
             yield value
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
+def code_names(code: types.CodeType) -> Iterator[str]:
+    """The global names and attributes that a code object uses, its inner functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from code_names(constant)
 
 
 def _named_in(function: types.FunctionType, code: types.CodeType) -> Iterator[str]:
     """Calls that a code object spells out: a global or imported name, and the attributes behind it."""
-    names = set(_names(code))
+    names = set(code_names(code))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _named_in(function, constant)

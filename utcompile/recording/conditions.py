@@ -2,18 +2,20 @@
 
 A call runs as a recording ran if every question that the recording asked has the same answer in the call. So the graph
 is right for a call if some recording agrees with it in *all* of its questions: the answers of one recording belong
-together. Then the answers are simplified, which never admits a call that no recording stands for:
+together. Then the answers are simplified, which never admits a call that runs like no recording:
 
 1. a question whose answer is the same at all sizes is left out;
 2. two recordings that differ in the answer to one question only show that it does not matter;
 3. a recording whose answers are among another's is covered by that one;
-4. two that differ in the bounds of one size only, with no gap between them, are one.
+4. two that differ in the bounds of one size only, with no gap between them, are one;
+5. an answer is left out where the opposite answer needs no more than the others: `x != 1 or x == 1 and B == 1` is
+   `x != 1 or B == 1`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import cast
 
@@ -27,14 +29,14 @@ from utcompile.recording.probes import translated
 from utcompile.recording.questions import Questions
 from utcompile.recording.recorder import Recorder
 from utcompile.recording.size_nodes import SizeNodes
-from utcompile.recording.ways import Answers, Condition, joined, merged, tightest
+from utcompile.recording.ways import Answers, Condition, absorbed, joined, merged, tightest
 
 _ORDER = {"ge": ("ge", True), "lt": ("ge", False), "le": ("ge", True), "gt": ("ge", False)}
 _LONGEST = 120  # of a relation in a message
 
 
 class Conditions:
-    """The questions of recordings that are one graph, asked of its sizes."""
+    """The questions of recordings that are one graph, in terms of its sizes."""
 
     def __init__(self, sizes: SizeNodes) -> None:
         self.sizes = sizes
@@ -43,15 +45,28 @@ class Conditions:
         self._more: tuple[Answers, ...] = ()
 
     def ways(self, *more: Answers) -> list[Answers]:
-        """What each way to run this graph answered, simplified; with more ways that probes found."""
+        """The answers of each way to run this graph, simplified; with more ways that probes found."""
         self._more += more
         found = [self._answers(r.questions, {}) for r in self.sizes.recordings]
-        return joined([tightest(a) for a in merged([*found, *self._more])], self._between)
+        return absorbed(joined([tightest(a) for a in merged([*found, *self._more])], self._between))
 
     def way_of(self, probe: Recorder, sizes: Mapping[Symbol, int], varying: Sequence[Symbol]) -> Answers | None:
-        """The answers of one more recording; None where it is another graph."""
+        """The answers of one more recording; None where it is another graph.
+
+        Questions about sizes that are read off tensors may have the probe's answers in other calls too, for which it is
+        no proof. Where their answers are new, the way is limited to the sizes of the probe.
+        """
         serials = translated(self.sizes, probe, sizes, varying)
-        return None if serials is None else self._answers(probe.questions, serials)
+        if serials is None:
+            return None
+        answers, known = self._answers(probe.questions, serials), self._answers(self.sizes.recordings[0].questions, {})
+        new = [c for c, answer in answers.items() if c.bound is None and known.get(c) is not answer]
+        for symbol in sizes if new else ():
+            if symbol not in varying:
+                pinned = self._named("eq", self.sizes.size({(symbol,): Fraction(1), (): Fraction(-sizes[symbol])}))
+                self.lines.setdefault(pinned, self.lines[new[0]])
+                answers[pinned] = True
+        return answers
 
     def _answers(self, questions: Questions, serials: Mapping[int, int]) -> Answers:
         answers: Answers = {}
@@ -63,31 +78,41 @@ class Conditions:
                 self.lines.setdefault(one, line)
         return answers
 
-    def refused(self, ways: Sequence[Answers], sizes: Mapping[Symbol, int]) -> UtcError | None:
-        """Why no way runs at some sizes, as far as sizes alone tell."""
-        wrong = [next((c for c, a in way.items() if self._holds(c, sizes) is (not a)), None) for way in ways]
+    def refused(self, ways: Sequence[Answers], sizes: Mapping[Symbol, int], *, guess: bool = False) -> UtcError | None:
+        """Why no way runs at some sizes, as far as sizes alone show.
+
+        Args:
+            ways: the answers of each way.
+            sizes: the size of each symbol.
+            guess: take the formula that fits the samples for sizes that are not known exactly.
+        """
+        known = self.sizes.fitted if guess else self.sizes.exact
+        wrong = [next((c for c, a in way.items() if self._is_met(c, sizes, known) is (not a)), None) for way in ways]
         if not wrong or any(c is None for c in wrong):
             return None
         condition = cast(Condition, wrong[0])
         relation = condition.yes if ways[0][condition] else condition.no
         return Guard(relation, self.lines[condition]).refuse(", ".join(f"{s.name}={n}" for s, n in sizes.items()))
 
-    def _holds(self, condition: Condition, sizes: Mapping[Symbol, int]) -> bool | None:
+    def _is_met(
+        self, condition: Condition, sizes: Mapping[Symbol, int], size_of: Callable[[Expression], int | Size | None]
+    ) -> bool | None:
         if condition.bound is not None:
             relation, terms = condition.bound
             value = sum(f * math.prod(sizes[s] for s in m) for m, f in terms)
             return value >= 0 if relation == "ge" else value == 0
         expression = cast(Expression, condition.expression)
-        known = {r: self.sizes.exact(r) for r in expression.readings()}
-        if any(v is None for v in known.values()):
-            return None
+        readings = expression.readings()
+        found = {
+            r: size.of(sizes) if isinstance(size, Size) else size for r in readings if (size := size_of(r)) is not None
+        }
         try:
-            return bool(expression.value({r: v.of(sizes) if isinstance(v, Size) else v for r, v in known.items()}))  # type: ignore[misc]
+            return bool(expression.value(found)) if len(found) == len(readings) else None
         except (ArithmeticError, ValueError, TypeError):
             return None
 
     def _asked(self, questions: Questions, serials: Mapping[int, int]) -> Iterator[tuple[Expression, tuple[bool, str]]]:
-        """The questions that matter, of a probe in terms of this graph's nodes."""
+        """The questions that matter; those of a probe in terms of this graph's nodes."""
 
         def here(question: Expression) -> Expression:
             moved = {r: Expression.reading(r.op, serials[r.serial], r.dim) for r in question.readings()}
@@ -102,7 +127,7 @@ class Conditions:
                 yield (here(question) if serials else question), (answer, line)
 
     def _condition(self, question: Expression) -> tuple[Condition, bool] | None:
-        """The condition, and whether it says the same as the question; None where the sizes do not matter."""
+        """The condition of a question, and whether both have the same answer; None where the sizes do not matter."""
         if question not in self._known:
             self._known[question] = self._make(question)
         return self._known[question]
@@ -130,7 +155,7 @@ class Conditions:
         return Condition(question, self.text(question), f"not {self.text(question)}", question), True
 
     def _is_clear(self, relation: str, left: Expression, right: Expression) -> bool:
-        """Whether `left >= right` is so, or not so, at all sizes."""
+        """Whether `left >= right` has the same answer at all sizes."""
         if relation == "eq":
             return False
         (low, high), (least, most) = self.sizes.bounds(left), self.sizes.bounds(right)
@@ -139,7 +164,7 @@ class Conditions:
         return always or never
 
     def _parts(self, parts: Expression, count: Expression, same: bool) -> tuple[Condition, bool]:
-        """Into how many parts a size is split, as bounds of the size."""
+        """The number of parts that a size is split into, as bounds of the size."""
         whole, step = (self._rational(a) for a in parts.args)
         number = self._rational(count)
         asked = Expression.of("eq", parts, count)
@@ -197,7 +222,7 @@ class Conditions:
         return Condition((relation, size.terms), yes, no, bound=(relation, size.terms))
 
     def _between(self, symbols: tuple[Symbol, ...], low: Fraction, high: Fraction | None, like: Condition) -> Answers:
-        """That a product of symbols lies between two bounds, as answers at the line of another condition."""
+        """The answers that say that a product of symbols lies between two bounds, at the line of another condition."""
         one = {symbols: Fraction(1)}
         bounds = [(low, True)] if low > 0 else []
         bounds += [(high + 1, False)] if high is not None else []

@@ -1,10 +1,11 @@
-"""Small functions that stand in captured graphs: what a model derived from its inputs or its mode, derived again."""
+"""Small functions in captured graphs: they derive from inputs and mode again what the model's Python code derived."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -125,11 +126,22 @@ class Apply:
         return self.function.apply(*args, **kwargs)
 
 
+class ScriptFunction(Protocol):
+    """What utcompile uses of a `torch.jit.ScriptFunction`."""
+
+    @property
+    def name(self) -> str:
+        """The name of the Python function that was scripted."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Run it."""
+
+
 @dataclass(frozen=True)
 class Scripted:
     """Calls a scripted function: one node, as recording does not see what TorchScript runs."""
 
-    function: torch.jit.ScriptFunction
+    function: ScriptFunction
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__name__", self.function.name)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from utcompile.recording.active import Function, Replacement, current
 
 HOOKED = "hooks on a tensor's gradient are dropped, gradients of the capture are those without them"
-CHECKPOINTED = "gradient checkpointing is dropped, training keeps what it would have computed again"
+CHECKPOINTED = "gradient checkpointing is dropped, training stores the values that it would have recomputed"
 
 
 def _hook(original: Function) -> Function:

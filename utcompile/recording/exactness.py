@@ -1,4 +1,4 @@
-"""Which dimensions of a recorded tensor have a size that the samples show exactly.
+"""The dimensions of recorded tensors whose sizes the samples show exactly.
 
 A polynomial through the recorded sizes is exact as long as nothing piecewise has happened: no stride, no number that
 `//` or `min` made. What an inexact dimension touches is inexact; but most operations carry most dimensions as they are,
@@ -41,7 +41,7 @@ _ELEMENTWISE = callables(having(Axes.TOGETHER), having(Axes.KEEP), ["full_like"]
 
 
 class Exactness:
-    """What is exact, found in graph order.
+    """The exact dimensions of a graph's values, found in graph order.
 
     Attributes:
         shapes: the sizes of a node's tensor at every recording.
@@ -95,11 +95,11 @@ class Exactness:
         return self._aligned([i for i in node.all_input_nodes if i in self.dims], shapes)
 
     def _numbers(self, node: fx.Node) -> list[fx.Node]:
-        """What a node reads that is no tensor."""
+        """The nodes that a node reads and that are no tensors."""
         return [i for i in node.all_input_nodes if i not in self.dims]
 
     def _is_settled(self, source: fx.Node) -> bool:
-        """Whether nothing inexact is in what a node reads; of several results, in what they are made of."""
+        """Whether a value has nothing inexact; for a tuple of results, whether its inputs have not."""
         if source in self.dims:
             return all(self.dims[source])
         if source in self.inexact or self._is_piecewise(source, self.name(source)):
@@ -122,7 +122,7 @@ class Exactness:
         return False
 
     def _varies(self, node: fx.Node, first: int) -> bool:
-        """Whether a size of what a node reads varies, from a dimension on."""
+        """Whether an input of a node has a size that varies, at a dimension or behind it."""
         for source in node.all_input_nodes:
             for sizes in list(zip(*self.shapes.get(source, []), strict=True))[first:]:
                 if len(set(sizes)) > 1:
@@ -146,7 +146,7 @@ class Exactness:
         return number not in self.inexact if isinstance(number, fx.Node) else number is not None
 
     def _spatial(self, node: fx.Node, name: str, shapes: Shapes) -> Dims:
-        """A batch, channels, and space, of which nothing is known; `Tensor.unfold` and what has no batch are none."""
+        """A batch, channels, and inexact space; `Tensor.unfold` and unbatched inputs have no such dimensions."""
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         rank, space = len(shapes[0]), re.search(r"[123](?=d)", name)
         if source not in self.dims or not any(w in name for w in _SPATIAL) or info(node).opaque or rank < 3:
@@ -169,7 +169,7 @@ class Exactness:
         return self.dims[sources[0]] if len(sources) == 1 else self._joined(sources, shapes)
 
     def _joined(self, sources: Sequence[fx.Node], shapes: Shapes) -> Dims:
-        """Exact where some input has an exact dimension of that size, counted from the last."""
+        """A dimension is exact where some input has an exact one of the same sizes there, counted from the last."""
         rank = len(shapes[0])
         return tuple(
             any(self._carries(s, d - rank, [sizes[d] for sizes in shapes]) for s in sources) for d in range(rank)
@@ -240,8 +240,10 @@ class Exactness:
         return (*found, *(exact for exact, _ in own))
 
     def _is_plain(self, one: slice, sizes: Sequence[int]) -> bool:
-        """Whether a slice has exact bounds, and no step that varies or stands where a size varies; that the bounds lie
-        inside of the dimension is a question of its own."""
+        """Whether a slice has exact bounds, and no step that varies or applies to a size that varies.
+
+        Whether the bounds are inside of the dimension is another question (`questions.slices`).
+        """
         bounds = [b for b in (one.start, one.stop) if b is not None]
         steps = one.step in (None, 1) or (len(set(sizes)) == 1 and not isinstance(one.step, fx.Node))
         return steps and all(map(self._is_exact, bounds))
@@ -368,7 +370,7 @@ def _listed(given: Argument) -> Sequence[Argument]:
     return first if isinstance(first, (tuple, list)) else given
 
 
-def _index(node: fx.Node) -> Sequence[Argument]:
+def _index(node: fx.Node) -> Sequence[object]:
     """The parts of an index."""
     index = node.args[1]
     return index if isinstance(index, tuple) else (index,)

@@ -16,7 +16,7 @@ _KEPT_BYTES = 64 * 2**20  # a batch of 100 images of 224 pixels; what is larger 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Stands for one tensor: values of its kind, drawn uniformly between its smallest and its largest one."""
+    """Describes one tensor: values of its kind are drawn uniformly between its smallest and its largest one."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -25,7 +25,7 @@ class Drawn:
 
     @classmethod
     def like(cls, tensor: T) -> Self:
-        """What stands for a tensor."""
+        """A description of a tensor."""
         numbers = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
         finite = numbers.double()[numbers.double().isfinite()]
         low, high = (finite.min().item(), finite.max().item()) if finite.numel() else (0.0, 0.0)
@@ -48,8 +48,8 @@ class Example:
 
     Attributes:
         kept: the arguments by name.
-        drawn: what stands for each tensor of `kept`, in order; empty where the tensors themselves are kept.
-        compared: whether a comparison is wanted; not after `verify="shapes"`.
+        drawn: a description of each tensor, in order; empty where the tensors themselves are kept.
+        compared: whether later steps compare on it; not after `verify="shapes"`.
         dtype: the dtype of the model's parameters at capture.
         device: their device.
     """

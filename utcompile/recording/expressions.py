@@ -40,7 +40,7 @@ def steps(start: int, stop: int, step: int) -> int | torch.SymInt:
     return torch.sym_max(0, -((start - stop) // step))
 
 
-# what Python computes with numbers; where torch has a twin, it is the one that its compiler and exporter understand
+# functions of numbers in Python; where torch has a twin, it is the one that its compiler and exporter understand
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in "add sub mul truediv floordiv mod pow lshift rshift".split()},
     **{name: getattr(operator, name) for name in "and_ or_ xor neg pos abs invert eq ne lt le gt ge".split()},
@@ -64,8 +64,8 @@ class Expression:
     """A constant (`op` is "const"), a reading (`op` is in `READINGS`), or a function.
 
     Attributes:
-        op: what it is.
-        args: what a function is computed from; empty for the others.
+        op: "const", a kind of reading, or the name of a function in `FUNCTIONS`.
+        args: the operands of a function; empty for the others.
         number: the value of a constant.
         serial, dim: the serial number of the node that a reading was read off, and the dimension.
 
@@ -99,7 +99,7 @@ class Expression:
 
     @classmethod
     def reading(cls, kind: str, serial: int, dim: int) -> Expression:
-        """What Python read off a tensor."""
+        """A size or a stride that Python read off a tensor."""
         key = (kind, serial, dim)
         found = cls._known.get(key)
         if found is None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from utcompile.graph.memory import memory_of
+
 T = torch.Tensor
 
 
@@ -40,7 +42,7 @@ class Converter:
     def expect(self, state: Iterable[T]) -> None:
         """Say what will be converted, before it is: fakes of tensors that share memory share memory too."""
         if self._fake is not None:
-            counted = Counter(_memory(t) for t in {id(t): t for t in state}.values())
+            counted = Counter(memory_of(t) for t in {id(t): t for t in state}.values())
             self._shared = frozenset(memory for memory, n in counted.items() if n > 1)
 
     def __call__(self, tensor: T) -> T:
@@ -66,13 +68,13 @@ class Converter:
         return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
 
     def _is_plain(self, tensor: T) -> bool:
-        """Whether a tensor is all of its own memory, so that its sizes and strides say everything."""
+        """Whether a tensor fills its memory alone, so that its sizes and strides describe it completely."""
         if type(tensor) not in (T, nn.Parameter) or tensor.layout != torch.strided or tensor.requires_grad:
             return False
         if tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.storage_offset() or tensor._is_view():
             return False
         return (
-            _memory(tensor) not in self._shared
+            memory_of(tensor) not in self._shared
             and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         )
 
@@ -84,10 +86,3 @@ def _made(tensor: T, fake: FakeTensorMode, dtype: torch.dtype, device: torch.dev
     if isinstance(tensor, nn.Parameter):
         made._is_param = True
     return made
-
-
-def _memory(tensor: T) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return 0

@@ -80,7 +80,7 @@ class FixedSizes:
         )
 
     def _dynamic(self, dim: int) -> str:
-        """`dynamic=` with what varies at present, and one dimension more."""
+        """`dynamic=` with the dimensions that vary at present, and one more."""
         asked = {name: dict(dims) for name, dims in self.varying}
         asked.setdefault(self.name, {})[dim] = "S"
         return str(asked).replace("'", '"')

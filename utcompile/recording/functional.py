@@ -24,7 +24,7 @@ _OUT_OF_PLACE: dict[Target, Target] = {
 
 
 def make_functional(graph: fx.Graph, root: nn.Module) -> tuple[fx.Node, ...]:
-    """Convert what can be converted; returns the writes that remain."""
+    """Convert the writes that can be converted; returns those that remain."""
     position, by_storage, calls = index_memory(graph)
     writes = [n for n in position if info(n).mutates]
     # a storage number names memory as recorded; once a write has become out of place, what follows lives elsewhere

@@ -20,7 +20,7 @@ _Order = tuple[int, ...]
 
 
 def group_queries(call: fx.Node, root: nn.Module, written: frozenset[int]) -> set[fx.Node]:
-    """Let an attention without a mask share keys between heads by `enable_gqa`; returns what it no longer reads.
+    """Let an attention without a mask share keys between heads by `enable_gqa`; returns the nodes no longer read.
 
     Args:
         call: a call of `scaled_dot_product_attention`.
@@ -54,7 +54,7 @@ def _heads(node: fx.Node, order: _Order) -> object:
 
 
 def _path(node: fx.Node, root: nn.Module) -> Iterator[fx.Node]:
-    """A tensor, and what it moves the numbers of, nearest first; without the last, which may be computed."""
+    """The chain of moves that make a tensor, nearest first, without the tensor that they start from."""
     while (op := operation(node, root)).name in _MOVES and len(op.inputs) == 1:
         if not all(n is op.inputs[0] or is_number(n) for n in node.all_input_nodes) or _is_cast(node, op.inputs[0]):
             return
@@ -68,7 +68,7 @@ def _is_cast(node: fx.Node, source: fx.Node) -> bool:
 
 
 def _ungrouped(node: fx.Node, root: nn.Module, written: frozenset[int]) -> tuple[fx.Node, _Order] | None:
-    """The nearest tensor that a node repeats per head, in memory of its own, and how its axes are to be ordered."""
+    """The nearest tensor in other memory that a node repeats per head, and the order that its axes need."""
     passed: list[fx.Node] = []
     for step in _path(node, root):
         passed.append(step)
@@ -84,7 +84,7 @@ def _ungrouped(node: fx.Node, root: nn.Module, written: frozenset[int]) -> tuple
 
 
 def _repeats(node: fx.Node, source: fx.Node, order: _Order) -> int:
-    """How often the heads of a source, its axes reordered, fit into a node's, as far as shapes tell; else 0."""
+    """How often the heads of a source, its axes reordered, fit into a node's, as far as shapes show; else 0."""
     shape, wanted = [tensor(source).shape[axis] for axis in order], tensor(node).shape
     own, heads = shape[1], wanted[1]
     if not (isinstance(own, int) and isinstance(heads, int)) or (shape[0], *shape[2:]) != (wanted[0], *wanted[2:]):

@@ -1,4 +1,4 @@
-"""Guards: what the model's Python decided by sizes and properties, asked again in every call of the captured graph."""
+"""Guards: decisions of the model's Python code by sizes and properties, checked in every call of the captured graph."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utcompile.recording.expressions import FUNCTIONS
 
 @dataclass(frozen=True)
 class Guard:
-    """A relation that held at capture and must hold in every call.
+    """A relation that was true at capture and must be true in every call.
 
     Attributes:
         relation: as a person reads it: `L <= 16`, `B % 8 == 0`, `x.requires_grad is False`.
         source: the line of the model's code that decided by it.
-        fix: for which calls the model is to be captured again.
+        fix: the example for which the model can be captured again.
 
     Example:
         >>> print(Guard("L <= 16", "modeling_rope_utils.py:301 in forward"))
@@ -33,7 +33,7 @@ class Guard:
         return f"{self.relation} ({self.source.partition(' in ')[0]})"
 
     def refuse(self, found: str) -> GuardError:
-        """The error of a call in which the relation does not hold."""
+        """The error of a call in which the relation is not true."""
         return GuardError(
             f"this capture is right for {self.relation}, and the call has {found}",
             where=self.source,
@@ -110,7 +110,7 @@ class FlagCheck:
 
 @dataclass(frozen=True)
 class StructureCheck:
-    """An argument that is a container: its structure, and what in it is no tensor.
+    """An argument that is a container: its structure, and the values in it that are no tensors.
 
     Example:
         >>> check = StructureCheck.of("config", {"scale": 2.0})
@@ -118,7 +118,7 @@ class StructureCheck:
         >>> check({"scale": 5.0})
         Traceback (most recent call last):
         utcompile.errors.GuardError: the captured model was recorded with config['scale']=2.0, not 5.0
-          why: what is no tensor is part of the graph
+          why: values that are no tensors are part of the graph
           fix: capture it again with this argument among the example inputs
     """
 
@@ -137,7 +137,7 @@ class StructureCheck:
             at, recorded, given = _difference(self.structure, found, self.name)
             raise GuardError(
                 f"the captured model was recorded with {at}={recorded}, not {given}",
-                why="what is no tensor is part of the graph",
+                why="values that are no tensors are part of the graph",
                 fix="capture it again with this argument among the example inputs",
             )
 

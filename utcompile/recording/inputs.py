@@ -26,7 +26,7 @@ class Inputs:
 
     Attributes:
         arguments: values by parameter name of `forward`.
-        varying: one dict a tensor, in the order of the flattened arguments: dimension -> symbol.
+        varying: one dict per tensor, in the order of the flattened arguments: dimension -> symbol.
         positional: names of the arguments that the user gives by position; hooks see the difference.
     """
 
@@ -58,13 +58,13 @@ class Inputs:
         return tuple(dict.fromkeys(n for n, dims in zip(names, self.varying, strict=True) if dims.get(0) == BATCH))
 
     def without(self, symbols: Sequence[Symbol]) -> Inputs:
-        """The same inputs with some sizes kept at the example's."""
+        """The same inputs, some symbols with the example's size only."""
         return replace(
             self, varying=tuple({d: s for d, s in dims.items() if s not in symbols} for dims in self.varying)
         )
 
     def fixing(self, names: Collection[str]) -> Inputs:
-        """The same inputs with some of them as the example has them."""
+        """The same inputs, some of them with the example's sizes only."""
         owners = [name for name, value in self.arguments.items() for _ in tensors(value)]
         pairs = zip(owners, self.varying, strict=True)
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
@@ -89,7 +89,7 @@ class Inputs:
         return {name: map_tensors(resize, value) for name, value in self.arguments.items()}
 
     def shapes_at(self, sizes: Mapping[Symbol, int]) -> tuple[object, ...]:
-        """The shapes of the input tensors at other sizes; one of another layout stands for itself."""
+        """The shapes of the input tensors at other sizes; for a tensor of another layout, its identity."""
         pairs = zip(tensors(self.arguments), self.varying, strict=True)
         return tuple(
             tuple(sizes[dims[d]] if d in dims else n for d, n in enumerate(t.shape))
@@ -111,9 +111,9 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     """Bind example inputs to `forward` and decide which dimensions vary.
 
     By default the batch is dimension 0 of every tensor whose dimension 0 equals the first tensor's, and the length is
-    dimension 1 of integer tensors (token ids, masks), one length a group of names (`decoder_…` is a group of its own).
+    dimension 1 of integer tensors (token ids, masks). There is one length per group of names; `decoder_…` is a group.
     """
-    arguments = _told_apart(bind_inputs(model, example_inputs))
+    arguments = _distinct(bind_inputs(model, example_inputs))
     check_layouts(model, arguments)
     given = (
         _by_position(inspect.signature(model.forward), example_inputs) if isinstance(example_inputs, Mapping) else None
@@ -123,8 +123,8 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
     return Inputs(arguments, varying, positional)
 
 
-def _told_apart(arguments: dict[str, object]) -> dict[str, object]:
-    """One tensor given for several inputs becomes one tensor an input: a recording finds values by identity."""
+def _distinct(arguments: dict[str, object]) -> dict[str, object]:
+    """One tensor given for several inputs becomes one tensor per input: a recording finds values by identity."""
     seen: set[int] = set()
 
     def own(tensor: T) -> T:
@@ -172,7 +172,7 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, object]
             )
     if not tensors(result):
         raise UtcError(
-            "the example inputs hold no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
+            "the example inputs contain no tensor", fix="give at least one tensor, e.g. torch.randn(2, 3, 224, 224)"
         )
     return result
 
@@ -180,7 +180,7 @@ def bind_inputs(model: nn.Module, example_inputs: Examples) -> dict[str, object]
 def _by_position(
     signature: inspect.Signature, given: Mapping[str, object]
 ) -> tuple[Sequence[object], Mapping[str, object]]:
-    """What of inputs by name must be given by position: `*args`, which a dict gives as a tuple, and all before it."""
+    """Split inputs by name: `*args`, which a dict gives as a tuple, and all before it must be given by position."""
     names = list(signature.parameters)
     variadic = next((n for n in names if signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL), "")
     members = given.get(variadic) if variadic else None

@@ -1,4 +1,4 @@
-"""Guards become checks in the graph: of the sizes of inputs early, of others where the graph has them."""
+"""Guards become checks in the graph: sizes of inputs are checked early, the others where the graph has them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Asked = frozenset[frozenset[tuple[Condition, bool]]]
 
 
 def insert_guards(conditions: Conditions, ways: Sequence[Answers]) -> tuple[Guard, ...]:
-    """Put checks of all that Python decided by sizes into the graph; returns the guards."""
+    """Put checks of all decisions by sizes into the graph; returns the guards."""
     common = {c: a for c, a in ways[0].items() if all(w.get(c) is a for w in ways)} if ways else {}
     rest = [{c: a for c, a in way.items() if c not in common} for way in ways]
     asked: list[Sequence[Answers]] = [[{c: a}] for c, a in common.items()]
@@ -49,7 +49,7 @@ class _Inserter:
             info(made).check = True
         for guard, ways in late.values():
             self._insert_late(guard, ways)
-        # what an empty tensor alone would decide otherwise is checked, and not listed
+        # a guard that only an empty tensor would violate is checked, and not listed
         listed = (g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
         return tuple(dict.fromkeys(listed))
 
@@ -146,7 +146,7 @@ def _code_of(terms: Sequence[tuple[tuple[Symbol, ...], Fraction]], names: dict[S
 def _in_steps(
     expression: Expression, readings: dict[Expression, str], lines: list[str], known: dict[Expression, str]
 ) -> str:
-    """Code for an expression; what is computed twice, or is long, gets a line of its own."""
+    """Code for an expression; a part that is used twice, or is long, gets its own line."""
     uses = Counter(a for e in expression.walk() for a in e.args)
     for e in expression.walk():
         if e.is_leaf:
@@ -168,7 +168,7 @@ def _one_step(e: Expression, known: dict[Expression, str]) -> str:
 
 
 def _holds_from_one(ways: Sequence[Answers]) -> bool:
-    """Whether bounds hold at all sizes but 0."""
+    """Whether bounds are met at all sizes except 0."""
     (way, *more) = ways
     for condition, answer in way.items():
         relation, terms = condition.bound or ("", ())

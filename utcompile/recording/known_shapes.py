@@ -19,7 +19,7 @@ _PRODUCTS = frozenset([torch.matmul, T.matmul, T.__matmul__])
 
 
 def linear(module: nn.Module, args: Args, kwargs: Kwargs) -> T | None:
-    """What an `nn.Linear` yields: (..., in) -> (..., out); None where torch must answer."""
+    """The result of an `nn.Linear`: (..., in) -> (..., out); None where torch must compute it."""
     if type(module) is not nn.Linear or len(args) != 1 or kwargs:
         return None
     x, weight, bias = args[0], module.weight, module.bias
@@ -32,7 +32,7 @@ def linear(module: nn.Module, args: Args, kwargs: Kwargs) -> T | None:
 
 
 def product(function: object, args: Args, kwargs: Kwargs) -> T | None:
-    """What `matmul` of two batches of as many dimensions yields; None where torch must answer."""
+    """The result of `matmul` of two batches of as many dimensions; None where torch must compute it."""
     if function not in _PRODUCTS or len(args) != 2 or kwargs:
         return None
     a, b = args

@@ -21,7 +21,7 @@ from utcompile.recording.recorder import Recorder
 from utcompile.recording.state import Snapshot
 from utcompile.recording.tracked import plain
 from utcompile.recording.unrecordable import Unrecordable
-from utcompile.recording.watch import Watch, lasting_error
+from utcompile.recording.watch import SETTLES, Watch, lasting_error
 
 T = torch.Tensor
 _CALLS = 1009  # how many calls later; a prime, so that `% n` shows itself
@@ -41,12 +41,12 @@ def watched(
     judges: bool,
     written: Callable[[], list[str]] = list,
 ) -> Recorder:
-    """Record a model, and tell the watch what its forward left in Python; the surroundings are put back.
+    """Record a model, and report the state that its forward left in Python to the watch; the surroundings are put back.
 
     Args:
         once: records the model.
-        model: what is recorded.
-        watch: is told.
+        model: the model that is recorded.
+        watch: collects the state.
         judges: whether to find out what a later call reads; else random numbers are noted alone.
         written: the parameters and buffers that a recording with real values has written into: it may choose by them.
 
@@ -98,11 +98,11 @@ def _is_module(change: Change) -> bool:
 
 
 def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Recorder]) -> tuple[dict[str, str], str]:
-    """Decide about every change that a recording made.
+    """Find out which changes of a recording a later call reads.
 
     Args:
         first: the recording.
-        changes: what it left, in place.
+        changes: the changes that it left, still in place.
         again: records the same call once more.
 
     Returns:
@@ -124,11 +124,19 @@ def judge(first: Recorder, changes: Sequence[Change], again: Callable[[], Record
     except (Unrecordable, UtcError) as error:
         why = READ if isinstance(error, Unrecordable) else f"{READ}: {error.why or error}"
     else:
-        why = "" if _alike(first, second) else READ
+        why = "" if _alike(first, second) else SETTLES if _is_repeated(second, again) else READ
     if why and not kept:  # only caches are left, which are taken away: something else makes the recordings differ
         return {}, why
     unread = {c.name: CACHE if c in caches else UNREAD for c in changes if not why or c not in kept}
     return unread, why
+
+
+def _is_repeated(recorder: Recorder, again: Callable[[], Recorder]) -> bool:
+    """Whether the call after a recording runs like it."""
+    try:
+        return _alike(recorder, again())
+    except (Unrecordable, UtcError):
+        return False
 
 
 def _owner(name: str) -> str:
@@ -151,7 +159,7 @@ def _is_cache(recorder: Recorder, change: Change, changes: Sequence[Change]) -> 
 
 
 def _is_moved(recorder: Recorder, change: Change) -> bool:
-    """Whether a tensor was moved or cast only: once more does nothing (`self.table = self.table.to(x.device)`)."""
+    """Whether a tensor was only moved or cast, which has no effect twice (`self.table = self.table.to(x.device)`)."""
     if not isinstance(change.before, T) or not isinstance(change.after, T):
         return False
     node = recorder.node_of(change.after)
@@ -165,7 +173,7 @@ def _is_moved(recorder: Recorder, change: Change) -> bool:
 
 
 def _much_later(change: Change) -> object:
-    """What a changed value would be after many calls, as far as one call shows."""
+    """The value of changed state after many calls, as far as one call shows."""
     before, after = change.before, plain(change.after)
     match [v for v in (before, after) if type(v) is int or type(v) is float]:
         case [first, last]:

@@ -1,4 +1,4 @@
-"""What hangs on a model's modules and is no part of a capture: refused by name, or reported with its consequence."""
+"""Hooks and other additions to a model's modules that no capture keeps: refused by name, or reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from utcompile.errors import UtcError
 from utcompile.graph import owner_path
 from utcompile.graph.leaves import is_layer, more_than_its_class
-from utcompile.recording.dropped import HOOKED
+from utcompile.recording.clock import code_names
+from utcompile.recording.dropped import CHECKPOINTED, HOOKED
 
 _SHOWN = 3  # names of one note
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
@@ -22,7 +23,7 @@ _CHECKPOINTING = ("gradient_checkpointing", "grad_checkpointing")
 
 
 def check_layers(model: nn.Module) -> None:
-    """Refuse what has no weights yet, or has them only while it runs.
+    """Refuse modules that have no weights yet, or have them only while they run.
 
     Raises:
         UtcError: a module is lazy, or a hook loads its weights in each call.
@@ -58,7 +59,7 @@ def drop_backward_hooks(copied: nn.Module) -> None:
 
 
 def notes_on(model: nn.Module) -> tuple[str, ...]:
-    """What a capture records in another way than a reader may expect, each with its consequence."""
+    """The parts that a capture records in another way than a reader may expect, each with its consequence."""
     return (*_entered(model), *_backward(model), *_hooking(model), *_checkpointed(model), *_tied(model))
 
 
@@ -69,7 +70,7 @@ def _entered(model: nn.Module) -> Iterator[str]:
         if beyond is not None:
             found[beyond].append(path)
     for beyond, paths in found.items():
-        yield f"{_list(paths)}: {beyond}, so what it computes is recorded, and the layer is not one node"
+        yield f"{_list(paths)}: {beyond}, so its computation is recorded, and the layer is not one node"
 
 
 def _is_parametrised(module: nn.Module) -> bool:
@@ -86,13 +87,13 @@ def _backward(model: nn.Module) -> Iterator[str]:
 
 
 def _hooking(model: nn.Module) -> Iterator[str]:
-    """Modules whose code sets hooks on tensors: most ask first whether a tensor requires a gradient."""
+    """Modules whose code sets hooks on tensors; most do it only where a tensor requires a gradient."""
     known: dict[type, bool] = {}
     paths = []
     for path, module in model.named_modules():
         cls = type(module)
         if cls not in known:
-            known[cls] = any(_names(f, "register_hook") for f in _own_functions(cls))
+            known[cls] = any("register_hook" in code_names(f) for f in _own_functions(cls))
         if known[cls]:
             paths.append(path or "the root module")
     if paths:
@@ -108,11 +109,6 @@ def _own_functions(cls: type) -> Iterator[types.CodeType]:
                     yield code
 
 
-def _names(code: types.CodeType, name: str) -> bool:
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return name in code.co_names or any(_names(c, name) for c in inner)
-
-
 def _hooks_of(tensor: torch.Tensor) -> object:
     return tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
 
@@ -124,7 +120,7 @@ def _checkpointed(model: nn.Module) -> Iterator[str]:
         if any(getattr(m, n, None) is True for n in _CHECKPOINTING)
     ]
     if paths:
-        yield f"{_list(paths)}: gradient checkpointing is dropped, training keeps what it would have computed again"
+        yield f"{_list(paths)}: {CHECKPOINTED}"
 
 
 def _tied(model: nn.Module) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Which node made a value, by the value's identity, for as long as the value lives.
 
-Tensors are held weakly: a recording that computes has the memory of a plain forward, not that of all its values. An
-identity, and the address of a storage, may be given again when its owner is gone, so both are forgotten with it.
+Tensors are referenced weakly, so that a recording that computes frees its values as a plain forward does. An identity,
+and the address of a storage, may be used again when its owner is gone, so both are forgotten with it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import weakref
 
 import torch
 from torch import fx
+
+from utcompile.graph.memory import memory_of
 
 
 class LiveNodes:
@@ -47,7 +49,7 @@ class LiveNodes:
         return self._held[key][1]
 
     def _watched(self, tensor: torch.Tensor) -> tuple[weakref.ref[torch.Tensor], int]:
-        key, address = id(tensor), _address(tensor)
+        key, address = id(tensor), memory_of(tensor)
         if address not in self._storages:
             self._count += 1
             self._storages[address] = [self._count, 0]
@@ -62,10 +64,3 @@ class LiveNodes:
                 del self._storages[address]
 
         return weakref.ref(tensor, forget), storage[0]
-
-
-def _address(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return id(tensor)

@@ -27,7 +27,7 @@ _MODULES = ("logging", "warnings")
 
 
 def in_message() -> bool:
-    """Whether the innermost own code makes text that is only shown."""
+    """Whether the innermost code of the model makes text that is only shown."""
     frame = own_frame()
     if frame is None:
         return False

@@ -1,4 +1,4 @@
-"""What Python reads about tensors: sizes and strides become numbers that remember, flags become questions."""
+"""Reads of metadata of tensors: sizes and strides become numbers that remember, flags become questions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Metadata:
         questions: where flags are written down.
 
     Attributes:
-        readings: what was read, with the value.
+        readings: the sizes and strides that were read, with their values.
     """
 
     def __init__(self, writer: Writer, questions: Questions) -> None:

@@ -15,7 +15,7 @@ from utcompile.graph.structure import structural_copy
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[nn.Module]:
     """A model in a mode: the model itself, or a structural copy where setting its flags could be noticed.
 
-    It is noticed by other threads, which may be running the model, and by classes with a `train` of their own, which do
+    Other threads, which may be running the model, notice it, and so do classes with their own `train`, which may do
     more than set flags.
     """
     modules = list(model.modules())

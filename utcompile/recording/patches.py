@@ -1,7 +1,7 @@
-"""What torch calls by itself reaches the recorder of the thread that runs it; every other thread sees the original.
+"""Calls that torch makes by itself reach the recorder of their thread; every other thread sees the original.
 
-Attributes of torch are process-wide, so each replacement asks `current()` first. They are installed while a recording
-holds the lock of `active`, by the outermost recording only, and every attribute is the original object afterwards.
+Attributes of torch are process-wide, so each replacement calls `current()` first. They are installed while a recording
+has the lock of `active`, by the outermost recording only, and every attribute is the original object afterwards.
 
 Fast paths of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` need no replacement: they are off wherever a
 `TorchFunctionMode` is active, and such modes belong to one thread.
@@ -21,14 +21,14 @@ from torch.overrides import TorchFunctionMode
 
 from utcompile.recording import dropped, transforms
 from utcompile.recording.active import Args, Function, Kwargs, Replacement, current, exclusive
-from utcompile.recording.derived import Apply, Scripted
+from utcompile.recording.derived import Apply, Scripted, ScriptFunction
 from utcompile.recording.dropped import CHECKPOINTED
 from utcompile.recording.questions import GRAD_MODE
 from utcompile.recording.source import in_own_code
 
 _AUTOCAST = torch.amp.autocast_mode.autocast
 _FAKE_LOGGER = "torch._subclasses.fake_tensor"
-_installed = 0  # who needs the replacements: captures, and their recordings; the lock of `active` guards it
+_installed = 0  # the number of captures and recordings that need the replacements; the lock of `active` guards it
 _undo = ExitStack()
 
 
@@ -75,7 +75,7 @@ def no_gpu_context() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Fake tensors log what they cannot do as errors; in a recording it is an exception that somebody handles."""
+    """Fake tensors log an error where they also raise one; a recording handles the exception."""
 
     def elsewhere(_: logging.LogRecord) -> bool:
         return current() is None
@@ -89,7 +89,7 @@ def _quiet() -> Iterator[None]:
 
 
 class WithoutFastPath(TorchFunctionMode):
-    """A mode that changes nothing, but that the fast paths of torch's attention modules are off in this thread.
+    """A mode that only switches off the fast paths of torch's attention modules in this thread.
 
     A fast path skips the submodules, and differs by rounding.
     """
@@ -120,13 +120,13 @@ class _Descriptor(Protocol):
 
 
 def _apply(original: _Descriptor) -> object:
-    def recorded_apply(cls: type[torch.autograd.Function], *args: object, **kwargs: object) -> object:
+    def recorded_apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
         recorder = current()
         if recorder is not None and cls is torch.utils.checkpoint.CheckpointFunction:
             recorder.note(CHECKPOINTED)
             run, _, *given = args
             assert callable(run)
-            return run(*given, **kwargs)  # what it runs is recorded, not that it is run again
+            return run(*given, **kwargs)  # the function is recorded, and not that it runs again for the gradient
         if recorder is None or recorder.is_silent:
             return original.__get__(None, cls)(*args, **kwargs)
         return recorder.function(Apply(cls), args, kwargs)
@@ -135,7 +135,7 @@ def _apply(original: _Descriptor) -> object:
 
 
 def _script(original: _Descriptor) -> Function:
-    def recorded_script(function: torch.jit.ScriptFunction, *args: object, **kwargs: object) -> object:
+    def recorded_script(function: ScriptFunction, *args: object, **kwargs: object) -> object:
         recorder = current()
         if recorder is None or recorder.is_silent:
             return original.__get__(function)(*args, **kwargs)
@@ -174,7 +174,7 @@ def _leave(original: Function) -> Function:
 
 def _check(original: Function) -> Function:
     def unchecked(error: object, condition: object, message: object = None) -> None:
-        """What a model asserts of the values of a tensor is no part of what it computes."""
+        """Assertions about the values of a tensor do not change the result of a model."""
         if current() is None:
             original(error, condition, message)
 
@@ -183,7 +183,7 @@ def _check(original: Function) -> Function:
 
 def _is_compiling(original: Callable[[], bool]) -> Callable[[], bool]:
     def as_if_traced() -> bool:
-        """Models that ask whether they are traced leave choices by values out; fake tensors tell them by themselves."""
+        """A model that is traced leaves out choices by values; fake tensors answer this question by themselves."""
         recorder = current()
         return original() if recorder is None or not recorder.is_real else True
 

@@ -1,6 +1,6 @@
-"""Where Python keeps state: namespaces, containers, cells of closures, generators of random numbers.
+"""The places where Python keeps state: namespaces, containers, cells of closures, generators of random numbers.
 
-A place remembers what it held. It names what has changed since, and puts that back.
+A place remembers its content. It names the changes since then, and undoes them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import functools
 import operator
 import random
 import types
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -20,33 +21,35 @@ from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from utcompile.graph.memory import memory_of
+
 K = TypeVar("K")
 Container = dict[object, object] | list[object] | set[object] | deque[object]
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device])
 
 
 class _Absent:
-    """What a place holds under a name that it does not have."""
+    """The content of a place under a name that it does not have."""
 
     def __repr__(self) -> str:
         return "nothing"
 
 
 ABSENT = _Absent()
-OTHER_MEMORY = object()  # what `Storages` has after a tensor was given other memory
+OTHER_MEMORY = object()  # `Change.after` of a tensor that was given other memory
 _HOOKS = [name for name, value in vars(nn.Module()).items() if "hooks" in name and isinstance(value, dict)]
 _LARGE = 2**16  # an array of more numbers is not looked at
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something that a run of a model left otherwise than it found it.
+    """A difference that a run of a model left behind.
 
     Attributes:
         name: as a person reads it: `blocks.0.attn.cache['cpu']`.
-        before: what was there; `ABSENT` where nothing was.
-        after: what is there now.
-        place: where.
+        before: the value before the run; `ABSENT` where there was none.
+        after: the value now.
+        place: the place that changed.
         key: under which key, attribute or index of the place.
         random: a generator of random numbers has moved on.
     """
@@ -59,7 +62,24 @@ class Change:
     random: bool = False
 
 
-class Names:
+class Place(ABC):
+    """A place with state: it names what has changed, and puts the former state back."""
+
+    @abstractmethod
+    def changes(self) -> Iterator[Change]:
+        """What differs from the moment when the place was made."""
+
+    @abstractmethod
+    def put(self, key: object, value: object) -> None:
+        """Write a value of a `Change`, under its key."""
+
+    def put_back(self) -> None:
+        """Write the former values."""
+        for change in list(self.changes()):
+            self.put(change.key, change.before)
+
+
+class Names(Place):
     """A dictionary, or the attributes of an object."""
 
     def __init__(self, owner: MutableMapping[Any, object], name: Callable[[Any], str]) -> None:
@@ -67,7 +87,7 @@ class Names:
         self._saved = dict(entries(owner))
 
     def changes(self) -> Iterator[Change]:
-        """What is bound otherwise than before."""
+        """The names that are bound to other values than before."""
         now = dict(entries(self.owner))
         if _identical(now.values(), self._saved.values()) and list(now) == list(self._saved):
             return
@@ -76,19 +96,14 @@ class Names:
             if not _same(before, after):
                 yield Change(self._name(key), before, after, self, key)
 
-    def put_back(self) -> None:
-        """Bind everything as before."""
-        for change in list(self.changes()):
-            self.put(change.key, change.before)
-
     def put(self, key: object, value: object) -> None:
         """Bind one name."""
         if value is ABSENT:
             self.owner.pop(key, None)
         elif isinstance(self.owner, dict):
-            dict.__setitem__(self.owner, key, value)  # a subclass may have a `__setitem__` of its own
+            dict.__setitem__(self.owner, key, value)  # a subclass may have another `__setitem__`
         else:
-            self.owner[key] = value
+            self.owner[...] = np.asarray(value)
 
 
 class ClassNames(Names):
@@ -106,7 +121,7 @@ class ClassNames(Names):
             setattr(self._class, str(key), value)
 
 
-class Items:
+class Items(Place):
     """A list, a deque or a set."""
 
     def __init__(self, owner: list[object] | deque[object] | set[object], name: str) -> None:
@@ -114,20 +129,16 @@ class Items:
         self._saved = list(owner)
 
     def changes(self) -> Iterator[Change]:
-        """The whole of it, where one item or their number differs."""
+        """One change for all items, where an item or the number of items differs."""
         now = list(self.owner)
         if _identical(now, self._saved):
             return
         if len(now) != len(self._saved) or not all(map(_same, self._saved, now)):
             yield Change(self._name, self._saved, now, self)
 
-    def put_back(self) -> None:
-        """Fill it as before."""
-        if any(True for _ in self.changes()):
-            self.put(None, self._saved)
-
-    def put(self, _: object, value: Any) -> None:
-        """Fill it with other items."""
+    def put(self, key: object, value: object) -> None:
+        """Put other items in."""
+        assert isinstance(value, list)
         if isinstance(self.owner, list):
             self.owner[:] = value
         else:
@@ -135,31 +146,26 @@ class Items:
             (self.owner.update if isinstance(self.owner, set) else self.owner.extend)(value)
 
 
-class Cell:
+class Cell(Place):
     """A variable of a closure."""
 
     def __init__(self, owner: types.CellType, name: str) -> None:
         self.owner, self._name = owner, name
-        self.value = self._saved = _content(owner)
+        self.value = self._saved = content(owner)
 
     def changes(self) -> Iterator[Change]:
         """The variable, where it has another value."""
-        after = _content(self.owner)
+        after = content(self.owner)
         if not _same(self._saved, after):
             yield Change(self._name, self._saved, after, self)
 
-    def put_back(self) -> None:
-        """Give the variable its value again."""
-        if any(True for _ in self.changes()):
-            self.put(None, self._saved)
-
-    def put(self, _: object, value: object) -> None:
+    def put(self, key: object, value: object) -> None:
         """Give the variable a value."""
         if value is not ABSENT:
             self.owner.cell_contents = value
 
 
-class Dial:
+class Dial(Place):
     """A generator of random numbers, whose state is read and set as a whole."""
 
     def __init__(self, name: str, read: Callable[[], object], write: Callable[[Any], object]) -> None:
@@ -167,22 +173,17 @@ class Dial:
         self._saved = read()
 
     def changes(self) -> Iterator[Change]:
-        """Its name, where it has moved on."""
+        """One change, where numbers were drawn."""
         after = self._read()
         if not _equal_states(self._saved, after):
             yield Change(self._name, self._saved, after, self, random=True)
 
-    def put_back(self) -> None:
-        """Set it to where it was."""
-        if any(True for _ in self.changes()):
-            self._write(self._saved)
-
-    def put(self, _: object, value: object) -> None:
-        """Set it."""
+    def put(self, key: object, value: object) -> None:
+        """Set another state."""
         self._write(value)
 
 
-class Array:
+class Array(Place):
     """The numbers of a NumPy array."""
 
     def __init__(self, owner: NDArray[np.generic], name: str) -> None:
@@ -194,36 +195,26 @@ class Array:
         if not np.array_equal(self.owner, self._saved, equal_nan=self.owner.dtype.kind in "fc"):
             yield Change(self._name, self._saved, self.owner.copy(), self)
 
-    def put_back(self) -> None:
-        """Write the numbers again."""
-        if any(True for _ in self.changes()):
-            self.put(None, self._saved)
-
-    def put(self, _: object, value: Any) -> None:
+    def put(self, key: object, value: object) -> None:
         """Write other numbers."""
-        self.owner[...] = value
+        self.owner[...] = np.asarray(value)
 
 
-class Storages:
-    """Which memory the parameters and buffers of a module have: `weight.data = …` gives them another."""
+class Storages(Place):
+    """The memory of a module's parameters and buffers: `weight.data = …` gives them another."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], name: Callable[[str], str]) -> None:
         self.owner, self._name = tensors, name
         # a fake has no values to give back, and another tensor over its memory costs as much as an operation
         self._saved = {
-            key: (t, t if isinstance(t, FakeTensor) else t.detach(), _memory(t)) for key, t in tensors.items()
+            key: (t, t if isinstance(t, FakeTensor) else t.detach(), memory_of(t)) for key, t in tensors.items()
         }
 
     def changes(self) -> Iterator[Change]:
         """The tensors that have other memory."""
         for key, (tensor, before, memory) in self._saved.items():
-            if _memory(tensor) != memory:
+            if memory_of(tensor) != memory:
                 yield Change(self._name(key), before, OTHER_MEMORY, self, key)
-
-    def put_back(self) -> None:
-        """Give every tensor its memory again."""
-        for change in list(self.changes()):
-            self.put(change.key, change.before)
 
     def put(self, key: object, value: object) -> None:
         """Give a tensor the memory of another."""
@@ -231,31 +222,31 @@ class Storages:
             self._saved[str(key)][0].data = value
 
 
-class Hooks:
-    """The hooks of all modules of a model: transformers puts some on in the first call."""
+class Hooks(Place):
+    """The hooks of all modules of a model: transformers adds some in the first call."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         tables = (vars(m).get(name) for m in modules for name in _HOOKS)
         self.owner = [(t, list(t.items())) for t in tables if isinstance(t, dict)]
 
     def changes(self) -> Iterator[Change]:
-        """One for all of them."""
+        """One change for all hooks."""
         if any(list(table.items()) != saved for table, saved in self.owner):
             yield Change("hooks of its modules", None, None, self)
 
     def put_back(self) -> None:
-        """Take off what was put on, and put on what was taken off."""
+        """Remove added hooks, and add removed ones again."""
         for table, saved in self.owner:
             if list(table.items()) != saved:
                 table.clear()
                 table.update(saved)
 
     def put(self, key: object, value: object) -> None:
-        """Hooks that were put on stay."""
+        """Nothing: hooks are never judged alone."""
 
 
-class Cache:
-    """A function under `lru_cache`: what it keeps is no state, but must not be fake when the recording is over."""
+class Cache(Place):
+    """A function under `lru_cache`: its results are no state, but must not be fake when the recording is over."""
 
     def __init__(self, owner: functools._lru_cache_wrapper[object]) -> None:
         self.owner = owner
@@ -273,9 +264,6 @@ class Cache:
 
     def put(self, key: object, value: object) -> None:
         """Nothing can be put into it."""
-
-
-Place = Names | Items | Cell | Dial | Array | Storages | Hooks | Cache
 
 
 def sealed(value: object, name: str) -> Dial | Array | Cache | None:
@@ -308,15 +296,32 @@ def is_container(value: object) -> TypeGuard[Container]:
     return isinstance(value, (dict, list, set, deque))
 
 
-def _content(cell: types.CellType) -> object:
+def function_in(value: object) -> types.FunctionType | None:
+    """The Python function in a function, method, property, partial or function with a cache; None for other values."""
+    while not isinstance(value, types.FunctionType):
+        if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            value = value.__func__
+        elif isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, functools._lru_cache_wrapper):
+            value = value.__wrapped__
+        else:
+            return None
+    return value
+
+
+def content(cell: types.CellType) -> object:
+    """The value of a closure's variable; `ABSENT` where it is not assigned yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # not yet assigned
+    except ValueError:
         return ABSENT
 
 
 def _identical(now: Collection[object], before: Collection[object]) -> bool:
-    """Whether nothing was bound again, which is quickly seen."""
+    """Whether nothing was bound again, which is a quick check."""
     return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
@@ -340,10 +345,3 @@ def _equal_states(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(_equal_states, a, b))
     return bool(a == b)
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return 0

@@ -1,4 +1,4 @@
-"""Does a graph hold for a size that Python's decisions seem to exclude? A recording at that size is compared with it.
+"""Is a graph right at a size that Python's decisions seem to exclude? A recording at that size is compared with it.
 
 Many decisions do not matter: `if batch != positions.shape[0]: positions = positions.expand(batch, -1)` leaves out an
 operation that would do nothing. A probe is a recording at such a size. Where it has the operations of the graph, but
@@ -21,7 +21,7 @@ from utcompile.recording.recorder import Recorder
 from utcompile.recording.size_nodes import SizeNodes
 
 Sizes = Mapping[Symbol, int]
-# lengths at which numbers are compared, beside the probe's own: few share a factor
+# lengths at which numbers are compared, in addition to the probe's own: few share a factor
 _SPREAD = (2, 3, 5, 7, 11, 13, 17, 31, 64, 129)
 _SAME_SHAPE = frozenset("expand expand_as broadcast_to repeat tile reshape view contiguous clone".split())
 _UNKNOWN = object()
@@ -34,7 +34,7 @@ def translated(merged: SizeNodes, probe: Recorder, at: Sizes, varying: Iterable[
         merged: the graph, with the sizes of its nodes.
         probe: a recording.
         at: the size of every symbol in the probe.
-        varying: the symbols that the probe stands for at all their sizes; the others are as in `at`.
+        varying: the symbols for all whose sizes the probe is an example; the others are as in `at`.
     """
     varying = list(varying)
     samples = [at, *({**at, **dict.fromkeys(varying, n)} for n in (_SPREAD if varying else ()))]
@@ -94,7 +94,7 @@ class _Match:
         return all(shape is not None and shape[-2] == 1 for shape in shapes)
 
     def _have_one_shape(self, ours: fx.Node, theirs: fx.Node) -> bool:
-        """Whether the sizes that the graph knows without reading them are the probe's: `x[:6]` has six rows at the
+        """Whether the probe has the sizes that the graph knows without reading them: `x[:6]` has six rows at the
         recorded batches, and one at a batch of 1."""
         value, seen = value_of(ours), info(theirs).seen
         if value is None or not isinstance(seen, Seen) or len(value.shape) != len(seen.shape):
@@ -123,7 +123,7 @@ class _Match:
         return theirs.replaced(moved)
 
     def _value(self, ours: object, sizes: Sizes) -> object:
-        """What an argument of the graph is at some sizes."""
+        """The value of an argument of the graph at some sizes."""
         if not isinstance(ours, fx.Node):
             return ours
         size = info(ours).size
@@ -140,7 +140,7 @@ class _Match:
         return _UNKNOWN
 
     def _number(self, theirs: object, sizes: Sizes) -> object:
-        """What an argument of the probe is at some sizes, by the graph's own sizes."""
+        """The value of an argument of the probe at some sizes, by the graph's own sizes."""
         if not isinstance(theirs, (Sized, SizedFloat)):
             return theirs
         known: dict[Expression, int] = {}

@@ -1,4 +1,4 @@
-"""What a recording learned of Python's decisions: questions asked of sizes, values that left, flags that were read."""
+"""Python's decisions in a recording: comparisons of sizes, values that left, flags that were read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Questions:
             self.asked[question] = (answer, source_line())
 
     def leak(self, how: str, expression: Expression, value: Number) -> None:
-        """A value went where no further use of it is seen: the recording is right for this value only."""
+        """A value went to code where its use is not seen: the recording is right for this value only."""
         if not (how == _TEXT and in_message()):
             self.ask(Expression.of("eq", expression, Expression.const(value)), True)
 
@@ -137,7 +137,7 @@ def _squeezed(call: _Call, out: object) -> _Asked:
 
 
 def slices(tensor: T, index: object, size: SizeOf) -> list[tuple[Expression, bool, int | None]]:
-    """Whether the slices of an index are cut off at the end of a dimension: the size behind is another formula then.
+    """The questions whether slices of an index are cut off at the end of a dimension, where sizes have another formula.
     With each question comes the dimension of the result, where it is known.
 
     Args:

@@ -1,8 +1,9 @@
-"""While a recording runs, the model's own Python modules see `range`, `len`, `int` … that keep tracked sizes.
+"""While a recording runs, the model's own Python modules use `range`, `len`, `int` … that keep tracked sizes.
 
-Python's C code asks a tracked size for its value, which is a leak: the recording would hold for that value only. So the
-globals of the model's modules get twins of these functions, which compute with expressions where they are given tracked
-numbers and are the originals otherwise, in every other thread too. Functions of `math` are replaced in `math` itself.
+Python's C code reads the value of a tracked size, which is a leak: the recording would be right for that value only. So
+the globals of the model's modules get twins of these functions, which compute with expressions where their arguments
+are tracked numbers, and call the originals otherwise, also in every other thread. Functions of `math` are replaced in
+`math` itself.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def _leaked(value: object) -> object:
 
 @dataclass(frozen=True)
 class _Reached:
-    """Globals that code can name, and what in them is replaced: functions of `math`, functions with a cache."""
+    """Globals that code can name, and the values that are replaced: functions of `math`, functions with a cache."""
 
     namespaces: list[dict[str, object]]
     math: list[tuple[dict[str, object], str]]
@@ -191,7 +192,7 @@ class _Reached:
 
 
 def look_anew() -> None:
-    """Forget what was found in namespaces: a module may have changed since the last capture."""
+    """Forget the contents of namespaces: a module may have changed since the last capture."""
     _reached.cache_clear()
 
 
@@ -210,7 +211,7 @@ def _is_foreign(names: dict[str, object]) -> bool:
     return str(names.get("__name__", "")).partition(".")[0] in _FOREIGN
 
 
-@functools.lru_cache(maxsize=4)  # the recordings of one capture ask for the same
+@functools.lru_cache(maxsize=4)  # the recordings of one capture have the same classes
 def _reached(classes: frozenset[type]) -> _Reached:
     found: dict[int, dict[str, object]] = {}
     stack = [

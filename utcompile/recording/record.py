@@ -42,7 +42,7 @@ def record(
     wide: frozenset[str] = frozenset([""]),
     watch: Watch,
 ) -> Recorder:
-    """Run a model once and write down what it does.
+    """Run a model once and write down its operations.
 
     Args:
         model: a structural copy; it is used up.
@@ -52,7 +52,7 @@ def record(
         real: compute with real values, where something needs them.
         fixed: inputs whose values Python may read.
         wide: modules whose own choices by values are recorded.
-        watch: is told what the forward leaves in Python.
+        watch: collects the Python state that forward leaves behind.
 
     Raises:
         Unrecordable: a call in some module cannot be written down.
@@ -94,7 +94,7 @@ def record(
 
 
 def _name_state(model: nn.Module, convert: Converter, real: bool) -> tuple[list[tuple[T, str]], dict[str, T]]:
-    """Put the recording's tensors into the model; the name of each tensor, and the attribute tensors by name."""
+    """Put the recording's tensors into the model; returns each with its name, and the attribute tensors by name."""
     names: list[tuple[T, str]] = []
     attributes: dict[str, T] = {}
     state, kept = named_state(model), attribute_tensors(model)
@@ -134,7 +134,7 @@ def _run(
 
 
 def home_of(model: nn.Module, inputs: Inputs) -> torch.device:
-    """Where a model lives: its weights, or, where those are on the meta device, its inputs."""
+    """The device of a model's weights or, where those are on the meta device, of its inputs."""
     everything = chain(model.parameters(), model.buffers(), tensors(inputs.arguments))
     first = next(everything).device
     return next((t.device for t in everything if t.device.type != "meta"), first) if first.type == "meta" else first
@@ -182,7 +182,7 @@ def _paths(model: nn.Module) -> dict[int, str]:
 
 
 def _failure(error: Exception, arguments: dict[str, object], last: fx.Node | None) -> UtcError:
-    """The model's own forward failed while it was recorded."""
+    """The error of a model whose own forward failed while it was recorded."""
     origin = info(last).origin if last is not None else None
     place = f"after {origin.scope[-1].path or 'the root module'} ({origin.source})" if origin and origin.scope else None
     shapes = ", ".join(f"{k}: {list(v.shape)}" for k, v in arguments.items() if isinstance(v, T))

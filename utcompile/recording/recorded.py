@@ -1,4 +1,4 @@
-"""What a recorded graph holds beside nodes: numbers with their expressions, and what was seen of a tensor."""
+"""Numbers in a recorded graph, with the expressions that computed them."""
 
 from __future__ import annotations
 

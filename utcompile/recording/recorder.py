@@ -60,9 +60,9 @@ class Recorder(Writer, TorchFunctionMode):
         wide: modules too large to be one node: a choice by values in their own code is recorded, and checked in calls.
 
     Attributes:
-        questions: what Python decided by sizes and flags.
-        metadata: what Python read about tensors.
-        values: what Python read from their values.
+        questions: decisions of Python by sizes and flags.
+        metadata: sizes and strides that Python read.
+        values: choices that Python made by values.
         regions: where gradients and autocast are switched.
     """
 
@@ -131,7 +131,7 @@ class Recorder(Writer, TorchFunctionMode):
         Args:
             given: the arguments as the model gave them, tracked numbers included.
             ran: the same without tracked numbers.
-            call: what the call did.
+            call: its result, and the tensors that it read and wrote.
         """
         out, read, written = call
         self.questions.decide(getattr(func, "__name__", ""), *given, out, self.metadata.size)

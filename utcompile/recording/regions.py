@@ -27,7 +27,7 @@ class Regions:
         self._grad_modes: list[tuple[bool, fx.Node, object]] = []
 
     def set_grad_enabled(self, enabled: bool) -> None:
-        """`no_grad` and `enable_grad`: a node on the way in, and one that restores what it found on the way out."""
+        """`no_grad` and `enable_grad`: a node at the beginning, and one that restores the former mode at the end."""
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(enabled)
         how, owner = _context_manager(sys._getframe(2))
@@ -44,7 +44,7 @@ class Regions:
         return self._region(torch.amp.autocast_mode._enter_autocast, settings)
 
     def exit_autocast(self, entered: fx.Node) -> None:
-        """Its end."""
+        """The end of an autocast region."""
         self._region(torch.amp.autocast_mode._exit_autocast, (entered,), entered)
 
     def _region(self, function: Function, args: tuple[Argument, ...], entered: fx.Node | None = None) -> fx.Node:

@@ -23,7 +23,7 @@ class Sample:
 
     Attributes:
         sizes: the size of each symbol.
-        dtype: what floating-point state and inputs are recorded as; None keeps theirs.
+        dtype: the dtype that floating-point state and inputs are recorded in; None keeps theirs.
         device: where state and inputs are recorded; None keeps theirs.
         training: the model's mode.
         shuffle: where values are real, which order those of floating-point inputs are in; 0 is the example's.
@@ -62,10 +62,10 @@ def plan_samples(
 
 
 def unrecorded(symbols: Sequence[Symbol], example: Mapping[Symbol, int]) -> Sample | None:
-    """Sizes at which nothing was recorded, small ones, since a model computes there; None where nothing varies.
+    """Small sizes that were not recorded, for a comparison that computes; None where nothing varies.
 
     Args:
-        symbols: what varies.
+        symbols: the sizes that vary.
         example: the sizes of the example inputs, which are compared anyway.
     """
     recorded = plan_samples(symbols, follow=False)
@@ -111,7 +111,7 @@ def with_other_dtype_and_device(
 
 
 def with_other_values(samples: list[Sample], again: int) -> list[Sample]:
-    """Samples for real values: in the model's own dtype, and each again with other values, so that a size which
+    """Samples for real values: in the model's own dtype, and each again with other values, so that a size that
     depends on values shows itself."""
     own = [replace(s, dtype=None, device=None) for s in samples]
     return [*own, *(replace(s, shuffle=again * i + j) for i, s in enumerate(own, 1) for j in range(again))]

@@ -35,7 +35,7 @@ class SizeNodes:
 
     Args:
         recordings: one per sample; the first one's graph is the one that is extended.
-        samples: what they were recorded at.
+        samples: the sizes and modes at which they were recorded.
         sources: where each symbol is read: number of the input tensor, and dimension.
     """
 
@@ -79,7 +79,7 @@ class SizeNodes:
 
     @cached_property
     def _cut_both_ways(self) -> Mapping[int, set[int | None]]:
-        """By serial number of a node, its dimensions that a slice cuts off in some recordings and not in others.
+        """By serial number of a node, the dimensions that a slice cuts off in some recordings and not in others.
 
         Their sizes have two formulas, so none that goes through the samples says anything (None: any dimension).
         """
@@ -93,16 +93,20 @@ class SizeNodes:
         return found
 
     def is_exact(self, node: fx.Node | None, dim: int | None) -> bool:
-        """Whether a polynomial gives a node's size at every size."""
+        """Whether a polynomial gives the size of a node's dimension at all sizes."""
         dims = self.exactness.dims.get(node, ()) if node is not None else ()
         return dim is None or (bool(dims) and -len(dims) <= dim < len(dims) and dims[dim])
 
     def exact(self, reading: Expression) -> int | Size | None:
         """A reading as a number or a polynomial; None where it must be read off its tensor."""
-        node, dim = self.nodes.get(reading.serial), reading.dim
-        if reading.op != "size" or node is None or not self.is_exact(node, dim):
+        return self.fitted(reading) if self.is_exact(self.nodes.get(reading.serial), reading.dim) else None
+
+    def fitted(self, reading: Expression) -> int | Size | None:
+        """The number or polynomial that fits a size in all samples; it may be wrong at other sizes."""
+        node = self.nodes.get(reading.serial)
+        if reading.op != "size" or node not in self.exactness.shapes:
             return None
-        return self.fit([shape[dim] for shape in self.exactness.shapes[node]])
+        return self.fit([shape[reading.dim] for shape in self.exactness.shapes[node]])
 
     def seen(self, reading: Expression) -> list[int]:
         """The values of a reading, as far as recordings know it."""
@@ -217,7 +221,7 @@ class SizeNodes:
         return least, None if high is None else {m: f * times for m, f in high.items()}
 
     def expressions(self) -> dict[fx.Node, Expression]:
-        """What the nodes compute that are made so far, but for polynomials of the symbols."""
+        """The expressions of the nodes that are made so far, except for polynomials of the symbols."""
         return {n: e for e, n in self._made.items() if isinstance(n, fx.Node) and self.polynomial(e) is None}
 
     # --- nodes --------------------------------------------------------------------------------------------------------
@@ -338,5 +342,5 @@ class SizeNodes:
 
 
 def free_size(name: str, example: int) -> Size:
-    """A size of which nothing is known but an example."""
+    """A size of which only an example is known."""
     return Size((((Symbol(name, example),), Fraction(1)),))

@@ -1,6 +1,6 @@
-"""What a graph computes from sizes alone: from no value of an input, of a parameter or of a buffer.
+"""Nodes that are computed from sizes alone: from no value of an input, of a parameter or of a buffer.
 
-Attention masks are such: `arange`, comparisons, `expand`. They can be computed at any sizes without the model. The
+Attention masks are examples: `arange`, comparisons, `expand`. They can be computed at any sizes without the model. The
 operations that count are listed here: each entry of a result is moved, compared, joined or added from entries of what
 is read. So an entry depends on comparisons between sums of positions, sizes and constants of the graph, and nothing
 new can happen at sizes far beyond these constants (`reach`). Two rules keep that true: products and cumulative sums
@@ -110,7 +110,7 @@ class AtSizes:
         self._known: dict[fx.Node, object] = {}
 
     def give(self, node: fx.Node, value: T) -> None:
-        """Let a tensor stand for a node."""
+        """Use a tensor as the value of a node."""
         self._known[node] = value
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -172,7 +172,7 @@ def _check_exact(node: fx.Node, result: object, factors: Iterable[object]) -> No
 
 
 def cone(node: fx.Node, alone: frozenset[fx.Node]) -> list[fx.Node]:
-    """A node and what it is computed from, as far as that depends on sizes alone, in graph order."""
+    """A node and the nodes that it is computed from, as far as they depend on sizes alone, in graph order."""
     above = ancestors([node], until=lambda n: n not in alone or is_reading(n))
     return sorted(n for n in above if n in alone)
 
@@ -188,7 +188,7 @@ def symbols_of(nodes: Iterable[fx.Node]) -> dict[Symbol, int]:
 
 
 def reach(nodes: Iterable[fx.Node], root: nn.Module) -> int:
-    """Beyond this size the constants of a computation from sizes decide nothing new.
+    """The size beyond which the constants of a computation from sizes decide nothing new.
 
     The truth of a comparison between sums turns where a position or a size passes a sum of constants. A division, also
     by repeating positions, multiplies that place, and so does the sum of a position with itself.
@@ -209,7 +209,7 @@ def reach(nodes: Iterable[fx.Node], root: nn.Module) -> int:
 
 
 def _constants(node: fx.Node) -> Iterator[float]:
-    """The numbers in a call, what stands for minus infinity aside; and those in the sizes that it reads."""
+    """The numbers in a call, except for those that mean minus infinity; and those in the sizes that it reads."""
     found: list[object] = []
     fx.node.map_aggregate((node.args, node.kwargs), found.append)
     yield from (abs(n) for n in found if isinstance(n, (int, float)) and n == n and abs(n) < -NEVER)
@@ -222,7 +222,7 @@ def telling_sizes(symbols: Mapping[Symbol, int], beyond: int) -> Iterator[dict[S
     """The example's sizes; small ones, co-prime, in both orders; and each beyond all constants next to small ones.
 
     Args:
-        symbols: what varies, with its steps.
+        symbols: the sizes that vary, with their steps.
         beyond: a size in steps at which no constant decides anything any more.
     """
     if all(s.example <= _LONGEST * step for s, step in symbols.items()):

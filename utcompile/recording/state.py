@@ -1,4 +1,4 @@
-"""What a model's `forward` leaves behind in Python, found by comparing before and after.
+"""The Python state that a model's `forward` leaves behind, found by comparing before and after.
 
 A snapshot knows the attributes of every module, in containers and plain objects too, and what the functions of the
 model's classes can reach: globals of their Python modules, variables of closures, default arguments, attributes of
@@ -7,7 +7,6 @@ classes, caches of `lru_cache`, generators of random numbers. It names what has 
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from utcompile.recording.places import (
     Place,
     Storages,
     entries,
+    function_in,
     is_container,
     random_dials,
     sealed,
@@ -44,7 +44,7 @@ _PLAIN_HOMES = frozenset(["types", "argparse", "collections"])  # of `SimpleName
 
 
 class Snapshot:
-    """The Python state of a model, or of what surrounds it.
+    """The Python state of a model, or of its surroundings.
 
     Args:
         places: where to look.
@@ -70,21 +70,21 @@ class Snapshot:
 
     @classmethod
     def of_surroundings(cls, model: nn.Module) -> Snapshot:
-        """What the code of a model's classes can reach, and the random numbers of Python and NumPy."""
+        """Everything that the code of a model's classes can reach, and the random numbers of Python and NumPy."""
         return cls([*random_dials(), *_Walk().surroundings(model)])
 
     def changes(self) -> list[Change]:
-        """What is otherwise than it was."""
+        """All differences from the moment of the snapshot."""
         return [change for place in self._places for change in place.changes()]
 
     def forget_caches(self) -> None:
-        """Clear the caches of `lru_cache` that a recording has filled: it was with fakes."""
+        """Clear the caches of `lru_cache` that a recording has filled with fakes."""
         for place in self._places:
             if isinstance(place, Cache):
                 place.put_back()
 
     def put_back(self) -> None:
-        """Make everything as it was."""
+        """Undo all changes."""
         for place in self._places:
             place.put_back()
 
@@ -143,12 +143,13 @@ class _Walk:
             for key, item in entries(value) if isinstance(value, dict) else enumerate(value):
                 yield from self._inside(item, f"{name}[{key!r}]", depth - 1)
 
-    # --- what surrounds it ------------------------------------------------------------------------------------------
+    # --- its surroundings -------------------------------------------------------------------------------------------
 
     def surroundings(self, model: nn.Module) -> Iterator[Place]:
         """Globals, closures, defaults and class attributes of the model's code."""
         classes = _classes(model)
-        functions = [*_functions_of(classes), *_functions_in(model)]
+        own = (value for klass in classes for value in vars(klass).values())
+        functions = [*_functions(own), *_functions(_attributes(model))]
         modules = dict.fromkeys([*(c.__module__ for c in classes), *(f.__module__ for f in functions)])
         for klass in classes:
             yield ClassNames(klass, f"{klass.__name__}.{{}}".format)
@@ -185,7 +186,7 @@ class _Walk:
 
 
 class _Attributes(Names):
-    """A module's own attributes, without what torch keeps there and the methods that TorchScript makes when asked."""
+    """A module's own attributes, without those of torch and the methods that TorchScript makes on access."""
 
     def changes(self) -> Iterator[Change]:
         own = (c for c in super().changes() if c.key not in _OWN_OF_TORCH and c.key not in _TABLES)
@@ -217,33 +218,21 @@ def _classes(model: nn.Module) -> list[type]:
     return [c for c in found if _is_of_the_model(c.__module__)]
 
 
-def _functions_of(classes: Iterable[type]) -> Iterator[types.FunctionType]:
-    for klass in classes:
-        for value in vars(klass).values():
-            yield from _unwrapped(value)
-
-
-def _functions_in(model: nn.Module) -> Iterator[types.FunctionType]:
-    """Functions that modules hold: hooks, a `forward` of one instance, functions given to `__init__`."""
+def _attributes(model: nn.Module) -> Iterator[object]:
+    """Attributes of modules and their items: hooks, a `forward` of one instance, functions given to `__init__`."""
     for module in model.modules():
         for value in vars(module).values():
-            if type(value) in (dict, list) or isinstance(value, dict):
-                for item in dict.values(value) if isinstance(value, dict) else value:
-                    yield from _unwrapped(item)
+            if isinstance(value, dict):
+                yield from dict.values(value)
+            elif type(value) is list:
+                yield from value
             else:
-                yield from _unwrapped(value)
+                yield value
 
 
-def _unwrapped(value: object) -> Iterator[types.FunctionType]:
-    """The Python functions in a function, method, property or partial."""
-    if isinstance(value, types.FunctionType):
-        if _is_of_the_model(value.__module__):
-            yield value
-    elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
-        yield from _unwrapped(value.__func__)
-    elif isinstance(value, property):
-        yield from _unwrapped(value.fget)
-    elif isinstance(value, functools.partial):
-        yield from _unwrapped(value.func)
-    elif isinstance(value, functools._lru_cache_wrapper):
-        yield from _unwrapped(value.__wrapped__)
+def _functions(values: Iterable[object]) -> Iterator[types.FunctionType]:
+    """The functions among values that are the model's own code."""
+    for value in values:
+        function = function_in(value)
+        if function is not None and _is_of_the_model(function.__module__):
+            yield function

@@ -1,12 +1,11 @@
 """A tracked number must not outlive its recording: a cache, a global or a config may have kept it.
 
 Met by torch later, it would be a wrong number or an error. So after every recording the numbers that still live are
-replaced, wherever they are kept, by the plain numbers that they stand for.
+replaced, wherever they are kept, by their plain values.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import sys
 import traceback
@@ -16,9 +15,8 @@ from collections import deque
 from utcompile.errors import UtcError
 from utcompile.graph.nested import tuple_like
 from utcompile.recording.active import current
+from utcompile.recording.caches import CACHED
 from utcompile.recording.tracked import Sizes, live, plain
-
-_CACHED = type(functools.lru_cache(abs))
 
 
 def release() -> None:
@@ -51,7 +49,7 @@ def _replace_all() -> None:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Where a recording ended in an error, the frames of its traceback hold what was computed."""
+    """Where a recording ended in an error, the frames of its traceback keep the values that were computed."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -65,7 +63,7 @@ def _keeper(number: object) -> str:
 
 
 def _replace(old: object, new: object, depth: int) -> None:
-    """Put a plain value in the place of a number, or of a tuple that holds one, in all that refers to it.
+    """Put a plain value in the place of a number, or of a tuple that contains one, in all objects that refer to it.
 
     No expression here may close over `old`: its cell would be found, and changed.
     """
@@ -84,7 +82,7 @@ def _replace(old: object, new: object, depth: int) -> None:
             _replace(owner, _plain_tuple(owner), depth + 1)
         elif isinstance(owner, types.CellType):
             owner.cell_contents = new
-        elif isinstance(owner, _CACHED):
+        elif isinstance(owner, CACHED):
             owner.cache_clear()
         elif hasattr(owner, "__dict__") and not isinstance(owner, (type, types.ModuleType)):
             _in_dict(vars(owner), old, new)
@@ -95,8 +93,8 @@ def _plain_tuple(value: tuple[object, ...]) -> tuple[object, ...]:
 
 
 def _in_dict_of(owner: dict[object, object], old: object, new: object) -> None:
-    """A dict may belong to C code that must hear of a change: to a cache of functools, or to a class."""
-    keepers = [r for r in gc.get_referrers(owner) if isinstance(r, (_CACHED, type))]
+    """A dict may belong to C code that must be notified of a change: to a cache of functools, or to a class."""
+    keepers = [r for r in gc.get_referrers(owner) if isinstance(r, (CACHED, type))]
     for keeper in keepers:
         if isinstance(keeper, type):
             for name in [str(k) for k, v in owner.items() if v is old]:

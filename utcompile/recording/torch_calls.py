@@ -1,4 +1,4 @@
-"""What a recording knows of a call of torch: its operator's function, and whether its result is a new value."""
+"""Facts about calls of torch: the function of an operator, and whether a result is a new value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFLECTED = {f"__r{n}__" for n in _NAMES.split()}
 
 
 def fresh(out: object, read: Sequence[T], written: Sequence[T]) -> object:
-    """An out-of-place call that returned its own input gets a new value, or later reads of the input would find it."""
+    """Give an out-of-place call that returned its own input a new value: later reads of the input must not find it."""
     own = {id(t) for t in read} - {id(t) for t in written}
     if not any(id(t) in own for t in flat(out)):
         return out
@@ -63,7 +63,7 @@ def has_size_of_data(func: object, args: Sequence[object], kwargs: Mapping[str, 
 
 
 def version_of(t: T) -> int:
-    """How many writes into a tensor torch has counted."""
+    """The number of writes into a tensor that torch has counted."""
     try:
         return t._version
     except RuntimeError:  # an inference tensor has none

@@ -30,7 +30,6 @@ V = TypeVar("V")
 N = TypeVar("N", int, float)
 
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-_REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
 _BINARY = "add sub mul truediv floordiv mod pow lshift rshift and_ or_ xor".split()
 
 
@@ -45,7 +44,7 @@ _MADE = _Made()
 
 
 class _Value:
-    """What torch's C++ code asks of a `SymInt`."""
+    """The interface of a `SymInt` to torch's C++ code."""
 
     constant = None
 
@@ -93,7 +92,7 @@ class _Value:
 
 
 class _Tracked:
-    """What whole numbers and floats have in common."""
+    """The common part of whole numbers and floats."""
 
     value: Number
     expression: Expression
@@ -195,7 +194,7 @@ _define_operators()
 
 
 class TrackedInt(_Tracked, torch.SymInt):
-    """A whole number that remembers; `isinstance(x, int)` holds."""
+    """A whole number that remembers; `isinstance(x, int)` is true."""
 
     __class__ = property(lambda self: int)
     __hash__ = _Tracked.__hash__
@@ -217,7 +216,7 @@ class TrackedInt(_Tracked, torch.SymInt):
 
 
 class TrackedFloat(_Tracked, torch.SymFloat):
-    """A float that remembers; `isinstance(x, float)` holds."""
+    """A float that remembers; `isinstance(x, float)` is true."""
 
     __class__ = property(lambda self: float)
     __hash__ = _Tracked.__hash__
@@ -345,7 +344,7 @@ def _foreign(name: str, args: tuple[object, ...]) -> object:
 
 
 def ask(name: str, left: _Tracked, right: object) -> object:
-    """A comparison: the recorder writes down what was asked, and what the answer was."""
+    """A comparison: the recorder writes down the question and the answer."""
     if not isinstance(right, (_Tracked, int, float)):
         return _foreign(name, (left, right))
     right = float(right) if isinstance(right, np.floating) else right

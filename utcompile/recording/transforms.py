@@ -25,7 +25,7 @@ _HOMES = ("torch._higher_order_ops", "torch.nn.attention")
 
 
 def running_transform() -> bool:
-    """Whether a function runs that vmap, grad or jvp of torch.func transforms."""
+    """Whether a function that vmap, grad or jvp of torch.func transforms runs now."""
     return torch._C._functorch.maybe_current_level() is not None
 
 
@@ -44,7 +44,7 @@ def operator_name() -> str:
 
 
 def _compile(original: Callable[..., Function]) -> Callable[..., Function]:
-    """Operators that compile what they are given are refused by name, or run as if nothing was recorded."""
+    """Operators that compile their functions are refused by name, or run as if nothing was recorded."""
 
     def compiled(*args: object, **kwargs: object) -> Function:
         home = sys._getframe(1).f_globals.get("__name__", "")

@@ -1,10 +1,10 @@
-"""Several recordings become one graph in which what varies is computed.
+"""Several recordings become one graph in which the differences between them are computed.
 
 The recordings must be isomorphic. A value that differs between them is one of these, or an error that names it:
 1. a number that every recording computed in the same way from sizes that Python read (`SizeNodes`);
 2. a dtype, a device or a limit of a dtype (`torch.finfo(x.dtype).min`), that some tensor of the graph has too;
-3. what the model chose by its mode.
-What Python decided on the way is checked in every call (`insert_guards`).
+3. a choice that the model made by its mode.
+The decisions of the Python code on the way are checked in every call (`insert_guards`).
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ def unify(
     example: Mapping[Symbol, int],
     probe: Probe,
 ) -> tuple[fx.Graph, tuple[Guard, ...]]:
-    """Make the first recording's graph the one graph; returns it with what must hold in every call.
+    """Make the first recording's graph the one graph; returns it with the guards of every call.
 
     Args:
         recordings: one per sample.
-        samples: what they were recorded at.
+        samples: the sizes and modes at which they were recorded.
         sources: where each symbol is read: number of the input tensor, and dimension.
         example: the sizes of the example inputs.
         probe: makes one more recording, at sizes that the guards would refuse.
 
     Raises:
-        Differs: they are no one graph, or it does not hold at the example's sizes.
+        Differs: they are not one graph, or a guard excludes the example's sizes.
         UtcError: the model runs otherwise without gradients.
     """
     graphs = [r.graph for r in recordings]
@@ -86,12 +86,12 @@ def unify(
 
 
 def _probed(conditions: Conditions, sizes: Mapping[Symbol, int], probe: Probe) -> list[Answers]:
-    """The ways to run a graph, with those that recordings at a size of 1 add where it would be refused."""
+    """The ways to run a graph, with those that recordings at a size of 1 add where a guard would refuse it."""
     ways = conditions.ways()
     failed = False
     for symbols in [[symbol] for symbol in sizes] + ([list(sizes)] if len(sizes) > 1 else []):
         alone = {**sizes, **dict.fromkeys(symbols, 1)}
-        if (failed and len(symbols) > 1) or conditions.refused(ways, alone) is None:
+        if (failed and len(symbols) > 1) or conditions.refused(ways, alone, guess=True) is None:
             continue
         recording = probe(alone, gradients=torch.is_grad_enabled())
         varying = [s for s in sizes if s not in symbols]
@@ -102,7 +102,7 @@ def _probed(conditions: Conditions, sizes: Mapping[Symbol, int], probe: Probe) -
 
 
 def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -> None:
-    """A graph is trained with gradients and used without: what a model does by that must not matter."""
+    """A graph is trained with gradients and used without, so no choice of the model may depend on that."""
     read = [r.questions.flags[0, GRAD_MODE] for r in sizes.recordings if (0, GRAD_MODE) in r.questions.flags]
     if not read:
         return
@@ -118,10 +118,10 @@ def _check_grad_mode(sizes: SizeNodes, at: Mapping[Symbol, int], probe: Probe) -
 
 
 def check_isomorphic(graphs: Sequence[fx.Graph], samples: Sequence[Sample]) -> None:
-    """Two recordings must have the same operations, wired alike.
+    """Check that recordings have the same operations, wired alike.
 
     Raises:
-        Differs: they have not.
+        Differs: they do not.
     """
     rows = list(zip(*(list(g.nodes) for g in graphs), strict=False))
     places = [{n: i for i, n in enumerate(g.nodes)} for g in graphs]
@@ -163,7 +163,7 @@ class _Limit:
 
 
 class _Merger:
-    """Turns differences into nodes that compute them."""
+    """Turns differences between recordings into nodes that compute them."""
 
     def __init__(self, sizes: SizeNodes, samples: Sequence[Sample]) -> None:
         self.sizes, self.graph, self.samples = sizes, sizes.graph, samples
@@ -271,7 +271,7 @@ class _Merger:
     def _scalar(
         self, key: _Attribute | _Limit, function: Callable[..., object], source: fx.Node, operand: Argument
     ) -> fx.Node:
-        """A node that computes something of another, made once per key."""
+        """A node that computes something from another, made once per key."""
         if key not in self.known:
             with self.graph.inserting_after(source):
                 made = self.known[key] = self.graph.call_function(function, (source, operand))
@@ -279,7 +279,7 @@ class _Merger:
         return self.known[key]
 
     def _mode(self, values: list[object]) -> fx.Node | None:
-        """What is one value in training and one in eval."""
+        """A value that depends on the mode alone: one in training and one in eval."""
         pairs = [(s.training, v) for s, v in zip(self.samples, values, strict=True)]
         chosen = {mode: v for mode, v in pairs if isinstance(v, (bool, int, float, str, type(None)))}
         if len(chosen) < 2 or not all(type(v) is type(chosen[mode]) and _same(v, chosen[mode]) for mode, v in pairs):

@@ -1,4 +1,4 @@
-"""What recording cannot write down, and where: the reason why a module becomes one opaque node."""
+"""Calls that recording cannot write down, with their places: the reasons why a module becomes one opaque node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from utcompile.errors import UtcError
 
 T = torch.Tensor
-# what a fake tensor raises where an operation needs numbers
+# errors of a fake tensor where an operation needs numbers
 DATA_ERRORS = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -25,7 +25,7 @@ DATA_ERRORS = (
     UnsupportedOperatorException,
     GuardOnDataDependentSymNode,
 )
-# calls that hand a tensor's numbers to Python; the first ones may be sizes that an input holds
+# calls that give a tensor's numbers to Python; the first ones may read sizes from an input
 READS_SIZES = {T.item, T.tolist, T.__int__, T.__index__}
 READS_DATA = READS_SIZES | {T.numpy, T.__bool__, T.__float__, T.__complex__}
 
@@ -36,7 +36,7 @@ class Opaque:
 
     Attributes:
         path: its name in the model.
-        reason: what in it cannot be recorded.
+        reason: why it cannot be recorded.
         source: the line of the model's code.
     """
 
@@ -54,7 +54,7 @@ class Unrecordable(Exception):
     Args:
         data: it depends on the numbers in a tensor, which only real values have.
         shape: with real values it can be recorded: a size depends on them, or it is a weight's value that is read.
-        holders: inputs of integers that hold the sizes which Python reads.
+        holders: inputs of integers from which Python reads sizes.
         operator: an operator of torch that takes functions is what cannot be written down.
     """
 
@@ -74,7 +74,7 @@ class Unrecordable(Exception):
         self.data, self.shape, self.holders, self.operator = data, shape, tuple(holders), operator
 
     def error(self) -> UtcError:
-        """For where no smaller module can be left as it is."""
+        """The error for a place where no smaller module can stay as it is."""
         if self.operator:
             return UtcError(
                 self.reason,

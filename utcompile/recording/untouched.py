@@ -14,7 +14,7 @@ from utcompile.graph.structure import attribute_tensors
 
 @contextmanager
 def values_kept(*models: nn.Module) -> Iterator[KeptMemory]:
-    """Whatever runs inside may write into the models' parameters, buffers and attribute tensors: it is put back."""
+    """Put back all values that code inside writes into the models' parameters, buffers and attribute tensors."""
     weights = [p for m in models for p in m.parameters()]
     plain = [t for m in models for _, t in attribute_tensors(m).values()]
     buffers = [b for m in models for b in m.buffers()]
@@ -26,12 +26,12 @@ def values_kept(*models: nn.Module) -> Iterator[KeptMemory]:
     finally:
         memory.put_back()
         for tensor in leaves:
-            if tensor.requires_grad:  # what was written into it has a gradient
+            if tensor.requires_grad:  # the values written into it have a gradient
                 tensor.detach_()
 
 
 def random_numbers_kept(model: nn.Module) -> AbstractContextManager[tuple[int, ...]]:
-    """Torch's random numbers go on as if nothing had run, on the CPU and on the GPUs of the model, which are yielded.
+    """Keep torch's random numbers as if nothing had run, on the CPU and on the GPUs of the model, which are yielded.
 
     They are put back only where they moved: other threads draw from the same generators.
     """
@@ -51,7 +51,7 @@ def _kept(gpus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def gpus_of(model: nn.Module) -> tuple[int, ...]:
-    """The numbers of the CUDA devices that hold a part of a model; without one CUDA is not even initialised."""
+    """The numbers of the CUDA devices that a model is on; where there are none, CUDA is not even initialised."""
     found = {t.device for t in [*model.parameters(), *model.buffers()]}
     return tuple(sorted({d.index or 0 for d in found if d.type == "cuda"}))
 

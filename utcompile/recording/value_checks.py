@@ -1,4 +1,4 @@
-"""Guards on values are asked together, once per call: reading a value makes Python wait for a GPU."""
+"""Guards on values are checked together, once per call: reading a value makes Python wait for a GPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ValueCheck:
 
 
 def join_value_checks(graph: fx.Graph) -> None:
-    """Make one call of the guards on values that stand one by one, behind the last of what they read."""
+    """Replace the single guards on values by one call, behind the last tensor that they read."""
     choices = [n for n in graph.nodes if n.target is same_choice and isinstance(n.args[1], (bool, int))]
     values = [n for n in graph.nodes if n.target is same_values]
     if len(choices) + len(values) < 2:

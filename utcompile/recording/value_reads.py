@@ -1,4 +1,4 @@
-"""What Python reads from the values of tensors: a recorded choice that calls check, or a reason not to record."""
+"""Reads of values of tensors by Python: a choice that is recorded and checked in calls, or a reason not to record."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ValueReads:
         return value
 
     def error(self, func: Function, args: Args, error: Exception) -> Unrecordable:
-        """A fake tensor was asked for numbers that it does not have; the caller raises this."""
+        """The error of a call that needs numbers which a fake tensor does not have; the caller raises it."""
         if isinstance(error, DynamicOutputShapeException) and func not in READS_DATA:
             return self._writer.unrecordable("a size depends on the values of a tensor", shape=True)
         if not self._sources(args):

@@ -75,7 +75,7 @@ def _is_cheap(inputs: Inputs, sample: Sample) -> bool:
 
 @dataclass
 class _Outcome:
-    """What calls of a module yielded.
+    """The results of calls of a module.
 
     Attributes:
         outputs: the tensors of all calls' outputs.
@@ -97,7 +97,7 @@ class _Both:
         self._fast = any(isinstance(m, _FAST) for m in model.modules())
 
     def compare(self, calls: Sequence[dict[str, object]], what: str, *, gradients: bool = False) -> bool:
-        """Compare outputs, gradients and what was written: bit for bit on a CPU, elsewhere within rounding.
+        """Compare outputs, gradients and written state: bit for bit on a CPU, elsewhere within rounding.
 
         At sizes of our own making a model may refuse the values, and a guard of the capture too; there is nothing to
         compare then.
@@ -172,10 +172,10 @@ class _Both:
             why=why_not(
                 difference.expected,
                 "the model is deterministic, so the capture is wrong here: its forward does something else where it is "
-                f"traced, or reads what recording cannot see{drawn}",
+                f"traced, or reads values that recording cannot see{drawn}",
             ),
             fix="move the code that chooses into a submodule with few parameters and let it compute from its inputs "
-            "alone; or give the model what it makes itself when it is traced, such as an attention mask, as an input",
+            "alone; or give the model what it makes when it is traced, such as an attention mask, as an input",
         )
 
     def _run(self, module: nn.Module, calls: Sequence[dict[str, object]], gradients: bool) -> _Outcome:
@@ -190,7 +190,7 @@ class _Both:
                 outcome = _Outcome([])
                 for arguments in calls:
                     self._call(module, arguments, gradients, outcome)
-                # what lives in memory that is put back must be copied first
+                # outputs in memory that is put back must be copied first
                 outcome.outputs = [o.clone() if memory.shares(o) else o for o in outcome.outputs]
                 outcome.written = _written(dict(every_name(module)), before, memory.is_written)
                 return outcome
@@ -230,7 +230,7 @@ def _written(state: dict[str, T], before: dict[str, T], is_written: Callable[[T]
 
 @dataclass(frozen=True)
 class _Difference:
-    """Where two outcomes differ first.
+    """The first difference between two outcomes.
 
     Attributes:
         name: which output, gradient or buffer.
@@ -243,7 +243,7 @@ class _Difference:
     found: T
 
     def short(self) -> str:
-        """By how much, or in what else."""
+        """The size of the difference, or the other properties that differ."""
         a, b = self.expected, self.found
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
@@ -278,7 +278,7 @@ def _difference(expected: _Outcome, found: _Outcome) -> _Difference | None:
     for name in {**expected.written, **found.written}:
         mine, theirs = _or_empty(expected.written.get(name)), _or_empty(found.written.get(name))
         if not equal(mine, theirs):
-            return _Difference(f"what a call leaves in {name}", mine, theirs)
+            return _Difference(f"the value that a call leaves in {name}", mine, theirs)
     return None
 
 

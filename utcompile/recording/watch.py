@@ -1,4 +1,4 @@
-"""What the recordings of one capture leave behind in Python, and whether a later call reads it."""
+"""The state that the recordings of one capture leave behind in Python, and whether a later call reads it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from utcompile.errors import UtcError
 from utcompile.recording.places import Change
 from utcompile.recording.state import Snapshot
 
+SETTLES = "the first call prepares state that later calls read, and these run alike"
+
 
 @dataclass
 class Watch:
-    """Collects what recordings found; each recording puts the surroundings back.
+    """Collects the findings of recordings; each recording puts the surroundings back.
 
     Attributes:
         model: the user's model.
@@ -34,7 +36,7 @@ class Watch:
 
     @classmethod
     def of(cls, model: nn.Module) -> Watch:
-        """Look at a model and its surroundings before anything runs."""
+        """Take a snapshot of a model's surroundings before anything runs."""
         return cls(model, Snapshot.of_surroundings(model))
 
     def new(self, changes: Iterable[Change]) -> list[Change]:
@@ -44,7 +46,7 @@ class Watch:
         return [c for c in found if not c.random and c.name not in self.assigned and c.name not in self.lasting]
 
     def check(self) -> None:
-        """Refuse a model whose later calls read what an earlier one has left.
+        """Refuse a model whose later calls read the state that an earlier one has left.
 
         Raises:
             UtcError: it names the state.
@@ -54,19 +56,21 @@ class Watch:
 
     @property
     def state(self) -> tuple[str, ...]:
-        """What `forward` assigns and nothing reads again, for the report."""
+        """The state that `forward` assigns and nothing reads again, for the report."""
         return tuple(f"{name}: {reason}{_at(self.model, name)}" for name, reason in self.assigned.items())
 
 
 def lasting_error(model: nn.Module, names: list[str], why: str) -> UtcError:
-    """The model's next call would compute something else, because of what this one left."""
+    """The error of a model whose next call would compute something else, because of the state that this one left."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    write = "register it as a buffer and write into it with torch operations (self.mean.mul_(0.9).add_(0.1 * new))"
     return UtcError(
         f"the model's forward keeps state in Python from one call to the next: {shown}",
         where=source_of(model, names[0]),
         why=f"{why}; a graph has no Python state",
-        fix="register it as a buffer and write into it with torch operations (self.mean.mul_(0.9).add_(0.1 * new)), or "
-        "take it as an input and return it",
+        fix="run the model once on the example first, in eval mode: model(*example)"
+        if why == SETTLES
+        else f"{write}, or take it as an input and return it",
     )
 
 

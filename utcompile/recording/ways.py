@@ -1,4 +1,4 @@
-"""The ways to run a graph, each the answers of one recording to what Python asked, and how they are simplified."""
+"""The ways to run a graph, each the answers of one recording to Python's questions, and how they are simplified."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Condition:
     """A question in one of few forms, so that questions which mean the same are equal.
 
     Attributes:
-        key: what makes it the question it is.
+        key: equal for questions that mean the same.
         yes, no: how its two answers read.
-        expression: what is asked, where it is no bound of a polynomial.
+        expression: the question, where it is no bound of a polynomial.
         bound: a polynomial of the sizes that is compared with 0: its terms and "eq" or "ge".
     """
 
@@ -41,7 +41,7 @@ Answers = dict[Condition, bool]
 
 
 def merged(found: Sequence[Answers]) -> list[Answers]:
-    """The answers of several recordings without what their difference shows not to matter."""
+    """The answers of several recordings without those that do not matter, as their differences show."""
     left: list[Answers] = []
     for answers in found:
         if answers not in left:
@@ -74,6 +74,20 @@ def _merge(a: Answers, b: Answers) -> Answers | None:
     return None
 
 
+def absorbed(ways: Sequence[Answers]) -> list[Answers]:
+    """Ways without answers whose opposite needs no more than the others: `c or not c and d` is `c or d`."""
+    left = [dict(way) for way in ways]
+    for way in left:
+        for condition, answer in list(way.items()):
+            rest = way.items() - {(condition, answer)}
+            opposite = {(condition, not answer)}
+            if any(
+                other is not way and opposite <= other.items() and other.items() - opposite <= rest for other in left
+            ):
+                del way[condition]
+    return left
+
+
 def shown(answers: Answers) -> str:
     """Answers as a person reads them: `2 <= B <= 4 and L != 1`."""
     single = {c: found for c, a in answers.items() if (found := _single(c)) is not None and found[0] == "ge"}
@@ -91,7 +105,7 @@ def shown(answers: Answers) -> str:
 
 
 def tightest(answers: Answers) -> Answers:
-    """Without bounds of one symbol that another one implies, and without those that hold at every size."""
+    """Answers without bounds of one symbol that another one implies, and without those that are met at every size."""
     low: dict[Monomial, Fraction] = {}
     high: dict[Monomial, Fraction] = {}
     exactly: dict[Monomial, Fraction] = {}
@@ -134,7 +148,7 @@ def _single(condition: Condition) -> tuple[str, Monomial, Fraction] | None:
 
 
 def _always(condition: Condition, answer: bool) -> bool:
-    """Whether a bound of several symbols holds at all sizes."""
+    """Whether a bound of several symbols is met at all sizes."""
     if condition.bound is None:
         return False
     relation, terms = condition.bound

@@ -29,7 +29,7 @@ from utcompile.recording.transforms import operator_name, running_transform
 from utcompile.recording.unrecordable import Unrecordable
 
 T = torch.Tensor
-# what the code of a graph can spell out as an argument, apart from nodes and containers
+# arguments that the code of a graph can spell out, apart from nodes and containers
 _WRITABLE = (
     type(None), type(...), bool, int, float, complex, str, bytes, range, enum.Enum,
     torch.dtype, torch.device, torch.layout, torch.memory_format,
@@ -49,7 +49,7 @@ class Writer:
         attributes: tensors that modules keep as plain attributes, by name.
         constants: tensors that the graph reads and that are neither parameters nor buffers, by name.
         inputs: the nodes of the input tensors, in order.
-        notes: what ran and is no part of the graph, each with its line.
+        notes: calls that ran and are no part of the graph, each with its line.
         hidden: the last reason why something cannot be recorded.
     """
 

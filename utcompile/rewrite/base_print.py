@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from utcompile.errors import UtcError
 from utcompile.graph.statistics import statistics
+from utcompile.rewrite.digests import digest_of, digests, is_quantised, pieces, update, whole
 from utcompile.rewrite.tuned import TunedModule, state_of_base
 from utcompile.rewrite.wiring import wiring
 
@@ -21,7 +20,6 @@ _NARROWER = {
     torch.float64: (torch.float32, torch.float16, torch.bfloat16),
     torch.float32: (torch.float16, torch.bfloat16),
 }
-_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class TensorPrint:
     shape: tuple[int, ...]
     digests: Mapping[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for a manifest."""
         return {"dtype": self.dtype, "shape": list(self.shape), "digests": dict(self.digests)}
 
@@ -69,9 +67,9 @@ def tensors_of_base(tuned: TunedModule, without: Sequence[str] = ()) -> dict[str
 def print_of(tuned: TunedModule) -> dict[str, TensorPrint]:
     """The prints of a base's tensors, with those of narrower dtypes.
 
-    A run saves the same base in every epoch: what a content is in narrower dtypes is remembered by its digest.
+    A run saves the same base in every epoch: what a tensor is in narrower dtypes is remembered with its digest.
     """
-    known = tuned.__dict__.setdefault("_narrower_digests", {})
+    known = tuned.__dict__.setdefault("_known_digests", {})
     return {name: _print(name, value, known) for name, value in tensors_of_base(tuned).items()}
 
 
@@ -97,43 +95,25 @@ def fingerprint_of_format_1(tuned: TunedModule) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state_of_base(tuned).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(_bytes(name, value))
+        for piece in pieces(name, value):
+            update(digest, piece)
     return digest.hexdigest()
 
 
-def _print(name: str, value: torch.Tensor, narrower: dict[str, dict[str, str]] | None = None) -> TensorPrint:
-    """A tensor's print; with `narrower`, which is added to, also in narrower dtypes."""
+def _print(name: str, value: torch.Tensor, known: dict[str, tuple[str, list[str]]] | None = None) -> TensorPrint:
+    """A tensor's print; with `known`, which is added to, also in narrower dtypes."""
     value = whole(value).detach()
-    own = digest_of(name, value, value.dtype)
-    digests = {text_of(value.dtype): own}
-    if narrower is not None and value.dtype in _NARROWER:
-        if own not in narrower:
-            narrower[own] = {text_of(dtype): digest_of(name, value, dtype) for dtype in _NARROWER[value.dtype]}
-        digests |= narrower[own]
-    return TensorPrint(text_of(value.dtype), tuple(value.shape), digests)
-
-
-def digest_of(name: str, value: torch.Tensor, dtype: torch.dtype) -> str:
-    """The digest of a tensor's content as it is in a dtype."""
-    return hashlib.sha256(_bytes(name, whole(value).to(dtype))).hexdigest()[:_DIGITS]
+    dtypes = [value.dtype]
+    if known is not None and not is_quantised(value):
+        dtypes += _NARROWER.get(value.dtype, ())
+    before = known.get(name) if known is not None else None
+    own = digest_of(name, value, value.dtype) if before is not None else None
+    found = before[1] if before is not None and before[0] == own else digests(name, value, dtypes)
+    if known is not None:
+        known[name] = found[0], found
+    return TensorPrint(text_of(value.dtype), tuple(value.shape), dict(zip(map(text_of, dtypes), found, strict=True)))
 
 
 def text_of(dtype: torch.dtype) -> str:
     """`float32`."""
     return str(dtype).removeprefix("torch.")
-
-
-def whole(value: torch.Tensor) -> torch.Tensor:
-    """A tensor that is distributed over processes, gathered; every process must ask for it."""
-    gather = getattr(value, "full_tensor", None)
-    return gather() if callable(gather) else value
-
-
-def _bytes(name: str, value: torch.Tensor) -> memoryview:
-    if value.is_meta:
-        raise UtcError("the base has no values", where=name, fix="load the weights before the tuners are saved")
-    value = whole(value).detach().cpu()
-    if value.is_complex():
-        value = torch.view_as_real(value.resolve_conj())
-    data: memoryview = value.contiguous().flatten().view(torch.uint8).numpy().data
-    return data

@@ -8,16 +8,24 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from utcompile.errors import UtcError
 from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
-from utcompile.rewrite.base_print import fingerprint, print_of, statistics_of, text_of, whole
+from utcompile.rewrite.base_print import fingerprint, print_of, statistics_of, text_of
+from utcompile.rewrite.digests import whole
 from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
-from utcompile.rewrite.manifest import FORMAT, MANIFEST, read_manifest, version_of_utcompile, versions
+from utcompile.rewrite.manifest import (
+    FORMAT,
+    MANIFEST,
+    Format1,
+    Manifest,
+    load_manifest,
+    version_of_utcompile,
+    versions,
+)
 from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.unwrap import unwrapped
@@ -26,11 +34,11 @@ from utcompile.rewrite.wiring import place_of_site, wiring
 TENSORS = "tuners.safetensors"
 
 
-def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, object] | None = None) -> Path:
     """Write the tuners and `train:` parts of a model, and under `base="follow"` the statistics of norms, nothing else.
 
-    Both files carry one identity. Whoever reads the folder finds the old pair or the new one at every moment, also
-    after a process was killed or the power failed.
+    Both files carry one identity. A reader of the folder finds the old pair or the new one at every moment, also after
+    a process was killed or the power failed.
 
     Args:
         tuned: the model, or what DDP, FSDP2, `torch.compile` or an EMA made of it.
@@ -86,15 +94,15 @@ def read_tensors(
         new_head: whether what `train:` names may have another number of rows.
     """
     folder = path_of(folder, "folder")
-    last: dict[str, Any] = {}
+    manifest: Manifest | Format1
 
     def identity() -> str | None:
-        last.update(manifest=read_manifest(folder))
-        found: str | None = last["manifest"].get("identity")
-        return found
+        nonlocal manifest
+        manifest = load_manifest(folder)
+        return manifest.identity if isinstance(manifest, Manifest) else None
 
     tensors, _ = read_pair(folder, TENSORS, identity)
-    manifest, where = last["manifest"], str(folder / MANIFEST)
+    where = str(folder / MANIFEST)
     check_sites(tuned, manifest, where)
     check_names(tensors, wanted, str(folder / TENSORS))
     notes = check_base(tuned, manifest, where)
@@ -108,8 +116,8 @@ def read_tensors(
 def move_checkpoint(source: Path, folder: Path) -> None:
     """Rename what a run saved from a draft folder into place: a checkpoint as one pair, other files one by one."""
     if (source / MANIFEST).is_file() and (source / TENSORS).is_file():
-        identity = read_manifest(source).get("identity", "")
-        move_pair(source, folder, TENSORS, MANIFEST, identity)
+        manifest = load_manifest(source)
+        move_pair(source, folder, TENSORS, MANIFEST, manifest.identity if isinstance(manifest, Manifest) else "")
     for path in sorted(source.iterdir()):
         if path.is_file():
             os.replace(path, folder / path.name)  # noqa: PTH105
@@ -141,7 +149,7 @@ def tensors_of(tuned: TunedModule) -> dict[str, torch.Tensor]:
     return found | {f"statistics:{n}": tuned.get_buffer(n) for n in statistics_of(tuned)}
 
 
-def _manifest(tuned: TunedModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _manifest(tuned: TunedModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
     prints = print_of(tuned)
     return {
         "utcompile": version_of_utcompile(),
@@ -168,9 +176,9 @@ def _manifest(tuned: TunedModule, tensors: Mapping[str, torch.Tensor]) -> dict[s
     }
 
 
-def _inputs(tuned: TunedModule) -> dict[str, Any] | None:
+def _inputs(tuned: TunedModule) -> dict[str, object] | None:
     """Shapes and dtypes of the example, by name; None where an input is no tensor."""
-    found = {}
+    found: dict[str, object] = {}
     for node in tuned.base_graph.nodes:
         if node.op == "placeholder":
             value = value_of(node)
@@ -181,20 +189,20 @@ def _inputs(tuned: TunedModule) -> dict[str, Any] | None:
     return found
 
 
-def _extra(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def _extra(extra: Mapping[str, object] | None) -> dict[str, object]:
     own = {"format", "identity", "utcompile", "torch", "versions", "rules", "base", "inputs", "sites", "tensors"}
     if not isinstance(extra, Mapping | None) or not all(isinstance(key, str) for key in extra or ()):
         raise UtcError(f"extra must be a mapping from names to plain data, not {extra!r:.80}")
     if taken := sorted(own & set(extra or ())):
         raise UtcError(f"extra has the key {taken[0]!r}, which the manifest has itself", fix="give it another name")
     try:
-        found: dict[str, Any] = json.loads(json.dumps(dict(extra or {}), default=str))
+        found: dict[str, object] = json.loads(json.dumps(dict(extra or {}), default=str))
     except (TypeError, ValueError, RecursionError) as error:
         raise UtcError("extra is no plain data", why=str(error), fix="give what json.dumps takes") from error
     return found
 
 
-def _identity(manifest: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+def _identity(manifest: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, default=str).encode())
     for name, value in sorted(tensors.items()):
         digest.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
@@ -205,7 +213,7 @@ def _like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """A whole tensor, distributed as a parameter is."""
     if not hasattr(parameter, "full_tensor"):
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    placed: Any = parameter
-    return distribute_tensor(value.to(placed.dtype), placed.device_mesh, placed.placements)
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(value.to(parameter.dtype), parameter.device_mesh, parameter.placements)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from utcompile.errors import UtcError
 from utcompile.rewrite.base_print import (
-    digest_of,
     fingerprint,
     fingerprint_of_format_1,
     tensors_of_base,
     text_of,
 )
-from utcompile.rewrite.manifest import versions
+from utcompile.rewrite.digests import digest_of
+from utcompile.rewrite.manifest import Base, Format1, Manifest, SavedSite, versions
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rewrite.wiring import first_difference, place_of_site, wiring
@@ -28,23 +27,23 @@ _SAME_BASE = "build the model with the same architecture and weights as in train
 _HOW = frozenset(["how"])
 
 
-def check_sites(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> None:
+def check_sites(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> None:
     """Raise where the sites, their tuners or configs are not those of the checkpoint."""
-    theirs = {site["id"]: site for site in manifest["sites"]}
+    theirs = {site.id: site for site in manifest.sites}
     mine = {site.id: site for site in tuned.sites}
     check_names(theirs, mine, where)
     for name, site in mine.items():
         _check_site(site, theirs[name], where)
 
 
-def _check_site(mine: TunedSite, theirs: Mapping[str, Any], where: str) -> None:
+def _check_site(mine: TunedSite, theirs: SavedSite, where: str) -> None:
     config = mine.config.model_dump(mode="json")
     defaults = {k: f.get_default(call_default_factory=True) for k, f in type(mine.config).model_fields.items()}
-    old = {**{k: v for k, v in defaults.items() if k not in theirs["config"] and k in config}, **theirs["config"]}
+    old = {**{k: v for k, v in defaults.items() if k not in theirs.config and k in config}, **theirs.config}
     for key in ["tuner", *sorted(config.keys() | old.keys())]:
         if key in _HOW:
             continue
-        pair = (theirs["tuner"], mine.tuner) if key == "tuner" else (old.get(key), config.get(key))
+        pair = (theirs.tuner, mine.tuner) if key == "tuner" else (old.get(key), config.get(key))
         if pair[0] != pair[1]:
             raise UtcError(
                 f"the tuner of {mine.id} is another one",
@@ -54,9 +53,9 @@ def _check_site(mine: TunedSite, theirs: Mapping[str, Any], where: str) -> None:
             )
 
 
-def check_places(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> None:
+def check_places(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> None:
     """Raise where a tuner is inserted elsewhere; asked after `check_base`, so that the base is the same."""
-    theirs = {site["id"]: site.get("place") for site in manifest["sites"]}
+    theirs = {site.id: site.place for site in manifest.sites}
     for site in tuned.sites:
         place, here = theirs[site.id], place_of_site(tuned, site)
         if place is not None and place != here:
@@ -68,13 +67,13 @@ def check_places(tuned: TunedModule, manifest: Mapping[str, Any], where: str) ->
             )
 
 
-def check_base(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
+def check_base(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> Notes:
     """Raise where the base is not the one that the checkpoint was trained on."""
-    if manifest["format"] == 1:
+    if isinstance(manifest, Format1):
         return _check_format_1(tuned, manifest, where)
-    theirs, mine = manifest["base"], tensors_of_base(tuned)
+    theirs, mine = manifest.base, tensors_of_base(tuned)
     cast: dict[tuple[str, str], str] = {}
-    differing = {n: why for n in sorted(theirs["tensors"].keys() | mine) if (why := _differs(n, theirs, mine, cast))}
+    differing = {n: why for n in sorted(theirs.tensors.keys() | mine) if (why := _differs(n, theirs, mine, cast))}
     if differing:
         name, why = next(iter(differing.items()))
         only_dtype = all(w.startswith("only") for w in differing.values())
@@ -82,46 +81,44 @@ def check_base(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> N
             "this checkpoint was trained on another base",
             where=where,
             why=f"{name} is the first of {len(differing)} tensors that differ: {why} "
-            f"(fingerprint {theirs['fingerprint'][:12]}… there, {fingerprint(tuned)[:12]}… here)",
+            f"(fingerprint {theirs.fingerprint[:12]}… there, {fingerprint(tuned)[:12]}… here)",
             fix="convert the model to the dtype that it had in training" if only_dtype else _SAME_BASE,
         )
     return _notes_of_casts(cast) + _check_wiring(tuned, manifest, where)
 
 
-def _differs(
-    name: str, base: Mapping[str, Any], mine: Mapping[str, torch.Tensor], cast: dict[tuple[str, str], str]
-) -> str | None:
+def _differs(name: str, base: Base, mine: Mapping[str, torch.Tensor], cast: dict[tuple[str, str], str]) -> str | None:
     """In what a tensor of the base differs; None where it does not, which a cast may be the reason for."""
-    theirs = base["tensors"].get(name)
+    theirs = base.tensors.get(name)
     if theirs is None:
         return "the checkpoint's base has no such tensor"
     if name not in mine:
         return "the model has no such tensor"
     value, dtype = mine[name], text_of(mine[name].dtype)
-    if list(value.shape) != theirs["shape"]:
-        return f"its shape is {theirs['shape']} in the checkpoint, {list(value.shape)} here"
-    if dtype in theirs["digests"]:
-        if digest_of(name, value, value.dtype) != theirs["digests"][dtype]:
+    if list(value.shape) != theirs.shape:
+        return f"its shape is {theirs.shape} in the checkpoint, {list(value.shape)} here"
+    if dtype in theirs.digests:
+        if digest_of(name, value, value.dtype) != theirs.digests[dtype]:
             return "its values are others"
     else:
-        wider = getattr(torch, theirs["dtype"], None)
-        dtypes = f"its dtype is {theirs['dtype']} in the checkpoint, {dtype} here"
+        wider = getattr(torch, theirs.dtype, None)
+        dtypes = f"its dtype is {theirs.dtype} in the checkpoint, {dtype} here"
         if not isinstance(wider, torch.dtype) or not (wider.is_floating_point and value.is_floating_point()):
             return dtypes
-        if digest_of(name, value, wider) != theirs["digests"].get(theirs["dtype"]):
+        if digest_of(name, value, wider) != theirs.digests.get(theirs.dtype):
             if value.element_size() <= wider.itemsize:
                 return f"only its dtype differs, and values cannot be compared: {dtypes}"
             return f"its values are others, and {dtypes}"
-    if dtype != theirs["dtype"]:
-        cast.setdefault((theirs["dtype"], dtype), name)
+    if dtype != theirs.dtype:
+        cast.setdefault((theirs.dtype, dtype), name)
     return None
 
 
-def _check_wiring(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
-    difference = first_difference(manifest["base"]["operations"], wiring(tuned).lines, _SIDES)
+def _check_wiring(tuned: TunedModule, manifest: Manifest, where: str) -> Notes:
+    difference = first_difference(manifest.base.operations, wiring(tuned).lines, _SIDES)
     if difference is None:
         return []
-    theirs, mine = manifest["versions"], versions()
+    theirs, mine = manifest.versions, versions()
     changed = [f"{n} {theirs[n]} -> {mine[n]}" for n in sorted(theirs.keys() & mine.keys()) if theirs[n] != mine[n]]
     if changed:
         return [
@@ -135,13 +132,13 @@ def _check_wiring(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -
     )
 
 
-def _check_format_1(tuned: TunedModule, manifest: Mapping[str, Any], where: str) -> Notes:
+def _check_format_1(tuned: TunedModule, manifest: Format1, where: str) -> Notes:
     mine = fingerprint_of_format_1(tuned)
-    if manifest["base"] != mine:
+    if manifest.base != mine:
         raise UtcError(
             "this checkpoint was trained on another base",
             where=where,
-            why=f"its base has the fingerprint {manifest['base'][:12]}…, this model {mine[:12]}…; in format 1, "
+            why=f"its base has the fingerprint {manifest.base[:12]}…, this model {mine[:12]}…; in format 1, "
             "the fingerprint includes the head as it was before training",
             fix=_SAME_BASE,
         )
@@ -185,7 +182,7 @@ def _notes_of_casts(cast: Mapping[tuple[str, str], str]) -> Notes:
     return [f"{name} and others like it were {a} in training, and are {b} here" for (a, b), name in cast.items()]
 
 
-def check_names(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str) -> None:
+def check_names(theirs: Mapping[str, object], mine: Mapping[str, object], where: str) -> None:
     """Raise where sites or tensors are missing or unknown."""
     missing, surplus = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
     if missing or surplus:

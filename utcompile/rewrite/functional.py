@@ -109,7 +109,7 @@ def _conv(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument]) -> di
     assert isinstance(source, fx.Node) and isinstance(leaf, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if given["padding_mode"] == "zeros":
         return {}
-    sides = edges(given["padding"], leaf.kernel_size, given["dilation"])
+    sides = edges(leaf.padding, leaf.kernel_size, leaf.dilation)
     padded = graph.call_function(F.pad, (source, sides), {"mode": given["padding_mode"]})
     return {"input": inserted(padded, info(source).origin, role=Role.PADDING), "padding": 0}
 
@@ -124,7 +124,7 @@ def _statistics(graph: fx.Graph, leaf: nn.Module, given: Mapping[str, Argument])
     """A norm in eval: by its own statistics, where it has any."""
     alone = "running_mean" not in given
     if alone and not isinstance(leaf, nn.modules.instancenorm._InstanceNorm):
-        raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no statistics of its own")
+        raise UtcError(f"the weight of {type(leaf).__name__} cannot be tuned", why="it has no statistics")
     momentum = leaf.momentum if isinstance(leaf.momentum, float) else 0.0
     return {"training": False, "use_input_stats": alone, "momentum": momentum}
 

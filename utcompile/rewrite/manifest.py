@@ -30,7 +30,7 @@ class _Part(BaseModel):
 class _Rules(_Part):
     name: str
     text: str
-    vars: dict[str, Any]
+    vars: dict[str, object]
     included: dict[str, str] = {}
     train: list[str] | None = None
 
@@ -40,47 +40,70 @@ class _Tensor(_Part):
     dtype: str
 
 
-class _BaseTensor(_Tensor):
+class BaseTensor(_Tensor):
+    """A frozen tensor, by its digests in several dtypes."""
+
     digests: dict[str, str]
 
 
-class _Base(_Part):
+class Base(_Part):
+    """The frozen base."""
+
     fingerprint: Hex
-    tensors: dict[str, _BaseTensor]
+    tensors: dict[str, BaseTensor]
     operations: list[str]
 
 
-class _Site(_Part):
+class SavedSite(_Part):
+    """A site: its tuner, and in terms of the base's operations what it reads or tunes."""
+
     id: str
     tuner: str
-    config: dict[str, Any]
+    config: dict[str, object]
     place: list[str] | None = None
 
 
-class _Manifest(_Part):
+class Manifest(_Part):
+    """What a manifest says."""
+
     format: int
     identity: Hex
     rules: _Rules
-    base: _Base
+    base: Base
     inputs: dict[str, _Tensor] | None
-    sites: list[_Site]
+    sites: list[SavedSite]
     tensors: dict[str, _Tensor]
     versions: dict[str, str]
 
 
-class _Format1(_Part):
+class Format1(_Part):
+    """What a manifest of format 1 says: the base is its fingerprint alone."""
+
     base: Hex
     rules: _Rules
-    sites: list[_Site]
+    sites: list[SavedSite]
     tensors: dict[str, _Tensor]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """A checkpoint's manifest, as the plain data that it is.
+
+    Raises:
+        UtcError: as `load_manifest`.
+    """
+    return _read(folder)[0]
+
+
+def load_manifest(folder: str | Path) -> Manifest | Format1:
     """A checkpoint's manifest.
 
     Raises:
         UtcError: the folder or file is missing, is no JSON or no manifest, or has a format of a later version.
     """
+    return _read(folder)[1]
+
+
+def _read(folder: str | Path) -> tuple[dict[str, object], Manifest | Format1]:
     path = path_of(folder, "folder") / MANIFEST
     manifest = read_json(
         path, "there is no checkpoint here", "name the folder that `utcompile train -o` or `save_tuners` wrote"
@@ -95,13 +118,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             fix="upgrade utcompile",
         )
     try:
-        (_Manifest if version == FORMAT else _Format1).model_validate(manifest)
+        kind: type[Manifest | Format1] = Manifest if version == FORMAT else Format1
+        return manifest, kind.model_validate(manifest)
     except (ValidationError, RecursionError) as error:
         raise UtcError("the manifest is damaged", where=str(path), why=_first(error), fix="save it again") from error
-    return manifest
 
 
-def read_json(path: Path, missing: str, fix: str) -> Any:
+def read_json(path: Path, missing: str, fix: str) -> object:
     """The content of a JSON file that anybody may have written.
 
     Raises:

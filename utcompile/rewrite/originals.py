@@ -15,14 +15,14 @@ _SHARED = ("_buffers", "_non_persistent_buffers_set", "_forward_hooks", "_forwar
 
 
 class Originals(nn.Module):
-    """The base's own values of the parameters that train, by number, and twins of the layers that hold them.
+    """The base's own values of the parameters that train, by number, and twins of the layers that have them.
 
     A twin is a layer of the base with the values that it had: it shares the frozen parameters, buffers and hooks of the
     layer that trains. Nothing here is in `state_dict()`: a checkpoint has what trains, and the model has its base.
 
     Attributes:
         names: the parameters' names in the base.
-        twins: of a layer that holds one of them, its path in the base to its twin's name here.
+        twins: of a layer that has one of them, its path in the base to its twin's name here.
     """
 
     is_copied_whole = True  # utcompile.graph keeps such a module as it is
@@ -36,7 +36,7 @@ class Originals(nn.Module):
         self.register_load_state_dict_post_hook(_forget_missing)
 
     def add_twins(self, graph: fx.Graph, root: nn.Module) -> None:
-        """Make a twin of each layer that a graph calls and that holds a parameter which trains."""
+        """Make a twin of each layer that a graph calls and that has a parameter which trains."""
         originals = {name: self.get_parameter(str(i)) for i, name in enumerate(self.names)}
         for node in graph.nodes:
             path = str(node.target)
@@ -60,14 +60,15 @@ class Originals(nn.Module):
         return {} if destination is None else destination
 
 
-def _forget_missing(module: nn.Module, found: Any) -> None:
+def _forget_missing(module: nn.Module, found: tuple[list[str], list[str]]) -> None:
     """Whatever `load_state_dict` did not find for the originals was never in a state."""
-    found.missing_keys[:] = [k for k in found.missing_keys if f".{NAME}." not in f".{k}"]
+    missing, _ = found
+    missing[:] = [k for k in missing if f".{NAME}." not in f".{k}"]
 
 
 def _twin(root: nn.Module, path: str, originals: Mapping[str, nn.Parameter]) -> nn.Module:
     layer = root.get_submodule(path)
-    memo: dict[int, Any] = {id(t): t for t in [*layer.parameters(), *layer.buffers()]}
+    memo: dict[int, object] = {id(t): t for t in [*layer.parameters(), *layer.buffers()]}
     memo |= {id(root.get_parameter(name)): value for name, value in originals.items()}
     twin = copy.deepcopy(layer, memo)
     for ours, theirs in zip(twin.modules(), layer.modules(), strict=True):

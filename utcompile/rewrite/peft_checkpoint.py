@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,9 +18,7 @@ from utcompile.rewrite.peft_config import (
     LN_TUNING,
     LORA,
     PREFIX_TUNING,
-    by_pattern,
-    is_feedforward,
-    names_in,
+    PeftConfig,
     read_config,
 )
 from utcompile.rewrite.peft_layout import BASE, CONFIG, PREFIX, TENSORS
@@ -88,7 +86,7 @@ class PeftScale:
     """IA3's factors of one module.
 
     Attributes:
-        factors: one a channel.
+        factors: one per channel.
         inputs: whether they are on what the module reads.
     """
 
@@ -107,8 +105,8 @@ class PeftCheckpoint:
     """PEFT's two files.
 
     Attributes:
-        tuners: one a tuned weight.
-        scales: one a module that IA3 scales.
+        tuners: one per tuned weight.
+        scales: one per module that IA3 scales.
         rest: all other tensors, by the names that the model has for them.
         saved: the paths of modules that PEFT copied, and trained whole: `modules_to_save`, and all of LayerNorm tuning.
         prefix: of prefix tuning.
@@ -133,9 +131,9 @@ def read_peft(folder: str | Path) -> PeftCheckpoint:
         UtcError: a file is missing or broken, or says something that is not read here.
     """
     folder = path_of(folder, "folder")
-    config = read_config(folder / CONFIG)
-    tensors, base = _tensors(folder / TENSORS)
     where = str(folder / TENSORS)
+    config = read_config(folder / CONFIG, where)
+    tensors, base = _tensors(folder / TENSORS)
     found, factors, rest = dict[str, dict[str, torch.Tensor]](), dict[str, torch.Tensor](), dict[str, torch.Tensor]()
     copied: dict[str, None] = {}
     for key, value in tensors.items():
@@ -153,13 +151,13 @@ def read_peft(folder: str | Path) -> PeftCheckpoint:
             rest[f"{_bare(path)}.{own.removeprefix('default.')}"] = value  # PEFT leaves the adapter's name in some
         elif name != TENSOR and not any(word in name for word in _AGAIN):
             rest[_bare(name)] = value
-    _require(bool({LORA: found, IA3: factors, LN_TUNING: copied}.get(config["peft_type"], tensors)), config, where)
+    _require(bool({LORA: found, IA3: factors, LN_TUNING: copied}.get(config.kind, tensors)), config)
     saved = tuple(dict.fromkeys((*_saved(config, rest), *copied)))
     return PeftCheckpoint(
         where,
-        tuple(_lora(found, config, where)),
-        tuple(_scale(path, value, config, where) for path, value in factors.items()),
-        read_prefix(tensors, config, where) if config["peft_type"] == PREFIX_TUNING else None,
+        tuple(_lora(found, config)),
+        tuple(_scale(path, value, config) for path, value in factors.items()),
+        read_prefix(tensors, config) if config.kind == PREFIX_TUNING else None,
         rest,
         saved,
         _biases(config, rest, saved),
@@ -167,10 +165,10 @@ def read_peft(folder: str | Path) -> PeftCheckpoint:
     )
 
 
-def _require(found: bool, config: Mapping[str, Any], where: str) -> None:
+def _require(found: bool, config: PeftConfig) -> None:
     if not found:
-        kind = {LORA: "LoRA", IA3: "IA3", LN_TUNING: "LayerNorm tuning"}.get(config["peft_type"], config["peft_type"])
-        raise UtcError(f"the checkpoint has no tensors of {kind}", where=where)
+        kind = {LORA: "LoRA", IA3: "IA3", LN_TUNING: "LayerNorm tuning"}.get(config.kind, config.kind)
+        raise UtcError(f"the checkpoint has no tensors of {kind}", where=config.where)
 
 
 def _bare(name: str) -> str:
@@ -182,30 +180,30 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
-def _lora(found: Mapping[str, Tensors], config: Mapping[str, Any], where: str) -> Iterable[PeftTuner]:
+def _lora(found: Mapping[str, Tensors], config: PeftConfig) -> Iterable[PeftTuner]:
     """The tuners of LoRA, by the wrapped paths that their tensors have."""
     by_path: dict[str, list[str]] = {}
     for wrapped in found:
         by_path.setdefault(_bare(wrapped), []).append(wrapped)
     for path, names in by_path.items():
         names.sort(key=len, reverse=True)  # the innermost first
-        targeted = _targeted(path, names_in(config, "target_parameters", where))
+        targeted = _targeted(path, config.names("target_parameters"))
         layers = tuple(found[name] for name in names)
         if not targeted:
-            owner, parameter, place = _of_layer(path, names, found, config, where)
-            yield _tuner(owner, parameter, place, layers, (), config, where)
+            owner, parameter, place = _of_layer(path, names, found, config)
+            yield _tuner(owner, parameter, place, layers, (), config)
         elif len(targeted) != len(layers):
             raise UtcError(
                 f"which parameters of {path} are tuned is unclear",
-                where=where,
+                where=config.where,
                 why=f"target_parameters name {', '.join(targeted)}, and the checkpoint has tensors of {len(layers)}",
             )
         for parameter in targeted:
-            yield _tuner(path, parameter, "parameter", layers, targeted, config, where)
+            yield _tuner(path, parameter, "parameter", layers, targeted, config)
 
 
 def _of_layer(
-    path: str, names: Sequence[str], found: Mapping[str, Tensors], config: Mapping[str, Any], where: str
+    path: str, names: Sequence[str], found: Mapping[str, Tensors], config: PeftConfig
 ) -> tuple[str, str, Place]:
     """The module in whose calls PEFT changes a weight, the weight, and what it is of.
 
@@ -214,13 +212,13 @@ def _of_layer(
     """
     name = names[0]
     outer = name.rpartition(".base_layer.")[0]
-    in_parameters = outer and _targeted(_bare(outer), names_in(config, "target_parameters", where))
+    in_parameters = outer and _targeted(_bare(outer), config.names("target_parameters"))
     if len(names) == 1 and outer in found and not in_parameters and name == f"{outer}.base_layer.out_proj":
         return _bare(outer), f"{path}.weight", "attention"
     if len(names) > 1 or (outer and not in_parameters):
         raise UtcError(
             "this is no tensor of a plain LoRA or DoRA",
-            where=where,
+            where=config.where,
             why=f"its name is {name}",
             fix="tuners inside tuners are read on nn.MultiheadAttention and with target_parameters alone",
         )
@@ -245,8 +243,7 @@ def _tuner(
     place: Place,
     layers: tuple[Tensors, ...],
     siblings: tuple[str, ...],
-    config: Mapping[str, Any],
-    where: str,
+    config: PeftConfig,
 ) -> PeftTuner:
     key = parameter if place == "parameter" else path  # by which PEFT looks its numbers up
     pairs = ({"lora_A.weight", "lora_B.weight"}, {"lora_embedding_A", "lora_embedding_B"})
@@ -255,20 +252,22 @@ def _tuner(
     for tensors in layers:
         if not any(tensors.keys() == pair | more for pair in pairs):
             why = ", ".join(sorted(tensors))
-            raise UtcError(f"the tensors of {path} are not a whole tuner", where=where, why=why)
+            raise UtcError(f"the tensors of {path} are not a whole tuner", where=config.where, why=why)
     if place == "attention" and "lora_B.bias" in layers[0]:
         raise UtcError(
             f"lora_bias of {path} is not read",
-            where=where,
-            why="PEFT leaves the bias beside nn.MultiheadAttention's in_proj out of its computation",
+            where=config.where,
+            why="PEFT leaves the bias of nn.MultiheadAttention's in_proj out of its computation",
         )
     first = layers[0].get("lora_A.weight", layers[0].get("lora_embedding_A"))
     assert first is not None
-    rank = by_pattern(config, "rank_pattern", key, config.get("r", 8), where) if place == "parameter" else len(first)
-    alpha = by_pattern(config, "alpha_pattern", key, config.get("lora_alpha", 8), where)
+    rank = config.number("rank_pattern", key, config.get("r", 8)) if place == "parameter" else len(first)
+    alpha = config.number("alpha_pattern", key, config.get("lora_alpha", 8))
     dropout = (config.get("lora_dropout") or 0.0) if place == "module" else 0.0
-    if not all(isinstance(number, int | float) for number in (rank, alpha, dropout)):
-        raise UtcError(f"rank {rank!r}, alpha {alpha!r} or dropout {dropout!r} of {path} is no number", where=where)
+    if not (isinstance(rank, int | float) and isinstance(alpha, int | float) and isinstance(dropout, int | float)):
+        raise UtcError(
+            f"rank {rank!r}, alpha {alpha!r} or dropout {dropout!r} of {path} is no number", where=config.where
+        )
     if place == "attention" and parameter == f"{path}.out_proj.weight":
         alpha *= 2  # PEFT adds the update of out_proj twice: once itself, and once by the layer's own merge
     return PeftTuner(
@@ -276,20 +275,20 @@ def _tuner(
     )
 
 
-def _scale(path: str, value: torch.Tensor, config: Mapping[str, Any], where: str) -> PeftScale:
-    inputs = is_feedforward(config, path, where)
+def _scale(path: str, value: torch.Tensor, config: PeftConfig) -> PeftScale:
+    inputs = config.is_feedforward(path)
     count = value.numel()
     # of a linear `(1, in)` or `(out, 1)`; of a convolution always `(1, channels, 1, …)`
     shape = (1, count, *[1] * (value.dim() - 2)) if inputs or value.dim() > 2 else (count, 1)
     if tuple(value.shape) != shape:
         what = f"the factors of {path} are not on what it {'reads' if inputs else 'yields'}, as the configuration says"
-        raise UtcError(what, where=where, why=f"their shape is {list(value.shape)}")
+        raise UtcError(what, where=config.where, why=f"their shape is {list(value.shape)}")
     return PeftScale(path, value.flatten(), inputs)
 
 
-def _saved(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+def _saved(config: PeftConfig, names: Iterable[str]) -> tuple[str, ...]:
     """The paths of `modules_to_save`: PEFT compares their endings."""
-    ends = tuple(config.get("modules_to_save") or ())
+    ends = config.names("modules_to_save")
     found: dict[str, None] = {}
     for name in names:
         parts = name.split(".")
@@ -299,7 +298,7 @@ def _saved(config: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _biases(config: Mapping[str, Any], names: Iterable[str], saved: tuple[str, ...]) -> tuple[str, ...]:
+def _biases(config: PeftConfig, names: Iterable[str], saved: tuple[str, ...]) -> tuple[str, ...]:
     """The biases that `bias:` trains, without those in modules that are saved whole."""
     if config.get("bias", "none") == "none":
         return ()

@@ -1,12 +1,12 @@
-"""PEFT's `adapter_config.json`, read and checked: which methods are read, and what may be said of each."""
+"""PEFT's `adapter_config.json`, read and checked: which methods are read, and which fields of each."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.rewrite.manifest import read_json
@@ -29,14 +29,18 @@ _HARMLESS: Mapping[str, frozenset[str]] = {
         prefix_projection init_weights""".split()
     ),
 }
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
+_PLAIN: Mapping[str, tuple[str | bool, ...]] = {
     "bias": ("none", "all", "lora_only"),
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, where: str) -> PeftConfig:
     """Read the file.
+
+    Args:
+        path: of the file.
+        where: the checkpoint, for errors that come later.
 
     Raises:
         UtcError: it is missing or broken, or says something that is not read here.
@@ -60,43 +64,63 @@ def read_config(path: Path) -> dict[str, Any]:
             why=", ".join(f"{k}: {json.dumps(v)}" for k, v in odd.items()),
             fix="train it without, or let PEFT merge it into the model first (merge_and_unload)",
         )
-    return config
+    return PeftConfig(config, where)
 
 
-def by_pattern(config: Mapping[str, Any], patterns: str, name: str, otherwise: Any, where: str) -> Any:
-    """What `rank_pattern` or `alpha_pattern` says of a name, as PEFT looks it up.
+@dataclass(frozen=True)
+class PeftConfig:
+    """What `adapter_config.json` says.
 
-    Raises:
-        UtcError: a key is no regular expression.
+    Attributes:
+        values: the file's fields.
+        where: the checkpoint, for errors.
     """
-    table = config.get(patterns) or {}
-    if not isinstance(table, dict):
-        raise UtcError(f"{patterns} is no table", where=where)
-    try:
-        key = next((k for k in table if re.match(rf"(.*\.)?({k})$", name)), None)
-    except re.error as error:
-        raise UtcError(f"a key of {patterns} is no regular expression", where=where, why=str(error)) from error
-    return otherwise if key is None else table[key]
 
+    values: Mapping[str, object]
+    where: str
 
-def names_in(config: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
-    """A list of names; empty where nothing is said.
+    @property
+    def kind(self) -> str:
+        """`LORA`, `IA3`, …"""
+        return str(self.values["peft_type"])
 
-    Raises:
-        UtcError: it is no list of texts.
-    """
-    value = config.get(field) or ()
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise UtcError(f"{field} is no list of names", where=where, why=json.dumps(value)[:200])
-    return tuple(value)
+    def get(self, field: str, otherwise: object = None) -> object:
+        """What a field says."""
+        return self.values.get(field, otherwise)
 
+    def number(self, patterns: str, name: str, otherwise: object) -> object:
+        """What `rank_pattern` or `alpha_pattern` says of a name, as PEFT looks it up.
 
-def is_feedforward(config: Mapping[str, Any], path: str, where: str) -> bool:
-    """Whether IA3's factors are on what a module reads, as PEFT decides it."""
-    said = config.get("feedforward_modules") or ()
-    if not isinstance(said, str):
-        return path.endswith(names_in(config, "feedforward_modules", where))
-    try:
-        return re.fullmatch(said, path) is not None
-    except re.error as error:
-        raise UtcError("feedforward_modules is no regular expression", where=where, why=str(error)) from error
+        Raises:
+            UtcError: a key is no regular expression.
+        """
+        table = self.values.get(patterns) or {}
+        if not isinstance(table, dict):
+            raise UtcError(f"{patterns} is no table", where=self.where)
+        try:
+            key = next((k for k in table if re.match(rf"(.*\.)?({k})$", name)), None)
+        except re.error as error:
+            raise UtcError(f"a key of {patterns} is no regular expression", where=self.where, why=str(error)) from error
+        return otherwise if key is None else table[key]
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """A list of names; empty where the field has none.
+
+        Raises:
+            UtcError: it is no list of texts.
+        """
+        value = self.values.get(field) or ()
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            raise UtcError(f"{field} is no list of names", where=self.where, why=json.dumps(value)[:200])
+        return tuple(value)
+
+    def is_feedforward(self, path: str) -> bool:
+        """Whether IA3's factors are on what a module reads, as PEFT decides it."""
+        said = self.values.get("feedforward_modules") or ()
+        if not isinstance(said, str):
+            return path.endswith(self.names("feedforward_modules"))
+        try:
+            return re.fullmatch(said, path) is not None
+        except re.error as error:
+            what = "feedforward_modules is no regular expression"
+            raise UtcError(what, where=self.where, why=str(error)) from error

@@ -1,6 +1,6 @@
 """PEFT's layout of a LoRA checkpoint: which layers it tunes as we do, and what its tensors are in ours.
 
-PEFT tunes calls of modules, with factors of its own orientation (`r` the rank, `k` the kernel):
+PEFT tunes calls of modules, with factors in another orientation (`r` the rank, `k` the kernel):
 
 | layer | PEFT's A, B | ours |
 |---|---|---|
@@ -100,7 +100,7 @@ def called_layer(tuned: TunedModule, path: str) -> Layer:
     if readers and not calls and classes == {"Conv1D"} and {reader.target for reader in readers} == {torch.addmm}:
         return "conv1d of transformers"
     if readers and not calls and None not in classes:
-        raise UtcError(f"{', '.join(map(str, classes))} computes with its weight in code of its own")
+        raise UtcError(f"{', '.join(map(str, classes))} computes with its weight in its own code")
     if readers:
         raise UtcError("its weight is read without a call of the module, where PEFT's tuner has no effect")
     module = tuned.get_submodule(path)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from utcompile.errors import UtcError
+from utcompile.rewrite.peft_config import PeftConfig
 from utcompile.rewrite.tuned import TunedModule
 
 TENSOR = "prompt_embeddings"
@@ -31,7 +31,7 @@ class PeftPrefix:
     length: int
 
 
-def read_prefix(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], where: str) -> PeftPrefix:
+def read_prefix(tensors: Mapping[str, torch.Tensor], config: PeftConfig) -> PeftPrefix:
     """Take the prefixes apart: PEFT keeps `(length, layers · 2 · heads · d)`.
 
     Raises:
@@ -40,7 +40,7 @@ def read_prefix(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
     if config.get("task_type") != "CAUSAL_LM" or config.get("num_transformer_submodules") != 1:
         raise UtcError(
             "prefix tuning is read of language models that only decode",
-            where=where,
+            where=config.where,
             why=f"task_type is {config.get('task_type')!r}: how other models take a prefix is their own affair",
         )
     value, layers, heads = tensors.get(TENSOR), config.get("num_layers"), config.get("num_attention_heads")
@@ -48,7 +48,9 @@ def read_prefix(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], 
     numbers = 2 * counts[0] * counts[1]
     if value is None or value.dim() != 2 or numbers == 0 or value.shape[1] % numbers:
         shape = None if value is None else list(value.shape)
-        raise UtcError(f"{TENSOR} do not fit num_layers and num_attention_heads", where=where, why=f"shape {shape}")
+        raise UtcError(
+            f"{TENSOR} do not fit num_layers and num_attention_heads", where=config.where, why=f"shape {shape}"
+        )
     each = value.view(len(value), 2 * counts[0], counts[1], -1).permute(1, 2, 0, 3)
     return PeftPrefix(tuple((each[2 * i], each[2 * i + 1]) for i in range(counts[0])), len(value))
 

@@ -107,7 +107,7 @@ class Placing:
     def _parallel(self, site: TunedSite) -> dict[str, torch.Tensor]:
         called_layer(self.tuned, site.path)
         if sum(n.op == "call_module" and n.target == site.path for n in self.tuned.base_graph.nodes) > 1:
-            raise UtcError("its module is called several times, and a conv_lora is beside one call")
+            raise UtcError("its module is called several times, and a conv_lora is parallel to one call")
         tuner = self._tuners.pop(f"{site.path}.weight", None)
         if tuner is None:
             raise UtcError(_NOTHING)

@@ -2,7 +2,7 @@
 
 A tuner that is computed and never seen trains without an error and changes nothing. So a site is refused where
 
-1. no path leads from its tuner to an output; the message names where the path ends and what stands in its place;
+1. no path leads from its tuner to an output; the message names where the path ends and what is in its place;
 2. every path to an output passes a `detach`, a `no_grad` region, or a value that is no floating-point number.
 
 Where every way passes a frozen weight that is zero throughout (a LayerScale or the last norm of a branch, in a model
@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, describe, info, operation, value_of
-from utcompile.rewrite.tuned import TunedSite
+from utcompile.rewrite.tuned_site import TunedSite
 
 logger = logging.getLogger(__name__)
 # operation -> roles in which a parameter that is zero throughout makes the gradient of what is read zero
@@ -111,7 +111,7 @@ def _blocked(graph: fx.Graph) -> dict[fx.Node, str]:
         if name == "detach":
             found[node] = "it detaches what it reads"
         elif not enabled:
-            found[node] = "it stands in a no_grad region"
+            found[node] = "it is in a no_grad region"
         elif value is not None and not (value.dtype.is_floating_point or value.dtype.is_complex):
             found[node] = f"it yields {str(value.dtype).removeprefix('torch.')}"
     return found
@@ -136,7 +136,8 @@ def _zeros(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, str]:
 
 
 def _is_zero(parameter: torch.Tensor) -> bool:
-    if parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
+    is_plain = type(parameter) in (torch.Tensor, nn.Parameter)  # a quantiser's class need not index
+    if not is_plain or parameter.is_meta or not parameter.numel() or not parameter.is_floating_point():
         return False
     return not parameter[(0,) * parameter.dim()] and not parameter.any()  # the first number tells nearly always
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(eq=False)
@@ -23,10 +22,10 @@ class Choice:
     """
 
     off: bool
-    outer: Any = None
+    outer: Choice | None = None
     is_open: bool = True
     is_last: bool = False
-    token: Any = None
+    token: Token[Choice] | None = None
     checkpoints: int = 0
     has_gradients: bool = True
 
@@ -35,11 +34,11 @@ class Switch(Choice):
     """A model's own switch, and the choice where no context is open: the tuners are on.
 
     A choice is made in the present `contextvars.Context`: other threads do not see it, asyncio tasks that are created
-    inside do. What has ended is over everywhere, in whichever thread it ended and in whichever order.
+    inside do. A choice that has ended is over everywhere, in whichever thread and order it ended.
     """
 
     variable: ContextVar[Choice]
-    innermost: Any = None
+    innermost: Choice
 
     def open(self, off: bool) -> Choice:
         """Make a choice in the present context."""
@@ -51,6 +50,7 @@ class Switch(Choice):
         """End a choice, and forget in the present context what has ended."""
         choice.is_open = False
         if self.innermost is choice:
+            assert choice.token is not None
             with suppress(ValueError):  # it was made in another context, which ended before this one
                 self.variable.reset(choice.token)
         if not (self.innermost.is_open or self.innermost.is_last):
@@ -58,25 +58,26 @@ class Switch(Choice):
 
 
 def make_switch() -> Switch:
-    """A switch of its own for one model.
+    """A new switch, for one model.
 
     `torch.compile` takes a property over a C function for free of side effects and evaluates it in its guards, so that
     a compiled model looks the choice up in each call. It guards on what the loop of `is_off` reads: `is_open` and `off`
     of the innermost choice, and not on which one this is.
     """
     variable: ContextVar[Choice] = ContextVar("utcompile_choice")
-    kind: Any = type("Switch", (Switch,), {"variable": variable, "innermost": property(variable.get)})
+    kind = type("Switch", (Switch,), {"variable": variable, "innermost": property(variable.get)})
     switch: Switch = kind(off=False, is_open=False, is_last=True)
     return switch
 
 
 def is_off(switch: Switch) -> bool:
     """Whether the tuners are off here."""
-    return bool(present(switch.innermost).off)
+    return present(switch.innermost).off
 
 
-def present(choice: Any) -> Any:
+def present(choice: Choice) -> Choice:
     """The innermost choice that has not ended, from one on outwards."""
     while not (choice.is_open or choice.is_last):
+        assert choice.outer is not None
         choice = choice.outer
     return choice

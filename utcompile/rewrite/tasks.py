@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from utcompile.graph import owner_path
 
 FIRST = "default"
 Tensors = dict[str, torch.Tensor]
-Slot = tuple[dict[str, torch.Tensor | None], str]
+Store = dict[str, torch.Tensor | None]
+Slot = tuple[Store, str]
 
 
 class Tasks:
@@ -88,8 +89,7 @@ class Tasks:
 def _places(modules: Iterable[nn.Module]) -> Mapping[int, list[Slot]]:
     found: dict[int, list[Slot]] = {}
     for module in modules:
-        stores: tuple[Any, ...] = (module._parameters, module._buffers)
-        for store in stores:
+        for store in (cast("Store", module._parameters), module._buffers):
             for name, value in store.items():
                 if value is not None:
                     found.setdefault(id(value), []).append((store, name))
@@ -111,5 +111,5 @@ def _check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
                 f"{key} has the shape {list(found[key].shape)} in the checkpoint, {list(wanted[key].shape)} here",
                 where=where,
                 why="only a head may have another number of classes",
-                fix="compile a module of its own for this task",
+                fix="compile another module for this task",
             )

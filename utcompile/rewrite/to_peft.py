@@ -7,15 +7,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from utcompile.errors import UtcError
 from utcompile.files import path_of
 from utcompile.graph import owner_path
-from utcompile.rewrite.base_print import fingerprint, statistics_of, whole
+from utcompile.rewrite.base_print import fingerprint, statistics_of
 from utcompile.rewrite.checkpoint import tuned_module
+from utcompile.rewrite.digests import whole
 from utcompile.rewrite.pair import write_pair
 from utcompile.rewrite.peft_layout import (
     BASE,
@@ -30,7 +30,7 @@ from utcompile.rewrite.peft_layout import (
     to_peft,
 )
 from utcompile.rewrite.tuned import TunedModule
-from utcompile.tuners import Dora, Lora
+from utcompile.tuners import Dora, Lora, LoraConfig
 
 
 def save_peft(tuned: torch.nn.Module, folder: str | Path) -> Path:
@@ -88,7 +88,7 @@ class _Site:
     path: str
     layer: Layer
     tuner: Lora
-    config: Any
+    config: LoraConfig
 
 
 def _sites(tuned: TunedModule, problems: Problems) -> list[_Site]:
@@ -101,7 +101,7 @@ def _sites(tuned: TunedModule, problems: Problems) -> list[_Site]:
             problems.append((site.id, error.what))
             continue
         tuner = tuned.tuner(site.id)
-        assert isinstance(tuner, Lora)
+        assert isinstance(tuner, Lora) and isinstance(site.config, LoraConfig)
         found.append(_Site(site.id, path, layer, tuner, site.config))
     return found
 
@@ -142,7 +142,7 @@ def _unsaved(tuned: TunedModule, saved: list[str], sites: list[_Site]) -> Proble
     return problems
 
 
-def _config(tuned: TunedModule, sites: list[_Site], saved: list[str]) -> dict[str, Any]:
+def _config(tuned: TunedModule, sites: list[_Site], saved: list[str]) -> dict[str, object]:
     rslora = all(s.config.rslora for s in sites)
     ranks = {s.path: s.config.r for s in sites}
     # where others scale by alpha / r, alpha·√r / r is alpha / √r
@@ -175,7 +175,7 @@ def _targets(tuned: TunedModule, paths: list[str]) -> list[str] | str:
     others = [name for name, _ in tuned.named_modules() if name not in paths]
     if not any(name.endswith(f".{path}") for path in paths for name in others):
         return paths
-    return "|".join(map(re.escape, paths))  # PEFT wants it to match the whole
+    return "|".join(map(re.escape, paths))  # PEFT requires a match of the whole
 
 
 def _anchored(path: str) -> str:

@@ -12,14 +12,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch.fx.node import Argument, Target
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, Size, Value, fused_arguments, info, inserted, is_state, tensor, value_of
@@ -138,25 +139,23 @@ class TokensWriter:
         value = replace(tensor(node), shape=(*batch, heads * repeats, length, channels), storage=-1)
         return self._call(Role.OPERATION, "repeat_interleave", (node, repeats, -3), value)
 
-    def _mask(self, given: Mapping[str, Any]) -> fx.Node | None:
-        mask, key = given["attn_mask"], given["key"]
+    def _mask(self, given: Mapping[str, Argument]) -> fx.Node | None:
+        mask, key, query = given["attn_mask"], given["key"], given["query"]
+        assert isinstance(key, fx.Node) and isinstance(query, fx.Node)
         if mask is None and not given["is_causal"]:
             return None
         if mask is None:
-            lengths = tuple(self._call(Role.MASK, "size", (given[n], -2), None) for n in ("query", "key"))
-            value = replace(
-                tensor(key), shape=(tensor(given["query"]).shape[-2], tensor(key).shape[-2]), dtype=torch.bool
-            )
+            lengths = tuple(self._call(Role.MASK, "size", (n, -2), None) for n in (query, key))
+            value = replace(tensor(key), shape=(tensor(query).shape[-2], tensor(key).shape[-2]), dtype=torch.bool)
             ones = self._call(Role.MASK, "new_ones", (key, lengths), value, {"dtype": torch.bool})
             mask = self._call(Role.MASK, torch.tril, (ones,), value)
         elif not isinstance(mask, fx.Node) or value_of(mask) is None:
             raise UtcError(f"the mask of the attention at site {self.site.id} is no tensor of the graph")
         elif tensor(mask).shape[-1] == 1:  # one entry for all keys
             length = self._call(Role.MASK, "size", (key, -2), None)
-            sizes = (*[-1] * (tensor(mask).rank - 1), length)
             value = replace(tensor(mask), shape=(*tensor(mask).shape[:-1], tensor(key).shape[-2]))
-            mask = self._call(Role.MASK, "expand", (mask, *sizes), value)
-        seen = {"value": True if tensor(mask).dtype == torch.bool else 0.0}
+            mask = self._call(Role.MASK, "expand", (mask, *[-1] * (tensor(mask).rank - 1), length), value)
+        seen: dict[str, Argument] = {"value": True if tensor(mask).dtype == torch.bool else 0.0}
         longer = self._longer(tensor(mask), -1)
         return self._call(Role.MASK, F.pad, (mask, (self.tuner.length, 0)), longer, seen)
 
@@ -179,8 +178,10 @@ class TokensWriter:
             for node in _between(softmax, weights):
                 info(node).value = self._longer(tensor(node), -1)
             readers = list(weights.users)
-            mine = self._call(Role.OPERATION, operator.getitem, (weights, (..., slice(None, length))), part)
-            others = self._call(Role.OPERATION, operator.getitem, (weights, (..., slice(length, None))), value)
+            mine, others = (
+                self._call(Role.OPERATION, operator.getitem, (weights, cast("Argument", (..., keys))), made)
+                for keys, made in ((slice(None, length), part), (slice(length, None), value))
+            )
             for reader in readers:
                 reader.replace_input_with(weights, others)
             return self._call(Role.OPERATION, torch.matmul, (mine, values), tensor(self.node))
@@ -201,16 +202,16 @@ class TokensWriter:
         shape[axis] = plus(shape[axis], self.tuner.length)
         return replace(value, shape=tuple(shape), storage=-1)
 
-    def _call_module(self, role: Role, target: str, args: tuple[Any, ...], value: Value | None) -> fx.Node:
+    def _call_module(self, role: Role, target: str, args: tuple[Argument, ...], value: Value | None) -> fx.Node:
         return self._noted(self.graph.call_module(target, args), role, value)
 
     def _call(
         self,
         role: Role,
-        target: Callable[..., Any] | str,
-        args: tuple[Any, ...],
+        target: Target,
+        args: tuple[Argument, ...],
         value: Value | None,
-        kwargs: dict[str, Any] | None = None,
+        kwargs: dict[str, Argument] | None = None,
     ) -> fx.Node:
         if isinstance(target, str):
             return self._noted(self.graph.call_method(target, args, kwargs), role, value)

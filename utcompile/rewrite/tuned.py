@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
@@ -17,13 +18,20 @@ from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.originals import NAME, Originals
-from utcompile.rewrite.switch import is_off, make_switch
+from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
+
+
+class Memory(Protocol):
+    """Decides what a call of a tuned module keeps for backward."""
+
+    def forward_of(self, tuned: TunedModule) -> Callable[..., object] | None:
+        """The function that the next call runs; None: the module's own `forward`."""
 
 
 class TunedModule(UtcGraphModule):
@@ -49,8 +57,11 @@ class TunedModule(UtcGraphModule):
     ruleset: RuleSet
     base_graph: fx.Graph
     tasks: Tasks
+    _tuned_forward: ClassVar[Callable[..., object]]
+    _base_forward: Callable[..., object]
+    _switch: Switch
     proven: str = "unproven"
-    memory: Any = None
+    memory: Memory | None = None
     kept_attributes = (
         *UtcGraphModule.inherited,
         "sites",
@@ -64,23 +75,23 @@ class TunedModule(UtcGraphModule):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base's: what trains may be in float32 beside a base in half precision."""
+        """The base's: on a base in half precision, what trains may be in float32."""
         for name, parameter in self.named_parameters():
             is_ours = name.startswith("tuners.") or name in self.trained
             if parameter.is_floating_point() and not is_ours:
                 return parameter.dtype
         return super().dtype
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         result = super().__new__(cls, *args, **kwargs)
         result.__dict__["_switch"] = make_switch()
         return result
 
-    def recompile(self) -> Any:
+    def recompile(self) -> PythonCode:
         """Generate the tuned `forward` again from the graph."""
-        code = super().recompile()
+        code: PythonCode = super().recompile()
         self.__dict__.pop("_planned", None)
-        own: Any = type(self)
+        own = type(self)
         own._tuned_forward = own.forward
         own.forward = _choosing(own.forward)
         return code
@@ -142,12 +153,12 @@ class TunedModule(UtcGraphModule):
         """The task in place."""
         return self.tasks.current
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Also moves and casts the tasks that wait."""
-        result = super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
         self.tasks.apply(fn)
         self.__dict__.pop("_task_slots", None)  # torch may have made new parameters
-        return result
+        return self
 
     def plan_memory(self, budget: float | int | str, example_inputs: Any = None) -> Any:
         """Let a training step fit a budget of memory, for the least work; `tuned.memory` is the plan, and prints it.
@@ -196,10 +207,10 @@ class TunedModule(UtcGraphModule):
         return found if isinstance(found, Originals) else Originals((), {})
 
 
-def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
+def _choosing(tuned_forward: Callable[..., object]) -> Callable[..., object]:
     """The one `forward` of a tuned module, with the signature that its graph has."""
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: TunedModule, *args: object, **kwargs: object) -> object:
         if is_off(self._switch):
             refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
@@ -209,7 +220,7 @@ def _choosing(tuned_forward: Callable[..., Any]) -> Callable[..., Any]:
                 return planned(self, *args, **kwargs)
         return self._tuned_forward(*args, **kwargs)
 
-    chosen: Callable[..., Any] = copied(forward)
+    chosen: Callable[..., object] = copied(forward)
     chosen.__signature__ = inspect.signature(tuned_forward)  # type: ignore[attr-defined]
     return chosen
 
@@ -230,7 +241,7 @@ def disable_tuners(tuned: _M) -> Iterator[_M]:
             training, a part of a larger model.
 
     Raises:
-        UtcError: there is no tuned module in it; in a call, as said above.
+        UtcError: there is no tuned module in it; in a call, for the reason given above.
 
     Example:
         >>> import torch, utcompile as utc
@@ -287,13 +298,10 @@ def site_nodes(graph: fx.Graph, site_id: str) -> dict[Role, list[fx.Node]]:
     return found
 
 
-def state_of_base(tuned: TunedModule) -> dict[str, Any]:
+def state_of_base(tuned: TunedModule) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the frozen base by name, trained ones in their original values.
 
     Tuners that an earlier fold kept are part of the base.
     """
-    every: dict[str, Any] = {
-        **dict(every_name(tuned)),
-    }
     mine = (f"{NAME}.", *(f"{s.name}." for s in tuned.sites))
-    return {k: v for k, v in every.items() if not k.startswith(mine)} | tuned.originals()
+    return {k: v for k, v in every_name(tuned) if not k.startswith(mine)} | tuned.originals()

@@ -7,7 +7,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 
-# class -> the attribute that holds the model itself
+# class -> the attribute with the model itself
 _WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",

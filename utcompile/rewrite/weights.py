@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -23,7 +22,7 @@ from utcompile.tuners import HALVES, recomputed
 from utcompile.tuners.gradients import FUNCTIONS
 
 # what saves a tuned weight for backward, and is called so that it does not
-_RECOMPUTED: Mapping[Any, str] = {
+_RECOMPUTED: Mapping[object, str] = {
     **{function: name for name, function in FUNCTIONS.items()},
     operator.matmul: "matmul",
 }

@@ -9,7 +9,6 @@ Layouts, padding, sizes and checks are left out, because they may differ between
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import fx
@@ -101,7 +100,7 @@ def _attributes(op: Operation, *, is_layer: bool) -> str:
     return " ".join(f"{k}={v}" for k, v in sorted(op.attributes.items()) if k not in left_out and _plain(v, kinds))
 
 
-def _plain(value: Any, kinds: tuple[type, ...]) -> bool:
+def _plain(value: object, kinds: tuple[type, ...]) -> bool:
     if isinstance(value, tuple):
         return bool(value) and all(_plain(v, kinds) for v in value)
     return type(value) in kinds

@@ -6,9 +6,9 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from utcompile.graph import GraphView, Role, inserted, origin_of, tensor
 from utcompile.matching import Site
@@ -86,8 +86,8 @@ class Writer:
         self,
         site: Inserted,
         role: Role,
-        what: Any,
-        args: tuple[Any, ...],
+        what: Target,
+        args: tuple[Argument, ...],
         *,
         like: fx.Node,
         after: fx.Node | None = None,

@@ -67,7 +67,7 @@ class Builder:
         self.tests = tuple(self._test(index) for index in range(len(file.tests)))
 
     def check_whole(self) -> None:
-        """What must hold of a file that is loaded, and need not hold of one that is included.
+        """The checks of a loaded file that an included file need not pass.
 
         Raises:
             UtcError: there are no rules, or something is declared that has no effect.
@@ -96,7 +96,7 @@ class Builder:
         for index, entry in enumerate(self.file.rules):
             node = self.root.at("rules", index, "name")
             if entry.name in first:
-                why = f"the rule in line {first[entry.name].mark.line} has it too"
+                why = f"the rule in line {first[entry.name].mark.line} has the name too"
                 raise UtcError(
                     f"the rule name '{entry.name}' is taken", where=str(node.mark), why=why, fix="choose another"
                 )
@@ -191,7 +191,7 @@ class Builder:
         return RuleTest(entry.model, sites, values)
 
     def _refuse_idle(self) -> None:
-        """What is declared and has no effect is more likely a slip than a wish."""
+        """Refuse a declared name that nothing uses, which is probably a mistake."""
         used = {rule.insert.tuner.name for rule in self.rules}
         for name, node in self.root.at("tuners").entries().items():
             if name not in used:
@@ -208,13 +208,13 @@ def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]
 
     Args:
         passage: the text.
-        mark: where it stands.
-        named: raises where there is no pattern of a name, given the name and the place.
+        mark: its place.
+        named: called with a name and its place; raises where there is no pattern of that name.
     """
     kind, colon, glob = passage.text.partition(":")
     if kind not in ("pattern", "module", "parameter", "untied") or not colon:
         fix = "write pattern:head, module:head.*, parameter:**.bias or untied:lm_head.weight"
-        raise UtcError(f"'{short(passage.text)}' does not say what to train", where=str(mark), fix=fix)
+        raise UtcError(f"'{short(passage.text)}' is no line of `train:`", where=str(mark), fix=fix)
     where = str(passage.mark(len(kind) + 1))
     if kind == "pattern":
         named(glob, where)
@@ -224,7 +224,7 @@ def train_line(passage: Passage, mark: Mark, named: Callable[[str, str], object]
 
 
 class Captures:
-    """The names that a match offers, and the checks of every place that names one."""
+    """The names that a match offers, with the checks of the places that use them."""
 
     def __init__(self, match: Match) -> None:
         self.names: Collection[str] = match.captures
@@ -243,31 +243,31 @@ class Captures:
         )
 
     def word(self, passage: Passage) -> str:
-        """One capture's name."""
+        """The name of one capture."""
         found = _WORD.fullmatch(passage.text)
         if not found:
-            fix = "write one capture's name"
+            fix = "write the name of one capture"
             raise UtcError(f"'{short(passage.text)}' is not the name of a capture", where=str(passage.start), fix=fix)
         return self.check(found[1], str(passage.mark(found.start(1))))
 
     def optional(self, node: Node | None) -> str | None:
-        """One capture's name, where one is given."""
+        """The name of one capture, where one is given."""
         return None if node is None or node.content is None else self.word(node.passage)
 
     def arrow(self, passage: Passage, form: str) -> tuple[str, str]:
         """The two captures of `x -> y`."""
         found = _ARROW.fullmatch(passage.text)
         if not found:
-            what = f"'{short(passage.text)}' does not say from where to where"
+            what = f"'{short(passage.text)}' names no source and target"
             raise UtcError(what, where=str(passage.start), fix=f"write {form}: x -> y")
         source, target = (self.check(found[group], str(passage.mark(found.start(group)))) for group in (1, 2))
         return source, target
 
     def check_config(self, spec: TunerSpec, node: Node) -> None:
-        """A field such as `activation: same as a` names a capture too."""
+        """Check the captures in the fields of a tuner, such as `activation: same as a`."""
         for key, value in spec.config.model_dump().items():
             if isinstance(value, str) and (found := SAME_AS.fullmatch(value)):
-                field = node.get(key)  # of a tuner in place; a named one is blamed where it is used
+                field = node.get(key)  # of a tuner in place; for a named tuner the error is where the rule uses it
                 self.check(found[1], str(field.passage.mark(found.start(1)) if field else node.mark))
 
 

@@ -10,14 +10,14 @@ from utcompile.rules.schema import RuleFile
 from utcompile.tuners import config_for, tuner_class, tuner_kinds
 
 _VARIABLE = {"type": "string", "pattern": r"^\$[A-Za-z_]\w*$", "description": "the value of a variable"}
-_LITERAL = ("version", "name", "cite", "description", "folds", "include", "vars")  # where no variable may stand
+_LITERAL = ("version", "name", "cite", "description", "folds", "include", "vars")  # no variable is allowed in these
 
 
 def json_schema(kinds: Iterable[str] | None = None) -> JsonSchemaValue:
     """The JSON Schema (draft 2020-12) of a rule file.
 
     Args:
-        kinds: the tuners it knows; by default all that are registered, those of plugins too.
+        kinds: the tuners of the schema; by default all registered tuners, those of plugins too.
 
     Example:
         >>> "adapter" in json_schema()["$defs"]["Tuner"]["discriminator"]["mapping"]
@@ -44,7 +44,7 @@ def json_schema(kinds: Iterable[str] | None = None) -> JsonSchemaValue:
 
 
 def shipped_kinds() -> tuple[str, ...]:
-    """The kinds of tuners that come with utcompile: those of the schema that is shipped.
+    """The kinds of tuners that come with utcompile, as in the shipped schema.
 
     >>> "lora" in shipped_kinds()
     True
@@ -62,10 +62,10 @@ def _config(kind: str, definitions: dict[str, JsonSchemaValue]) -> JsonSchemaVal
 
 
 def _allow_variables(definition: JsonSchemaValue) -> None:
-    """Let `$name` stand where a variable's value may stand and a text may not."""
+    """Allow `$name` wherever the value of a variable is allowed and a free text is not."""
     whole_file = "version" in definition.get("properties", {})
     for name, field in definition.get("properties", {}).items():
-        field.pop("title", None)  # pydantic's "At Least" for at_least says nothing
+        field.pop("title", None)  # pydantic's "At Least" for at_least adds nothing
         about = {key: field.pop(key) for key in ("default", "description") if key in field}
         options = field.get("anyOf") or field.get("oneOf") or [field]
         constant = name == "kind" or (whole_file and name in _LITERAL)
@@ -79,13 +79,13 @@ def _is_free_text(schema: JsonSchemaValue) -> bool:
 
 
 def _is_plain(schema: JsonSchemaValue) -> bool:
-    """A scalar, or a list of scalars: what a variable can be."""
+    """Whether a schema is that of a scalar or of a list of scalars, which a variable can be."""
     inner = schema.get("items", schema)
     return "enum" in inner or inner.get("type") in ("string", "integer", "number", "boolean")
 
 
 def _finished(value: object) -> object:
-    """Point at the tuners' schema where the models, which know no kinds, say `$comment: tuner`; allow no odd names."""
+    """Refer to the tuners' schema wherever the models have `$comment: tuner`; allow no unknown names."""
     if isinstance(value, list):
         return [_finished(item) for item in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The types that every mapping of a rule file is made of."""
+"""The types of the mappings of a rule file and of their fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from utcompile.rules.globs import glob_problem
 from utcompile.rules.passage import short
 
-# A rule's name becomes part of the identity of its sites, and with it of checkpoint keys and file names.
+# The name of a rule is part of the identity of its sites, and so of checkpoint keys and file names.
 LABEL = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$"
 IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # of what is named in patterns and by $
 
@@ -39,7 +39,7 @@ def _glob(text: str) -> str:
 
 
 def _shape(value: object) -> str | None:
-    """Tells a union's members apart, so that an error is about the one that was meant."""
+    """The tag of a union's member, so that an error is about the intended member."""
     shapes: dict[type, str] = {str: "<text>", dict: "<mapping>", int: "<number>", list: "<list>"}
     return shapes.get(type(value))
 
@@ -82,6 +82,6 @@ GLOB_FIX = "write a dotted path: * is one segment, ** any number"
 
 
 class Entry(BaseModel):
-    """What all mappings of a rule file have in common."""
+    """The base of all mappings of a rule file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,4 +1,4 @@
-"""Text to Python's syntax tree, never evaluated: what patterns and `where:` lines have in common."""
+"""Text to Python's syntax tree, never evaluated; shared by patterns and `where:` lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_WORD = 64
 
 
 def check_length(passage: Passage) -> None:
-    """Raise where a text is longer than any pattern or comparison needs to be."""
+    """Refuse a text that is longer than any pattern or comparison needs to be."""
     if len(passage.text) > MAX_CHARACTERS:
         raise UtcError(f"a text of more than {MAX_CHARACTERS:,} characters", where=str(passage.start))
 
@@ -59,14 +59,16 @@ class Text:
         problem = f"this is not a {what}"
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # a doubtful escape or number is a mistake here on every version
+                warnings.simplefilter(
+                    "error"
+                )  # a doubtful escape or number is an error here, in every version of Python
                 # At a mistake Python reads the line from the file of this name, which must therefore never exist.
                 return ast.parse(self.passage.text, filename="", mode=mode)
         except SyntaxError as error:
             line = min(max((error.lineno or 1) - 1, 0), len(self.lines) - 1)
             offset = self.starts[line] + min(max((error.offset or 1) - 1, 0), len(self.lines[line]))
             raise UtcError(problem, where=str(self.passage.mark(offset)), why=error.msg, fix=fix) from None
-        except (RecursionError, MemoryError):  # this is how Python's own parser says "too deep"
+        except (RecursionError, MemoryError):  # raised by Python's parser for deep nesting
             raise UtcError(problem, where=str(self.passage.start), why="it is nested too deeply", fix=fix) from None
         except ValueError as error:
             raise UtcError(problem, where=str(self.passage.start), why=str(error), fix=fix) from None
@@ -97,7 +99,7 @@ class Text:
         return UtcError(what, where=str(self.mark(node)), why=why, fix=fix)
 
     def check_nesting(self, node: ast.AST, depth: int) -> None:
-        """Raise where an expression is deeper than a person would write it."""
+        """Refuse an expression that is nested too deeply."""
         if depth > MAX_NESTING:
             raise self.error(node, f"nested deeper than {MAX_NESTING} levels", fix="give the inner parts names")
 

@@ -1,4 +1,4 @@
-"""Rule files on disk: those that are shipped, and how any of them is found and read."""
+"""Rule files on disk: the shipped ones, and how a rule file is found and read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PACKAGE = Path(__file__).parents[1]
 def shipped_rules() -> dict[str, Path]:
     """The rule files that come with utcompile, by name: `u_tuning/dual`."""
     folder = _PACKAGE / "_shipped_rules"
-    if not folder.is_dir():  # a checkout, where they stand at the top
+    if not folder.is_dir():  # a checkout, where the folder is at the top
         folder = _PACKAGE.parent / "rules"
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def find(source: str | Path) -> Path:
-    """The file that a path or the name of shipped rules stands for.
+    """The file of a path or of the name of shipped rules.
 
     Raises:
-        UtcError: there is none.
+        UtcError: there is no such file.
     """
     path = Path(source)
     if is_file(path):

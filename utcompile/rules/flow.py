@@ -1,4 +1,4 @@
-"""What a pattern's names must satisfy: bound once, before their use, and reached from the last line."""
+"""The checks of a pattern's names: each is bound once, before its use, and is reached from the last line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Occurrence:
 
 
 def names_in(expression: Expression) -> Iterator[str]:
-    """The values that an expression reads, in the order they are written."""
+    """The names that an expression reads, in the order of the text."""
     match expression:
         case Name(name):
             yield name
@@ -31,7 +31,7 @@ def names_in(expression: Expression) -> Iterator[str]:
 
 
 def heads_in(expression: Expression) -> Iterator[Head]:
-    """The operations that an expression names, those of nested calls too."""
+    """The operations that an expression names, with those of nested calls."""
     match expression:
         case Call(heads=heads, arguments=arguments):
             yield from heads
@@ -58,11 +58,11 @@ def check_flow(
         if use.name in bound:
             _check_order(use, bound[use.name])
         elif use.name in known:
-            what = f"'{use.name}' is an operation, and stands where a value should"
+            what = f"'{use.name}' is an operation, and a value is needed here"
             raise UtcError(what, where=str(use.mark), fix=f"call it: {use.name}(x)")
     _check_all_reached(steps)
     if all(_may_be_skipped(step.value) for step in steps):
-        why = "every line of it may be skipped"
+        why = "every line of the pattern may be skipped"
         raise UtcError("this pattern would match anything", where=str(steps[-1].mark), why=why)
 
 
@@ -73,7 +73,7 @@ def _check_single_assignment(bindings: Sequence[Occurrence]) -> dict[str, Occurr
             raise UtcError(
                 f"'{binding.name}' is bound twice",
                 where=str(binding.mark),
-                why=f"line {first.mark.line} binds it too, and one name is one value",
+                why=f"line {first.mark.line} binds the name too, and a name has one value",
                 fix="give this value another name",
             )
         bound[binding.name] = binding
@@ -84,9 +84,9 @@ def _check_order(use: Occurrence, binding: Occurrence) -> None:
     if binding.step < use.step:
         return
     if binding.step == use.step:
-        why, fix = "the same line binds it", "give the operand or the result another name"
+        why, fix = "the same line binds the name", "give the operand or the result another name"
     else:
-        why, fix = f"line {binding.mark.line} binds it", "move that line up"
+        why, fix = f"line {binding.mark.line} binds the name", "move that line up"
     raise UtcError(f"'{use.name}' is used before it is bound", where=str(use.mark), why=why, fix=fix)
 
 
@@ -98,8 +98,8 @@ def _check_all_reached(steps: Sequence[Step]) -> None:
             raise UtcError(
                 f"the last line never reaches {names}",
                 where=str(step.mark),
-                why="a pattern is anchored at its last line, and follows what that line reads",
-                fix="use the name in a later line, or remove this one",
+                why="a pattern is anchored at its last line, and follows the values that this line reads",
+                fix="use the name in a later line, or remove this line",
             )
         needed.update(names_in(step.value))
 

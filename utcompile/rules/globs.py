@@ -8,7 +8,7 @@ from functools import lru_cache
 def glob_match(pattern: str, dotted_path: str) -> bool:
     """Whether a dotted path matches a glob.
 
-    `*` stands for one segment or part of one; `**` for any number of segments, also none.
+    `*` matches one segment or a part of one; `**` matches any number of segments, also none.
 
     Example:
         >>> glob_match("blocks.1*", "blocks.11"), glob_match("blocks.*", "blocks.1.mlp")
@@ -17,7 +17,7 @@ def glob_match(pattern: str, dotted_path: str) -> bool:
         (True, True)
     """
     segments = tuple(dotted_path.split(".")) if dotted_path else ()
-    reachable = {0}  # how many segments the pattern read so far may have consumed
+    reachable = {0}  # numbers of segments that the pattern may have consumed so far
     for part in _split(pattern):
         if part == "**":
             reachable = set(range(min(reachable), len(segments) + 1))
@@ -29,7 +29,7 @@ def glob_match(pattern: str, dotted_path: str) -> bool:
 
 
 def glob_problem(pattern: str) -> str | None:
-    """Why a text is no glob; None where it is one.
+    """The reason why a text is not a glob; None for a glob.
 
     >>> glob_problem("blocks.**.mlp")
     >>> glob_problem("blocks..mlp")
@@ -42,7 +42,7 @@ def glob_problem(pattern: str) -> str | None:
             outer = pattern.startswith(".") or pattern.endswith(".")
             return "it begins or ends with a dot" if outer else "a part between two dots is empty"
         if "**" in part and part != "**":
-            return "'**' stands for whole parts between dots: write '**' alone, or one '*' within a part"
+            return "'**' matches whole parts between dots: write '**' alone, or one '*' within a part"
         if set(part) & set("?[]{}"):
             return "only '*' and '**' are wildcards"
         if any(character.isspace() for character in part):

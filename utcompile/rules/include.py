@@ -34,8 +34,8 @@ class File:
 
     Attributes:
         key: the path below the first file's folder, or the name of shipped rules; empty for the first file itself.
-        root: what it says.
-        sees: the keys of all files that it includes, and that those include.
+        root: its content.
+        sees: the keys of all files that it includes, directly or through other files.
     """
 
     key: str
@@ -49,11 +49,11 @@ class Sources:
 
     Attributes:
         folder: of the first file; None where the rules came as text.
-        held: texts that are at hand, by key; they go before any file.
+        texts: given texts by key; they are used instead of files.
     """
 
     folder: Path | None
-    held: Mapping[str, str]
+    texts: Mapping[str, str]
 
     @cached_property
     def shipped(self) -> Mapping[str, Path]:
@@ -69,12 +69,12 @@ class Sources:
         if why is not None:
             raise UtcError(f"'{short(name)}' cannot be included", where=where, why=why, fix=_FIX)
         path = "/".join([*includer.split("/")[:-1], *parts])
-        if includer and not includer.endswith(_SUFFIXES):  # beside a shipped file stand shipped files
+        if includer and not includer.endswith(_SUFFIXES):  # the files next to a shipped file are shipped too
             return self._shipped(path.rpartition(".")[0], name, where)
         return path
 
     def _shipped(self, key: str, name: str, where: str) -> str:
-        if key in self.shipped or key in self.held:
+        if key in self.shipped or key in self.texts:
             return key
         what = f"no shipped rules '{short(name)}' to include"
         fix = did_you_mean(key, self.shipped)
@@ -82,13 +82,13 @@ class Sources:
 
     def read(self, key: str, where: str) -> tuple[str, str]:
         """The name in messages and the text of a file."""
-        if key in self.held:
-            return key, yaml12.decode(self.held[key], key)
+        if key in self.texts:
+            return key, yaml12.decode(self.texts[key], key)
         if not key.endswith(_SUFFIXES):
             path = self.shipped[key]
             return str(path), read(path, str(path))
         if self.folder is None:
-            why = "these rules came as text, and a text has no folder in which the file could stand"
+            why = "these rules were given as text, and a text has no folder in which the file could be"
             fix = "load the rules from a file, or include shipped rules"
             raise UtcError(f"'{short(key)}' cannot be included", where=where, why=why, fix=fix)
         path = self.folder / key
@@ -106,15 +106,15 @@ class Sources:
 
 
 def _problem(name: str, parts: list[str]) -> str | None:
-    """Why a path does not name a file below a folder on every system; None where it does."""
+    """The reason why a path does not name a file below a folder on every system; None where it does."""
     if name.startswith("/") or ":" in name:
         return "a path is relative to the file that includes it"
     if ".." in parts:
-        return "a path does not lead upwards"
+        return "a path must not lead out of the folder with .."
     if "\\" in name:
         return "the parts of a path are joined by /"
     if "$" in name:
-        return "no variable can stand in a path"
+        return "a path has no variables"
     if "" in parts or not name.isprintable():
         return "it is not a path"
     return None
@@ -195,7 +195,7 @@ class Included:
             self.values[name] = checked
 
     def _give(self, entry: Node, key: str, seen: tuple[str, ...]) -> None:
-        """The values that an entry gives to variables of the file it names, or of a file that this one sees."""
+        """The values that an entry gives to variables of its file, or of a file that this file includes."""
         node = entry.at("vars")
         for name, value in node.entries().items():
             mark = node.keys[name]
@@ -212,7 +212,7 @@ class Included:
 
 
 def claim(taken: dict[str, Mark], kind: str, name: str, mark: Mark) -> None:
-    """Note that a name stands at a place.
+    """Note the place of a name.
 
     Raises:
         UtcError: another file has the name too; what a file includes is merged with it, and a name means one thing.
@@ -225,6 +225,6 @@ def claim(taken: dict[str, Mark], kind: str, name: str, mark: Mark) -> None:
 
 
 def _check_header(root: Node) -> None:
-    """Raise where `include:` or `vars:` has not its shape."""
+    """Check the shape of `include:` and `vars:`."""
     given = {key: root.at(key) for key in Header.model_fields if key in root.entries()}
     validate(Header, Node(given, root.mark, {key: root.keys[key] for key in given}))

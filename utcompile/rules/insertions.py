@@ -1,10 +1,10 @@
-"""The insertions that a rule may state: one type for each form, and how each is read from a rule file."""
+"""The insertions of a rule: one type per form, or per two forms of one kind, each with how it is read from a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import ClassVar, Protocol, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -26,22 +26,29 @@ class TunerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Insertion:
-    """What the insertions of all forms have in common.
+    """The base of all insertions.
 
     Attributes:
+        forms: the words of the forms that the type is for.
         target: the capture that the tuner changes; the values, for tokens.
         tuner: the tuner.
         mark: where the insertion is written.
     """
 
+    forms: ClassVar[tuple[Form, ...]]
     target: str
     tuner: TunerSpec
     mark: Mark
 
+    @classmethod
+    def read(cls, entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> Self:
+        """Read an entry; the captures are checked first, the tuner last."""
+        raise NotImplementedError
+
     @property
     def form(self) -> Form:
         """The form's word."""
-        raise NotImplementedError
+        return self.forms[0]
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -54,19 +61,28 @@ class ValueInsertion(Insertion):
     """`{parallel: x -> y, tuner: u}` or `{sequential: v, for: op, …}`.
 
     Attributes:
-        source: what the tuner reads; for `sequential` the target itself.
-        replaces: whether its result replaces the target (`sequential`); else it is added (`parallel`).
+        source: the capture that the tuner reads; for `sequential` the target itself.
+        replaces: whether the result of the tuner replaces the target (`sequential`) or is added to it (`parallel`).
         reader: the capture whose operation alone reads the changed value; None for all readers.
     """
 
+    forms = ("parallel", "sequential")
     source: str
     replaces: bool
     reader: str | None = None
 
+    @classmethod
+    def read(cls, entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> Self:
+        """`x -> y`, or `v` and `for: op`."""
+        passage, replaces = node.at(entry.form).passage, entry.sequential is not None
+        source, target = (names.word(passage),) * 2 if replaces else names.arrow(passage, entry.form)
+        reader = names.optional(node.get("for"))
+        return cls(source=source, target=target, replaces=replaces, reader=reader, tuner=tuner(), mark=node.mark)
+
     @property
     def form(self) -> Form:
-        """`sequential` or `parallel`."""
-        return "sequential" if self.replaces else "parallel"
+        """`parallel` or `sequential`."""
+        return self.forms[self.replaces]
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -82,12 +98,14 @@ class WeightInsertion(Insertion):
         all_uses: whether a tied weight may be tuned, each of its names by its own tuner.
     """
 
+    forms = ("weight",)
     all_uses: bool = False
 
-    @property
-    def form(self) -> Form:
-        """`weight`."""
-        return "weight"
+    @classmethod
+    def read(cls, entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> Self:
+        """`h`."""
+        target = names.word(node.at(entry.form).passage)
+        return cls(target=target, all_uses=entry.all_uses, tuner=tuner(), mark=node.mark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +116,14 @@ class TokensInsertion(Insertion):
         source: the keys.
     """
 
+    forms = ("tokens",)
     source: str
 
-    @property
-    def form(self) -> Form:
-        """`tokens`."""
-        return "tokens"
+    @classmethod
+    def read(cls, entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> Self:
+        """`[k, v]`."""
+        source, target = (names.word(name.passage) for name in node.at(entry.form).items())
+        return cls(source=source, target=target, tuner=tuner(), mark=node.mark)
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -115,10 +135,12 @@ class TokensInsertion(Insertion):
 class StreamTokensInsertion(Insertion):
     """`{stream_tokens: x, …}`."""
 
-    @property
-    def form(self) -> Form:
-        """`stream_tokens`."""
-        return "stream_tokens"
+    forms = ("stream_tokens",)
+
+    @classmethod
+    def read(cls, entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> Self:
+        """`x`."""
+        return cls(target=names.word(node.at(entry.form).passage), tuner=tuner(), mark=node.mark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,38 +148,42 @@ class ChainInsertion(Insertion):
     """`{chain: v -> z, from: x, …}`.
 
     Attributes:
-        source: what each stage reads.
+        source: the capture that each stage reads.
         start: the capture of the first match with which the chain begins; None where nothing precedes its stages.
     """
 
+    forms = ("chain",)
     source: str
     start: str | None = None
 
-    @property
-    def form(self) -> Form:
-        """`chain`."""
-        return "chain"
+    @classmethod
+    def read(cls, entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> Self:
+        """`v -> z` and `from: x`."""
+        source, target = names.arrow(node.at(entry.form).passage, entry.form)
+        start = names.optional(node.get("from"))
+        return cls(source=source, target=target, start=start, tuner=tuner(), mark=node.mark)
 
     @property
     def named(self) -> tuple[str, ...]:
-        """What each stage reads, and what the last one changes."""
+        """The captures that each stage reads, and that the last stage changes."""
         return self.source, self.target
 
 
 AnyInsertion = ValueInsertion | WeightInsertion | TokensInsertion | StreamTokensInsertion | ChainInsertion
+_KINDS: Mapping[Form, type[AnyInsertion]] = {form: kind for kind in get_args(AnyInsertion) for form in kind.forms}
 
 
 class InsertEntry(Entry):
     """One tuner in one of the forms: parallel, sequential, weight, tokens, stream_tokens or chain."""
 
     parallel: str | None = Field(None, description="x -> y: the tuner reads x, and its result is added to y")
-    sequential: str | None = Field(None, description="v: the tuner's result takes the place of v")
+    sequential: str | None = Field(None, description="v: the result of the tuner replaces v")
     weight: str | None = Field(None, description="h: the tuner changes the weight of the operation that makes h")
     tokens: list[str] | None = Field(
         None,
         min_length=2,
         max_length=2,
-        description="[k, v]: learned tokens stand before the keys and values of the attention that reads k and v",
+        description="[k, v]: learned tokens are put before the keys and values of the attention that reads k and v",
     )
     stream_tokens: str | None = Field(
         None, description="x: learned tokens enter the stream of tokens x once and live through all layers after it"
@@ -169,9 +195,9 @@ class InsertEntry(Entry):
         None, alias="from", description="with chain: x, the value of the first match with which the side network begins"
     )
     for_: str | None = Field(None, alias="for", description="with sequential: only this operation reads the new value")
-    tuner: TextOr[Label, TunerMapping] = Field(description="the name of a tuner of this file, or one in place")
+    tuner: TextOr[Label, TunerMapping] = Field(description="the name of a tuner of this file, or a tuner in place")
     all_uses: bool = Field(
-        False, description="with weight: a tied weight may be tuned, each of its names by a tuner of its own"
+        False, description="with weight: a tied weight may be tuned, each of its names by its own tuner"
     )
 
     @model_validator(mode="after")
@@ -186,7 +212,7 @@ class InsertEntry(Entry):
             ("all_uses", "weight", self.all_uses),
         ):
             if is_given and form != self.form:
-                raise problem(key, f"'{key}' does not go with {self.form}", f"it goes with {form}")
+                raise problem(key, f"'{key}' cannot be combined with {self.form}", f"use it with {form}")
         return self
 
     @property
@@ -196,50 +222,28 @@ class InsertEntry(Entry):
 
 
 class Names(Protocol):
-    """Reads the names of captures, and checks that the match offers them."""
+    """A reader of the names of captures, which checks that the match offers them."""
 
     def word(self, passage: Passage) -> str:
-        """One capture's name."""
+        """The name of one capture."""
 
     def arrow(self, passage: Passage, form: str) -> tuple[str, str]:
         """The two captures of `x -> y`."""
 
     def optional(self, node: Node | None) -> str | None:
-        """One capture's name, where one is given."""
+        """The name of one capture, where one is given."""
 
 
 def read_insertion(entry: InsertEntry, node: Node, names: Names, tuner: Callable[[], TunerSpec]) -> AnyInsertion:
     """The insertion that an entry states.
 
     Args:
-        entry: its shape checked.
-        node: the same with the place of everything.
+        entry: the entry, its shape checked.
+        node: the node of the entry, with the place of everything.
         names: reads captures.
         tuner: reads the tuner, after the captures.
 
     Raises:
-        UtcError: a name is no capture, or there is no such tuner.
+        UtcError: a name is not that of a capture, or there is no tuner of a name.
     """
-    passage, mark = node.at(entry.form).passage, node.mark
-    match entry.form:  # the captures are checked first, the tuner last
-        case "parallel":
-            source, target = names.arrow(passage, entry.form)
-            return ValueInsertion(source=source, target=target, replaces=False, tuner=tuner(), mark=mark)
-        case "sequential":
-            target = names.word(passage)
-            reader = names.optional(node.get("for"))
-            return ValueInsertion(source=target, target=target, replaces=True, reader=reader, tuner=tuner(), mark=mark)
-        case "weight":
-            target = names.word(passage)
-            return WeightInsertion(target=target, all_uses=entry.all_uses, tuner=tuner(), mark=mark)
-        case "tokens":
-            source, target = (names.word(name.passage) for name in node.at(entry.form).items())
-            return TokensInsertion(source=source, target=target, tuner=tuner(), mark=mark)
-        case "stream_tokens":
-            return StreamTokensInsertion(target=names.word(passage), tuner=tuner(), mark=mark)
-        case "chain":
-            source, target = names.arrow(passage, entry.form)
-            start = names.optional(node.get("from"))
-            return ChainInsertion(source=source, target=target, start=start, tuner=tuner(), mark=mark)
-        case unknown:
-            assert_never(unknown)
+    return _KINDS[entry.form].read(entry, node, names, tuner)

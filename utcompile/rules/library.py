@@ -43,11 +43,11 @@ def parse_library(
 
     Args:
         texts: the spellings of each pattern.
-        marks: where each name stands.
-        others: patterns that are known already.
+        marks: the place of each name.
+        others: the patterns that are known already.
 
     Raises:
-        UtcError: a name that is taken, a pattern that calls itself, or one that is called but lacks `x` or `y`.
+        UtcError: a name is taken, a pattern calls itself, or a called pattern lacks `x` or `y`.
     """
     for name in texts:
         taken = "an operation or a word of the language" if name in RESERVED else "a built-in pattern"
@@ -79,10 +79,10 @@ def calls_of(pattern: Pattern, named: Iterable[str]) -> dict[str, Mark]:
 
 
 def check_calls(pattern: Pattern, named: Mapping[str, Pattern]) -> None:
-    """Raise where a pattern calls one that has no `x` to give its operand to, or no `y` for its result."""
+    """Refuse a call of a pattern that has no `x` for its operand or no `y` for its result."""
     for name, mark in calls_of(pattern, named).items():
         if missing := sorted({"x", "y"} - named[name].names):
-            why = f"it binds no {' and no '.join(missing)}, and a call gives its operand to x and its result to y"
+            why = f"it binds no {' and no '.join(missing)}; the operand of a call becomes x, and its result is y"
             raise UtcError(f"the pattern '{name}' cannot be called", where=str(mark), why=why)
 
 

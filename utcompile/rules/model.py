@@ -1,4 +1,4 @@
-"""A rule file once read: plain frozen data that the matcher, the rewriter and the command line share."""
+"""The content of a rule file as plain frozen data, shared by the matcher, the rewriter and the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MatchPattern:
 
 @dataclass(frozen=True)
 class MatchModule:
-    """`match: {module: "blocks.*", class: Mlp}`: one site a call, from its first tensor input to its first output."""
+    """`match: {module: "blocks.*", class: Mlp}`: one site per call, from its first tensor input to its first output."""
 
     module: str | None = None
     cls: str | None = None
@@ -55,7 +55,7 @@ class MatchModule:
 
 @dataclass(frozen=True)
 class MatchOperation:
-    """`match: {op: "conv2d(groups=1) | linear"}`: any one operation of these."""
+    """`match: {op: "conv2d(groups=1) | linear"}`: any one of these operations."""
 
     heads: tuple[Head, ...]
 
@@ -110,7 +110,7 @@ class Expect:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: what it looks for, where, which of these it takes, and what it inserts."""
+    """One rule: the pattern that it matches, the matches that it takes, and the tuner that it inserts."""
 
     name: str
     mark: Mark
@@ -118,16 +118,16 @@ class Rule:
     where: tuple[Comparison, ...]
     inside: tuple[Scope, ...]  # all of them enclose the match
     not_inside: tuple[Scope, ...]  # none of them does
-    exclude: tuple[str, ...]  # `except:`, named patterns; a target that a match of theirs covers is left out
+    exclude: tuple[str, ...]  # `except:`, named patterns; a target that one of their matches covers is left out
     select: Select
     insert: AnyInsertion
     expect: Expect
-    skips: bool = False  # `on_refusal: skip`: a place where the tuner cannot stand is passed over
+    skips: bool = False  # `on_refusal: skip`: a site that refuses the tuner is skipped
 
 
 @dataclass(frozen=True)
 class Train:
-    """`pattern:head`, `module:head.*` or `parameter:**.bias`: what is trained beside the tuners.
+    """`pattern:head`, `module:head.*` or `parameter:**.bias`: what is trained in addition to the tuners.
 
     `untied:lm_head.weight` trains a parameter apart from those that it is tied to.
     """
@@ -137,13 +137,13 @@ class Train:
     mark: Mark
 
 
-# How many sites a rule has in a model; or how many by glob of their paths, None for one or more, and none elsewhere.
+# The number of a rule's sites in a model; or numbers by glob of their paths (None for one or more), and none elsewhere.
 ExpectedSites = int | Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
 class RuleTest:
-    """A model, and the sites each rule must find in it."""
+    """A model, and the sites that each rule must find in it."""
 
     model: str
     sites: Mapping[str, ExpectedSites]

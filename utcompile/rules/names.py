@@ -32,17 +32,17 @@ CLASSES: Mapping[str, str] = MappingProxyType(
 
 STRUCTURAL: Mapping[str, str] = MappingProxyType(
     {
-        "branch_tail": "what becomes of a value until it is added to the residual stream: LayerScale, dropout, layout",
+        "branch_tail": "the way of a value until it is added to the residual stream: LayerScale, dropout, layout",
         "any_tail": "branch_tail where the value is added to the stream, otherwise the value itself",
-        "output_tail": "what becomes of a value until it is the model's output: layout, dtype, softmax",
-        "stem_tail": "what becomes of the first layer's result until the first block: norm, pooling, positions",
-        "on_stream": "the value itself, where it is on the stream: in no branch that is added to it, nor in the stem",
+        "output_tail": "the way of a value until it is the model's output: layout, dtype, softmax",
+        "stem_tail": "the way of the first layer's result to the first block: norm, pooling, positions",
+        "on_stream": "the value itself, where it is on the stream: not in a branch or the stem",
         "block_end": "the value itself, where no ffn follows it on the stream: the end of a repeated unit",
         "skip": "nothing: the last alternative of an optional step",
         "path": "a chain of operations: path(x, through=conv | norm, max=6, min=1)",
     }
 )
 
-# `skip` and `path` have a syntax of their own; the tails are called as an operation is.
+# `skip` and `path` have their own syntax; the tails are called like operations.
 CALLABLE: Set[str] = words({*CLASSES, *STRUCTURAL} - {"skip", "path"})
 RESERVED: Set[str] = words({*CLASSES, *STRUCTURAL})

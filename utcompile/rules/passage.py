@@ -1,4 +1,4 @@
-"""A text inside a rule file that knows where in the file each of its characters stands."""
+"""A text inside a rule file, with the place in the file of each of its characters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Passage:
 
     @classmethod
     def plain(cls, text: str, start: Mark) -> Passage:
-        """A text whose first character stands at `start` and whose later lines begin in the same column."""
+        """A text whose first character is at `start` and whose later lines begin in the same column."""
         # The file as far as this passage knows it: what comes before `start` is blank.
         indent = " " * (start.column - 1)
         blank = "\n" * (start.line - 1)
@@ -63,15 +63,15 @@ class Passage:
 
     @classmethod
     def at(cls, text: str, mark: Mark) -> Passage:
-        """A text of which only the beginning is known: every character stands at `mark`."""
+        """A text of which only the beginning is known: `mark` is the place of every character."""
         return cls(text, None, (), mark)
 
     @classmethod
     def aligned(cls, text: str, source: Source, first: int, last: int) -> Passage:
-        """`text` as it stands between two indices of the source, in any of YAML's five scalar styles.
+        """`text` as it is written between two indices of the source, in any of YAML's five scalar styles.
 
-        Indentation, folded line breaks, doubled quotes and backslashes are what the source has more of; they are
-        stepped over. A text that cannot be followed (`"\\x41"`) stands at its first character as a whole.
+        Indentation, folded line breaks, doubled quotes and backslashes, which only the source has, are skipped. All of
+        a text that cannot be followed (`"\\x41"`) has the place of its first character.
         """
         raw, index = source.text, first
         if raw[first : first + 1] in ("|", ">"):  # a block scalar begins in the line after its header
@@ -89,7 +89,7 @@ class Passage:
         return cls(text, source, places, source.mark(places[0] if places else first))
 
     def mark(self, offset: int) -> Mark:
-        """Where the character at `offset` stands; past the end, where the text ends."""
+        """The place of the character at `offset`; past the end, the place where the text ends."""
         if self.source is None or not self.places:
             return self.start
         if offset < len(self.places):
@@ -97,7 +97,7 @@ class Passage:
         return self.source.mark(self.places[-1] + 1)
 
     def replaced(self, start: int, stop: int, text: str) -> Passage:
-        """The passage with `text` instead of `text[start:stop]`; each new character stands where the old ones began."""
+        """The passage with `text` for `text[start:stop]`; the new characters have the place of the first old one."""
         whole = self.text[:start] + text + self.text[stop:]
         if self.source is None:
             return Passage.at(whole, self.start)
@@ -114,7 +114,7 @@ def _spaces(text: str, index: int) -> int:
 
 
 def short(text: object, limit: int = 40) -> str:
-    """A piece of the user's text in a message: as it is, or cut.
+    """A piece of the user's text for a message, cut if it is long.
 
     >>> short("attention"), short("a" * 99, 6)
     ('attention', 'aaaaa…')

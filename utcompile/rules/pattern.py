@@ -1,4 +1,4 @@
-"""Pattern text to `Spelling`: the forward code that a rule looks for, one step a line.
+"""Pattern text to `Spelling`: the forward code that a rule matches, one step per line.
 
     n = (norm | skip)(x)
     q, k, v = split(linear(n))
@@ -23,8 +23,8 @@ from utcompile.rules.syntax import Call, Expression, Head, Name, Path, Pattern, 
 MAX_STEPS = 64
 MAX_PATH = 64
 
-_HOW_STEP = "write one step a line: y = op(x, attribute=value)"
-_HOW_PATH = "write path(x, through=conv | norm, max=6), and min= where it is not 1"
+_HOW_STEP = "write one step per line: y = op(x, attribute=value)"
+_HOW_PATH = "write path(x, through=conv | norm, max=6), and min= if it is not 1"
 
 
 def parse_pattern(
@@ -38,12 +38,12 @@ def parse_spelling(passage: Passage, known: Collection[str], named: Collection[s
     """Parse one spelling of a pattern.
 
     Args:
-        passage: the text, and where in the rule file it stands.
+        passage: the text, with its place in the rule file.
         known: the operations and classes of operations that may be called.
         named: the named patterns that may be called as operations; such a call has one operand and one result.
 
     Raises:
-        UtcError: with the place of the offending word.
+        UtcError: the text is malformed, with the place of the wrong word.
 
     Example:
         >>> from utcompile.rules.syntax import Mark
@@ -61,7 +61,7 @@ def parse_spelling(passage: Passage, known: Collection[str], named: Collection[s
 def parse_heads(passage: Passage, known: Collection[str], named: Collection[str] = ()) -> tuple[Head, ...]:
     """Parse alternatives without operands: `conv2d(groups=1) | linear`; no `skip`, no named patterns.
 
-    `named` are the named patterns, for the message to whoever writes one.
+    `named` are the named patterns, for the message where one is written.
 
     Example:
         >>> from utcompile.rules.syntax import Mark
@@ -70,7 +70,7 @@ def parse_heads(passage: Passage, known: Collection[str], named: Collection[str]
     """
     fix = "write op: conv2d(groups=1) | linear"
     if "*" in passage.text:
-        fix = f"operations are no globs: conv is any convolution, norm any norm; {fix}"
+        fix = f"an operation is not a glob: conv is any convolution, norm is any norm; {fix}"
     text = Text(passage, "eval", what="list of operations", fix=fix)
     return _Parser(text, known, named).single(text.expression)
 
@@ -174,7 +174,7 @@ class _Parser:
             raise text.error(node, f"'{called}' is called without an operand", fix=f"write {called}(x)")
         alone = "skip" if heads[-1].is_skip else next((h.name for h in heads if h.name in self.named), None)
         if alone is not None and len(node.args) > 1:
-            why = "it passes one value on" if alone == "skip" else "a named pattern is called with its x alone"
+            why = "skip passes one value on" if alone == "skip" else "a named pattern is called with its x alone"
             raise text.error(node.args[1], f"'{alone}' takes one operand", why=why)
         for head in heads:
             if shared and head.name in self.named:
@@ -211,11 +211,13 @@ class _Parser:
                 continue
             if not skip:
                 raise self.text.error(
-                    nodes[index], "'skip' has no place here", why="at least one operation must be there"
+                    nodes[index], "'skip' is not allowed here", why="at least one operation is needed"
                 )
             if len(heads) == 1:
-                why = "a step that is always skipped says nothing"
-                raise self.text.error(nodes[index], "'skip' stands alone", why=why, fix="write (op | skip)(x)")
+                why = "a step that is always skipped has no effect"
+                raise self.text.error(
+                    nodes[index], "'skip' has no other alternative", why=why, fix="write (op | skip)(x)"
+                )
             if index < len(heads) - 1:
                 why = "alternatives are tried in order, and skip always matches"
                 raise self.text.error(nodes[index], "'skip' must come last", why=why)
@@ -269,11 +271,11 @@ class _Parser:
         return Path(source, through, most, self.text.of(node), least)
 
     def single(self, node: ast.expr) -> tuple[Head, ...]:
-        """Alternatives that are operations all: neither `skip` nor a named pattern."""
+        """Alternatives that are all operations, without `skip` and named patterns."""
         heads = self.heads(node, skip=False)
         for head in heads:
             if head.name in self.named:
-                what = f"the named pattern '{head.name}' stands where a single operation should"
+                what = f"the named pattern '{head.name}' is used where a single operation is needed"
                 raise self.text.error(node, what)
         return heads
 

@@ -28,16 +28,16 @@ class RuleSet:
     """The rules of one file and of those it includes, typed and checked.
 
     Attributes:
-        name: the file's own name for itself.
+        name: the name that the file gives itself.
         path: the file; None where the rules came as text.
         text: the file's text, as it was read.
         cite: the paper that the rules follow.
         description: what they are for.
-        folds: what folding makes of the tuners, as the file says.
-        vars: the variables, with the values that are in force.
+        folds: the result of folding, as the file states it.
+        vars: the variables, with the values that apply.
         rules: in file order, those of an included file before those of the file that includes it.
         patterns: every named pattern that may be called: the built-in ones and those of the files.
-        train: what stays trainable beside the tuners.
+        train: what is trained in addition to the tuners.
         tests: models, and the sites each rule must find in them; those of the file itself.
         included: the texts of the included files, by the names under which `load` takes them back.
         trains_instead: the lines that the caller gave instead of the files' own `train:`; None where there are none.
@@ -70,12 +70,12 @@ class RuleSet:
         Args:
             source: a rule set, a path, the name of shipped rules (`u_tuning/dual`), or YAML text, which is known by
                 having more than one line.
-            vars: values for the file's variables, instead of its own.
+            vars: values for the file's variables, instead of the values that the file gives.
             included: texts of files that the rules include; a text without a file has them from here or not at all.
-            train: what is trained beside the tuners, instead of what the files say; nothing where it is empty.
+            train: what is trained in addition to the tuners, instead of the files' `train:`; nothing for an empty list.
 
         Raises:
-            UtcError: with the place in the file, for anything that is wrong.
+            UtcError: anything in the file is wrong; the error has the place.
 
         Example:
             >>> rules = RuleSet.load('''
@@ -89,7 +89,7 @@ class RuleSet:
             ('weight', 4)
         """
         check_type(vars, (Mapping, NoneType), "vars", "a mapping from names to values")
-        found = cls._load(source, dict(vars or {}), _held(included))
+        found = cls._load(source, dict(vars or {}), _texts(included))
         if train is None and isinstance(source, RuleSet):
             train = source.trains_instead
         return found if train is None else found.training(train)
@@ -98,7 +98,7 @@ class RuleSet:
         """The same rules, with other lines of `train:`.
 
         Raises:
-            UtcError: a line does not say what to train.
+            UtcError: a line has no kind and name of what to train.
 
         Example:
             >>> RuleSet.load("lora/all_linear").training(["module:lm_head"]).train[0].glob
@@ -117,20 +117,20 @@ class RuleSet:
         return replace(self, train=found, trains_instead=tuple(lines))
 
     @classmethod
-    def _load(cls, source: RuleSet | Path | str, given: dict[str, object], held: dict[str, str]) -> RuleSet:
+    def _load(cls, source: RuleSet | Path | str, given: dict[str, object], texts: dict[str, str]) -> RuleSet:
         if isinstance(source, RuleSet):
             again = {**source.vars, **given}
-            return _parse(source.text, source.path, again, {**source.included, **held}) if given or held else source
+            return _parse(source.text, source.path, again, {**source.included, **texts}) if given or texts else source
         if isinstance(source, str) and "\n" in source:
-            return _parse(source, None, given, held)
+            return _parse(source, None, given, texts)
         if isinstance(source, str | Path):
             path = find(source)
-            return _parse(read(path, str(path)), path, given, held)
+            return _parse(read(path, str(path)), path, given, texts)
         what = f"rules must be a RuleSet, a path, a shipped name or YAML text, not {type(source).__name__}"
         raise UtcError(what)
 
 
-def _held(included: Mapping[str, str] | None) -> dict[str, str]:
+def _texts(included: Mapping[str, str] | None) -> dict[str, str]:
     """The texts of included files; they may come out of a checkpoint, and be anything."""
     if included is None:
         return {}
@@ -139,9 +139,9 @@ def _held(included: Mapping[str, str] | None) -> dict[str, str]:
     raise UtcError("the texts of included files must be a mapping from names to texts")
 
 
-def _parse(text: str, path: Path | None, given: Mapping[str, object], held: Mapping[str, str]) -> RuleSet:
+def _parse(text: str, path: Path | None, given: Mapping[str, object], texts: Mapping[str, str]) -> RuleSet:
     shown = str(path) if path else "<rules>"
-    whole = Included(text, shown, Sources(path.parent if path else None, held))
+    whole = Included(text, shown, Sources(path.parent if path else None, texts))
     *_, file = whole.files.values()
     values = _values(file, whole.values, given)
     built: dict[str, Builder] = {}
@@ -194,7 +194,7 @@ def _claim_names(root: Node, taken: Mapping[str, dict[str, Mark]]) -> None:
 
 
 def _union(entries: Iterable[Train]) -> tuple[Train, ...]:
-    """What is trained, each once: files that are included in one another often name the same head."""
+    """The lines of `train:`, each once: included files often name the same head."""
     first: dict[tuple[str, str], Train] = {}
     for entry in entries:
         first.setdefault((entry.kind, entry.glob), entry)

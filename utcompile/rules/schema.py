@@ -24,7 +24,7 @@ from utcompile.rules.insertions import InsertEntry
 
 
 def _one(value: object) -> object:
-    if type(value) is not int or value != 1:  # Literal alone takes true and 1.0, which are equal to 1
+    if type(value) is not int or value != 1:  # Literal alone accepts true and 1.0, which are equal to 1
         raise PydanticKnownError("literal_error", {"expected": "1"})
     return value
 
@@ -45,10 +45,10 @@ class ScopeEntry(Entry):
 
 
 class MatchEntry(Entry):
-    """What a rule looks for where it is no pattern: calls of a module, single operations, or a parameter."""
+    """A match that is not a pattern: calls of a module, single operations, or a parameter."""
 
-    module: Glob | None = Field(None, description="glob of module paths; one site a call")
-    cls: Glob | None = Field(None, alias="class", description="glob of class names; one site a call")
+    module: Glob | None = Field(None, description="glob of module paths; one site per call")
+    cls: Glob | None = Field(None, alias="class", description="glob of class names; one site per call")
     op: str | None = Field(None, description="operations, such as conv2d(groups=1) | linear; captures x and h")
     parameter: Glob | None = Field(None, description="glob of parameters that no module owns; captures h")
 
@@ -85,10 +85,10 @@ class SelectEntry(Entry):
 class ExpectEntry(Entry):
     """How many sites a rule must have, counted after select."""
 
-    at_least: Count | None = Field(None, description="1 where nothing is said")
-    exactly: Count | None = Field(None, description="this many")
+    at_least: Count | None = Field(None, description="at least this many; 1 by default")
+    exactly: Count | None = Field(None, description="exactly this many")
     at_most: Positive | None = Field(None, description="no more than this many")
-    optional: bool = Field(False, description="true: it may have no site at all")
+    optional: bool = Field(False, description="true: the rule may have no site")
 
     @model_validator(mode="after")
     def _consistent(self) -> ExpectEntry:
@@ -96,7 +96,7 @@ class ExpectEntry(Entry):
             if self.exactly is not None and getattr(self, other) is not None:
                 raise problem(other, f"expect has exactly and {other} at once", "keep one of them")
         if self.at_most is not None and (self.at_least or 1) > self.at_most:
-            raise problem("at_most", f"no number is at least {self.at_least} and at most {self.at_most}")
+            raise problem("at_most", f"no number is at least {self.at_least or 1} and at most {self.at_most}")
         return self
 
 
@@ -108,26 +108,26 @@ class RuleEntry(Entry):
     where: list[str] = Field([], description="comparisons that must all hold, such as h.channels >= 4 * x.channels")
     inside: Many[ScopeEntry] = Field([], description="calls that must enclose the match: all of them")
     not_inside: Many[ScopeEntry] = Field([], description="calls that must not enclose the match: none of them")
-    except_: Many[str] = Field([], alias="except", description="named patterns; places that they cover are left out")
+    except_: Many[str] = Field([], alias="except", description="named patterns; sites that they cover are left out")
     select: SelectEntry | None = Field(None, description="which matches are taken, in graph order")
     insert: InsertEntry = Field(description="the tuner, and where it goes")
-    expect: ExpectEntry | None = Field(None, description="how many places there must be, counted after select")
+    expect: ExpectEntry | None = Field(None, description="how many sites there must be, counted after select")
     on_refusal: Literal["error", "skip"] = Field(
         "error",
-        description="a place where the tuner cannot stand is an error, or is passed over and listed in the plan",
+        description="a site that refuses the tuner is an error, or is skipped and listed in the plan",
     )
 
     @model_validator(mode="after")
     def _whole_chain(self) -> RuleEntry:
         if self.on_refusal == "skip" and self.insert.chain is not None:
             raise problem(
-                "on_refusal", "'on_refusal: skip' does not go with chain", "a side network has all its stages"
+                "on_refusal", "'on_refusal: skip' cannot be combined with chain", "a side network needs all its stages"
             )
         return self
 
 
 class TestEntry(Entry):
-    """One model, and what must be found in it."""
+    """One model, and the sites that must be found in it."""
 
     __test__ = False  # no test class for pytest to collect
 
@@ -142,7 +142,9 @@ class IncludeEntry(Entry):
     """One included file, and values for its variables."""
 
     file: str = Field(description="a .yaml file below this one's folder, or the name of shipped rules")
-    vars: dict[str, object] = Field({}, description="values for variables of that file, instead of its own")
+    vars: dict[str, object] = Field(
+        {}, description="values for variables of that file, instead of the values that it gives"
+    )
 
 
 Includes = Annotated[
@@ -152,7 +154,7 @@ Includes = Annotated[
 
 
 class Header(Entry):
-    """What is read of a file before its variables are known."""
+    """The part of a file that is read before its variables are known."""
 
     include: Includes = Field([])
     vars: dict[Identifier, object] = Field({}, description="values for $name")
@@ -170,16 +172,19 @@ class RuleFile(Entry):
     version: Annotated[Literal[1], BeforeValidator(_one)] = Field(description="version of the rule language")
     name: Label = Field(description="a short name")
     cite: str | None = Field(None, description="paper and table or equation")
-    description: str | None = Field(None, description="what it is for, in a sentence or two")
+    description: str | None = Field(None, description="the purpose, in a sentence or two")
     folds: Many[Literal["absorbed", "widened", "constant", "kept"]] = Field(
-        [], description="what folding makes of the tuners; for people, as the description is"
+        [], description="the result of folding; a remark for readers, like the description"
     )
     include: Includes = Field([])
     vars: dict[Identifier, object] = Field({}, description="values for $name; the caller may give others")
     patterns: dict[Identifier, Many[str]] = Field({}, description="named patterns: one text, or a list of spellings")
     tuners: dict[Label, TunerMapping] = Field({}, description="tuners by name")
-    rules: list[RuleEntry] = Field([], description="applied in this order; none where `train:` says all")
+    rules: list[RuleEntry] = Field(
+        [], description="the rules, applied in this order; none for a probe, which has `train:` alone"
+    )
     train: list[str] = Field(
-        [], description="what else is trained: pattern:head, module:head.*, parameter:**.bias, untied:NAME"
+        [],
+        description="parameters to train in addition: pattern:head, module:head.*, parameter:**.bias, untied:NAME",
     )
     tests: list[TestEntry] = Field([], description="models, and the sites each rule must find")

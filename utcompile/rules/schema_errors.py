@@ -22,7 +22,7 @@ from utcompile.rules.yaml12 import Node
 _Model = TypeVar("_Model", bound=BaseModel)
 _Location = tuple[str | int, ...]
 
-_WANTED: Mapping[str, str] = MappingProxyType(
+_NEEDED: Mapping[str, str] = MappingProxyType(
     {
         "string_type": "a text",
         "int_type": "a whole number",
@@ -57,21 +57,21 @@ _NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def validate(model: type[_Model], node: Node, found: UtcError | None = None) -> _Model:
-    """Check a part of a rule file against a model.
+    """Check a part of a rule file by a pydantic model.
 
     Args:
-        model: of the part.
+        model: the model of the part.
         node: the part.
-        found: what else is wrong with it, which may come from a misspelt key.
+        found: an error that was found before, which may come from a misspelt key.
 
     Raises:
-        UtcError: the first thing that is wrong, at its place in the file; an unknown key comes before a missing one and
-            before `found`, for one is often the other, misspelt.
+        UtcError: the first mistake, at its place in the file. An unknown key is reported before a missing key and
+            before `found`, because it is often the misspelt key.
     """
     _check_finite(node, "this")
     try:
-        # Through JSON, for there pydantic can be strict (`"10"` and `on` are no number and no boolean) and still make
-        # a tuple of a list.
+        # Through JSON, where pydantic can be strict (`"10"` is no number and `on` no boolean) and still makes a tuple
+        # of a list.
         checked = model.model_validate_json(json.dumps(node.data), strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False)
@@ -91,7 +91,7 @@ def keys_of(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def shown(value: object) -> str:
-    """A value in a message: what it is and how it reads, cut short."""
+    """A value for a message: its type and its text, shortened."""
     match value:
         case None:
             return "nothing (null)"
@@ -107,7 +107,7 @@ def shown(value: object) -> str:
 
 
 def _check_finite(node: Node, key: str) -> None:
-    """Raise at a number that JSON, and every field of a rule file, has not."""
+    """Refuse infinite numbers and NaN, which neither JSON nor any field of a rule file has."""
     match node.content:
         case float(number) if not math.isfinite(number):
             what = f"'{key}' must be a finite number"
@@ -173,8 +173,8 @@ def _wrong_value(problem: ErrorDetails, subject: str, value: object, where: str)
     if kind == "rule_union":
         fix = value_fix(of, value, in_list=in_list)
         return UtcError(f"{subject} {problem['msg']}", where=where, why=f"it is {shown(value)}", fix=fix)
-    wanted = _NAMES.get(context.get("pattern", "")) or _WANTED.get(kind)
-    what = f"{subject} must be {wanted.format(**context)}" if wanted else f"{subject}: {problem['msg']}"
+    needed = _NAMES.get(context.get("pattern", "")) or _NEEDED.get(kind)
+    what = f"{subject} must be {needed.format(**context)}" if needed else f"{subject}: {problem['msg']}"
     words = _words(context) if kind in ("literal_error", "enum") else []
     near = did_you_mean(value, words) if words and isinstance(value, str) else None
     fix = near or value_fix(of, value, in_list=in_list)
@@ -187,7 +187,7 @@ def _words(context: Mapping[str, object]) -> list[str]:
 
 
 def _model_at(model: type[BaseModel], location: _Location) -> type[BaseModel]:
-    """The model of the mapping at a location; every field here holds at most one kind of mapping."""
+    """The model of the mapping at a location; every field here has at most one kind of mapping."""
     current = model
     for part in location:
         for name, field in current.model_fields.items():

@@ -1,4 +1,4 @@
-"""What people write by habit, and what it is called here: fixes for the commonest mistakes in rule files."""
+"""Fixes for the most common mistakes in rule files: words of other libraries, and what to write instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEYS: Mapping[str, str] = MappingProxyType(
         "bottleneck": "write dim",
         "bottleneck_dim": "write dim",
         "reduction_factor": "write dim, the width itself",
-        "target_modules": "a rule's match: says which layers: match: {op: linear}, with inside: {module: …} for some",
+        "target_modules": "name the layers in the rule's match: match: {op: linear}, with inside: {module: …} for some",
         "modules_to_save": "write train: ['module:…'] at the top of the file",
         "layers_to_transform": "write select: or inside: in the rule",
         "num_virtual_tokens": "write length",
@@ -29,7 +29,7 @@ _SELECT = re.compile(r"\s*(first|last|every)\s+(\d+)\s*")
 
 
 def key_fix(name: str, known: list[str]) -> str | None:
-    """What a key of another library is called here; None where nothing is known of it.
+    """What to write instead of a key of another library; None where that is unknown.
 
     >>> key_fix("rank", ["r", "alpha"]), key_fix("rank", ["dim"]), key_fix("colour", ["r"])
     ('write r', 'write dim', None)
@@ -62,7 +62,7 @@ def value_fix(key: str, value: object, *, in_list: bool) -> str | None:
 
 
 def operator_fix(kind: str, left: str, right: str) -> str | None:
-    """An operator of Python as the operation that it is.
+    """The call to write instead of an operator of Python.
 
     >>> operator_fix("Add", "x", "norm(c)")
     'write add(x, norm(c))'
@@ -71,7 +71,7 @@ def operator_fix(kind: str, left: str, right: str) -> str | None:
 
 
 def operation_fix(dotted: str, known: frozenset[str]) -> str | None:
-    """The canonical name of what is written as a module or function of torch.
+    """The canonical name to write instead of a module or function of torch.
 
     >>> known = frozenset(["conv2d", "layer_norm", "batch_norm", "relu"])
     >>> [operation_fix(f"nn.{n}", known) for n in ("Conv2d", "LayerNorm", "BatchNorm2d", "GELU")]

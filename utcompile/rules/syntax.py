@@ -1,4 +1,4 @@
-"""What a pattern says once parsed: plain frozen data, shared by the parser and the matcher."""
+"""Parsed patterns and comparisons as plain frozen data, shared by the parser and the matcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`$name`: the variables of a rule file, put in their places before anything else is read.
+"""`$name`: the variables of a rule file, which are replaced before anything else is read.
 
 As a whole scalar `$name` becomes the variable's value and keeps its type. Within the text of a pattern or of a
 comparison it becomes a literal: `conv2d(x, groups=$g)` with `g: 4` is `conv2d(x, groups=4)`.
@@ -18,7 +18,7 @@ from utcompile.rules.yaml12 import Node, Scalar
 Value = Scalar | list[Scalar]  # of a variable
 
 _WHOLE = re.compile(r"\$([A-Za-z_]\w*)")
-# Comments and quoted words are read as one piece each, so that a `$` inside them is told from a variable.
+# Comments and quoted words are read as one piece each, so that a `$` inside them is not taken for a variable.
 _PART = re.compile(r"""(?P<comment>\#[^\n]*)|(?P<quoted>"[^"\n]*"|'[^'\n]*')|\$(?P<name>[A-Za-z_]\w*)""")
 _PROSE = frozenset({"name", "cite", "description", "folds", "include", "vars"})
 
@@ -36,7 +36,7 @@ def _scalar(value: object, name: str, where: str | None) -> Scalar:
         why = f"a variable is a number, text, boolean, null, or a list of these, and this is {value!r:.60}"
         raise UtcError(f"the variable '{name}' has no plain value", where=where, why=why)
     if isinstance(value, str) and "$" in value:
-        raise UtcError(f"the variable '{name}' refers to another", where=where, fix="write its value out")
+        raise UtcError(f"the variable '{name}' refers to another", where=where, fix="write the value itself")
     return value
 
 
@@ -59,8 +59,8 @@ class Variables:
     def fill(self, root: Node) -> Node:
         """The file with its variables replaced, but for those within patterns and comparisons.
 
-        A `$name` that is not known, or that stands where none may, is left as it is and noted in `problem`: the reason
-        may be a misspelt key, and then that is what should be said.
+        A `$name` that is unknown, or that is in a place where none is allowed, is left as it is and noted in `problem`:
+        the cause may be a misspelt key, which is then reported instead.
         """
         return self._fill(root, ())
 
@@ -84,7 +84,7 @@ class Variables:
                 return self._note(error, node)
         if not _is_expression(path) and (part := re.search(_WHOLE, content)):
             mark = node.passage.mark(part.start())
-            what, fix = f"'{short(part.group())}' within a text", "a variable stands alone here"
+            what, fix = f"'{short(part.group())}' within a text", "write the variable alone here, without other text"
             return self._note(UtcError(what, where=str(mark), fix=fix), node)
         return node
 

@@ -18,9 +18,9 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "layout": "how its axes are arranged: 'NCHW', 'NHWC', 'NCL', 'tokens', 'windows', 'heads', …",
         "rank": "the number of its axes",
         "dtype": "such as 'float32'",
-        "path": "the module path it was made in, such as 'blocks.0.mlp'",
+        "path": "the path of the module that made it, such as 'blocks.0.mlp'",
         "index": "its place in the graph; to choose among matches, use select",
-        "users": "how many operations read it",
+        "users": "the number of operations that read it",
         "op": "the operation that made it: op.groups, op.stride, …",
     }
 )
@@ -41,18 +41,20 @@ _ARITHMETIC: Mapping[type[ast.operator], str] = MappingProxyType(
     {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//"}
 )
 _HOW = "write a comparison, such as h.channels >= 4 * x.channels"
-_HOW_COMMA = "quote a comparison that has a comma in it, or give it a line of its own: within [ ] YAML ends it there"
+_HOW_COMMA = (
+    "quote a comparison that contains a comma, or write it on its own line: within [ ] YAML ends it at the comma"
+)
 
 
 def parse_comparison(passage: Passage, captures: Collection[str]) -> Comparison:
     """Parse one line of `where:`.
 
     Args:
-        passage: the text, and where in the rule file it stands.
+        passage: the text, with its place in the rule file.
         captures: the names that the match offers.
 
     Raises:
-        UtcError: with the place of the offending word.
+        UtcError: the text is malformed, with the place of the wrong word.
 
     Example:
         >>> from utcompile.rules.syntax import Mark
@@ -64,7 +66,7 @@ def parse_comparison(passage: Passage, captures: Collection[str]) -> Comparison:
     text = Text(passage, "eval", what="comparison", fix=_HOW_COMMA if cut else _HOW)
     body = text.expression
     if not isinstance(body, ast.Compare):
-        fix = "write each comparison as a line of its own: all of them must hold" if _is_logic(body) else _HOW
+        fix = "write each comparison on its own line: all of them must hold" if _is_logic(body) else _HOW
         raise text.error(body, f"{text.shown(body)!r} is not a comparison", fix=fix)
     parser = _Parser(text, captures)
     operands = [parser.operand(body.left)]

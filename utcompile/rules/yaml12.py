@@ -1,8 +1,8 @@
 """YAML 1.2 (core schema), loaded safely, with the place of every key and value.
 
-pyyaml's resolver speaks YAML 1.1, where `on` is true, `010` is eight and `1e-4` is a text. Only its event parser is
-used here; what a scalar means is decided by the core schema of YAML 1.2. Size, depth, aliases and the number of nodes
-are bounded while the events come in, so that no text costs more than a fraction of a second.
+pyyaml's resolver follows YAML 1.1, where `on` is true, `010` is eight and `1e-4` is a text. Only its event parser is
+used here; scalars are resolved by the core schema of YAML 1.2. Size, depth, aliases and the number of nodes are bounded
+while the events are read, so that no text costs more than a fraction of a second.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ MAX_ALIASES = 100
 MAX_NODES = 10_000
 MAX_KEY = 100
 MAX_DIGITS = 64
+_SHORT = 16 * 1024  # characters of a text whose nodes are kept; no shipped file is longer
 
 Scalar = str | int | float | bool | None
 Data: TypeAlias = "Scalar | list[Data] | dict[str, Data]"
@@ -47,7 +49,7 @@ _WORDS: Mapping[str, Scalar] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the file and where it stands.
+    """A value of the file, with its place.
 
     `content` is a scalar, a tuple of nodes, or a dict from key to node; `keys` has the place of each key.
     """
@@ -55,7 +57,7 @@ class Node:
     content: _Content
     mark: Mark
     keys: Mapping[str, Mark] = field(default_factory=dict)
-    text: Passage | None = None  # of a text: where each of its characters stands
+    text: Passage | None = None  # of a text: the place of each of its characters
     size: int = 1  # nodes in it, aliases counted in full
     height: int = 0
 
@@ -84,14 +86,14 @@ class Node:
         return None
 
     def at(self, *path: str | int) -> Node:
-        """The node at a path of keys and indices; an empty one where there is none."""
+        """The node at a path of keys and indices, or a node with None."""
         node = self
         for key in path:
             node = node.get(key) or Node(None, node.mark)
         return node
 
     def nearest(self, *path: str | int) -> Node:
-        """The node at a path of keys and indices; a step that leads nowhere is passed over."""
+        """The node at a path of keys and indices; a step that leads nowhere is skipped."""
         node = self
         for key in path:
             node = node.get(key) or node
@@ -102,7 +104,7 @@ class Node:
         return self.content if isinstance(self.content, tuple) else ()
 
     def listed(self) -> tuple[Node, ...]:
-        """The nodes of a list; one that stands alone; none where there is nothing."""
+        """The nodes of a list, or the node itself if it is not a list; none for null."""
         alone = () if self.content is None else (self,)
         return self.items() if isinstance(self.content, tuple) else alone
 
@@ -123,7 +125,17 @@ def load(text: str | bytes, file: str = "<rules>") -> Node:
         >>> str(load("a:\\n  - b: 1").at("a", 0, "b").mark)
         '<rules>:2:8'
     """
-    source = Source(file, decode(text, file))
+    plain = decode(text, file)
+    return _kept(plain, file) if len(plain) <= _SHORT else _loaded(plain, file)
+
+
+@lru_cache(maxsize=32)  # nodes never change, and one rule file is matched again and again
+def _kept(text: str, file: str) -> Node:
+    return _loaded(text, file)
+
+
+def _loaded(text: str, file: str) -> Node:
+    source = Source(file, text)
     _refuse_odd_characters(source)
     try:
         return _Composer(source).document()
@@ -176,7 +188,7 @@ def _refuse_odd_characters(source: Source) -> None:
             why="YAML is indented with spaces only",
             fix="replace the tab by spaces",
         )
-    # YAML 1.2 took these three out of the line breaks; pyyaml still counts lines by them, and every place would shift.
+    # In YAML 1.2 these three are no line breaks; pyyaml still counts lines by them, and every place would shift.
     if found := re.search("[\x85\u2028\u2029]", source.text):
         name = f"U+{ord(found.group()):04X}"
         raise UtcError(f"the character {name} is not allowed in a rule file", where=str(source.mark(found.start())))
@@ -188,11 +200,11 @@ def _syntax_error(error: yaml.MarkedYAMLError, source: Source) -> UtcError:
     problem = str(error.problem or error.context)
     fix = None
     if r"'\t'" in problem:
-        problem, fix = "a tab where YAML wants a space", "replace the tab by spaces"
+        problem, fix = "a tab where YAML needs a space", "replace the tab by spaces"
     elif "mapping values are not allowed" in problem:
         fix = "check the indentation, and quote a text that has ': ' in it"
     elif "block end" in problem or "block mapping" in problem or "block collection" in problem:
-        fix = "check the indentation of this line: what belongs together begins in one column"
+        fix = "check the indentation of this line: entries of one list or mapping begin in one column"
     elif "cannot start any token" in problem:
         fix = "quote a text that begins with this character"
     why = None
@@ -220,7 +232,7 @@ class _Composer:
             raise UtcError("the rule file is empty", where=f"{self.source.file}:1:1")
         if start.version not in (None, (1, 2)):
             version = ".".join(map(str, start.version))
-            raise self.error(start, f"rule files are YAML 1.2, and this says {version}")
+            raise self.error(start, f"rule files are YAML 1.2, and this file is {version}")
         node = self.node(next(self.events), depth=0)
         next(self.events)  # the end of the document
         after = next(self.events)
@@ -262,7 +274,7 @@ class _Composer:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             key = self.key(event)
             if key in keys:
-                why = f"it stands in line {keys[key].line} too, and a mapping has each key once"
+                why = f"line {keys[key].line} has it too, and a mapping has each key once"
                 raise self.error(event, f"the key {short(key)!r} is there twice", why=why)
             keys[key] = self.mark(event)
             entries[key] = self.node(next(self.events), depth)
@@ -333,7 +345,7 @@ class _Composer:
         self.nodes += size
         if self.nodes > MAX_NODES:
             raise self.error(
-                event, f"more than {MAX_NODES:,} values", why="each alias counts as all that it stands for"
+                event, f"more than {MAX_NODES:,} values", why="an alias counts as all values of its anchor"
             )
 
     def check_depth(self, event: yaml.Event, depth: int) -> None:

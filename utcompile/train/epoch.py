@@ -85,7 +85,7 @@ class Settings:
 
 
 class Epochs:
-    """Runs epochs of one model; holds what lasts longer than one of them.
+    """Runs epochs of one model; keeps what lasts longer than one epoch.
 
     Args:
         model, optimizer: as `accelerator.prepare` returned them.

@@ -92,7 +92,7 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
     if not classes:
         loose = sum(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
         raise UtcError(
-            "the folder holds no class folders",
+            "the folder contains no class folders",
             where=str(folder),
             why=f"{loose} images lie in it directly" if loose else "it is empty",
             fix="put the images of each class into a folder named for it",
@@ -105,7 +105,7 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
         )
         if not files:
             raise UtcError(
-                "the class folder holds no image",
+                "the class folder contains no image",
                 where=str(folder_of_class),
                 fix=f"files that are read end in {', '.join(sorted(SUFFIXES))}",
                 code="data/not-found",

@@ -23,7 +23,7 @@ def load_data(
 ) -> Data:
     """Read training and validation data from `path`.
 
-    Image folders: `path/train/CLASS/*.png` with `path/val`, `path/validation` or `path/test` beside it; or
+    Image folders: `path/train/CLASS/*.png` with `path/val`, `path/validation` or `path/test` next to it; or
     `path/CLASS/*.png` alone, of which a tenth of every class is held out. Read through timm's transforms.
 
     An `.npz` file: `x_train`, `y_train` with `x_val`, `y_val` or `x_test`, `y_test`; or `x`, `y`, of which a tenth

@@ -33,7 +33,7 @@ class TrainResult:
 
     Attributes:
         best_accuracy: the best validation accuracy, in [0, 1], and `best_epoch`, the first epoch that reached it.
-        history: one entry an epoch: `epoch, train_loss, validation_loss, validation_accuracy, lr, seconds`.
+        history: one entry per epoch: `epoch, train_loss, validation_loss, validation_accuracy, lr, seconds`.
         seconds: the whole run's time, of all its parts where it was resumed.
     """
 
@@ -94,7 +94,7 @@ def fit(
 
     Raises:
         UtcError: nothing to train, no logits or fewer than there are classes, a loss that is not finite, a folder
-            that holds a run (or none, with `resume`) or in which another process trains, or a setting out of range.
+            that contains a run (or none, with `resume`) or in which another process trains, or a setting out of range.
     """
     samples = len(data.train)  # type: ignore[arg-type]
     settings = Settings(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from utcompile.errors import UtcError
+from utcompile.modes import evaluating
 
 
 def accuracy(model: nn.Module, dataset: Dataset[Any], batch_size: int = 64, *, workers: int = 0) -> float:
@@ -41,21 +41,6 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     if not total:
         raise UtcError("there is no sample to measure accuracy on", code="data/not-found")
     return right / total, loss / total
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode and without gradients; every module's own mode is restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        # `train` first, for the models that drop a cache in it, and then each module's own flag.
-        model.train(modes[model])
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def logits_of(output: Any) -> Tensor:

@@ -59,7 +59,7 @@ class RunFolder:
         """Make the folder for a new run, and lock it.
 
         Raises:
-            UtcError: it holds a run or a checkpoint already, or another process trains there.
+            UtcError: it contains a run or a checkpoint already, or another process trains there.
         """
         if self.out.exists() and not self.out.is_dir():
             raise UtcError("the run folder is a file", where=str(self.out), fix="give another path", code="train/run")
@@ -69,14 +69,14 @@ class RunFolder:
         held = next((p for p in (self.last / STATE, self.out / HISTORY) if p.exists()), None)
         if held is not None:
             raise UtcError(
-                "the folder holds a run already",
+                "the folder contains a run already",
                 where=str(self.out),
                 fix="continue it with resume=True (--resume), or give another folder",
                 code="train/run",
             )
         if not self.lock.was_left and any((self.out / name).exists() for name in (MANIFEST, TENSORS, STATE)):
             raise UtcError(
-                "the folder holds a checkpoint already",
+                "the folder contains a checkpoint already",
                 where=str(self.out),
                 fix="give another folder",
                 code="train/run",

@@ -31,7 +31,7 @@ def stratified(labels: ArrayLike, seed: int, share: float = 0.1) -> tuple[np.nda
         raise UtcError(
             "no sample can be held out for validation",
             why="every class has a single sample",
-            fix="give validation data of its own, or at least two samples a class",
+            fix="give separate validation data, or at least two samples per class",
             code="data/labels",
         )
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -1,4 +1,4 @@
-"""The tuners: one file a family."""
+"""The tuners, one file per family."""
 
 from utcompile.tuners.activations import SAME_AS
 from utcompile.tuners.adapter import Adapter, AdapterConfig

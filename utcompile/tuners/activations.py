@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -48,7 +47,7 @@ def make_activation(text: str, captures: Mapping[str, Operation]) -> nn.Module:
     return _MAKERS[name](**attributes)
 
 
-def activation_of(text: str, captures: Mapping[str, Operation]) -> tuple[str, dict[str, Any]]:
+def activation_of(text: str, captures: Mapping[str, Operation]) -> tuple[str, dict[str, object]]:
     """The canonical name and attributes of the activation that a config names."""
     same = SAME_AS.fullmatch(text)
     if not same:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -16,6 +17,7 @@ from utcompile.tuners.projection import stride_between
 from utcompile.tuners.sites import Port, ValueSite
 
 Projection = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_CONVS: dict[int, Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 Scale = Literal["none", "scalar", "channel", "input"]
 Init = Literal["zero", "xavier", "houlsby"]
 
@@ -100,7 +102,7 @@ class Adapter(Tuner):
             self.down: Projection = nn.Linear(source.channels, config.dim, bias=config.bias)
             self.up: Projection = nn.Linear(config.dim, target.channels, bias=config.bias)
         else:
-            conv: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
+            conv = _CONVS[spatial]
             self.down = conv(source.channels, config.dim, 1, stride=stride, bias=config.bias)
             self.up = conv(config.dim, target.channels, 1, bias=config.bias)
         self.activation = activation
@@ -148,13 +150,13 @@ class Adapter(Tuner):
         if self.strides:  # channels last: what a strided 1×1 convolution reads
             x = x[(slice(None), *(slice(None, None, s) for s in self.strides))]
         hidden = self.activation(self.down(x))
-        y: Any = self._scaled_up(hidden if self.dropout is None else self.dropout(hidden))
+        y = self._scaled_up(hidden if self.dropout is None else self.dropout(hidden))
         axis = -1 if self.linear else 1
         if self.gate is not None:
             tokens = x if self.linear else x.movedim(1, -1)
             gate = torch.sigmoid(self.gate(tokens)).flatten(1).mean(1)
             y = y * gate.reshape(-1, *[1] * (y.dim() - 1))
-        if self.target_axis != self.source_axis:
+        if self.target_axis is not None and self.target_axis != self.source_axis:
             y = y.movedim(axis, self.target_axis)
         return x + y if self.residual else y
 

@@ -18,6 +18,7 @@ from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
 from utcompile.tuners.sites import Form, Port
 
+Affine = tuple[torch.Tensor, torch.Tensor | None]  # a weight and a bias
 LARGEST = 2**16  # the largest rank, width or length; no layer of today is wider
 
 
@@ -71,20 +72,19 @@ class Tuner(nn.Module):
     map returns it from `channel_map`, and a bottleneck is returned from `bottleneck`.
 
     Attributes:
-        identity_at_start: whether the outputs of the model are the base's before training; `compile` proves it. roles:
-        the parameters of the operation that a `weight` tuner reads and changes. how: for a `weight` tuner,
-        `reparametrised` (the operation runs with the changed parameters) or `branch` (the
+        identity_at_start: whether the outputs of the model are the base's before training; `compile` proves it.
+        roles: the parameters of the operation that a `weight` tuner reads and changes.
+        how: for a `weight` tuner, `reparametrised` (the operation runs with the changed parameters) or `branch` (the
             operation runs unchanged, and `forward(x, y)` adds the update, computed from its input x, to its result y).
-        length: for `tokens`, the number of learned keys and values. reads_stream: for `tokens`, whether the tuner
-        yields tokens of the stream, which the frozen projections turn into
-            keys and values; its `forward` then takes no argument.
+        length: for `tokens`, the number of learned keys and values.
+        reads_stream: for `tokens`, whether the tuner yields tokens of the stream, which the frozen projections turn
+            into keys and values; its `forward` then takes no argument.
         reads_parameters: whether `forward` is overridden for `weight` too, and calls `super().forward` there. Such a
-        class
-            puts `in_own_dtype` on the methods that read values, for bases in half precision.
-        takes_complex: whether `changed` is right for a complex weight, with complex parameters of the tuner. state: for
-        `chain`, shape and channel axis of what the stage yields. joins: for `chain`, whether the result of the last
-        stage is added to the target of the chain, instead of replacing
-            it.
+            class puts `in_own_dtype` on the methods that read values, for bases in half precision.
+        takes_complex: whether `changed` is right for a complex weight, with complex parameters of the tuner.
+        state: for `chain`, shape and channel axis of what the stage yields.
+        joins: for `chain`, whether the result of the last stage is added to the target of the chain, instead of
+            replacing it.
     """
 
     kind: ClassVar[str]
@@ -100,8 +100,8 @@ class Tuner(nn.Module):
     state: Port | None = None
     joins: bool = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "forward" in cls.__dict__ and not cls.reads_parameters:
             cls.forward = in_own_dtype(cls.forward)  # type: ignore[method-assign]
 

@@ -8,7 +8,7 @@ r = 8, that is 3 to 7 times faster than the same products written as linears. El
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,13 +73,13 @@ class Branch:
         return conv(conv(x, a, None, **settings), b.reshape(*b.shape, *one))
 
 
-def edges(padding: Any, kernel: tuple[int, ...], dilation: Any) -> list[int]:
+def edges(padding: str | int | Sequence[int], kernel: tuple[int, ...], dilation: int | Sequence[int]) -> list[int]:
     """A convolution's padding in `F.pad`'s order: the last dimension first, before and after."""
     if isinstance(padding, str):
-        steps = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * len(kernel)
+        steps = (dilation,) * len(kernel) if isinstance(dilation, int) else dilation
         totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(steps, kernel, strict=True)]
         return [e for t in reversed(totals) for e in (t // 2, t - t // 2)]
-    sides = padding if isinstance(padding, (tuple, list)) else (padding,) * len(kernel)
+    sides = (padding,) * len(kernel) if isinstance(padding, int) else padding
     return [e for p in reversed(sides) for e in (p, p)]
 
 
@@ -114,12 +114,12 @@ class _LinearBranch(torch.autograd.Function):
         if torch.is_grad_enabled():  # a gradient of gradients passes through A(x), which was made without a graph
             hidden = a @ flat.t()
         h = (b.t() @ g.t()) * ctx.s
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         return (
-            (h.t() @ a).view(x.shape) if wanted[0] else None,
-            grad if wanted[1] else None,
-            h @ flat if wanted[2] else None,
-            (hidden @ g).t() * ctx.s if wanted[3] else None,
+            (h.t() @ a).view(x.shape) if needed[0] else None,
+            grad if needed[1] else None,
+            h @ flat if needed[2] else None,
+            (hidden @ g).t() * ctx.s if needed[3] else None,
             None,
         )
 
@@ -136,7 +136,7 @@ class _ConvBranch(torch.autograd.Function):
         b: torch.Tensor,
         s: float,
         name: str,
-        settings: dict[str, Any],
+        settings: dict[str, object],
     ) -> torch.Tensor:
         hidden = _CALLS[name](x, a, None, **settings)
         total = y.detach()
@@ -151,30 +151,31 @@ class _ConvBranch(torch.autograd.Function):
         g = grad.flatten(2)
         if torch.is_grad_enabled():
             hidden = _CALLS[ctx.operation](x, a, None, **ctx.settings)
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
-        dx, da = _conv_backward(ctx.settings, h, x, a, wanted[0], wanted[2])
-        db = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if wanted[3] else None
-        return dx, grad if wanted[1] else None, da, db, None, None, None
+        dx, da = _conv_backward(ctx.settings, h, x, a, needed[0], needed[2])
+        db = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if needed[3] else None
+        return dx, grad if needed[1] else None, da, db, None, None, None
 
 
 def _conv_backward(
-    settings: dict[str, Any], grad: torch.Tensor, x: torch.Tensor, a: torch.Tensor, of_x: bool, of_a: bool
+    settings: Mapping[str, Any], grad: torch.Tensor, x: torch.Tensor, a: torch.Tensor, of_x: bool, of_a: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of `conv(x, a)` for x and a."""
     n = a.dim() - 2
 
-    def sides(value: Any) -> list[int]:
-        return list(value) if isinstance(value, (tuple, list)) else [value] * n
+    def sides(name: str) -> list[int]:
+        value = settings[name]
+        return [value] * n if isinstance(value, int) else list(value)
 
     dx, da, _ = torch.ops.aten.convolution_backward(
         grad,
         x,
         a,
         None,
-        sides(settings["stride"]),
-        sides(settings["padding"]),
-        sides(settings["dilation"]),
+        sides("stride"),
+        sides("padding"),
+        sides("dilation"),
         False,
         [0] * n,
         1,

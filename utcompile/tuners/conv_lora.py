@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -56,7 +56,7 @@ class ConvLora(Tuner):
     forms = ("parallel",)
 
     def __init__(
-        self, config: ConvLoraConfig, a: tuple[int, ...], b: tuple[int, ...], groups: int, settings: dict[str, Any]
+        self, config: ConvLoraConfig, a: tuple[int, ...], b: tuple[int, ...], groups: int, settings: dict[str, object]
     ) -> None:
         super().__init__()
         self.rank, self.groups, self.settings = config.r, groups, settings

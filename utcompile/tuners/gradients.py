@@ -11,6 +11,7 @@ import torch
 from utcompile.graph import function_of, spellings
 from utcompile.ops import Axes, Trait, having
 
+Tensors = tuple[torch.Tensor, ...]
 Gradients = tuple[torch.Tensor | None, ...]
 
 FUNCTIONS: Mapping[str, Callable[..., torch.Tensor]] = {
@@ -32,14 +33,16 @@ class Call:
     """
 
     function: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
     places: tuple[int | str, ...]
 
     @classmethod
-    def of(cls, function: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Call, tuple[torch.Tensor, ...]]:
+    def of(
+        cls, function: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> tuple[Call, tuple[torch.Tensor, ...]]:
         """A call, and its tensors."""
-        every: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        every: list[tuple[int | str, object]] = [*enumerate(args), *kwargs.items()]
         found = {place: value for place, value in every if isinstance(value, torch.Tensor)}
         kept = tuple(None if isinstance(a, torch.Tensor) else a for a in args)
         named = {k: None if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
@@ -52,7 +55,7 @@ class Call:
             return None
         return next((i for i, place in enumerate(self.places) if place in (2, "bias")), None)
 
-    def filled(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    def filled(self, values: Sequence[object]) -> tuple[list[object], dict[str, object]]:
         """The arguments, with values in the places of the tensors."""
         args, kwargs = list(self.args), dict(self.kwargs)
         for place, value in zip(self.places, values, strict=True):
@@ -67,7 +70,7 @@ class Call:
         args, kwargs = self.filled(tensors)
         return FUNCTIONS[self.function](*args, **kwargs)
 
-    def by_name(self, names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    def by_name(self, names: Sequence[str], values: Sequence[object]) -> dict[str, Any]:
         """Its arguments by name."""
         args, kwargs = self.filled(values)
         return {**dict(zip(names, args, strict=False)), **kwargs}
@@ -145,6 +148,6 @@ def _of_product(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, needed: Se
     return of_a, (a.mT @ grad).sum_to_size(b.shape)
 
 
-def _each(value: Any, count: int) -> list[int]:
-    found = list(value) if isinstance(value, (tuple, list)) else [value]
+def _each(value: int | Sequence[int], count: int) -> list[int]:
+    found = [value] if isinstance(value, int) else list(value)
     return found * count if len(found) == 1 else found

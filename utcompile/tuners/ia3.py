@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import TunerConfig, register_tuner
+from utcompile.tuners.base import Affine, TunerConfig, register_tuner
 from utcompile.tuners.outputs import inputs_of
 from utcompile.tuners.scaling import Scaling
 from utcompile.tuners.sites import ValueSite, WeightSite
@@ -60,17 +60,17 @@ class Ia3(Scaling):
     def build(cls, config: Ia3Config, site: ValueSite | WeightSite) -> Ia3:
         """One factor per channel of the value, or per output (or input) channel of the weight."""
         if not config.inputs:
-            return cls(**cls.arguments(site, shift=False, slices=config.slices))
+            return cls.at(site, shift=False, slices=config.slices)
         if config.slices or not isinstance(site, WeightSite):
             what = "`slices:`" if config.slices else f"`{site.form}:`"
             raise UtcError(f"`inputs: true` cannot be combined with {what}", fix="use `weight: h` without slices")
-        arguments = cls.arguments(site, shift=False, slices=None)
+        cls.check_weight(site)
         found = inputs_of(site.operation, site.weight_shape)
-        tuner = cls(**(arguments | {"channels": found.count, "outputs": found}))
+        tuner = cls(found.count, shift=False, outputs=found)
         tuner.of_inputs = True
         return tuner
 
-    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Affine:
         """(W, b) -> (l ⊙ W, l ⊙ b), or (W ⊙ l, b) with the factors of inputs."""
         if not self.of_inputs:
             return super().changed(weight, bias)

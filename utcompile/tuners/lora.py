@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -175,7 +175,7 @@ class Lora(Tuner):
         """W -> W + s·BA."""
         return weight + self.delta().to(weight.dtype)
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> Any:
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> object:
         """Branch: the operation's input and result -> its new result; without the result, what is added to it.
 
         Reparametrised: W -> W'.

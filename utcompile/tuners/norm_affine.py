@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError
-from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
+from utcompile.tuners.base import Affine, Tuner, TunerConfig, register_tuner
 from utcompile.tuners.outputs import NORMS
 from utcompile.tuners.sites import WeightSite
 
@@ -70,6 +70,6 @@ class NormAffine(Tuner):
                 if mine is not None and frozen is not None:
                     mine.copy_(frozen)
 
-    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Affine:
         """(w, b) -> the trained weight and bias."""
         return self.weight, self.bias

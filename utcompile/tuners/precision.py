@@ -6,9 +6,9 @@ float32 by default, as with PEFT's `autocast_adapter_dtype`. Where all dtypes ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,11 +16,28 @@ from torch import nn
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def in_own_dtype(forward: Callable[..., Any]) -> Callable[..., Any]:
+_Forward = TypeVar("_Forward", bound=Callable[..., object])
+Changed = torch.Tensor | tuple[torch.Tensor | None, ...]  # a weight, or the parameters of several roles
+
+
+class ChangesWeights(Protocol):
+    """A weight tuner as this module uses it: `Tuner` cannot be imported, because it is built on this module."""
+
+    def changed(self, *parameters: torch.Tensor | None) -> Changed:
+        """The changed parameters."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The tuner's own parameters."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The tuner's own parameters by name."""
+
+
+def in_own_dtype(forward: _Forward) -> _Forward:
     """Run a tuner's `forward` in the dtype of its parameters where its inputs are in half precision."""
 
     @wraps(forward)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self: nn.Module, *args: object, **kwargs: object) -> object:
         first = _half_tensor((*args, *kwargs.values()))
         own = None if first is None else own_dtype(self)
         if first is None or own is None or own == first.dtype or _autocasts(first.device.type):
@@ -28,19 +45,23 @@ def in_own_dtype(forward: Callable[..., Any]) -> Callable[..., Any]:
         named = {k: _cast(v, first.dtype, own) for k, v in kwargs.items()}
         return _cast(forward(self, *(_cast(a, first.dtype, own) for a in args), **named), own, first.dtype)
 
-    return run
+    return cast(_Forward, run)
 
 
-def changed_in_own_dtype(tuner: Any, *parameters: torch.Tensor | None) -> Any:
+def changed_in_own_dtype(tuner: ChangesWeights, *parameters: torch.Tensor | None) -> Changed:
     """Compute `tuner.changed` of parameters in half precision in the tuner's dtype, and round the result once."""
     first = _half_tensor(parameters)
     own = None if first is None else own_dtype(tuner)
     if first is None or own is None or own == first.dtype:
         return tuner.changed(*parameters)
-    return _cast(tuner.changed(*(_cast(p, first.dtype, own) for p in parameters)), own, first.dtype)
+    given = [None if p is None else _converted(p, first.dtype, own) for p in parameters]
+    result = tuner.changed(*given)
+    if isinstance(result, tuple):
+        return tuple(None if r is None else _converted(r, own, first.dtype) for r in result)
+    return _converted(result, own, first.dtype)
 
 
-def _half_tensor(values: tuple[Any, ...]) -> torch.Tensor | None:
+def _half_tensor(values: tuple[object, ...]) -> torch.Tensor | None:
     """The first floating-point tensor among values, where it is in half precision."""
     for value in values:
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -52,7 +73,7 @@ def _autocasts(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def own_dtype(tuner: nn.Module) -> torch.dtype | None:
+def own_dtype(tuner: ChangesWeights | nn.Module) -> torch.dtype | None:
     """The dtype of a tuner's first floating-point parameter."""
     for parameter in tuner.parameters():
         if parameter.is_floating_point():
@@ -60,9 +81,13 @@ def own_dtype(tuner: nn.Module) -> torch.dtype | None:
     return None
 
 
-def _cast(value: Any, before: torch.dtype, after: torch.dtype) -> Any:
+def _converted(value: torch.Tensor, before: torch.dtype, after: torch.dtype) -> torch.Tensor:
+    return value.to(after) if value.dtype == before else value
+
+
+def _cast(value: object, before: torch.dtype, after: torch.dtype) -> object:
     if isinstance(value, torch.Tensor):
-        return value.to(after) if value.dtype == before else value
+        return _converted(value, before, after)
     if isinstance(value, (tuple, list)):
         return type(value)(_cast(v, before, after) for v in value)
     return value

@@ -136,6 +136,15 @@ class Prefix(Tuner):
         if not all(isinstance(n, int) for n in (*sizes, *widths)) or config.heads != 1:
             why = "its heads are those of the attention" if config.heads != 1 else "heads or channels vary in size"
             raise UtcError(f"a prefix does not fit in parallel to '{site.target.name}' {site.target.value}", why=why)
+        over_channels = site.source.channel_axis == site.source.value.rank - 2
+        if over_channels or site.source.windows:
+            raise UtcError(
+                f"a prefix does not fit in parallel to '{site.target.name}' {site.target.value}",
+                why="the attention is over channels (cross-covariance attention), not over tokens"
+                if over_channels
+                else "it attends within windows, whose axis is between the heads and the tokens",
+                fix="exclude the site in `where:`, or use an adapter",
+            )
         keys, values = ((h, config.length, d) for h, d in zip(sizes, widths, strict=True))
         return cls(config, keys, values, scale=(sizes[1], 1, widths[1]))  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Size
-from utcompile.tuners.base import Port
+from utcompile.tuners.sites import Port
 
 
 class Projection(nn.Module):

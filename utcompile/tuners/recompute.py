@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from utcompile.graph import autocast_dtype, runs_plainly
 from utcompile.tuners.gradients import FUNCTIONS, Call
-from utcompile.tuners.precision import changed_in_own_dtype
+from utcompile.tuners.precision import Changed, ChangesWeights, changed_in_own_dtype
 
 _RECIPE = "_utcompile_recipe"
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class _Recipe:
     """How a weight was made.
 
     Attributes:
-        tuner: its `changed` computes the weight. given: the arguments of `changed`. factors: the tuner's parameters at
-        that time. versions: versions of these and of the parameters in `given`, to detect a change in place. lowered:
-        the dtype of the autocast in which the weight was made. cast: the dtype to which the weight was then cast.
+        tuner: its `changed` computes the weight.
+        given: the arguments of `changed`.
+        factors: the tuner's parameters at that time.
+        versions: versions of these and of the parameters in `given`, to detect a change in place.
+        lowered: the dtype of the autocast in which the weight was made.
+        cast: the dtype to which the weight was then cast.
     """
 
-    tuner: Any
+    tuner: ChangesWeights
     given: tuple[torch.Tensor | None, ...]
     factors: Mapping[str, torch.Tensor]
     versions: tuple[tuple[torch.Tensor, int], ...]
@@ -40,7 +44,7 @@ class _Recipe:
     cast: torch.dtype
 
     @classmethod
-    def of(cls, weight: torch.Tensor, tuner: Any, given: tuple[torch.Tensor | None, ...]) -> _Recipe:
+    def of(cls, weight: torch.Tensor, tuner: ChangesWeights, given: tuple[torch.Tensor | None, ...]) -> _Recipe:
         factors = dict(tuner.named_parameters())
         read = (*factors.values(), *(t for t in given if isinstance(t, nn.Parameter)))
         versions = tuple((t, t._version) for t in read if not t.is_inference())
@@ -60,28 +64,30 @@ class _Recipe:
         else:
             with torch.autocast(device, self.lowered, enabled=self.lowered is not None, cache_enabled=False):
                 result = changed_in_own_dtype(tuner, *given)
-        weight: torch.Tensor = result[0] if isinstance(result, tuple) else result
+        weight = result[0] if isinstance(result, tuple) else result
+        assert weight is not None
         return weight.to(self.cast)
 
 
-def _with_parameters(tuner: Any, factors: Mapping[str, torch.Tensor]) -> Any:
+def _with_parameters(tuner: ChangesWeights, factors: Mapping[str, torch.Tensor]) -> ChangesWeights:
     """The tuner with its parameters of the first time; a copy where `functional_call` had substituted others."""
     now = dict(tuner.named_parameters())
     if now.keys() == factors.keys() and all(now[name] is f for name, f in factors.items()):
         return tuner
+    assert isinstance(tuner, nn.Module)
     return _copied(tuner, factors)
 
 
-def _copied(module: nn.Module, factors: Mapping[str, torch.Tensor], prefix: str = "") -> nn.Module:
-    result: nn.Module = object.__new__(type(module))
+def _copied(module: _Module, factors: Mapping[str, torch.Tensor], prefix: str = "") -> _Module:
+    result = object.__new__(type(module))
     result.__dict__.update(module.__dict__)
-    own: dict[str, Any] = {n: factors.get(prefix + n, p) for n, p in module._parameters.items()}
+    own = {n: factors.get(prefix + n, p) for n, p in module._parameters.items()}
     inner = {n: m and _copied(m, factors, f"{prefix}{n}.") for n, m in module._modules.items()}
     result.__dict__.update(_parameters=own, _modules=inner)
     return result
 
 
-def remember(result: Any, tuner: nn.Module, given: tuple[torch.Tensor | None, ...]) -> Any:
+def remember(result: Changed, tuner: ChangesWeights, given: tuple[torch.Tensor | None, ...]) -> Changed:
     """Mark a weight with how it was made, and return `result`.
 
     Args:
@@ -95,7 +101,7 @@ def remember(result: Any, tuner: nn.Module, given: tuple[torch.Tensor | None, ..
     return result
 
 
-def recomputed(function: str, *args: Any, **kwargs: Any) -> torch.Tensor:
+def recomputed(function: str, *args: object, **kwargs: object) -> torch.Tensor:
     """Call a function of `torch.nn.functional` or `torch`; a weight marked by `remember` is not saved.
 
     Args:

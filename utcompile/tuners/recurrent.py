@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,8 +28,9 @@ class EachParameter(Tuner):
         self.tuners = nn.ModuleDict(tuners)
         self.identity_at_start = all(t.identity_at_start for t in tuners.values())
 
-    def _each(self, parameters: tuple[torch.Tensor | None, ...]) -> list[tuple[Any, torch.Tensor | None]]:
-        return list(zip(self.tuners.values(), parameters, strict=True))
+    def _each(self, parameters: tuple[torch.Tensor | None, ...]) -> list[tuple[Tuner, torch.Tensor | None]]:
+        tuners = [tuner for tuner in self.tuners.values() if isinstance(tuner, Tuner)]
+        return list(zip(tuners, parameters, strict=True))
 
     def start(self, *parameters: torch.Tensor | None) -> None:
         """Start each."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Self
 
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import Operation
-from utcompile.tuners.base import ChannelMap, Tuner
+from utcompile.tuners.base import Affine, ChannelMap, Tuner
 from utcompile.tuners.outputs import Outputs, outputs_of
 from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.sites import ValueSite, WeightSite
@@ -50,8 +50,8 @@ class Scaling(Tuner):
         self.axis, self.outputs = axis, outputs
 
     @classmethod
-    def arguments(cls, site: ValueSite | WeightSite, shift: bool, slices: tuple[str, ...] | None) -> dict[str, Any]:
-        """The constructor's arguments at a site.
+    def at(cls, site: ValueSite | WeightSite, shift: bool, slices: tuple[str, ...] | None = None) -> Self:
+        """The tuner of a site.
 
         Raises:
             UtcError: the operation has no weight or cannot add a β, or the config has slices of a value.
@@ -62,7 +62,19 @@ class Scaling(Tuner):
             port = site.target
             channels = port.channels
             assert port.channel_axis is not None
-            return {"channels": channels, "shift": shift, "axis": (port.channel_axis, port.value.rank)}
+            return cls(channels, shift, axis=(port.channel_axis, port.value.rank))
+        op = site.operation
+        cls.check_weight(site)
+        outputs = outputs_of(op, site.weight_shape)
+        if shift and not takes_bias(op) and site.parameters.get("bias") is None:
+            raise UtcError(
+                f"{op.name} adds no bias, so its parameters have no place for β", fix="use `sequential:` instead"
+            )
+        return cls(outputs.count, shift, outputs=outputs, rows=site.rows)
+
+    @staticmethod
+    def check_weight(site: WeightSite) -> None:
+        """Refuse a site without a weight, or with one whose channels are not those of the result."""
         op = site.operation
         if not site.weight_shape:
             raise UtcError(
@@ -76,14 +88,8 @@ class Scaling(Tuner):
                 "again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight', leave_parametrized=True), "
                 "for pruning torch.nn.utils.prune.remove(layer, 'weight')",
             )
-        outputs = outputs_of(op, site.weight_shape)
-        if shift and not takes_bias(op) and site.parameters.get("bias") is None:
-            raise UtcError(
-                f"{op.name} adds no bias, so its parameters have no place for β", fix="use `sequential:` instead"
-            )
-        return {"channels": outputs.count, "shift": shift, "outputs": outputs, "rows": site.rows}
 
-    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+    def changed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Affine:
         """(W, b) -> (γ ⊙ W, γ ⊙ b + β)."""
         assert self.outputs is not None
         gamma = self._spread(self.gamma, 1.0).to(weight.dtype)
@@ -98,8 +104,8 @@ class Scaling(Tuner):
         place = self.place
         return own if place is None else nn.functional.pad(own, (0, 1), value=other).index_select(0, place)
 
-    def forward(self, *values: torch.Tensor | None) -> Any:
-        """Sequential: v -> γ ⊙ v + β. Weight: what the operation reads instead of its own parameters."""
+    def forward(self, *values: torch.Tensor | None) -> object:
+        """Sequential: v -> γ ⊙ v + β. Weight: the parameters with which the operation runs."""
         if self.axis is None:
             return super().forward(*values)
         (v,) = values

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import nn
 
@@ -24,7 +24,7 @@ Form = Literal["parallel", "sequential", "weight", "tokens", "stream_tokens", "c
 FORMS: tuple[Form, ...] = get_args(Form)
 
 # all sites had these attributes before sites had types; tuners written then read them for every form
-_ABSENT: Mapping[str, Any] = {
+_ABSENT: Mapping[str, object] = {
     "operation": None,
     "weight_shape": (),
     "parameters": {},
@@ -43,15 +43,18 @@ class Port:
     """A value that a tuner reads or writes.
 
     Attributes:
-        value: its shape, dtype and device. channel_axis: the axis of its channels; None where it is unknown. name: the
-        name of the capture in the rule, for messages. grid: height and width of the feature map from which tokens
-        `(B, N, C)` were made; None where it is unknown.
+        value: its shape, dtype and device.
+        channel_axis: the axis of its channels; None where it is unknown.
+        name: the name of the capture in the rule, for messages.
+        grid: height and width of the feature map from which tokens `(B, N, C)` were made; None where it is unknown.
+        windows: whether axis -3 of `(…, S, d)` divides the positions into windows, so that it has no heads.
     """
 
     value: Value
     channel_axis: int | None
     name: str
     grid: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+    windows: bool = field(default=False, repr=False, compare=False)
 
     @property
     def channels(self) -> int:
@@ -63,7 +66,7 @@ class Port:
         if not isinstance(size, int):
             raise UtcError(
                 f"the channel axis of '{self.name}' {self.value} is unknown",
-                why="no operation that makes or reads it says which axis holds the channels",
+                why="no operation that makes or reads the value shows which axis has the channels",
                 fix="place the tuner at a value that a linear, convolution or norm makes or reads",
             )
         return size
@@ -101,13 +104,13 @@ class TunerSite:
 
     if not TYPE_CHECKING:  # a tuner that is typed for its forms does not need it
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> object:
             """The default of an attribute that only sites of another form have."""
             if name in _ABSENT:
                 return _ABSENT[name]
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
 
-    def share(self, key: Hashable, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
+    def share(self, key: Hashable, make: Callable[..., nn.Module], *args: object) -> nn.Module:
         """Return one module for all sites of a model that use one key; `make(*args)` makes it the first time.
 
         As a submodule of each tuner it stays one module when the model is moved, cast, copied or pickled. A plan counts

@@ -56,7 +56,7 @@ class Ssf(Scaling):
     @classmethod
     def build(cls, config: SsfConfig, site: ValueSite | WeightSite) -> Ssf:
         """One γ and β per channel of the value, or per output channel of the weight."""
-        tuner = cls(**cls.arguments(site, shift=True, slices=config.slices))
+        tuner = cls.at(site, shift=True, slices=config.slices)
         if config.init == "normal":
             nn.init.normal_(tuner.gamma, 1.0, 0.02)
             assert tuner.beta is not None

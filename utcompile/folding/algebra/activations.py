@@ -23,7 +23,7 @@ def activation(op: Operation) -> Function:
         Unfoldable: it is one for each channel.
     """
     if op.name == "prelu":
-        raise Unfoldable("PReLU has a parameter a channel")
+        raise Unfoldable("PReLU has one parameter per channel")
     return op.name, {k: v for k, v in op.attributes.items() if k != "inplace"}
 
 
@@ -67,7 +67,7 @@ def combination(mine: Function, theirs: Function) -> tuple[float, float]:
     a, b = _slope(mine), _slope(theirs)
     if a is not None and b is not None and abs(b) != 1:  # both are linear on each side of zero
         return (1 - a * b) / (1 - b * b), (b - a) / (1 - b * b)
-    raise Unfoldable(f"its activation is {mine[0]}, that of the layers beside it is {theirs[0]}")
+    raise Unfoldable(f"its activation is {mine[0]}, that of the layers parallel to it is {theirs[0]}")
 
 
 def _slope(function: Function) -> float | None:

@@ -17,9 +17,9 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 
 class ConstantNodes:
-    """The nodes that are computed from parameters, buffers and numbers alone, each looked at once, when asked for.
+    """The nodes that are computed from parameters, buffers and numbers alone. Each is looked at once, when needed.
 
-    A graph may be changed meanwhile, as long as no node that was asked for becomes another.
+    A graph may be changed meanwhile, as long as no node that was looked at becomes another.
     """
 
     def __init__(self) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from utcompile.folding.folding import Folding, Unfoldable
 from utcompile.folding.site import untuned
-from utcompile.graph import Role, info, is_state, value_of
+from utcompile.graph import Role, info, is_state, owner_path, value_of
 from utcompile.rewrite import TunedWeight
 
 BETWEEN = (Role.PARAMETER, Role.TUNER)  # roles of nodes that hand a changed parameter on
@@ -43,3 +44,13 @@ def of_parameters(node: fx.Node) -> bool:
     if is_state(node):
         return True
     return info(node).role in BETWEEN and all(of_parameters(n) for n in node.all_input_nodes)
+
+
+def check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
+    """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
+    owner = owner_path(name)
+    for node in model.graph.nodes:
+        reads = node.op == "call_module" and str(node.target) == owner
+        reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine
+        if reads and node not in mine:
+            raise Unfoldable(f"the weight {name} is shared with {node.name}, which is not tuned")

@@ -1,7 +1,7 @@
 """The way of an affine map of channels, `v -> M v + c`: back to layers that make a value, or on to those that read it.
 
 A frozen factor γ is never divided by, for it may be 1e-6: the layer takes it, and γ becomes 1, so that the module that
-holds it can stay.
+has it can stay.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CASES = (
 
 @dataclass
 class Changes:
-    """What is to become of parameters: those of layers, and others by name."""
+    """New values of parameters: those of layers, and others by name."""
 
     layers: list[Parameters] = field(default_factory=list)
     values: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Changes:
 
 
 def map_before(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> Changes:
-    """Changes that turn what a node yields into `m` of it; `path` is what reads it and wants that."""
+    """Changes that turn what a node yields into `m` of it; `path` reads it, and needs that."""
     op = operation(value, model.root)
     if op.name == "getitem" and operation(value.args[0], model.root).name == "split":  # type: ignore[arg-type]
         return _before_split(model, value, m, path)
@@ -158,12 +158,12 @@ def _before_addition(model: Folding, scale: Scale, m: Map, path: list[fx.Node]) 
     model.check_read_once(scale.node, name)
     if isinstance(m, Mixing):
         if p.shape[m.axis] != len(m.shift):
-            raise Unfoldable(f"{name}, which is added between, has no channels of its own")
+            raise Unfoldable(f"{name}, which is added on the way, has no channels")
         added = _mixed(m, p)
     else:
         added = m.factor * p + m.shift
     if added.shape != p.shape:
-        raise Unfoldable(f"{name}, which is added between, has not the size that would take the shift")
+        raise Unfoldable(f"{name}, which is added on the way, has not the size that would take the shift")
     found = Changes(values={name: added.reshape(model.state(name).shape)})
     found.add(map_before(model, scale.source, _map(m, torch.zeros_like(m.shift)), path))
     return found
@@ -195,7 +195,7 @@ def _before_product(model: Folding, value: fx.Node, op: Operation, m: Elementwis
                 return map_before(model, operand, m, [value])
             except Unfoldable as reason:
                 reasons.append(str(reason))
-    raise Unfoldable(reasons[0] if reasons else f"mul ({value.name}) stands between")
+    raise Unfoldable(reasons[0] if reasons else f"mul ({value.name}) is on the way")
 
 
 def _check_others(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -> None:
@@ -283,7 +283,7 @@ def _after_scale(m: Map, f: torch.Tensor, t: torch.Tensor, rank: int) -> Map:
     if isinstance(m, Elementwise):
         return Elementwise(m.factor * f, m.factor * t + m.shift)
     if any(n != 1 for v in (f, t) for a, n in enumerate(v.shape) if a != m.axis):
-        raise Unfoldable("a factor that differs by position stands between")
+        raise Unfoldable("a factor that differs by position is on the way")
     vectors = (v.reshape(-1).expand(len(m.shift)) for v in (f, t))
     factor, shift = vectors
     return Mixing(m.axis, m.matrix * factor, m.matrix @ shift + m.shift)

@@ -1,4 +1,4 @@
-"""Frozen affine maps that stand between layers: BatchNorm in eval, LayerScale, constants."""
+"""Frozen affine maps between layers: BatchNorm in eval, LayerScale, constants."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Scale:
     eps: float = 0.0
 
     def neutral(self, model: Folding) -> dict[str, torch.Tensor]:
-        """Values of its parameters with which it does nothing, so that the module that holds them can stay.
+        """Values of its parameters with which it does nothing, so that the module that has them can stay.
 
         Raises:
             Unfoldable: they are shared, or are not parameters of the model themselves.
         """
         if self.parameters is None:
-            raise Unfoldable(f"the constant of {self.node.name}, which stands between, cannot be changed")
+            raise Unfoldable(f"the constant of {self.node.name}, which is on the way, cannot be changed")
         found: dict[str, torch.Tensor] = {}
         for role, name in self.parameters.items():
             model.check_read_once(self.node, name)

@@ -1,4 +1,4 @@
-"""The layers that take an affine map of channels into their parameters: at their output, at their input, or beside."""
+"""Layers that take an affine map of channels into their parameters: of their output, of their input, or parallel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = (
     ),
     Case(
         "A3",
-        "beside a layer: `W x + b + M x + c = (W + M) x + (b + c)`",
+        "parallel to a layer: `W x + b + M x + c = (W + M) x + (b + c)`",
         "the layer reads the same x at the same stride; of a k×k kernel the tap that meets x at its own position "
         "takes M; grouped, M has the groups' blocks",
         "the tap next to it would add the neighbour's value",
@@ -137,14 +137,16 @@ def _before_batch_norm(model: Folding, layer: Layer, factor: torch.Tensor, shift
     return layer, layer.weight * factor, model.state(op.parameters["bias"]) + f * (factor * mean + shift - mean)
 
 
-def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None) -> Parameters:
+def parallel_layer(
+    model: Folding, node: fx.Node, op: Operation, m: Map, scale: Elementwise | None = None
+) -> Parameters:
     """The parameters with which an operation yields `f (W x + b) + t + m(x)`, f and t those of `scale`.
 
     Raises:
         Unfoldable: it has none that could.
     """
     if op.name not in DENSE or "weight" not in op.parameters:
-        raise Unfoldable(f"{op.name} ({node.name}) beside it is no linear or convolution")
+        raise Unfoldable(f"{op.name} ({node.name}) parallel to it is no linear or convolution")
     layer = _layer(model, node, op)
     if scale is None:
         weight, bias = layer.weight, layer.bias
@@ -165,7 +167,7 @@ def beside_layer(model: Folding, node: fx.Node, op: Operation, m: Map, scale: El
         [matrix[g * outputs : (g + 1) * outputs, g * inputs : (g + 1) * inputs] for g in range(groups)]
     )
     if bool(torch.block_diag(*blocks).ne(matrix).any()):
-        raise Unfoldable(f"{op.name} ({node.name}) beside it is grouped, and the tuner joins its groups")
+        raise Unfoldable(f"{op.name} ({node.name}) parallel to it is grouped, and the tuner joins its groups")
     added = torch.zeros_like(weight)
     tap: tuple[slice | int, ...] = (slice(None), slice(None), *_own_tap(node, op, tuple(weight.shape[2:])))
     added[tap] = blocks.reshape(-1, inputs)
@@ -178,7 +180,7 @@ def _own_tap(node: fx.Node, op: Operation, kernel: tuple[int, ...]) -> tuple[int
         return ()
     a = op.attributes
     if any(s != 1 for s in _sides(a["stride"], len(kernel))):
-        raise Unfoldable(f"{op.name} ({node.name}) beside it strides")
+        raise Unfoldable(f"{op.name} ({node.name}) parallel to it strides")
     return own_tap(node, op, kernel)
 
 

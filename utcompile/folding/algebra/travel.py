@@ -192,7 +192,7 @@ def _pool_of(op: Operation) -> str | None:
 
 def _check_linear(node: fx.Node, op: Operation) -> None:
     if op.name in _HOMOGENEOUS or _pool_of(op) == "max":
-        raise Unfoldable(f"{op.name} ({node.name}) stands between, through which no full matrix passes")
+        raise Unfoldable(f"{op.name} ({node.name}) is on the way, and no full matrix passes through it")
 
 
 def _pooled_axes(node: fx.Node, op: Operation) -> tuple[int, ...]:
@@ -225,7 +225,7 @@ def _one_channel(source: fx.Node, axes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _homogeneous(node: fx.Node, op: Operation, m: Elementwise) -> Elementwise:
     if bool(m.shift.any()) or not bool((m.factor > 0).all()):
-        raise Unfoldable(f"{op.name} ({node.name}) stands between, through which only positive factors pass")
+        raise Unfoldable(f"{op.name} ({node.name}) is on the way, and only positive factors pass through it")
     return m
 
 
@@ -283,7 +283,7 @@ def _mixed(model: Folding, path: Sequence[fx.Node], source: fx.Node, axis: int) 
         distance, order = (out.flatten()[:, None] - labels).abs().min(1)
         if bool((distance < 1e-9).all()) and len(order.unique()) == len(labels):
             return long[0], order
-    raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
+    raise Unfoldable(f"{path[-1].name} is on the way, and takes the channels apart")
 
 
 def _mixed_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, after: Mixing) -> Mixing:
@@ -300,7 +300,7 @@ def _mixed_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, afte
             matrix[order[:, None], order] = after.matrix
             shift[order] = after.shift
             return Mixing(axis, matrix, shift)
-    raise Unfoldable(f"{path[-1].name} stands between and takes the channels apart")
+    raise Unfoldable(f"{path[-1].name} is on the way, and takes the channels apart")
 
 
 def _mixed_after(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Mixing) -> Mixing:

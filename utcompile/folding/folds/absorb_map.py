@@ -8,7 +8,7 @@ from torch import fx
 from utcompile.folding.algebra import routes, sinks, travel
 from utcompile.folding.algebra.routes import Changes, map_after, map_before
 from utcompile.folding.algebra.scales import scale_of
-from utcompile.folding.algebra.sinks import beside_layer
+from utcompile.folding.algebra.sinks import parallel_layer
 from utcompile.folding.algebra.travel import Elementwise, Map, Mixing
 from utcompile.folding.base import Fold
 from utcompile.folding.folding import Folding, Unfoldable
@@ -23,7 +23,7 @@ class AbsorbMap(Fold):
 
     A sequential tuner goes back through what lies between (`algebra/routes.py`) to layers that take it at their output
     (`algebra/sinks.py`); where there are none, on to those that take it at their input, all of them. A parallel one
-    goes into the layer beside it that reads the same x.
+    goes into the layer parallel to it that reads the same x.
     """
 
     status = "absorbed"
@@ -43,7 +43,7 @@ class AbsorbMap(Fold):
         assert site.linear is not None
         tuner, source = site.call, site.source
         if site.total is not None:
-            return _beside(model, tuner, site.total, source, _as_map(site.linear, tensor(tuner).rank))
+            return _parallel(model, tuner, site.total, source, _as_map(site.linear, tensor(tuner).rank))
         m = _as_map(site.linear, tensor(source).rank)
         try:
             changes, outputs = map_before(model, source, m, [tuner]), [tuner]
@@ -66,8 +66,8 @@ def _as_map(linear: ChannelMap, rank: int) -> Map:
     return Elementwise(linear.matrix.reshape(shape), linear.shift.reshape(shape))
 
 
-def _beside(model: Folding, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map) -> Patch:
-    """Into the layer that reads what the tuner reads, through the frozen scales that stand between it and the sum."""
+def _parallel(model: Folding, tuner: fx.Node, total: fx.Node, source: fx.Node, m: Map) -> Patch:
+    """Into the layer that reads what the tuner reads, through the frozen scales between it and the sum."""
     value, reader = total.args[0], total
     assert isinstance(value, fx.Node)
     rank = tensor(total).rank
@@ -95,8 +95,8 @@ def _beside(model: Folding, tuner: fx.Node, total: fx.Node, source: fx.Node, m: 
         value, reader = step, value
     if op.inputs != (source,):
         reads = op.inputs[0].name if op.inputs else "nothing"
-        raise Unfoldable(f"it reads {source.name}, and {op.name} ({value.name}) beside it reads {reads}")
-    changes = Changes([beside_layer(model, value, op, m, scale)], neutral)
+        raise Unfoldable(f"it reads {source.name}, and {op.name} ({value.name}) parallel to it reads {reads}")
+    changes = Changes([parallel_layer(model, value, op, m, scale)], neutral)
 
     draft = Draft()
     changes.make(draft)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from utcompile.folding.algebra.parameters import BETWEEN, is_quantised, of_parameters, operations_of
+from utcompile.folding.algebra.parameters import BETWEEN, check_readers, is_quantised, of_parameters, operations_of
 from utcompile.folding.algebra.rounding import share_retained
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
 from utcompile.folding.execute import double_copy
-from utcompile.folding.folding import Folding, Unfoldable
+from utcompile.folding.folding import Folding
 from utcompile.folding.patch import Added, Draft, Edit, Editor, New, Operand, Patch, Remove, Replace
 from utcompile.folding.site import Site
 from utcompile.graph import Role, info, is_state, origin_of, owner_path
@@ -23,10 +23,10 @@ from utcompile.rewrite import TunedWeight, to_module, written_again
 class AbsorbWeight(Fold):
     """A weight tuner goes into the weight.
 
-    1. As a branch, `T(x, y)` beside `y = OP(x; W)`: `W = T.changed(W)`, and the branch goes.
+    1. As a branch, `T(x, y)` next to `y = OP(x; W)`: `W = T.changed(W)`, and the branch goes.
     2. Reparametrised, `OP(x; T(W))`: `W = T.changed(W)`, and the original call comes back.
 
-    `Tuner.changed`, run in float64, is all that is asked of a tuner, so a user's own is absorbed too.
+    `Tuner.changed`, run in float64, is all that a tuner needs, so a user's own is absorbed too.
     """
 
     status = "absorbed"
@@ -34,7 +34,7 @@ class AbsorbWeight(Fold):
     cases = (
         Case(
             "W1",
-            "a weight tuner, beside the operation or in the place of its weight: `y = OP(x; W) + s·B(A(x)) = "
+            "a weight tuner, next to the operation or in the place of its weight: `y = OP(x; W) + s·B(A(x)) = "
             "OP(x; W + s·BA)`",
             "every reader of the weight belongs to the site",
             "a call that is not tuned would see `W + s·BA` too. Calls of one module share a site; a tie to "
@@ -67,7 +67,7 @@ class AbsorbWeight(Fold):
         assert isinstance(site.place, TunedWeight)
         names = list(site.place.tunes.values())
         for known in filter(None, names):
-            _check_readers(model, known, {*operations, *nodes.get(Role.TUNER, ())})
+            check_readers(model, known, {*operations, *nodes.get(Role.TUNER, ())})
         before = [model.state(n) if n is not None else None for n in names]
         with torch.no_grad():
             made = double_copy(site.tuner).changed(*before)  # type: ignore[operator]
@@ -94,7 +94,7 @@ class AbsorbWeight(Fold):
 
 
 def _read_by(output: fx.Node) -> fx.Node:
-    """What an operation, or the branch beside it, reads."""
+    """The value that an operation, or the branch next to it, reads."""
     source = next(n for n in output.all_input_nodes if not of_parameters(n) and info(n).size is None)
     return source.all_input_nodes[0] if info(source).role == Role.PADDING else source
 
@@ -159,16 +159,6 @@ def _new_name(model: Folding, operations: list[fx.Node], taken: Collection[str])
     while name in taken or name in dict(model.root.named_parameters(remove_duplicate=False)):
         name += "_"
     return name
-
-
-def _check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
-    """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
-    owner = owner_path(name)
-    for node in model.graph.nodes:
-        reads = node.op == "call_module" and str(node.target) == owner
-        reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine
-        if reads and node not in mine:
-            raise Unfoldable(f"the weight {name} is shared with {node.name}, which is not tuned")
 
 
 def _sweep(graph: Editor, nodes: list[fx.Node]) -> None:

@@ -24,7 +24,7 @@ _FREE = having(Trait.VIEW | Trait.SAME | Trait.DROPOUT)
 
 
 class Constants(BaseFold):
-    """`f(W)`, W alone, becomes a buffer that holds its value."""
+    """`f(W)`, W alone, becomes a buffer with its value."""
 
     name = "constants"
     status = "constant"

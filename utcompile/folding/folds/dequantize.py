@@ -1,13 +1,15 @@
-"""Weight sites beside quantised weights: kept, or on request folded into a weight of floating-point numbers."""
+"""Weight sites next to quantised weights: kept, or on request folded into a weight of floating-point numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-from torch import fx
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from utcompile.folding.algebra.parameters import is_quantised, operations_of
+from utcompile.folding.algebra.parameters import check_readers, is_quantised, operations_of
 from utcompile.folding.algebra.rounding import share_retained
 from utcompile.folding.base import Fold
 from utcompile.folding.case import Case
@@ -21,14 +23,14 @@ from utcompile.rewrite import TunedWeight
 
 
 class Dequantize(Fold):
-    """`y + s·B(A x)` beside `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
+    """`y + s·B(A x)` next to `y = OP(x; deq(Q))` becomes `OP(x; W)` with `W = deq(Q) + s·BA`, and Q goes."""
 
     status = "absorbed"
     trusted = True
     cases = (
         Case(
             "W2",
-            "beside a quantised weight, `y = OP(x; deq(Q)) + s·B(A(x)) = OP(x; deq(Q) + s·BA)`",
+            "next to a quantised weight, `y = OP(x; deq(Q)) + s·B(A(x)) = OP(x; deq(Q) + s·BA)`",
             "the weight holds floating-point or complex numbers; or `dequantize=True`: the operation reads a new "
             "parameter `….weight_dequantized`, in the dtype that it computed in, and the quantised tensors go",
             "an int8 weight plus `s·BA` is no int8 weight: the tuner is kept",
@@ -37,8 +39,10 @@ class Dequantize(Fold):
         Case(
             "W2",
             "",
-            "the operation reads a weight that is computed before",
-            "a layer that reads the quantised tensors in its own operation (an `autograd.Function`) is always kept",
+            "the operation reads a weight that is computed before, or it is a linear whose weight is of a quantiser's "
+            "class (torchao's) and that computes what the dequantised weight computes",
+            "a layer that reads the quantised tensors in its own operation (an `autograd.Function`) is always kept; so "
+            "is a layer that rounds its input to int8 too",
             "tuners/test_quantised.py::test_lora_stands_beside_a_layer_with_its_own_backward",
         ),
     )
@@ -52,19 +56,21 @@ class Dequantize(Fold):
         """Make one weight of floating-point numbers.
 
         Raises:
-            Unfoldable: `dequantize=True` was not asked for, or the operation reads no weight that can be computed once.
+            Unfoldable: `dequantize=True` was not given, or the operation reads no weight that can be computed once.
         """
         operations = operations_of(site.nodes)
         kinds = sorted({str(t.dtype).removeprefix("torch.") for n in operations for t in _quantised(model, n)})
         what = f"its weight is quantised ({', '.join(kinds)})" if kinds else "its weight is quantised"
         if not model.options.dequantize:
             raise Unfoldable(f"{what}, and stays so; `dequantize=True` folds into a weight of floating-point numbers")
+        if all(n.op == "call_module" for n in operations):
+            return _of_layer(model, site, operations, what)
         made = double_copy(site.tuner)
         shapes = tuple(made.weight_shape)  # type: ignore[arg-type]
         found = [next((i for i in n.all_input_nodes if _is_weight(i, shapes)), None) for n in operations]
         operands = [o for o in found if o is not None]
         if len(operands) != len(operations):
-            raise Unfoldable(f"{what}, and {operations[0].name} reads it in a form of its own")
+            raise Unfoldable(f"{what}, and {operations[0].name} reads it in its own form")
         before = _evaluated(model, operands[0])
         with torch.no_grad():
             after = made.changed(before)  # type: ignore[operator]
@@ -79,6 +85,37 @@ class Dequantize(Fold):
             draft.edits += [weight, Redirect(node, operand, weight), Replace(branch, by=node), Unread(_behind(operand))]
         sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in branches)
         return draft.patch(sources, branches, share_retained(before, after, home))
+
+
+def _of_layer(model: Folding, site: Site, operations: list[fx.Node], what: str) -> Patch:
+    """A linear whose weight is of a quantiser's class: it reads the numbers that the weight stands for."""
+    path = str(operations[0].target)
+    layer, name = model.root.get_submodule(path), f"{path}.weight"
+    weight = layer._parameters.get("weight")
+    if not isinstance(layer, nn.Linear) or weight is None or not is_traceable_wrapper_subclass(weight):
+        raise Unfoldable(f"{what}, and {operations[0].name} reads it in its own form")
+    check_readers(model, name, {*operations, *site.nodes[Role.BRANCH]})
+    try:
+        before, home = in_float64(name, weight), (weight.dtype, weight.device)
+        if not _is_plain(layer, before.to(weight.device, weight.dtype)):
+            raise Unfoldable(f"{what}, and {operations[0].name} rounds what it reads too")
+    except NotImplementedError as error:
+        raise Unfoldable(f"{what}, and says no numbers: {error}".partition("\n")[0]) from error
+    with torch.no_grad():
+        after = double_copy(site.tuner).changed(before)
+    draft, branches = Draft(), site.nodes[Role.BRANCH]
+    draft.values[name] = New(after, home)
+    draft.edits += [Replace(b, by=n) for b, n in zip(branches, operations, strict=True)]
+    sources = tuple(next(n for n in b.all_input_nodes if not is_state(n)) for b in branches)
+    return draft.patch(sources, branches, share_retained(before, after, home[0]))
+
+
+def _is_plain(layer: nn.Linear, weight: torch.Tensor) -> bool:
+    """Whether a quantised layer computes what it would compute with a weight of floating-point numbers."""
+    x = torch.randn(8, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad():
+        own, plain = layer(x), F.linear(x, weight, layer.bias)
+    return bool((own - plain).abs().max() <= torch.finfo(weight.dtype).eps ** 0.5 * plain.abs().max())
 
 
 def _behind(operand: fx.Node) -> tuple[fx.Node, ...]:

@@ -22,7 +22,7 @@ from utcompile.rewrite import TunedTokens
 class ConstantTokens(Fold):
     """`K_p` and `V_p` are the same for every sample.
 
-    A prefix holds them; a prompt P has them by the frozen norm and projections, `K_p = W_k LN(P) + b_k`. The attention
+    A prefix has them; a prompt P has them by the frozen norm and projections, `K_p = W_k LN(P) + b_k`. The attention
     itself stays as it is.
     """
 
@@ -31,9 +31,9 @@ class ConstantTokens(Fold):
     cases = (
         Case(
             "T1",
-            "learned keys and values: a prefix holds them; a prompt P has them by the frozen norm and "
+            "learned keys and values: a prefix has them; a prompt P has them by the frozen norm and "
             "projections, `K_p = W_k LN(P) + b_k`",
-            "they are the same for every sample: a user's own tokens tuner is asked once",
+            "they are the same for every sample: a custom tuner of tokens is run once",
             "keys that depend on x are others for the next x; the proof finds out",
             "folding/test_own_folds.py::test_tokens_that_depend_on_the_input_are_kept",
         ),

@@ -1,4 +1,4 @@
-"""Widening: a parallel tuner becomes extra channels of the frozen layers beside it; the same operations, wider."""
+"""Widening: a parallel tuner becomes extra channels of the frozen layers parallel to it; the same operations, wider."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.folding.algebra.activations import IDENTITY, Function, activation, combination, composed
-from utcompile.folding.algebra.beside import Chain, Squeeze, find_chain
+from utcompile.folding.algebra.layer_chain import Chain, Squeeze, find_chain
 from utcompile.folding.algebra.layers import Layer, widened_sizes
 from utcompile.folding.algebra.scales import Scale, without_scale
 from utcompile.folding.algebra.sinks import own_tap
@@ -23,7 +23,7 @@ from utcompile.graph import GraphView, Operation, Value, descendants, module_ope
 CASES = (
     Case(
         "E1",
-        "the same activation, beside one ffn: `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + "
+        "the same activation, parallel to one ffn: `W2 σ(W1 n + b1) + b2 + U σ(D n + d) + u = [W2, U] σ([W1; D] n + "
         "[b1; d]) + (b2 + u)`. Where the ffn is gated, `W2 (σ(W1 n + b1) ⊙ (W3 n + b3))`, the gate gets rows of "
         "zeros with bias 1; W1 and W3 may be halves of one packed layer",
         "σ's attributes are the same; PReLU is refused for its parameter per channel",
@@ -61,10 +61,10 @@ CASES = (
     Case(
         "E2",
         "another activation, `σ_T(z) = α σ(z) + β σ(−z)`: twice the channels, `[D; −D]`, `[αU, βU]`",
-        "a linear tuner beside GELU (both forms), SiLU, Hardswish: `σ(z) − σ(−z) = z`, for `Φ(z) + Φ(−z) = 1`; "
-        "identity, ReLU and LeakyReLU beside ReLU or LeakyReLU",
-        "ReLU6: `relu6(8) − relu6(−8) = 6`. ReLU beside GELU: `gelu(−1) = −0.159`",
-        "folding/test_widen.py::test_kept_with_its_reason[a linear tuner beside ReLU6]",
+        "a linear tuner parallel to GELU (both forms), SiLU, Hardswish: `σ(z) − σ(−z) = z`, for `Φ(z) + Φ(−z) = 1`; "
+        "identity, ReLU and LeakyReLU parallel to ReLU or LeakyReLU",
+        "ReLU6: `relu6(8) − relu6(−8) = 6`. ReLU parallel to GELU: `gelu(−1) = −0.159`",
+        "folding/test_widen.py::test_kept_with_its_reason[a linear tuner parallel to ReLU6]",
     ),
     Case(
         "E3",
@@ -111,9 +111,9 @@ _OPEN = {"sigmoid": 40.0, "hardsigmoid": 4.0}  # a gate's input at which it is 1
 
 
 class Widen(Fold):
-    """A tuner becomes more hidden channels of the layers beside it.
+    """A tuner becomes more hidden channels of the layers parallel to it.
 
-    With D, d the tuner's Down, U, u its Up times its scale, σ_T its activation, and σ that of the layers beside it:
+    D, d are the tuner's Down; U, u are its Up times its scale; σ_T is its activation, and σ that of the layers:
 
         W2 σ(W1 n + b1) + b2  +  U σ(D n + d) + u  =  [W2, U] σ([W1; D] n + [b1; d]) + (b2 + u)
 
@@ -133,7 +133,7 @@ class Widen(Fold):
             return True  # it is one that cannot be widened; planning says why
 
     def plan(self, site: Site, model: Folding) -> Patch:
-        """Find out whether the tuner can go into the chain of layers beside it.
+        """Find out whether the tuner can go into the chain of layers parallel to it.
 
         Raises:
             Unfoldable: the chain, the activation or the tuner's form does not allow it.
@@ -219,7 +219,7 @@ def _matched(chain: Chain, view: GraphView, mine: Channels) -> Channels:
 
 
 def _check_depthwise(chain: Chain, bottleneck: Channels) -> tuple[int, ...]:
-    """The tap at which the delta of the new channels stands.
+    """The tap at which the delta of the new channels is 1.
 
     Raises:
         Unfoldable: there is none, or the tuner strides otherwise.
@@ -234,7 +234,9 @@ def _check_depthwise(chain: Chain, bottleneck: Channels) -> tuple[int, ...]:
         tap = own_tap(layer.node, layer.op, tuple(layer.weight.shape[2:]), chain.padding)
     mine = {1, *bottleneck.stride} - {1}, {1, *stride} - {1}
     if mine[0] != mine[1]:
-        raise Unfoldable(f"it strides by {list(bottleneck.stride) or 1}, the layers beside it by {list(stride) or 1}")
+        raise Unfoldable(
+            f"it strides by {list(bottleneck.stride) or 1}, the layers parallel to it by {list(stride) or 1}"
+        )
     return tap
 
 

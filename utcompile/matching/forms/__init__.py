@@ -1,4 +1,4 @@
-"""The places of tuners, one type and one file for each form of insertion."""
+"""The places of tuners, one type and one file per form of insertion."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def placed(found: Found, before: Sequence[Earlier] = (), is_last: bool = True) -
         is_last: for a stage of a side network, whether it is the last.
 
     Raises:
-        UtcError: the tuner may not stand there.
+        UtcError: the tuner cannot be inserted there.
     """
     match found.rule.insert:
         case ValueInsertion() as insertion:

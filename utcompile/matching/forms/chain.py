@@ -1,7 +1,7 @@
-"""`chain: v -> z`: the matches of one rule make one side network, a stage each, in graph order.
+"""`chain: v -> z`: the matches of one rule make one side network, one stage per match, in graph order.
 
-Stage l reads `v` of its match, detached, and what stage l-1 yields; the first reads `from:` of the first match, if the
-rule says so. The last stage brings its state to `z` of the last match, which it replaces or joins.
+Stage l reads `v` of its match, detached, and the state of stage l-1; the first stage reads `from:` of the first match,
+if the rule has it. The last stage brings its state to `z` of the last match, which it replaces or joins.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from utcompile.tuners import ChainSite, Port, Tuner
 
 @dataclass(frozen=True, kw_only=True)
 class ChainPlace(TunerPlace):
-    """One stage's place in its side network.
+    """The place of one stage in its side network.
 
     Attributes:
-        site: what the tuner is built from.
+        site: the site as the tuner's `build` sees it.
         source: the value of the backbone that the stage reads.
         before: the id of the stage before it, None for the first.
-        start: what the first stage reads as the state before it, or None.
+        start: the value that the first stage reads as its previous state, or None.
         end: the value that the last stage replaces or joins, None for the others.
-        state: what the stage yields.
+        state: the state that the stage returns.
     """
 
     site: ChainSite = field(compare=False)
@@ -43,35 +43,35 @@ class ChainPlace(TunerPlace):
 
     @property
     def targets(self) -> tuple[fx.Node, ...]:
-        """The end of the network; of the stages before the last, what they read."""
+        """The end of the network; for the stages before the last, the value that they read."""
         return (self.end if self.end is not None else self.source,)
 
     @property
     def given(self) -> tuple[Value, ...]:
-        """What the tuner's `forward` takes."""
+        """The inputs of the tuner's `forward`."""
         previous = self.site.previous
         return (self.site.source.value,) if previous is None else (self.site.source.value, previous.value)
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A stage that a further one is chained to: its site's id, and its place."""
+    """An earlier stage: the id of its site, and its place."""
 
     id: str
     place: ChainPlace
 
 
 def place(found: Found, insertion: ChainInsertion, *, before: Sequence[Earlier], is_last: bool) -> Placed[ChainPlace]:
-    """Check that a stage may read its match, and that the last one may change the end.
+    """Check that a stage can read its match, and that the last stage can change the end.
 
     Args:
         found: the stage's match.
-        insertion: the rule's.
+        insertion: the insertion of the rule.
         before: the stages so far.
         is_last: whether the network ends here.
 
     Raises:
-        UtcError: it may not, or the network would read what it changes; `where` is left to the caller.
+        UtcError: it cannot, or the network would read a value that it changes; the caller adds `where`.
     """
     view, env = found.view, found.env
     source = _as_map(env[insertion.source], view)
@@ -118,7 +118,7 @@ def _as_map(node: fx.Node, view: GraphView) -> fx.Node:
 
 
 def _state(stage: Earlier) -> Port:
-    """What a stage yields."""
+    """The state of a stage."""
     assert stage.place.state is not None
     return replace(stage.place.state, name=f"the state of {stage.id}")
 
@@ -128,7 +128,7 @@ def _check_order(insertion: ChainInsertion, read: list[fx.Node], end: fx.Node, v
         if node is not end and view.depends(node, end):
             raise UtcError(
                 f"'{insertion.source}' at {describe(node)} is computed from '{insertion.target}' at {describe(end)}",
-                why="a side network must not read what it changes",
+                why="a side network must not read a value that it changes",
                 fix="let the chain end at a later value",
             )
 
@@ -143,7 +143,7 @@ def _check(tuner: Tuner, site: ChainSite, yields: Port) -> None:
             found = tuple(tuner(*given).shape)
         if found != yields.value.sizes(batch):
             raise UtcError(
-                f"the stage yields {list(found)} where {list(yields.value.sizes(batch))} is wanted, at batch {batch}",
+                f"the stage yields {list(found)} where {list(yields.value.sizes(batch))} is needed, at batch {batch}",
                 fix="choose captures of matching shapes",
             )
 

@@ -1,4 +1,4 @@
-"""One match of a rule, from which a form's `place` makes a site; and the checks that several forms share."""
+"""One match of a rule, from which the `place` of a form makes a site; and the checks that several forms share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from utcompile.graph import GraphView, Operation, describe, value_of
 from utcompile.matching.engine import Bindings
 from utcompile.matching.fitting import Fitting
 from utcompile.matching.grid import grid_of
+from utcompile.matching.heads import has_windows
 from utcompile.matching.parameters import channel_axis_of
 from utcompile.rules import Rule
 from utcompile.tuners import Port, Tuner, TunerConfig, tuner_class
@@ -23,10 +24,10 @@ class Found:
 
     Attributes:
         rule: the rule.
-        path: the module whose call encloses the match.
+        path: the path of the module whose call encloses the match.
         env: the captures.
         view: the graph.
-        fitting: tries tuners, each kind of site once.
+        fitting: the tuners that were tried, by kind of site.
     """
 
     rule: Rule
@@ -37,7 +38,7 @@ class Found:
 
     @property
     def config(self) -> TunerConfig:
-        """The tuner's config, as the rule states it."""
+        """The tuner's config in the rule."""
         return self.rule.insert.tuner.config
 
     @property
@@ -61,8 +62,9 @@ class Found:
         if node.op == "get_attr" and value is not None:
             return Port(value, channel_axis_of(node, self.view), name)
         if value is None:
-            raise UtcError(f"'{name}' is no single tensor", fix="name a capture that is one")
-        return Port(value, self.view.channel_axis[node], name, grid_of(node, self.view) if value.rank == 3 else None)
+            raise UtcError(f"'{name}' is not a single tensor", fix="name a capture of one tensor")
+        grid = grid_of(node, self.view) if value.rank == 3 else None
+        return Port(value, self.view.channel_axis[node], name, grid, has_windows(node, self.view))
 
     def check_real(self, values: Sequence[fx.Node]) -> None:
         """Refuse a tuner of real numbers where a value is complex."""
@@ -72,7 +74,7 @@ class Found:
                 raise no_complex(self.config.kind, "the value", str(value.dtype))
 
     def check_unwritten(self, nodes: Sequence[fx.Node]) -> None:
-        """Raise where the memory of a value is overwritten after the value is made."""
+        """Refuse a value whose memory is overwritten later."""
         for node in nodes:
             value = value_of(node)
             for write in self.view.mutations.get(value.storage, ()) if value is not None else ():
@@ -88,5 +90,5 @@ def no_complex(kind: str, what: str, dtype: str) -> UtcError:
     """The refusal of complex numbers."""
     return UtcError(
         f"a {kind} tuner computes with real numbers, and {what} is {dtype.removeprefix('torch.')}",
-        fix="tune a complex weight with {kind: lora}, which then has complex factors, or a real value near it",
+        fix="tune a complex weight with {kind: lora}, which then has complex factors; or tune a real value near it",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -25,42 +25,42 @@ class Trial:
     """
 
     shapes: Sequence[tuple[int, ...] | None]
-    run: Callable[..., Any]
+    run: Callable[..., object]
     start: Callable[..., None] | None = None
     takes_dtype: bool = False
 
 
 class TunerPlace(ABC):
-    """Where a tuner goes, whatever its form: what the phases after matching ask of it.
+    """The place of a tuner of any form, with the methods that later phases use.
 
-    Each form's place also has `site` (what the tuner is built from), `source` (the value that it reads) and `targets`
-    (what it changes).
+    The place of every form also has `site` (the site as the tuner's `build` sees it), `source` (the value that the
+    tuner reads) and `targets` (the nodes that it changes).
     """
 
     @property
     @abstractmethod
     def given(self) -> tuple[Value, ...]:
-        """What the tuner's `forward` takes; for a weight tuner, what the operation reads."""
+        """The inputs of the tuner's `forward`; for a weight tuner, of the operation."""
 
     def read(self, view: GraphView) -> Sequence[Value]:
-        """What the tuner reads in one call of the model."""
+        """The values that the tuner reads in one call of the model."""
         return self.given
 
     def run(self, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
-        """Run a tuner as it runs in one call of the model, for what that costs.
+        """Run a tuner as it runs in one call of the model, to count its cost.
 
         Args:
             tuner: the tuner.
-            inputs: what `read` says.
+            inputs: tensors for the values of `read`.
 
         Returns:
-            Whether the operation then saves what it reads, for the gradient of a weight that the tuner has made.
+            Whether the operation then saves its input, for the gradient of a weight that the tuner has made.
         """
         tuner(*inputs)
         return False
 
     def trial(self, tuner: Tuner, batch: int) -> Trial | None:
-        """How the tuner is tried alone, at a batch size; None where it reads what is no real number."""
+        """The trial of the tuner alone, at a batch size; None where it reads values that are not real numbers."""
         if not all(value.dtype.is_floating_point for value in self.given):
             return None
         return Trial(shapes=[value.sizes(batch) for value in self.given], run=tuner)
@@ -71,14 +71,15 @@ P = TypeVar("P", bound=TunerPlace, covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Generic[P]):
-    """A place, and what a plan says of it.
+    """A place, and its facts for a plan.
 
     Attributes:
         place: the place.
-        config: the tuner's config, settled where the rule leaves it open.
-        parameters: how many parameters the tuner trains.
-        reads: the value it reads, and `writes`: the value it changes.
-        note: what the plan says of it below its table.
+        config: the tuner's config; what the rule leaves open is decided.
+        parameters: the number of parameters that the tuner trains.
+        reads: the value that it reads.
+        writes: the value that it changes.
+        note: a remark of the plan below its table.
     """
 
     place: P

@@ -54,7 +54,7 @@ class StreamTokensPlace(TunerPlace):
     """Where learned tokens enter a stream, and how far they go.
 
     Attributes:
-        site: what the tuner is built from.
+        site: the site as the tuner's `build` sees it.
         source: the stream.
         at: how many tokens are in front of the learned ones; None for all.
         carried: every value that has the learned tokens, with the axes that they lengthen.
@@ -82,7 +82,7 @@ def place(found: Found, insertion: StreamTokensInsertion) -> Placed[StreamTokens
     """Check that learned tokens may live in a stream from a match on.
 
     Raises:
-        UtcError: they may not; `where` is left to the caller.
+        UtcError: they cannot; the caller adds `where`.
     """
     stream = found.env[insertion.target]
     port = found.port(insertion.target, stream)

@@ -17,12 +17,12 @@ from utcompile.tuners import TokensSite
 
 @dataclass(frozen=True, kw_only=True)
 class TokensPlace(TunerPlace):
-    """Where learned keys and values go.
+    """The place of learned keys and values.
 
     Attributes:
-        site: what the tuner is built from.
-        attention: the operation whose keys and values they join.
-        projection: for a tuner that yields tokens of the stream, how the stream becomes keys and values; else None.
+        site: the site as the tuner's `build` sees it.
+        attention: the operation whose keys and values the tokens join.
+        projection: for a tuner of tokens of the stream, the way from the stream to keys and values; otherwise None.
     """
 
     site: TokensSite = field(compare=False)
@@ -41,15 +41,15 @@ class TokensPlace(TunerPlace):
 
     @property
     def given(self) -> tuple[Value, ...]:
-        """What the tuner's `forward` takes: keys and values, or nothing."""
+        """The inputs of the tuner's `forward`: keys and values, or none."""
         return () if self.projection is not None else (self.site.source.value, self.site.target.value)
 
 
 def place(found: Found, insertion: TokensInsertion) -> Placed[TokensPlace]:
-    """Check that learned tokens may join the keys and values of a match.
+    """Check that learned tokens can join the keys and values of a match.
 
     Raises:
-        UtcError: they may not; `where` is left to the caller.
+        UtcError: they cannot; the caller adds `where`.
     """
     view = found.view
     attention = attention_of(insertion, found.env, view)

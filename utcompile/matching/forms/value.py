@@ -17,12 +17,12 @@ from utcompile.tuners import ValueSite
 
 @dataclass(frozen=True, kw_only=True)
 class ValuePlace(TunerPlace):
-    """Where a tuner of values goes.
+    """The place of a tuner of values.
 
     Attributes:
-        site: what the tuner is built from.
+        site: the site as the tuner's `build` sees it.
         source: the value that the tuner reads.
-        targets: the value that it changes; of a parameter, all its reads.
+        targets: the value that the tuner changes; for a parameter, all its reads.
         reader: the operation that alone reads the changed value; None for all readers.
     """
 
@@ -33,15 +33,15 @@ class ValuePlace(TunerPlace):
 
     @property
     def given(self) -> tuple[Value, ...]:
-        """What the tuner's `forward` takes."""
+        """The inputs of the tuner's `forward`."""
         return (self.site.source.value,)
 
 
 def place(found: Found, insertion: ValueInsertion) -> Placed[ValuePlace]:
-    """Check that a tuner of values may stand at a match.
+    """Check that a tuner of values can be inserted at a match.
 
     Raises:
-        UtcError: it may not; `where` is left to the caller.
+        UtcError: it cannot; the caller adds `where`.
     """
     view, env = found.view, found.env
     source, target = _aligned(env[insertion.source], env[insertion.target], view)
@@ -74,16 +74,16 @@ def place(found: Found, insertion: ValueInsertion) -> Placed[ValuePlace]:
 def _aligned(source: fx.Node, target: fx.Node, view: GraphView) -> tuple[fx.Node, fx.Node]:
     """The same two values in layouts of one shape, where there are such.
 
-    Swin adds attention to a stream `(B, H, W, C)` and the ffn to `(B, N, C)`: a block's end is read by one reshape
-    alone, so changing what that yields changes the block's end.
+    Swin adds attention to a stream `(B, H, W, C)` and the ffn to `(B, N, C)`. A reshape is the only reader of a block's
+    end, so a change of its result changes the block's end.
     """
     if value_of(source) is None or value_of(target) is None:
         return source, target
-    wanted = tensor(source).shape
+    shape = tensor(source).shape
     end = target
-    while tensor(end).shape != wanted and len(readers(end)) == 1 and "layout" in view.classes[readers(end)[0]]:
+    while tensor(end).shape != shape and len(readers(end)) == 1 and "layout" in view.classes[readers(end)[0]]:
         end = readers(end)[0]
-    if tensor(end).shape == wanted:
+    if tensor(end).shape == shape:
         return source, end
     for node in view.layout_chain(source):
         if tensor(node).shape == tensor(target).shape:

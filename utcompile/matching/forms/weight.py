@@ -14,21 +14,21 @@ from utcompile.graph import GraphView, Value, tensor, value_of
 from utcompile.matching.fitting import Fitted
 from utcompile.matching.forms.found import Found, no_complex
 from utcompile.matching.forms.placing import Placed, Trial, TunerPlace
-from utcompile.matching.weights import TunedWeight, beside_module, rows_of, tuned_weight
+from utcompile.matching.weights import TunedWeight, quantised_branch_of, rows_of, tuned_weight
 from utcompile.rules import MatchModule, WeightInsertion
 from utcompile.tuners import Tuner, TunerConfig, WeightSite
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightPlace(TunerPlace):
-    """Where a weight tuner goes.
+    """The place of a weight tuner.
 
     Attributes:
-        site: what the tuner is built from.
-        source: what the operation reads; the parameter itself where there is no operation.
-        targets: the operation; the calls of a module that is called several times.
+        site: the site as the tuner's `build` sees it.
+        source: the input of the operation; the parameter itself where there is no operation.
+        targets: the operation, or all calls of a module that is called several times.
         how: `branch` or `reparametrised`.
-        tunes: role to the name of the parameter that the tuner changes; None for one that it adds.
+        tunes: role to the name of the changed parameter; None for a parameter that the tuner adds.
     """
 
     site: WeightSite = field(compare=False)
@@ -39,16 +39,16 @@ class WeightPlace(TunerPlace):
 
     @property
     def given(self) -> tuple[Value, ...]:
-        """What the operation reads."""
+        """The input of the operation."""
         return (self.site.source.value,)
 
     def read(self, view: GraphView) -> Sequence[Value]:
-        """What the calls of the operation read; a parameter itself reads nothing."""
+        """The inputs of the calls of the operation; of a parameter itself, the parameter."""
         calls = [view.operations[target].inputs for target in self.targets]
         return [tensor(inputs[0] if inputs else self.source) for inputs in calls]
 
     def run(self, tuner: Tuner, inputs: Sequence[torch.Tensor]) -> bool:
-        """A branch runs in each call; a weight is changed once for all of them."""
+        """A branch runs in each call; a weight is changed once for all calls."""
         if self.how == "branch":
             for value in inputs:
                 tuner(value)
@@ -59,7 +59,7 @@ class WeightPlace(TunerPlace):
         return any(role != "bias" for role in self.tunes)
 
     def trial(self, tuner: Tuner, batch: int) -> Trial | None:
-        """Tried on the parameters that it changes; where it can change none, on what its branch reads."""
+        """A trial on the parameters that the tuner changes, or on the input of its branch where it changes none."""
         if self.site.held:
             return super().trial(tuner, batch)
         shapes = list(self.site.parameters.values())
@@ -67,10 +67,10 @@ class WeightPlace(TunerPlace):
 
 
 def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
-    """Check that a tuner of weights may stand at a match.
+    """Check that a tuner of weights can be inserted at a match.
 
     Raises:
-        UtcError: it may not; `where` is left to the caller.
+        UtcError: it cannot; the caller adds `where`.
     """
     view, config = found.view, found.config
     tuned = _weight(found, insertion)
@@ -81,11 +81,11 @@ def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
         target=found.port(insertion.target, tuned.node) if value_of(tuned.node) is not None else read,
         captures=found.captures,
         operation=tuned.operation,
-        weight_shape=tuned.held.shape if tuned.held else tuned.shapes.get("weight") or (),
+        weight_shape=tuned.unchangeable.shape if tuned.unchangeable else tuned.shapes.get("weight") or (),
         parameters=tuned.shapes,
         direct=tuned.direct,
         rows=rows_of(slices, found.env, tuned, view) if slices else (),
-        held=tuned.held.why if tuned.held else "",
+        held=tuned.unchangeable.why if tuned.unchangeable else "",
     )
     _check_real(found, tuned)
     fitted, config = _fitted(found, site, tuned)
@@ -93,7 +93,7 @@ def place(found: Found, insertion: WeightInsertion) -> Placed[WeightPlace]:
         raise UtcError(
             f"a {config.kind} tuner cannot change a weight that is quantised: {site.held}",
             why="its update would be rounded away, and no gradient would reach it",
-            fix="use {kind: lora}, whose branch stands beside the layer, an adapter, or a sequential ssf or ia3",
+            fix="use {kind: lora}, whose branch is parallel to the layer, an adapter, or a sequential ssf or ia3",
         )
     return Placed(
         place=WeightPlace(site=site, source=tuned.source, targets=(tuned.node,), how=fitted.how, tunes=tuned.names),
@@ -108,17 +108,17 @@ def _weight(found: Found, insertion: WeightInsertion) -> TunedWeight:
     view, target = found.view, found.env[insertion.target]
     made = target if target.op == "get_attr" else view.without_layout(target)
     if isinstance(found.rule.match, MatchModule) and target is found.env.get("y"):
-        beside = beside_module(found.path, found.env["x"], target, view)
-        if beside is not None:
-            return beside
+        branch = quantised_branch_of(found.path, found.env["x"], target, view)
+        if branch is not None:
+            return branch
     tuned = tuned_weight(made, found.tuner.roles, insertion.target, view)
     for name in filter(None, tuned.names.values()):
         tied = _tied(view, name)
         if tied and not insertion.all_uses:
             raise UtcError(
                 f"the weight {name} is tied to {', '.join(tied)}",
-                why="this tuner would change one use of it alone",
-                fix="say `all_uses: true` to let each use have its own tuner, or exclude the place in `where:`",
+                why="this tuner would change one of its uses alone",
+                fix="write `all_uses: true` to give each use its own tuner, or exclude the site in `where:`",
             )
     return tuned
 
@@ -139,10 +139,9 @@ def _check_real(found: Found, tuned: TunedWeight) -> None:
 
 
 def _fitted(found: Found, site: WeightSite, tuned: TunedWeight) -> tuple[Fitted, TunerConfig]:
-    """What the tuner is at a site; changed to `how: reparametrised` where a value is written to that a branch needs.
+    """The facts of a tuner at a site; with `how: reparametrised` where a value that a branch needs is overwritten.
 
-    A tuner that changes the weight leaves values alone: what is written into the result afterwards is the same write,
-    into other numbers.
+    A tuner that changes the weight does not read values, so a later write into the result is no problem.
     """
     config = found.config
     fitted = found.fitting.fit(config, site)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import fx
+from torch.fx.node import Argument, Target
 
-from utcompile.graph import Role, Value, info, inserted, origin_of, tensor
+from utcompile.graph import Role, Size, Value, info, inserted, origin_of, tensor
 from utcompile.matching.forms.stream_tokens import Resized, StreamTokensPlace, sizes_of
 from utcompile.rewrite.tokens import plus
 from utcompile.rewrite.writer import Inserted, Writer
@@ -25,7 +25,7 @@ def insert(writer: Writer, site: Inserted, place: StreamTokensPlace) -> None:
     learned = replace(value, shape=(1, length, value.shape[-1]), storage=-1)
     last = before
 
-    def call(role: Role, what: Callable[..., Any] | str, args: tuple[Any, ...], made: Value | None) -> fx.Node:
+    def call(role: Role, what: Target, args: tuple[Argument, ...], made: Value | None) -> fx.Node:
         nonlocal last
         with writer.graph.inserting_after(writer.after_inputs(last)):
             if isinstance(what, str):
@@ -46,8 +46,11 @@ def insert(writer: Writer, site: Inserted, place: StreamTokensPlace) -> None:
         parts = [before, *parts]
     else:
         first, others = (
-            call(Role.PART, operator.getitem, (before, (slice(None), part)), None)
-            for part in (slice(None, place.at), slice(place.at, None))
+            call(Role.PART, operator.getitem, (before, (slice(None), part)), _of_tokens(value, count))
+            for part, count in (
+                (slice(None, place.at), place.at),
+                (slice(place.at, None), plus(value.shape[1], -place.at)),
+            )
         )
         parts = [first, *parts, others]
     joined = call(Role.OPERATION, torch.cat, (parts, 1), _longer(value, frozenset([1]), length))
@@ -63,15 +66,20 @@ def insert(writer: Writer, site: Inserted, place: StreamTokensPlace) -> None:
 def _resize(writer: Writer, site: Inserted, resized: Resized, length: int) -> None:
     """Let a size that a reshape states grow; one that the model has read is read again where it is needed."""
     node = writer.mapping[resized.node]
-    sizes: list[Any] = [*(sizes_of(node) or ())]
-    if isinstance(sizes[resized.at], int):
-        sizes[resized.at] += length
+    sizes = [cast("Argument", size) for size in sizes_of(node) or ()]
+    size = sizes[resized.at]
+    if isinstance(size, int):
+        sizes[resized.at] = size + length
     else:
         with writer.graph.inserting_before(node):
-            size = writer.graph.call_method("size", (node.args[0], resized.of))
-        sizes[resized.at] = inserted(size, origin_of(node), role=Role.PART, site=site.id)
+            read = writer.graph.call_method("size", (node.args[0], resized.of))
+        sizes[resized.at] = inserted(read, origin_of(node), role=Role.PART, site=site.id)
     node.args = (node.args[0], *sizes) if node.op == "call_method" else (node.args[0], tuple(sizes))
     node.kwargs = {}
+
+
+def _of_tokens(value: Value, count: int | Size) -> Value:
+    return replace(value, shape=(value.shape[0], count, *value.shape[2:]))
 
 
 def _longer(value: Value, axes: frozenset[int], length: int) -> Value:

@@ -1,4 +1,4 @@
-"""How plans, differences and explanations are put into words: amounts, runs of module paths, aligned columns."""
+"""The text of plans, differences and explanations: amounts, runs of module paths, aligned columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def alike(path: str) -> str:
 
 
 def groups(paths: Iterable[str]) -> Mapping[str, list[str]]:
-    """Paths by what they are alike in, in order.
+    """Paths grouped by `alike`, in order.
 
     >>> groups(["blocks.0.qkv", "head", "blocks.1.qkv"])
     {'blocks.*.qkv': ['blocks.0.qkv', 'blocks.1.qkv'], 'head': ['head']}
@@ -53,7 +53,7 @@ def _span(parts: Sequence[str]) -> str:
 
 
 def listed(paths: Sequence[str], most: int = 8) -> str:
-    """Many paths on one line, those that are alike together.
+    """Many paths on one line, grouped by `alike`.
 
     >>> listed(["blocks.0.qkv", "blocks.1.qkv", "head"])
     'blocks.*.qkv (2), head'
@@ -85,7 +85,7 @@ def percent(share: float) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], right: int) -> list[str]:
-    """Rows as aligned lines; the last `right` columns stand to the right.
+    """Rows as aligned lines; the last `right` columns are right-aligned.
 
     >>> columns([("at", "FLOPs"), ("head", "7")], 1)
     ['at    FLOPs', 'head      7']

@@ -1,4 +1,4 @@
-"""The chain of frozen operations beside which a tuner stands, from the value it is added to back to the one it reads.
+"""The chain of frozen operations parallel to a tuner, from the value it is added to back to the one it reads.
 
     source [scale] first [scale] [σ] [padding depthwise [scale]] [σ'] [squeeze] last [scale]
 
@@ -34,14 +34,14 @@ class Squeeze:
 
 @dataclass
 class Chain:
-    """What stands between the value a tuner reads and the value it is added to.
+    """The operations between the value that a tuner reads and the value to which it adds.
 
     Attributes:
         first: the layer that reads what the tuner reads.
         last: the layer whose result is added to the stream.
         before, after: the activations in front of and behind the depthwise convolution; without one, there is one.
         depthwise: the depthwise convolution, and the zeros that are padded before it, on the left of each side.
-        gate: a second layer beside the first, whose result multiplies the activated one (gated ffns).
+        gate: a second layer parallel to the first, whose result multiplies the activated one (gated ffns).
         split: where the gate is the other half of the first layer, the operation that halves it, and the half that is
             activated.
         squeeze: a squeeze-excite before the last layer.
@@ -75,7 +75,7 @@ def find_chain(model: Folding, end: fx.Node, source: fx.Node) -> Chain:
     """Walk back from the value a tuner is added to.
 
     Raises:
-        Unfoldable: what stands there is no chain that can be widened.
+        Unfoldable: the operations there are no chain that can be widened.
     """
     return _Walk(model, source).chain(end)
 
@@ -114,13 +114,13 @@ class _Walk:
             found = self.back(self.input(found), "pointwise", "depthwise_conv")
         if "depthwise_conv" in self.view.classes[found]:
             if chain.gate is not None:
-                raise Unfoldable("a gate and a depthwise convolution stand between")
+                raise Unfoldable("both a gate and a depthwise convolution are on the way")
             chain.depthwise = self.layer(found)
             found, chain.padding = self.unpadded(chain.depthwise.op.inputs[0])
             found = self.back(found, "activation", "pointwise")
             if "activation" in self.view.classes[found]:
                 if self.scales[found]:
-                    raise Unfoldable(f"{self.scales[found][0].node.name} stands between")
+                    raise Unfoldable(f"{self.scales[found][0].node.name} is on the way")
                 chain.before = found
                 found = self.back(self.input(found), "pointwise")
         chain.first = self.layer(found)
@@ -142,8 +142,9 @@ class _Walk:
                 chain.entry.append(scale)
                 onward = scale.source
             else:
+                first = chain.first.node.name
                 raise Unfoldable(
-                    f"it reads {self.source.name}, and the layer beside it, {chain.first.node.name}, reads {value.name}"
+                    f"it reads {self.source.name}, and the layer parallel to it, {first}, reads {value.name}"
                 )
             if not set(readers(node)) <= mine:
                 self.single(node)
@@ -180,7 +181,7 @@ class _Walk:
                 return node
             scale = scale_of(self.model, node, op) if scaled else None
             if scale is None or not _of_channels(scale, self.view):
-                raise Unfoldable(f"{op.name} ({node.name}) stands between")
+                raise Unfoldable(f"{op.name} ({node.name}) is on the way")
             found.append(scale)
             node = scale.source
 
@@ -203,10 +204,10 @@ class _Walk:
         pad, sides = op.attributes["pad"], tensor(node).rank - 2
         plain = op.attributes.get("mode", "constant") == "constant" and not op.attributes.get("value")
         if not plain or not isinstance(pad, (tuple, list)) or not all(isinstance(p, int) for p in pad):
-            raise Unfoldable(f"pad ({node.name}) stands between")
+            raise Unfoldable(f"pad ({node.name}) is on the way")
         left = [int(p) for p in pad[::2]][::-1]  # the last axis comes first
         if len(left) > sides:
-            raise Unfoldable(f"pad ({node.name}) stands between, and pads channels")
+            raise Unfoldable(f"pad ({node.name}) is on the way, and pads channels")
         self.moved.append((node, 1))
         return op.inputs[0], (*[0] * (sides - len(left)), *left)
 
@@ -247,7 +248,7 @@ class _Walk:
         first = self.still(self.input(split))
         self.single(first)
         if "pointwise" not in self.view.classes[first]:
-            raise Unfoldable(f"{self.view.operations[first].name} ({first.name}) stands between")
+            raise Unfoldable(f"{self.view.operations[first].name} ({first.name}) is on the way")
         chain.after, chain.first, chain.split = activated, self.layer(first), (split, half.args[1])
         self.scales[first] = []
 
