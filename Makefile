@@ -10,7 +10,7 @@ QUICK := tests/test_architecture.py tests/recording/test_capture_any.py tests/re
 	tests/ops/test_traits.py tests/graph/test_graph.py tests/graph/test_composites.py tests/rules/test_ruleset.py \
 	tests/rules/test_rule_errors.py tests/rules/test_pattern_text.py tests/rules/test_where_text.py tests/matching/test_verdict.py tests/tuners/test_tuners.py \
 	tests/tuners/test_value_matrix.py tests/rewrite/test_rewrite.py::test_identity_gradients_and_frozen_bits \
-	'tests/memory/test_less_kept.py::test_less_is_kept_and_every_bit_is_the_same[llama]' \
+	'tests/memory/test_less_kept.py::test_less_is_kept_and_every_bit_is_the_same[resnet]' \
 	tests/folding/test_through.py tests/deploy/test_parity.py tests/train/test_data.py \
 	tests/train/test_fit.py tests/cli/test_cli_app.py 'tests/test_main_job.py::test_the_main_job[vit]'
 ifndef SEED

@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 from support.plain_english import PHRASES, ROOT, Phrase, files, findings
 
-DONE = ("README.md", "CONTRIBUTING.md", "docs", "examples")
+DONE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "examples")
 # How many phrases a place still has, at most. A number may only fall; where it is 0, the line goes.
-LEFT: dict[str, int] = {
-    "CHANGELOG.md": 13,
-    "utcompile/graph": 43,
-    "utcompile/ops": 5,
-    "utcompile/recording": 40,
-    "utcompile/tuners": 2,
-}
+LEFT: dict[str, int] = {}
 
 
 def _count(place: str) -> tuple[int, str]:
@@ -30,7 +24,7 @@ def test_done_places_have_no_such_phrase(place: str) -> None:
 def test_other_places_have_no_more_than_are_listed() -> None:
     rooms = {path.relative_to(ROOT).as_posix() for path in (ROOT / "utcompile").iterdir() if path.suffix == ".py"}
     rooms |= {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "utcompile").glob("*/__init__.py")}
-    counts = {place: _count(place) for place in sorted({*rooms, "rules", "tools", "CHANGELOG.md"})}
+    counts = {place: _count(place) for place in sorted({*rooms, "rules", "tools"})}
     more = {place: shown for place, (count, shown) in counts.items() if count > LEFT.get(place, 0)}
     assert not more, "\n".join(more.values())
 

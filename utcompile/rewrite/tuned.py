@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import fx, nn
@@ -17,6 +17,7 @@ from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
+from utcompile.rewrite.kept import Memory
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
@@ -25,13 +26,6 @@ from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
-
-
-class Memory(Protocol):
-    """Decides what a call of a tuned module keeps for backward."""
-
-    def forward_of(self, tuned: TunedModule) -> Callable[..., object] | None:
-        """The function that the next call runs; None: the module's own `forward`."""
 
 
 class TunedModule(UtcGraphModule):
@@ -160,7 +154,7 @@ class TunedModule(UtcGraphModule):
         self.__dict__.pop("_task_slots", None)  # torch may have made new parameters
         return self
 
-    def plan_memory(self, budget: float | int | str, example_inputs: Any = None) -> Any:
+    def plan_memory(self, budget: float | int | str, example_inputs: object = None) -> Memory:
         """Let a training step fit a budget of memory, for the least work; `tuned.memory` is the plan, and prints it.
 
         Blocks run again in backward until the step's peak fits. Gradients stay the same.

@@ -1,0 +1,42 @@
+"""What a tuned module knows of its memory plan, which `utcompile.memory` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from utcompile.graph import UtcGraphModule
+
+
+class Step(Protocol):
+    """One training step, in bytes beyond parameters, buffers and inputs, and in FLOPs."""
+
+    @property
+    def kept(self) -> int:
+        """What is alive after the forward pass."""
+
+    @property
+    def peak(self) -> int:
+        """The most that is alive in the step."""
+
+    @property
+    def flops(self) -> int:
+        """Of products and convolutions."""
+
+
+class Memory(Protocol):
+    """Decides what a call of a tuned module keeps for backward."""
+
+    @property
+    def before(self) -> Step | None:
+        """The step without any plan; None where no budget was given."""
+
+    @property
+    def expected(self) -> Step | None:
+        """The step with this plan."""
+
+    def forward_of(self, tuned: UtcGraphModule) -> Callable[..., object] | None:
+        """The function that the next call runs; None: the module's own `forward`."""
+
+    def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: object = None) -> Memory:
+        """A plan whose step fits a budget."""
