@@ -138,7 +138,11 @@ def simulate(
 
 
 def _run(
-    tuned: UtcGraphModule, graph: fx.Graph, given: Mapping[str, Any], marks: Sequence[str], there: list[torch.Tensor]
+    tuned: UtcGraphModule,
+    graph: fx.Graph,
+    given: Mapping[str, Any],
+    marks: Sequence[str],
+    there: Sequence[torch.Tensor],
 ) -> Simulated:
     trained = [p for p in tuned.parameters() if p.requires_grad]
     ledger = _Ledger()
