@@ -33,12 +33,29 @@ class _Case:
     first: str
     peft: Callable[[nn.Module], nn.Module] | None = None
     variables: tuple[tuple[str, int], ...] = (("r", R), ("alpha", R))
+    budget: float | None = None
 
 
 def run(quick: bool) -> Iterator[Row]:
     """Each case in turns in this process; the first of a case is the reference of its ratios of times."""
-    for case in _cases(quick):
+    for case in (*_cases(quick), *_budgets()):
         yield from _compare(case, rounds=2 if quick else 7)
+
+
+def _budgets() -> Iterator[_Case]:
+    """Budgets for steps of two images: shares of the peak of a step without a plan."""
+    torch.manual_seed(0)
+    images = {"x": torch.randn(2, 3, 224, 224)}
+    vit, resnet = (timm.create_model(n, num_classes=10).eval() for n in ("vit_small_patch16_224", "resnet50"))
+    _draw_norms(resnet)
+    yield _Case(
+        f"ViT-S/16, LoRA r={R} on every linear, batch 2, a budget", vit, "lora/all_linear", images, "patch_embed",
+        lambda m: by_peft(m, nn.Linear, "head"), budget=0.5,
+    )  # fmt: skip
+    yield _Case(
+        f"ResNet-50, LoRA r={R} on every convolution, batch 2, a budget", resnet, "lora/all_conv", images, "conv1",
+        lambda m: by_peft(m, nn.Conv2d, "fc"), budget=0.85,
+    )  # fmt: skip
 
 
 def _cases(quick: bool) -> Iterator[_Case]:
@@ -103,7 +120,11 @@ def _compare(case: _Case, rounds: int) -> Iterator[Row]:
     models: dict[str, nn.Module] = {"as torch keeps things": plain, "planned": tuned}
     if case.peft is not None and find_spec("peft"):
         models["PEFT"] = case.peft(case.model)
-    models["floor"] = _floor(case.model, case.first)
+    if case.budget is None:
+        models["floor"] = _floor(case.model, case.first)
+    else:
+        models[f"memory={case.budget}"] = within = copy.deepcopy(tuned)
+        within.plan_memory(case.budget, case.inputs)
     steps = {name: _step(model, case.inputs) for name, model in models.items()}
     memory = {name: allocated(step) for name, step in steps.items()}
     rows = paired(f"memory, {case.what}", {n: s.whole for n, s in steps.items()}, rounds, warmup=1)

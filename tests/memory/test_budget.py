@@ -61,7 +61,10 @@ def test_a_plan_fits_its_budget_and_predicts_the_peak(
     plan = tuned.plan_memory(share, inputs)
     assert plan.again and plan.expected.peak <= share * plan.before.peak
     assert plan.expected.flops > plan.before.flops
-    assert plan.expected.peak == pytest.approx(allocated(tuned, inputs), rel=0.1)
+    assert plan.expected.peak == pytest.approx(allocated(tuned, inputs), rel=0.05)  # working memory of kernels aside
+    plain = copy.deepcopy(vit[0])
+    plain.memory = None
+    assert plan.before.peak == pytest.approx(allocated(plain, inputs), rel=0.05)
     assert equal(gradients(tuned, inputs), expected)
     assert equal(gradients(pickle.loads(pickle.dumps(tuned)), inputs), expected)
     assert "runs again" in str(plan) and "without a plan" in str(plan)

@@ -127,7 +127,8 @@ def simulate(
             graph, _, _ = plan_graph(tuned.graph, tuned, tuned.follows_mode)
             recompute(graph, tuned, again)
         try:
-            return _run(tuned, graph, given, marks)
+            there = [mode.from_tensor(t) for t in (*tuned.parameters(), *tuned.buffers())]
+            return _run(tuned, graph, given, marks, there)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UtcError(
                 "the memory of this model cannot be planned",
@@ -137,10 +138,16 @@ def simulate(
             ) from error
 
 
-def _run(tuned: UtcGraphModule, graph: fx.Graph, given: Mapping[str, Any], marks: Sequence[str]) -> Simulated:
+def _run(
+    tuned: UtcGraphModule,
+    graph: fx.Graph,
+    given: Mapping[str, Any],
+    marks: Sequence[str],
+    there: Sequence[torch.Tensor],
+) -> Simulated:
     trained = [p for p in tuned.parameters() if p.requires_grad]
     ledger = _Ledger()
-    ledger.ignore([*tuned.parameters(), *tuned.buffers(), *tensors(given)])
+    ledger.ignore([*there, *tensors(given)])
     with ledger, torch.enable_grad():
         run = _Marked(tuned, graph, ledger, {name: i for i, name in enumerate(marks)})
         loss = _total(run.run(*_in_order(graph, given)))
