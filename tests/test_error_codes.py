@@ -56,7 +56,7 @@ def test_code_and_context_survive(cls: type[UtcError]) -> None:
 
 
 def test_a_program_tells_errors_apart() -> None:
-    model, x = torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.randn(2, 4)
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.randn(2, 4)
     codes = {}
     for name, call in {
         "a rule set that is not there": lambda: utc.compile(model, "lora/al_linear", (x,)),
