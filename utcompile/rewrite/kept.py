@@ -13,7 +13,7 @@ class Step(Protocol):
 
     @property
     def kept(self) -> int:
-        """What is alive after the forward pass."""
+        """Bytes alive after the forward pass."""
 
     @property
     def peak(self) -> int:
