@@ -21,8 +21,7 @@ class Oft(Tuner):
     """Orthogonal finetuning (arXiv:2306.07280, Eq. 4): each neuron w, the weights of one output channel, becomes `R w`.
 
     R is block-diagonal with blocks `(k, k)`, each orthogonal by Cayley's `R = (I - Q)⁻¹ (I + Q)`, Q skew-symmetric. All
-    neurons are turned alike, so the angles between them stay. A neuron of a convolution has `in/groups · kernel`
-    weights.
+    neurons are turned alike, so the angles between them stay. A convolution's neuron has `in/groups · kernel` weights.
 
     Init: Q zero, so it is the identity at the start. Parameters: `n/k · k(k-1)/2` for n weights. Folds: absorbed; ONNX
     has no solve, so it exports folded.

@@ -62,7 +62,7 @@ def test_a_program_tells_errors_apart() -> None:
         "a rule set that is not there": lambda: utc.compile(model, "lora/al_linear", (x,)),
         "a rule that finds nothing": lambda: utc.compile(model, "lora/all_conv", (x,)),
         "an argument that is not there": lambda: utc.compile(model, "lora/all_linear", (x,), wars={}),
-        "a rank that is too large": lambda: utc.compile(model, "lora/all_linear", (x,), vars={"r": 99}),
+        "a rank that is too large for every layer": lambda: utc.compile(model, "lora/all_linear", (x,), vars={"r": 99}),
         "a call that does not fit": lambda: utc.capture(model, (x,))(),
     }.items():
         with pytest.raises(UtcError) as caught:
@@ -72,6 +72,6 @@ def test_a_program_tells_errors_apart() -> None:
         "rule/not-found",
         "match/count",
         "arguments/unknown",
-        "tuner/option",
+        "match/nothing",
         "call/inputs",
     ]

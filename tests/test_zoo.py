@@ -279,7 +279,7 @@ def test_the_page_has_a_row_a_class_and_every_reason():
         ]
     )
     assert "| timm | 4 | 2 | 2 | 1 | 0 | 0 | 1 | 100.0 % | 66.7 % | 1 |" in text
-    assert "| A | 2 | 2M | 50–1,500 | 1.0–4.3 | 1 |  |  | ok |" in text  # noqa: RUF001
+    assert "| A | 2 | 2 M | 50–1,500 | 1.0–4.3 | 1 |  |  | ok |" in text  # noqa: RUF001
     assert "| b | heads.0: torch.nonzero \\| net.py:7 |" in text
     assert "| c | needs a network |" in text
     assert "| D |" not in text

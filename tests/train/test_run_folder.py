@@ -102,7 +102,7 @@ def test_a_folder_with_a_checkpoint_is_no_place_for_a_new_run(data: Data, finish
     out = shutil.copytree(finished, tmp_path / "run")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     fails(data, out, "contains a run already")
-    fails(data, out / "last", "holds a checkpoint already")
+    fails(data, out / "last", "contains a checkpoint already")
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
