@@ -37,7 +37,7 @@ REFUSED = {
     **{(f, t): NO_MAP for f in ("convpass", "mona") for t in ("signal", "volume", "vector")},
     **{(f, "windows"): NO_GRID for f in ("convpass", "mona")},
     **{(f, t): KEEPS_SHAPE for f in ("prefix", "prompt") for t in ("NCHW strided", "NHWC", "NCHW to NHWC")},
-    ("rep_adapter", "NCHW strided"): r"the tuner yields \[2, 6, 4, 4\] where \[2, 6, 2, 2\] is wanted",
+    ("rep_adapter", "NCHW strided"): r"the tuner yields \[2, 6, 4, 4\] where \[2, 6, 2, 2\] is needed",
     ("rep_adapter", "NCHW to NHWC"): "both must be the last, or both axis 1",
 }
 # a linear tuner that no layer can take: a norm scales channels and does not mix them

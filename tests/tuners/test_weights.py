@@ -478,6 +478,7 @@ def test_a_fixed_transform_is_no_weight() -> None:
             return self.fc(nn.functional.linear(x, self.dct))
 
     with pytest.raises(
-        utc.UtcError, match=r"its weight dct is a buffer and not a parameter\n  why: it is a fixed transform"
+        utc.UtcError,
+        match=r"its weight dct is a buffer and not a parameter\n  why: the model has it as a fixed transform",
     ):
         utc.compile(Transform(), rules("{op: linear}", "kind: lora, r: 2"), torch.randn(2, 4))
