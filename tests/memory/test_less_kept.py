@@ -203,6 +203,16 @@ def test_a_hook_on_a_layer_is_called() -> None:
     tuned(**inputs)
     handle.remove()
     assert calls and planned_forward(tuned) is not None
+    layer.forward = lambda x: calls.append(2) or type(layer).forward(layer, x)  # as accelerate's hooks do
+    tuned(**inputs)
+    assert calls[-1] == 2 and planned_forward(tuned) is None
+
+
+def test_numbers_that_are_none_pass_a_relu_backward_as_in_torch() -> None:
+    x = torch.tensor([1.0, float("nan"), -1.0, 0.0] * 8, requires_grad=True)
+    (kept,) = torch.autograd.grad(functions.bit_relu(x).sum(), x)
+    (own,) = torch.autograd.grad(torch.relu(x).sum(), x)
+    assert torch.equal(kept, own) and kept[1] == 1
 
 
 def test_what_is_unfrozen_later_trains() -> None:

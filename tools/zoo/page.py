@@ -14,14 +14,19 @@ _LONGEST = 220  # characters of a reason
 _INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries are installed on one machine
 _HEAD = """# The zoo
 
-What `utcompile.capture` makes of every model of timm, torchvision and transformers. Written by `make zoo`; do not edit.
+This page shows what `utc.capture` makes of every model of timm, torchvision and transformers. `make zoo` writes it. Do not edit it.
 
-*ok*: one graph, with nothing closed in it. *opaque*: captured, and some modules stay closed leaves, each with its
-reason. *not built*: the library itself cannot make or run the model here. Shares are of what was built. Weights are
-random. *values*: the outputs were compared with the model's, bit for bit, at the example's batch and at 2, 3 and 5;
-*shapes*: captured without computing, on weights that were never written. An architecture of transformers is built
-from its default configuration, made small. A run that is resumed keeps the rows there are, so rows may come from more
-than one commit; seconds are those of a machine that did other work too.
+| word | meaning |
+| --- | --- |
+| *ok* | one graph, without closed modules |
+| *opaque* | captured; some modules are one closed node, each with its reason |
+| *not built* | the library itself cannot build or run the model here |
+| *values* | the outputs were compared with those of the model, bit for bit, at the example's batch and at 2, 3 and 5 |
+| *shapes* | captured without computing, on weights that were never written |
+
+Shares are relative to the models that were built. Weights are random. An architecture of transformers is built from its default
+configuration, made small. A resumed run keeps the rows of the run before, so rows may come from more than one commit. Seconds were
+measured on a machine that did other work too.
 
 Where values were compared, the capture was also called at batches of 1, 7 and 17, and at lengths around and beyond the
 example's: *equal* to the model, *refused* by a guard (of these *false*: the graph would have been right), or *wrong*.

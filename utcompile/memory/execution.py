@@ -14,7 +14,7 @@ from utcompile.graph.codegen import quote_keywords
 from utcompile.memory.planned import Saving, plan_graph
 from utcompile.memory.segments import recompute
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("forward", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Planned:
     def is_current(self) -> bool:
         """Whether each of its layers is there, and computes what its class computes and nothing else."""
         return all(
-            parent._modules.get(name) is leaf and type(leaf) is kind and not any(leaf.__dict__[h] for h in _HOOKS)
+            parent._modules.get(name) is leaf and type(leaf) is kind and not any(leaf.__dict__.get(h) for h in _HOOKS)
             for parent, name, leaf, kind in self.layers
         )
 

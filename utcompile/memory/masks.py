@@ -1,4 +1,4 @@
-"""Which numbers of a tensor are above zero, in one bit each.
+"""Through which numbers of a ReLU's result a gradient passes, in one bit each: those above zero, and NaN.
 
 Byte j of n has the numbers j, n + j, 2n + j … 7n + j of the tensor's memory, so packing and unpacking are eight
 passes over slices that lie in one piece: on a CPU that is 3 to 5 times faster than eight neighbours per byte.
@@ -11,13 +11,13 @@ import torch.nn.functional as F
 
 
 def pack_signs(x: torch.Tensor) -> torch.Tensor:
-    """One bit per number of a tensor without gaps in its memory: whether it is above zero.
+    """One bit per number of a tensor without gaps in its memory: whether it is above zero, or NaN as in torch's ReLU.
 
     Example:
-        >>> pack_signs(torch.tensor([1.0, -1.0, 0.0, 2.0]))
-        tensor([9], dtype=torch.uint8)
+        >>> pack_signs(torch.tensor([1.0, -1.0, 0.0, 2.0])), pack_signs(torch.tensor([float("nan"), -1.0]))
+        (tensor([9], dtype=torch.uint8), tensor([1], dtype=torch.uint8))
     """
-    signs = (x > 0).as_strided((x.numel(),), (1,)).view(torch.uint8)
+    signs = (x <= 0).logical_not_().as_strided((x.numel(),), (1,)).view(torch.uint8)
     if rest := -signs.numel() % 8:
         signs = F.pad(signs, (0, rest))
     planes = signs.view(8, -1)
