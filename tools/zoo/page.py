@@ -14,7 +14,8 @@ _LONGEST = 220  # characters of a reason
 _INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries are installed on one machine
 _HEAD = """# The zoo
 
-This page shows what `utc.capture` makes of every model of timm, torchvision and transformers. `make zoo` writes it. Do not edit it.
+This page shows what `utc.capture` makes of every model of timm, torchvision and transformers. `make zoo` writes it.
+Do not edit it.
 
 | word | meaning |
 | --- | --- |
@@ -24,9 +25,9 @@ This page shows what `utc.capture` makes of every model of timm, torchvision and
 | *values* | the outputs were compared with those of the model, bit for bit, at the example's batch and at 2, 3 and 5 |
 | *shapes* | captured without computing, on weights that were never written |
 
-Shares are relative to the models that were built. Weights are random. An architecture of transformers is built from its default
-configuration, made small. A resumed run keeps the rows of the run before, so rows may come from more than one commit. Seconds were
-measured on a machine that did other work too.
+Shares are relative to the models that were built. Weights are random. An architecture of transformers is built from
+its default configuration, made small. A resumed run keeps the rows of the run before, so rows may come from more
+than one commit. Seconds were measured on a machine that did other work too.
 
 Where values were compared, the capture was also called at batches of 1, 7 and 17, and at lengths around and beyond the
 example's: *equal* to the model, *refused* by a guard (of these *false*: the graph would have been right), or *wrong*.
