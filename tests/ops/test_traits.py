@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from utcompile import ops
 from utcompile.graph import function_of, module_of
-from utcompile.ops import ROWS, Axes, Trait, callables, callables_with, having, words
+from utcompile.ops import GROUPS, ROWS, Axes, Trait, callables, callables_with, having, made, moves, words
 from utcompile.rules.names import OPERATIONS
 
 X = torch.tensor([[0.3, -1.4, 2.0, -0.5], [1.1, -0.1, -2.2, 0.7]], dtype=torch.float64)
@@ -132,3 +133,9 @@ def test_the_table_needs_no_torch() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(n.split(".")[0] == "torch" for n in names), path
+
+
+def test_every_operation_is_one_row() -> None:
+    rows = [row.name for group in (*GROUPS.values(), moves.DROPOUT, made.MADE) for row in group]
+    assert [name for name, count in Counter(rows).items() if count > 1] == []
+    assert {*rows} <= ROWS.keys() and len(rows) > 200
