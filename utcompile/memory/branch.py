@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from utcompile.graph import autocast_dtype, function_of, runs_plainly
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.tuners import Lora
-from utcompile.tuners.branches import _conv_backward
+from utcompile.tuners.branches import conv_backward
 
 
 def remade_branch(recipe: Recipe, tuner: Lora, x: torch.Tensor, y: torch.Tensor, *given: Any) -> torch.Tensor:
@@ -124,7 +124,7 @@ class _ConvBranch(torch.autograd.Function):
             hidden = function_of(ctx.settings[0])(x, a, None, **ctx.settings[1])
         g, wanted = grad.flatten(2), ctx.needs_input_grad[3:7]
         h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
-        of_x, of_a = _conv_backward(ctx.settings[1], h, x, a, wanted[0], wanted[2])
+        of_x, of_a = conv_backward(ctx.settings[1], h, x, a, wanted[0], wanted[2])
         of_b = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if wanted[3] else None
         return None, None, None, of_x, grad if wanted[1] else None, of_a, of_b, *[None] * len(given)
 

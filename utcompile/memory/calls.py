@@ -13,7 +13,7 @@ from utcompile.graph import autocast_dtype, runs_plainly
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.tuners import recomputed
 from utcompile.tuners.gradients import Call
-from utcompile.tuners.recompute import _RECIPE, _lowered, _no_view, _Recipe
+from utcompile.tuners.recompute import RECIPE, WeightRecipe, cast_as_autocast_does, no_view
 
 
 def remade_call(
@@ -29,12 +29,12 @@ def remade_call(
         given: what the recipe starts from; its tensors are kept.
     """
     call, tensors = Call.of(function, args, kwargs)
-    at = next((i for i, t in enumerate(tensors) if hasattr(t, _RECIPE)), None)
+    at = next((i for i, t in enumerate(tensors) if hasattr(t, RECIPE)), None)
     if not at or runs_plainly(*tensors):
         return recomputed(function, *args, **kwargs)
-    (made, kept), weight = Remade.here(recipe, given, tensors[0]), getattr(tensors[at], _RECIPE)
+    (made, kept), weight = Remade.here(recipe, given, tensors[0]), getattr(tensors[at], RECIPE)
     if (lowered := autocast_dtype(tensors[0].device.type)) is not None:
-        tensors = tuple(_lowered(t, lowered) for t in tensors)
+        tensors = tuple(cast_as_autocast_does(t, lowered) for t in tensors)
         weight = replace(weight, cast=tensors[at].dtype)
     return _Call.apply(call, made, weight, at, len(tensors), *tensors, *kept)
 
@@ -43,14 +43,16 @@ class _Call(torch.autograd.Function):
     """As that of `tuners/recompute.py`; its first tensor is made again too."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, made: Remade, weight: _Recipe, at: int, count: int, *every: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, call: Call, made: Remade, weight: WeightRecipe, at: int, count: int, *every: Any
+    ) -> torch.Tensor:
         tensors, given = every[:count], every[count:]
         computed = [t for t in weight.given if t is not None and not isinstance(t, nn.Parameter)]
         ctx.others = [i for i in range(count) if i not in (0, at, call.bias_at)]
         ctx.save_for_backward(*given, *computed, *(tensors[i] for i in ctx.others))
         ctx.call, ctx.made, ctx.weight, ctx.at = call, made, weight, at
         ctx.counts, ctx.like = (count, len(given), len(computed)), (tensors[0].dtype, [t.shape for t in tensors])
-        return _no_view(call.run(tensors))
+        return no_view(call.run(tensors))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

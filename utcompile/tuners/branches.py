@@ -153,12 +153,12 @@ class _ConvBranch(torch.autograd.Function):
             hidden = _CALLS[ctx.operation](x, a, None, **ctx.settings)
         needed = ctx.needs_input_grad
         h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
-        dx, da = _conv_backward(ctx.settings, h, x, a, needed[0], needed[2])
+        dx, da = conv_backward(ctx.settings, h, x, a, needed[0], needed[2])
         db = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if needed[3] else None
         return dx, grad if needed[1] else None, da, db, None, None, None
 
 
-def _conv_backward(
+def conv_backward(
     settings: Mapping[str, Any], grad: torch.Tensor, x: torch.Tensor, a: torch.Tensor, of_x: bool, of_a: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of `conv(x, a)` for x and a."""

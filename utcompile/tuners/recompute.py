@@ -19,12 +19,12 @@ from utcompile.graph import autocast_dtype, runs_plainly
 from utcompile.tuners.gradients import FUNCTIONS, Call
 from utcompile.tuners.precision import Changed, ChangesWeights, changed_in_own_dtype
 
-_RECIPE = "_utcompile_recipe"
+RECIPE = "_utcompile_recipe"
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class WeightRecipe:
     """How a weight was made.
 
     Attributes:
@@ -44,7 +44,7 @@ class _Recipe:
     cast: torch.dtype
 
     @classmethod
-    def of(cls, weight: torch.Tensor, tuner: ChangesWeights, given: tuple[torch.Tensor | None, ...]) -> _Recipe:
+    def of(cls, weight: torch.Tensor, tuner: ChangesWeights, given: tuple[torch.Tensor | None, ...]) -> WeightRecipe:
         factors = dict(tuner.named_parameters())
         read = (*factors.values(), *(t for t in given if isinstance(t, nn.Parameter)))
         versions = tuple((t, t._version) for t in read if not t.is_inference())
@@ -97,7 +97,7 @@ def remember(result: Changed, tuner: ChangesWeights, given: tuple[torch.Tensor |
     """
     weight = result[0] if isinstance(result, tuple) else result
     if isinstance(weight, torch.Tensor) and not runs_plainly(weight) and weight.grad_fn is not None:
-        setattr(weight, _RECIPE, _Recipe.of(weight, tuner, given))
+        setattr(weight, RECIPE, WeightRecipe.of(weight, tuner, given))
     return result
 
 
@@ -117,26 +117,29 @@ def recomputed(function: str, *args: object, **kwargs: object) -> torch.Tensor:
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return FUNCTIONS[function](*args, **kwargs)
-    weights = [a for a in args if isinstance(a, torch.Tensor) and hasattr(a, _RECIPE)]
+    weights = [a for a in args if isinstance(a, torch.Tensor) and hasattr(a, RECIPE)]
     call, tensors = Call.of(function, args, kwargs)
     if not weights or runs_plainly(*tensors):
         return FUNCTIONS[function](*args, **kwargs)
-    recipe: _Recipe = getattr(weights[0], _RECIPE)
+    recipe: WeightRecipe = getattr(weights[0], RECIPE)
     at = next(i for i, t in enumerate(tensors) if t is weights[0])
     lowered = autocast_dtype(weights[0].device.type)
     if lowered is not None:
         # in autocast the operation would cast its arguments and save the casts
-        tensors = tuple(_lowered(t, lowered) for t in tensors)
-        recipe = _Recipe(recipe.tuner, recipe.given, recipe.factors, recipe.versions, recipe.lowered, tensors[at].dtype)
+        tensors = tuple(cast_as_autocast_does(t, lowered) for t in tensors)
+        recipe = WeightRecipe(
+            recipe.tuner, recipe.given, recipe.factors, recipe.versions, recipe.lowered, tensors[at].dtype
+        )
     result: torch.Tensor = _Recomputed.apply(call, recipe, at, *tensors)
     return result
 
 
-def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast_as_autocast_does(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor as an operation reads it under autocast, which leaves integers and float64 as they are."""
     return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
-def _no_view(tensor: torch.Tensor) -> torch.Tensor:
+def no_view(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as a tensor that is no view: torch refuses writes to a function's result that is a view.
 
     `linear` on three axes makes a matrix and reshapes it; nothing else sees the matrix.
@@ -151,14 +154,14 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, recipe: _Recipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, call: Call, recipe: WeightRecipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
         # parameters stay alive in the model; tensors that were computed on the way to the weight are saved
         computed = [t for t in recipe.given if t is not None and not isinstance(t, nn.Parameter)]
         kept = [i for i in range(len(tensors)) if i not in (at, call.bias_at)]
         ctx.save_for_backward(*(tensors[i] for i in kept), *computed)
         ctx.call, ctx.at, ctx.kept, ctx.shapes = call, at, kept, [t.shape for t in tensors]
         ctx.recipe, ctx.own = recipe, [isinstance(t, nn.Parameter) or t is None for t in recipe.given]
-        return _no_view(call.run(tensors))
+        return no_view(call.run(tensors))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
