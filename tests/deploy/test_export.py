@@ -330,7 +330,7 @@ def test_fixed_batch(tmp_path: Path) -> None:
 
 
 ONES = torch.ones(1, 2)
-NO_BATCH = "the example inputs contain no tensor with a batch dimension\n  why: they hold"
+NO_BATCH = "the example inputs contain no tensor with a batch dimension\n  why: they contain"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
         if reads and node not in mine:
             raise Unfoldable(f"the weight {name} is shared with {node.name}, which is not tuned")
         if _written_by(model, node) is model.raw(name):
-            raise Unfoldable(f"the weight {name} is tied to that of {node.name}, which writes into it (max_norm)")
+            raise Unfoldable(f"{node.name} writes into the weight {name} in each call (max_norm)")
 
 
 def _written_by(model: Folding, node: fx.Node) -> torch.Tensor | None:
