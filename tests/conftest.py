@@ -29,6 +29,8 @@ settings.register_profile("same", derandomize=True, **_UNTIMED)
 settings.register_profile("random", print_blob=True, **_UNTIMED)  # `make test-full`
 settings.load_profile("same")
 
+collect_ignore = ["typing"]  # is read by mypy alone
+
 
 # torch is imported where it is used: the process that hands out the tests to the workers needs none.
 
