@@ -31,7 +31,7 @@ from utcompile.ops import Trait, having
 from utcompile.rewrite.functional import to_function
 from utcompile.tuners import Lora, recomputed
 
-_CHEAP = frozenset("layer_norm rms_norm group_norm gelu silu hardswish mish mul to add sub".split())
+_CHEAP = having(Trait.CHEAP)
 _CONVS = having(Trait.CONV)
 _BRANCHES = _CONVS | {"linear"}
 _LONGEST = 6  # steps of a recipe

@@ -16,9 +16,7 @@ from utcompile.graph import Operation, Role, info, is_state, operation, readers,
 from utcompile.ops import Trait, having
 from utcompile.tuners import Lora
 
-_NOTHING = having(Trait.SUMS) & frozenset("add sub neg pos".split()) | frozenset({"mean", "sum", "to", "type_as"})
-_INPUT = frozenset("layer_norm rms_norm group_norm gelu silu hardswish mish softplus logsigmoid pow square".split())
-_RESULT = frozenset("relu sigmoid tanh softmax log_softmax rsqrt sqrt exp reciprocal".split())
+_NOTHING, _INPUT, _RESULT = (having(t) for t in (Trait.KEEPS_NOTHING, Trait.KEEPS_INPUT, Trait.KEEPS_RESULT))
 _SAME_MEMORY = having(Trait.SAME | Trait.VIEW | Trait.AXES | Trait.DROPOUT)
 _CONVS = having(Trait.CONV)
 

@@ -29,8 +29,8 @@ POOLING: tuple[Row, ...] = (
        ("F.adaptive_avg_pool1d nn.AdaptiveAvgPool1d F.adaptive_avg_pool2d nn.AdaptiveAvgPool2d "
         "F.adaptive_avg_pool3d nn.AdaptiveAvgPool3d"),
        _LP, "F.lp_pool1d nn.LPPool1d F.lp_pool2d nn.LPPool2d F.lp_pool3d nn.LPPool3d"),
-    op("mean", "mean over axes", T.LISTED, A.REDUCE, _OVER_TYPED, "mean"),
-    op("sum", "sum over axes", T.LISTED, A.REDUCE, _OVER_TYPED, "sum"),
+    op("mean", "mean over axes", T.LISTED | T.KEEPS_NOTHING, A.REDUCE, _OVER_TYPED, "mean"),
+    op("sum", "sum over axes", T.LISTED | T.KEEPS_NOTHING, A.REDUCE, _OVER_TYPED, "sum"),
     op("max", "maximum over axes", NONE, A.REDUCE, _OVER, "amax max"),
     op("min", "minimum over axes", NONE, A.REDUCE, _OVER, "amin min"),
     op("prod", "product over axes", NONE, A.REDUCE, _OVER_TYPED, "prod"),

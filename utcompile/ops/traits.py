@@ -53,6 +53,12 @@ class Trait(Flag):
     COUNTED = auto()  # torch's FlopCounterMode counts its operations
     LISTED = auto()  # in the print of a base that checkpoints carry; the norms and activations are listed too
 
+    # --- what autograd keeps of it for backward
+    KEEPS_NOTHING = auto()
+    KEEPS_INPUT = auto()
+    KEEPS_RESULT = auto()
+    CHEAP = auto()  # computing it again costs little
+
     # --- tensors that are made
     MADE = auto()  # of sizes and constants alone, the same in every call
     MADE_LIKE = auto()  # MADE, in the dtype or shape of a tensor whose numbers it does not read
