@@ -35,7 +35,7 @@ def register_operation(
     name: str,
     gloss: str,
     signature: str,
-    spellings: Iterable[Any],
+    spellings: Iterable[object],
     *,
     traits: Iterable[str] = (),
     axes: str = "unknown",

@@ -30,7 +30,7 @@ def about(rules: RuleSet) -> list[str]:
     return lines
 
 
-def as_data(name: str, rules: RuleSet) -> dict[str, Any]:
+def as_data(name: str, rules: RuleSet) -> dict[str, object]:
     """The same as plain data, for JSON."""
     keys = ("cite", "description", "folds", "vars")
     inserts = [{"name": r.name, "tuner": r.insert.tuner.config.kind, "inserts": insertion(r)} for r in rules.rules]

@@ -106,7 +106,7 @@ def save_program(folded: UtcGraphModule, example: Example, path: Path) -> None:
     batch = torch.export.Dim("batch")
     inputs = [n.target for n in folded.graph.nodes if n.op == "placeholder"]
     args = example if isinstance(example, tuple) else tuple(example[str(name)] for name in inputs)
-    shapes: dict[str, Any] = {
+    shapes: dict[str, object] = {
         str(name): {0: batch} if name in folded.batch_inputs else None for name in inputs[: len(args)]
     }
     with torch.no_grad():

@@ -47,11 +47,11 @@ def _integers(text: str) -> tuple[int, ...]:
     return found if all(number > 0 for number in found) else ()
 
 
-def variables(given: list[str] | None) -> dict[str, Any]:
+def variables(given: list[str] | None) -> dict[str, object]:
     """`key=value` texts; values are YAML 1.2, so `4` is a number and `[q, v]` a list."""
     from utcompile.rules.yaml12 import load
 
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for text in given or []:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():

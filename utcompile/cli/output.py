@@ -27,12 +27,12 @@ def stderr() -> Console:
     return _console(stderr=True)
 
 
-def as_json(data: Any) -> str:
+def as_json(data: object) -> str:
     """A JSON document; nan and infinity, which JSON has not, become null."""
     return json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
 
 
-def emit(data: Any) -> None:
+def emit(data: object) -> None:
     """Write one JSON document to stdout."""
     sys.stdout.write(as_json(data))
 
@@ -59,7 +59,7 @@ def _console(*, stderr: bool) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, markup=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from utcompile.recording import CapturedModule
     from utcompile.rules import RuleSet, RuleTest
 
-Result = dict[str, Any]
+Result = dict[str, object]
 
 
 def load_files(path: str | None) -> tuple[dict[str, RuleSet], list[Result]]:

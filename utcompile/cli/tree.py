@@ -40,12 +40,12 @@ class Entry:
     last: str = ""
 
     @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[object, ...]:
         """Equal for modules that are alike: operations, shapes and parameters, but not names."""
         own = (self.operation, self.shape, self.layout, self.parameters)
         return (*own, *(child.signature for child in self.children))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         keys = ("path", "operation", "shape", "layout", "parameters", "flops")
         return {**{k: getattr(self, k) for k in keys}, "children": [c.to_dict() for c in self.children]}

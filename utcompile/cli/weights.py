@@ -32,7 +32,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
+        data: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes readers raise nearly anything
         raise UtcError(
             "the weights cannot be read",

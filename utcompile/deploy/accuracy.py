@@ -15,7 +15,7 @@ from utcompile.errors import UtcError
 
 def accuracy_onnx(
     path: str | Path,
-    batches: Iterable[tuple[Tensor | tuple[Any, ...] | Mapping[str, Any], Tensor]],
+    batches: Iterable[tuple[Tensor | tuple[object, ...] | Mapping[str, object], Tensor]],
     threads: int | None = None,
 ) -> float:
     """The share of samples whose largest logit is at their label, in [0, 1].

@@ -69,7 +69,7 @@ def export_onnx(
     opset: int | None = None,
     batch_inputs: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
-    check_inputs: Any = None,
+    check_inputs: object = None,
 ) -> ExportResult:
     """Export a model to one ONNX file with a dynamic axis `batch`, and prove it in ONNX Runtime.
 

@@ -109,7 +109,7 @@ def verify_onnx(
     *,
     batch_inputs: Sequence[str] | None = None,
     threads: int | None = None,
-    check_inputs: Any = None,
+    check_inputs: object = None,
     seconds: float = SECONDS,
 ) -> ParityReport:
     """Compare an ONNX file with its model on the example and on random inputs at several batch sizes.
@@ -156,7 +156,7 @@ Expected = tuple[str, int, tuple[Tensor, ...], dict[str, Tensor]]
 
 
 def references(
-    model: nn.Module, call: Call, batch_sizes: Sequence[int] | None, check_inputs: Any = None
+    model: nn.Module, call: Call, batch_sizes: Sequence[int] | None, check_inputs: object = None
 ) -> list[Expected]:
     """The inputs to compare on, with PyTorch's outputs: the example, a user's samples, random inputs per batch size."""
     found: list[Expected] = [("example", call.batch, call.tensors, reference(model, call, call.tensors, call.batch))]

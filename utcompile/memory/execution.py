@@ -31,7 +31,7 @@ class Planned:
 
     graph: fx.Graph
     again: tuple[tuple[str, str], ...]
-    forward: Callable[..., Any]
+    forward: Callable[..., object]
     savings: tuple[Saving, ...]
     layers: tuple[tuple[nn.Module, str, nn.Module, type[nn.Module]], ...]
 
@@ -56,7 +56,7 @@ class Planned:
         )
 
 
-def planned_forward(tuned: UtcGraphModule, again: tuple[tuple[str, str], ...] = ()) -> Callable[..., Any] | None:
+def planned_forward(tuned: UtcGraphModule, again: tuple[tuple[str, str], ...] = ()) -> Callable[..., object] | None:
     """What a call of a tuned module runs now to keep less; None where it runs as it is.
 
     It runs as it is where gradients are off; where someone looks at the operations (`torch.compile`, exporters,

@@ -18,8 +18,8 @@ class Data:
         class_names: one name a label.
     """
 
-    train: Dataset[Any]
-    validation: Dataset[Any]
+    train: Dataset[object]
+    validation: Dataset[object]
     num_classes: int
     class_names: tuple[str, ...]
 

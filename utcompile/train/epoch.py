@@ -80,7 +80,7 @@ class Settings:
         """Steps an epoch."""
         return math.ceil(self.samples / self.batch_size)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
@@ -166,7 +166,7 @@ class Epochs:
         self.optimizer.step()
         return value
 
-    def _batches(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, loader: DataLoader[object]) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, labels in loader:
             if inputs.ndim == 4:
                 inputs = inputs.contiguous(memory_format=self.memory_format)

@@ -14,7 +14,7 @@ from utcompile.errors import UtcError
 from utcompile.modes import evaluating
 
 
-def accuracy(model: nn.Module, dataset: Dataset[Any], batch_size: int = 64, *, workers: int = 0) -> float:
+def accuracy(model: nn.Module, dataset: Dataset[object], batch_size: int = 64, *, workers: int = 0) -> float:
     """The share of samples whose largest logit is at their label, in [0, 1]; on the device of the model.
 
     Args:
@@ -43,7 +43,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tupl
     return right / total, loss / total
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: object) -> Tensor:
     """The logits `(B, classes)` among what a model returns: itself, its `logits`, or its first member."""
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]

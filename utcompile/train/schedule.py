@@ -19,9 +19,9 @@ class Schedule(Protocol):
     def after(self, step: int) -> None:
         """Set the rate for what follows the first `step` steps."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, object]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
 
 
 def create_schedule(name: str, optimizer: torch.optim.Optimizer, *, lr: float, steps: int, warmup: float) -> Schedule:
@@ -56,10 +56,10 @@ class _Cosine:
     def after(self, step: int) -> None:
         self.scheduler.step_update(step)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return self.scheduler.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         self.scheduler.load_state_dict(state)
 
 
@@ -73,8 +73,8 @@ class _OneCycle:
     def after(self, step: int) -> None:
         self.scheduler.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return self.scheduler.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         self.scheduler.load_state_dict(state)
