@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph.register import register

@@ -61,7 +61,7 @@ def run_demo(
 
 def _run(
     draft: Path, out: Path, train: int, validation: int, test: int, epochs: int, seed: int, rounds: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     digits = draft / "digits.npz"
     write_digits(digits, train, validation, test, seed)
     choice = ModelChoice("demo:efficientnet_lite0", 10, None, True, seed, (3, SIZE, SIZE))
@@ -119,12 +119,12 @@ def _run(
 _FILES = {"folded": "folded.onnx", "tuned": "tuned.onnx", "base": "base.onnx", "run": "run", "digits": "digits.npz"}
 
 
-def _test_digits(path: Path) -> Dataset[Any]:
+def _test_digits(path: Path) -> Dataset[object]:
     with np.load(path) as arrays:
         return Images(arrays["x_test"][:, None], arrays["y_test"], Preprocessing((3, SIZE, SIZE)))
 
 
-def _probe(model: nn.Module, data: Dataset[Any], seed: int, epochs: int = 60) -> nn.Linear:
+def _probe(model: nn.Module, data: Dataset[object], seed: int, epochs: int = 60) -> nn.Linear:
     """Train the classifier alone, on features that are computed once, and put it into the model.
 
     The features are standardised for training; that affine map is then folded into the classifier: with
@@ -151,7 +151,7 @@ def _probe(model: nn.Module, data: Dataset[Any], seed: int, epochs: int = 60) ->
     return head
 
 
-def _features(model: nn.Module, data: Dataset[Any]) -> tuple[Tensor, Tensor]:
+def _features(model: nn.Module, data: Dataset[object]) -> tuple[Tensor, Tensor]:
     """What the classifier reads, `(N, 1280)`, and the labels."""
     found, labels = [], []
     with torch.no_grad():

@@ -77,7 +77,7 @@ class ModelChoice:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(batch, *self.preset().input_size, generator=generator)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for a manifest; paths are absolute, so that the run may be folded from anywhere."""
         weights = str(Path(self.weights).resolve()) if self.weights else None
         size = list(self.preset().input_size)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text

@@ -65,7 +65,7 @@ def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: 
     return choice
 
 
-def rules_of(folder: Path, manifest: dict[str, Any]) -> RuleSet:
+def rules_of(folder: Path, manifest: dict[str, object]) -> RuleSet:
     """The rules of a run, with the values its variables had."""
     rules = manifest["rules"]
     if not isinstance(rules, dict) or not isinstance(rules.get("text"), str):

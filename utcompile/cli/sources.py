@@ -142,7 +142,7 @@ class _Torchvision:
 
         from utcompile.cli.weights import load_weights
 
-        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        options: dict[str, object] = {} if num_classes is None else {"num_classes": num_classes}
         if "init_weights" in inspect.signature(models.get_model_builder(self.name)).parameters:
             options["init_weights"] = True  # the default of these warns
         if self.name.startswith("vit_") and input_size[1:] != self.preset().input_size[1:]:
@@ -171,7 +171,7 @@ class _Factory:
         return Preset()
 
     def build(self, num_classes: int | None, pretrained: bool, input_size: tuple[int, ...]) -> nn.Module:
-        factory, options = self._factory(), dict[str, Any]()
+        factory, options = self._factory(), dict[str, object]()
         if num_classes is not None:
             if not _takes(factory, "num_classes"):
                 raise UtcError(
@@ -196,7 +196,7 @@ class _Factory:
             )
         return model
 
-    def _factory(self) -> Callable[..., Any]:
+    def _factory(self) -> Callable[..., object]:
         try:
             module = _module_of_file(self.module) if self.module.endswith(".py") else _module(self.module)
         except UtcError:
@@ -206,7 +206,7 @@ class _Factory:
             raise UtcError(
                 "the module of the model cannot be imported", where=self.module, why=why, code="model/build"
             ) from error
-        factory: Any = getattr(module, self.name, None)
+        factory: object = getattr(module, self.name, None)
         if not callable(factory):
             known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
             raise UtcError(
@@ -235,7 +235,7 @@ class _Demo:
         return efficientnet_lite0(num_classes)
 
 
-def _takes(factory: Callable[..., Any], name: str) -> bool:
+def _takes(factory: Callable[..., object], name: str) -> bool:
     parameters = inspect.signature(factory).parameters.values()
     return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -262,7 +262,7 @@ def _module_of_file(path: str) -> ModuleType:
     return module
 
 
-def _unbuilt(spec: str, error: Exception, pretrained: bool, options: dict[str, Any]) -> UtcError:
+def _unbuilt(spec: str, error: Exception, pretrained: bool, options: dict[str, object]) -> UtcError:
     why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if pretrained:
         return UtcError(

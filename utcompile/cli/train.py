@@ -84,7 +84,7 @@ def train(
     from utcompile.train.needs import check_accelerate
 
     check_accelerate()  # before anything is built, loaded or captured
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from utcompile.rewrite import enabled_tuners
 
 _FEW = 4  # integers in a row: a grid, a box, a size
 _COLUMNS = 16  # numbers in a row that are looked at one by one
-ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+ExampleInputs = Tensor | tuple[object, ...] | Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Call:
         batch: the example's batch size.
     """
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     batched: tuple[bool, ...]
@@ -126,7 +125,7 @@ class Call:
         return dict(zip(unique(names, self.names), (leaf for _, leaf in found), strict=True))
 
 
-def positional_and_keyword(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def positional_and_keyword(example_inputs: ExampleInputs) -> tuple[tuple[object, ...], dict[str, object]]:
     """`example_inputs` as the arguments of a call."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
@@ -141,14 +140,14 @@ def positional_and_keyword(example_inputs: ExampleInputs) -> tuple[tuple[Any, ..
     )
 
 
-def resized(example_inputs: ExampleInputs, batch: int) -> tuple[Any, ...] | dict[str, Any]:
+def resized(example_inputs: ExampleInputs, batch: int) -> tuple[object, ...] | dict[str, object]:
     """`example_inputs` at another batch size, where no model is at hand to name its arguments.
 
     >>> resized((torch.ones(1, 3), 0.5), 4)[0].shape
     torch.Size([4, 3])
     """
     args, kwargs = positional_and_keyword(example_inputs)
-    tree: tuple[Any, ...] | dict[str, Any] = kwargs or args
+    tree: tuple[object, ...] | dict[str, object] = kwargs or args
     found = [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
     if not any(t.ndim for t in found):
         raise UtcError("the example inputs contain no tensor with a batch dimension", code="export/inputs")
@@ -171,9 +170,9 @@ def _output_name(name: str) -> str:
     return f"output_{name}" if name[0].isdigit() else name
 
 
-def _argument_names(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+def _argument_names(model: nn.Module, args: tuple[object, ...]) -> dict[str, object]:
     parameters = list(inspect.signature(model.forward).parameters.values())
-    named: dict[str, Any] = {}
+    named: dict[str, object] = {}
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
             named.update({f"{parameter.name}_{i}": value for i, value in enumerate(args[len(named) :])})

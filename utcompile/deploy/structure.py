@@ -56,7 +56,7 @@ def unique(names: list[str], taken: tuple[str, ...] = ()) -> list[str]:
     return result
 
 
-def _children(tree: Any) -> list[tuple[object, Any]] | None:
+def _children(tree: object) -> list[tuple[object, object]] | None:
     if isinstance(tree, Mapping):
         return list(tree.items())
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

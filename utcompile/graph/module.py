@@ -69,7 +69,7 @@ class UtcGraphModule(fx.GraphModule):
         if isinstance(root, nn.Module):
             keep_state(root, self, again=isinstance(root, UtcGraphModule))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         try:
             return super().__call__(*args, **kwargs)
         except TypeError as error:

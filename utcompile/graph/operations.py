@@ -101,7 +101,7 @@ def module_operation(leaf: nn.Module) -> tuple[str, dict[str, Argument]]:
 def _module_operation(leaf: nn.Module, spelling: Spelling | None) -> tuple[str, dict[str, Argument]]:
     if spelling is None:
         return _full_name(type(leaf)), {}
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, object] = {}
     for name in spelling.spoken:
         if name == spelling.schema[0]:
             continue
@@ -143,7 +143,7 @@ def _from_call(node: fx.Node, spelling: Spelling) -> Operation:
     inputs: list[fx.Node] = []
     attributes: dict[str, object] = {}
     parameters: dict[str, str] = {}
-    weight: tuple[Any, ...] = ()
+    weight: tuple[object, ...] = ()
     operands: dict[str, fx.Node] = {}
     unknown = [n for n in given if n not in spelling.schema and not spelling.silent(n)] if node.kwargs else ()
     for name in (*spelling.spoken, *unknown):

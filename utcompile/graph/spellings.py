@@ -127,7 +127,7 @@ def _homes(spelled: str) -> Iterator[tuple[object, str]]:
         yield reduce(getattr, path.split("."), torch), last
 
 
-def spelled(word: str) -> list[tuple[str, Any]]:
+def spelled(word: str) -> list[tuple[str, object]]:
     """The callables behind a word of the table: `("function", f)`, `("method", name)` or `("module", class)`.
 
     Example:

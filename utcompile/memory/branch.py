@@ -13,7 +13,7 @@ from utcompile.tuners import Lora
 from utcompile.tuners.branches import conv_backward
 
 
-def remade_branch(recipe: Recipe, tuner: Lora, x: torch.Tensor, y: torch.Tensor, *given: Any) -> torch.Tensor:
+def remade_branch(recipe: Recipe, tuner: Lora, x: torch.Tensor, y: torch.Tensor, *given: object) -> torch.Tensor:
     """`tuner(x, y)`, with x made again for backward.
 
     Args:
@@ -66,7 +66,7 @@ class _LinearBranch(torch.autograd.Function):
         y: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
-        *given: Any,
+        *given: object,
     ) -> torch.Tensor:
         hidden = a @ x.reshape(-1, x.shape[-1]).to(a.dtype).t()
         total = y.detach()
@@ -102,12 +102,12 @@ class _ConvBranch(torch.autograd.Function):
         ctx: Any,
         made: Remade,
         s: float,
-        settings: tuple[str, dict[str, Any]],
+        settings: tuple[str, dict[str, object]],
         x: torch.Tensor,
         y: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
-        *given: Any,
+        *given: object,
     ) -> torch.Tensor:
         hidden = function_of(settings[0])(x, a, None, **settings[1])
         total = y.detach()

@@ -17,7 +17,7 @@ from utcompile.tuners.recompute import RECIPE, WeightRecipe, cast_as_autocast_do
 
 
 def remade_call(
-    recipe: Recipe, function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *given: Any
+    recipe: Recipe, function: str, args: tuple[object, ...], kwargs: Mapping[str, object], *given: object
 ) -> torch.Tensor:
     """`recomputed(function, *args, **kwargs)`, whose first argument is made again for backward.
 

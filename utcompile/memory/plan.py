@@ -54,11 +54,11 @@ class MemoryPlan:
     curve: tuple[Point, ...] = ()
     others: int = 0
 
-    def forward_of(self, tuned: UtcGraphModule) -> Callable[..., Any] | None:
+    def forward_of(self, tuned: UtcGraphModule) -> Callable[..., object] | None:
         """What a call of a tuned module runs now; None where it runs as it is."""
         return planned_forward(tuned, self.again)
 
-    def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: Any = None) -> MemoryPlan:
+    def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: object = None) -> MemoryPlan:
         """A plan whose step fits a budget, for the least work; see `TunedModule.plan_memory`."""
         amount = read_budget(budget)
         arguments = _arguments(tuned, example_inputs)
@@ -102,7 +102,7 @@ def _line(name: str, point: Point) -> str:
 
 
 def _fitting(
-    tuned: UtcGraphModule, arguments: Mapping[str, Any], units: Sequence[Unit], model: Model, limit: int
+    tuned: UtcGraphModule, arguments: Mapping[str, object], units: Sequence[Unit], model: Model, limit: int
 ) -> tuple[frozenset[int], Simulated] | None:
     """Units that run again, and their step; tried with a lower limit while the step itself is above it."""
     aim = limit
@@ -121,7 +121,7 @@ def _fitting(
 
 def _too_small(
     tuned: UtcGraphModule,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     units: Sequence[Unit],
     model: Model,
     budget: float | int | str,

@@ -204,7 +204,7 @@ class _Planner:
             return self._norm(node)
         return function_of(op.name), node.args, dict(op.attributes)
 
-    def _norm(self, node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def _norm(self, node: fx.Node) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
         with self.graph.inserting_before(node):
             copy = self.graph.node_copy(node)
         to_function(self.graph, copy, self.root)
@@ -290,10 +290,10 @@ def _nodes_in(value: Any) -> list[fx.Node]:
     return found
 
 
-def _with_recipe(function: Callable[..., Any], recipe: Recipe) -> Callable[..., Any]:
+def _with_recipe(function: Callable[..., object], recipe: Recipe) -> Callable[..., object]:
     """A function that fx can call by a name, with its recipe in it."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: object) -> object:
         return function(recipe, *args)
 
     call.__name__ = call.__qualname__ = function.__name__

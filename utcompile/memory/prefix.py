@@ -23,7 +23,7 @@ _CHEAP = having(Trait.NORM | Trait.ACTIVATION | Trait.ARITHMETIC | Trait.AXES | 
 class Rest(UtcGraphModule):
     """A tuned module from its first tuner on: it trains as the whole does, and keeps as little."""
 
-    memory: Any = None
+    memory: object = None
     kept_attributes = (*UtcGraphModule.inherited, "memory")
 
     def recompile(self) -> Any:
@@ -43,12 +43,12 @@ class Rest(UtcGraphModule):
         return self
 
 
-def _planned_or_plain() -> Callable[..., Any]:
+def _planned_or_plain() -> Callable[..., object]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         planned = None if torch.compiler.is_compiling() or self.memory is None else self.memory.forward_of(self)
         return self._plain_forward(*args, **kwargs) if planned is None else planned(self, *args, **kwargs)
 
-    found: Callable[..., Any] = copied(forward)
+    found: Callable[..., object] = copied(forward)
     return found
 
 

@@ -10,7 +10,7 @@ from utcompile.graph import runs_plainly
 from utcompile.memory.recipe import Recipe, Remade
 
 
-def remade_product(recipe: Recipe, x: torch.Tensor, other: torch.Tensor, *given: Any) -> torch.Tensor:
+def remade_product(recipe: Recipe, x: torch.Tensor, other: torch.Tensor, *given: object) -> torch.Tensor:
     """`x * other`, with x made again for backward from `given`, whose tensors are kept."""
     if not other.requires_grad or runs_plainly(x, other):
         return x * other

@@ -23,8 +23,8 @@ class Step:
     """One call of a recipe; `Ref`s stand for tensors in its arguments."""
 
     function: Callable[..., torch.Tensor]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Remade:
     recipe: Recipe
     device: str
     lowered: torch.dtype | None
-    others: Mapping[int, Any]
+    others: Mapping[int, object]
 
     @classmethod
-    def here(cls, recipe: Recipe, given: Sequence[Any], like: torch.Tensor) -> tuple[Remade, list[torch.Tensor]]:
+    def here(cls, recipe: Recipe, given: Sequence[object], like: torch.Tensor) -> tuple[Remade, list[torch.Tensor]]:
         """A recipe to be followed again as it would be followed now, and the tensors to keep for it."""
         others = {i: v for i, v in enumerate(given) if not isinstance(v, torch.Tensor)}
         device = like.device.type

@@ -103,18 +103,18 @@ def _plain(node: fx.Node, root: nn.Module) -> tuple[str, Any, tuple[Any, ...], d
     return how, target, args, {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
 
 
-def _call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _call_module(module: nn.Module, *args: object, **kwargs: object) -> object:
     return module(*args, **kwargs)
 
 
-def _part(results: tuple[Any, ...], i: int) -> Any:
+def _part(results: tuple[object, ...], i: int) -> object:
     return results[i]
 
 
-def _again(inner: fx.GraphModule, number: int) -> Callable[..., Any]:
+def _again(inner: fx.GraphModule, number: int) -> Callable[..., object]:
     forward = inner.forward
 
-    def call(*given: Any) -> Any:
+    def call(*given: object) -> object:
         if not torch.is_grad_enabled():
             return forward(*given)
         return checkpoint(forward, *given, use_reentrant=False)

@@ -102,7 +102,7 @@ class _Ledger(TorchDispatchMode):
 
 def simulate(
     tuned: UtcGraphModule,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     marks: Sequence[str] = (),
     again: Sequence[tuple[str, str]] = (),
     *,
@@ -141,7 +141,7 @@ def simulate(
 def _run(
     tuned: UtcGraphModule,
     graph: fx.Graph,
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     marks: Sequence[str],
     there: Sequence[torch.Tensor],
 ) -> Simulated:
@@ -160,12 +160,12 @@ def _run(
     return Simulated(kept, peak, ledger.flops, tuple(run.forward), run.backward)
 
 
-def _in_order(graph: fx.Graph, given: Mapping[str, Any]) -> list[Any]:
+def _in_order(graph: fx.Graph, given: Mapping[str, object]) -> list[object]:
     names = [(str(n.target), n.args) for n in graph.nodes if n.op == "placeholder"]
     return [given[name] if name in given else (default[0] if default else None) for name, default in names]
 
 
-def _total(result: Any) -> torch.Tensor:
+def _total(result: object) -> torch.Tensor:
     floats = [t for t in tensors(result) if t.is_floating_point() and t.requires_grad]
     return torch.stack([t.sum(dtype=torch.float32) for t in floats]).sum()
 
@@ -185,7 +185,7 @@ class _Marked(fx.Interpreter):
         self.start, self.work = self.ledger.alive, self.ledger.flops
         self.ledger.since()
 
-    def _moment(self, result: Any = None) -> Moment:
+    def _moment(self, result: object = None) -> Moment:
         peak = self.ledger.since()
         self.peaks.append(peak)
         size = result.nbytes if isinstance(result, torch.Tensor) else 0
@@ -193,7 +193,7 @@ class _Marked(fx.Interpreter):
         self._begin()
         return found
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         if info(n).check:
             return None
         result = super().run_node(n)

@@ -28,7 +28,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         UtcError: on reading a file that is no image, with its path.
     """
 
-    def __init__(self, samples: Iterable[Sample], transform: Callable[[Any], Tensor], mode: str = "RGB") -> None:
+    def __init__(self, samples: Iterable[Sample], transform: Callable[[object], Tensor], mode: str = "RGB") -> None:
         self.samples, self.transform, self.mode = list(samples), transform, mode
 
     def __len__(self) -> int:

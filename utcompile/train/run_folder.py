@@ -129,7 +129,7 @@ class RunFolder:
             self.save(folder)
             move_checkpoint(folder, self.out)
 
-    def keep_last(self, state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    def keep_last(self, state: Mapping[str, object], history: Sequence[Mapping[str, object]]) -> None:
         """Write the model and its training state as the last checkpoint, and the history."""
         old = self.out / _OLD
         with reported("the last checkpoint cannot be written", self.out), draft(self.out) as folder:
@@ -175,5 +175,5 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _line(entry: Mapping[str, Any]) -> str:
+def _line(entry: Mapping[str, object]) -> str:
     return json.dumps(dict(entry)) + "\n"

@@ -14,7 +14,7 @@ from utcompile.errors import UtcError
 _NUMBERS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "lr", "seconds")
 
 
-def state_bytes(state: Mapping[str, Any]) -> bytes:
+def state_bytes(state: Mapping[str, object]) -> bytes:
     """A state as a file's content."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
