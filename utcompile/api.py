@@ -84,8 +84,8 @@ def compile(
     Args:
         tuner_dtype: of what trains, on a base in float16 or bfloat16: "float32", or "base" for the model's own dtype.
         memory: a budget for a training step with the batch of the example inputs: a share of what it takes without a
-            plan, as 0.5, or a size, as "8GB" (`TunedModule.plan_memory`). Without it, less is kept where that costs no
-            time. The other arguments are those of `capture` and `match`.
+            plan, as 0.5, or a size, as "8GB" (`TunedModule.plan_memory`). Without it, less is kept where that costs
+            little time. The other arguments are those of `capture` and `match`.
 
     Raises:
         UtcError: as `capture` and `match`; or the budget is too small; or a tuner that should be the identity at the

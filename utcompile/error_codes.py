@@ -33,6 +33,7 @@ AREAS: Mapping[str, str] = MappingProxyType(
         "match": "Matching rules with a model",
         "tuner": "Options and shapes of tuners",
         "tune": "Inserting tuners",
+        "memory": "Memory in training",
         "checkpoint": "Checkpoints and tasks",
         "peft": "Exchange with PEFT",
         "fold": "Folding",
@@ -172,6 +173,17 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "Pass the `TunedModule` inside.",
         ),
         "tune/disabled": Meaning("`disable_tuners` is active where it cannot be.", "Call outside of `disable_tuners`."),
+        "memory/budget": Meaning(
+            "A memory budget cannot be read, or is below what is possible.",
+            "Give a share such as 0.5 or a size such as '8GB'; the message names the least possible.",
+        ),
+        "memory/inputs": Meaning(
+            "The memory of a step cannot be planned with these inputs.",
+            "Pass inputs that the module can be called with.",
+        ),
+        "memory/prefix": Meaning(
+            "The module has no frozen prefix that can be cut off.", "Train it whole, or compile as the message says."
+        ),
         "checkpoint/damaged": Meaning(
             "A checkpoint's tensors or manifest cannot be read, or do not belong together.", "Use an intact copy."
         ),

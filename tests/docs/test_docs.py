@@ -109,7 +109,7 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "PAGES", (page,))
     monkeypatch.setattr(module, "API", {"Some": ("capture", "errors.check_type", "errors.Gone")})
     monkeypatch.setattr(module, "FOLDS", {"fold_widen": ("widen",)})
-    monkeypatch.setattr(module.importlib.import_module("utcompile.errors").check_type, "__doc__", None)
+    monkeypatch.setattr(importlib.import_module("utcompile.errors").check_type, "__doc__", None)
     problems = "\n".join(module.check(write=False))
     for part in (
         "nowhere.md leads nowhere",

@@ -99,10 +99,32 @@ def test_a_size_counts_parameters_and_inputs() -> None:
         tuned.plan_memory(f"{large.others // 1000}KB", inputs)
 
 
-@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "much", "8 apples", "1.2.3GB", None, float("nan")])
+@pytest.mark.parametrize(
+    "budget", [0, -1, 1.5, True, "much", "8 apples", "1.2.3GB", ".", "9" * 400 + "GB", None, float("nan")]
+)
 def test_what_is_no_budget_is_refused(vit: tuple[utc.TunedModule, dict[str, torch.Tensor]], budget: Any) -> None:
     with pytest.raises(utc.UtcError, match="memory budget"):
         vit[0].plan_memory(budget)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (3, "the example inputs must be a tuple, a dict or a tensor, not int"),
+        ((torch.randn(2, 8), torch.randn(2, 8)), "do not fit the module's forward"),
+        ({"other": torch.randn(2, 8)}, "do not fit the module's forward"),
+        ((torch.randn(2, 5),), "was recorded with input.shape[1]=8, not 5"),
+        (("text",), "input must be a tensor"),
+    ],
+)
+def test_inputs_that_the_module_refuses_have_no_plan(given: Any, says: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
+    tuned = utc.compile(model, "lora/all_linear", (torch.randn(2, 8),), vars={"r": 2})
+    before = tuned.memory
+    with pytest.raises(utc.UtcError) as caught:
+        tuned.plan_memory(0.9, given)
+    assert says in str(caught.value) and caught.value.fix
+    assert tuned.memory is before
 
 
 def test_compile_takes_a_budget() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.tensor_classes import Scaled
 from torch import nn
 
 import utcompile as utc
@@ -22,25 +23,8 @@ train: ['module:head']
 _KEPT = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.clone.default)
 
 
-class Stiff(torch.Tensor):
+class Stiff(Scaled):
     """Numbers of eight bits and a scale for each row, of which a linear alone can be computed."""
-
-    numbers: torch.Tensor
-    scale: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, numbers: torch.Tensor, scale: torch.Tensor) -> Any:
-        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype, requires_grad=False)
-
-    def __init__(self, numbers: torch.Tensor, scale: torch.Tensor) -> None:
-        self.numbers, self.scale = numbers, scale
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["numbers", "scale"], None
-
-    @classmethod
-    def __tensor_unflatten__(cls, inner: Any, meta: Any, size: Any, stride: Any) -> Any:
-        return cls(inner["numbers"], inner["scale"])
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

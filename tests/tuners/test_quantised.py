@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import models as zoo
+from support.tensor_classes import Scaled
 from torch import nn
 
 import utcompile as utc
@@ -81,25 +82,8 @@ class Linear8bit(Quantised):
         return Product.apply(x, self.weight, self.scale) + self.bias
 
 
-class Subclass(torch.Tensor):
+class Subclass(Scaled):
     """A tensor that holds others, as torchao's do: `F.linear` reads what they stand for."""
-
-    numbers: torch.Tensor
-    scale: torch.Tensor
-
-    @staticmethod
-    def __new__(cls, numbers: torch.Tensor, scale: torch.Tensor) -> Any:
-        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype, requires_grad=False)
-
-    def __init__(self, numbers: torch.Tensor, scale: torch.Tensor) -> None:
-        self.numbers, self.scale = numbers, scale
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["numbers", "scale"], None
-
-    @classmethod
-    def __tensor_unflatten__(cls, inner: Any, meta: Any, size: Any, stride: Any) -> Any:
-        return cls(inner["numbers"], inner["scale"])
 
     def dequantised(self) -> torch.Tensor:
         return self.numbers.to(self.scale.dtype) * self.scale

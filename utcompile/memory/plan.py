@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a tuned module keeps for backward. The default keeps less wherever that costs no time.
+    """What a tuned module keeps for backward. The default keeps less wherever that costs little time.
 
     Attributes:
         again: the units that run again in backward: the names of their first and last nodes.
@@ -83,9 +83,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         if self.expected is None or self.before is None:
-            return (
-                "memory: what costs no time (values made again from what is kept anyway, masks of bits, small indices)"
-            )
+            ways = "values made again from what is kept anyway, masks of bits, small indices"
+            return f"memory: what costs little time ({ways})"
         rows = [
             f"{'runs again' if again else 'kept':10}  {shown(k):>9}  {f / 1e9:8.2f} GFLOPs  {path}"
             for path, k, f, again in self.units
@@ -137,7 +136,7 @@ def _too_small(
         f"a step does not fit the memory budget {budget!r}",
         why=f"the least possible with these inputs is {possible}",
         fix="give a larger budget, or example inputs with a smaller batch",
-        code="arguments/value",
+        code="memory/budget",
     )
 
 
@@ -160,19 +159,26 @@ def _arguments(tuned: UtcGraphModule, example_inputs: Any) -> dict[str, Any]:
             raise UtcError(
                 "the module has no example inputs",
                 fix="give them: tuned.plan_memory(budget, (x,))",
-                code="arguments/value",
+                code="memory/inputs",
             )
         return dict(tuned.example_inputs.arguments(tuned.dtype, tuned.device))
-    args, kwargs = (), {}
-    if isinstance(example_inputs, Mapping):
-        kwargs = dict(example_inputs)
-    else:
-        args = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
+    if not isinstance(example_inputs, (torch.Tensor, tuple, list, Mapping)):
+        raise UtcError(
+            f"the example inputs must be a tuple, a dict or a tensor, not {type(example_inputs).__name__}",
+            fix="pass what the module is called with: tuned.plan_memory(budget, (x,))",
+            code="arguments/type",
+        )
+    kwargs = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+    given = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs
+    args = () if isinstance(example_inputs, Mapping) else tuple(given)
     try:
         return dict(inspect.signature(tuned.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:
         raise UtcError(
-            "the example inputs do not fit the module's forward", why=str(error), code="arguments/value"
+            "the example inputs do not fit the module's forward",
+            why=str(error),
+            fix="pass what the module is called with: a tuple, or a dict by names of inputs",
+            code="memory/inputs",
         ) from error
 
 

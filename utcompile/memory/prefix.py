@@ -79,25 +79,35 @@ def split_prefix(tuned: UtcGraphModule) -> tuple[UtcGraphModule, Rest]:
         (True, False)
     """
     if not isinstance(tuned, UtcGraphModule):
-        raise UtcError(f"split_prefix takes a TunedModule, not {type(tuned).__name__}", code="arguments/value")
+        raise UtcError(
+            f"split_prefix takes a TunedModule, not {type(tuned).__name__}",
+            fix="compile the model first: utc.compile",
+            code="arguments/type",
+        )
     reading = Reading(tuned.graph, tuned, tuned.follows_mode)
     if any(info(n).region or info(n).mutates for n in tuned.graph.nodes):
         raise UtcError(
             "the prefix of this model cannot be cut off",
-            why="it has regions, or writes in place",
-            code="arguments/value",
+            why="it has regions (of autocast or no_grad), or writes in place, which may span the cut",
+            fix="train it whole",
+            code="memory/prefix",
         )
     if tuned.follows_mode:
         raise UtcError(
             "the prefix of this model cannot be cut off",
             why="its layers obey the mode, so what they yield for a sample differs from call to call",
             fix="compile with base='frozen'",
-            code="arguments/value",
+            code="memory/prefix",
         )
     below = _below(tuned.graph, reading)
     border = _border(tuned.graph, below)
     if not border or all(n.op == "placeholder" for n in border):
-        raise UtcError("there is no frozen prefix", why="a tuner reads the model's inputs", code="arguments/value")
+        raise UtcError(
+            "there is no frozen prefix",
+            why="a tuner reads the model's inputs",
+            fix="train it whole, or insert no tuner in the first layers",
+            code="memory/prefix",
+        )
     prefix = UtcGraphModule(tuned, _first(tuned.graph, below, border), "Prefix")
     rest = Rest(tuned, _second(tuned.graph, tuned, below, border), "Rest")
     for part in (prefix, rest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +119,7 @@ def simulate(
         as_it_is: nothing is planned.
 
     Raises:
-        UtcError: which operations are run depends on numbers.
+        UtcError: the inputs are refused by a guard or do not run, or which operations run depends on numbers.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         given = map_tensors(mode.from_tensor, dict(arguments))
@@ -133,8 +134,15 @@ def simulate(
             raise UtcError(
                 "the memory of this model cannot be planned",
                 why=f"what it computes depends on the numbers in a tensor: {error}",
-                fix="leave out `memory=`; what costs no time is applied anyway",
-                code="arguments/value",
+                fix="leave out `memory=`; what costs little time is applied anyway",
+                code="memory/inputs",
+            ) from error
+        except RuntimeError as error:  # torch's own, of inputs that a layer does not take
+            raise UtcError(
+                "the model does not run on the example inputs",
+                why=str(error).partition("\n")[0],
+                fix="pass inputs that the module can be called with",
+                code="memory/inputs",
             ) from error
 
 
@@ -195,6 +203,8 @@ class _Marked(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         if info(n).check:
+            with suppress(DataDependentOutputException):  # a guard on values, which are not there
+                super().run_node(n)
             return None
         result = super().run_node(n)
         if (unit := self.marks.get(n.name)) is not None:

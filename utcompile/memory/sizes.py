@@ -21,15 +21,15 @@ def read_budget(budget: float | int | str) -> float | int:
         (8000000000, 1610612736, 0.5)
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
-        raise UtcError(f"a memory budget is {type(budget).__name__}", fix=_FIX, code="arguments/value")
+        raise UtcError(f"a memory budget is {type(budget).__name__}", fix=_FIX, code="memory/budget")
     if isinstance(budget, str):
-        found = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?I?)B?\s*", budget.upper())
-        if found is None or found[1].count(".") > 1 or found[2] not in _UNITS:
-            raise UtcError(f"a memory budget is {budget!r}", fix=_FIX, code="arguments/value")
+        found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]*)?)\s*([KMGT]?I?)B?\s*", budget.upper())
+        if found is None or found[2] not in _UNITS:
+            raise UtcError(f"a memory budget is {budget!r}", fix=_FIX, code="memory/budget")
         return int(float(found[1]) * _UNITS[found[2]])
     if budget <= 0 or (isinstance(budget, float) and not budget <= 1):
         raise UtcError(
-            f"a memory budget is {budget}", why="a share is above 0 and up to 1", fix=_FIX, code="arguments/value"
+            f"a memory budget is {budget}", why="a share is above 0 and up to 1", fix=_FIX, code="memory/budget"
         )
     return budget
 

@@ -51,7 +51,9 @@ class FixedSizes:
     def __call__(self, tensor: torch.Tensor, *others: torch.Tensor) -> None:
         if not isinstance(tensor, torch.Tensor):
             raise UtcError(
-                f"{self.name} must be a tensor, as at capture, and not {type(tensor).__name__}", code="call/guard"
+                f"{self.name} must be a tensor, as at capture, and not {type(tensor).__name__}",
+                fix="pass a tensor, or capture the model again with an example of this kind",
+                code="call/guard",
             )
         shape = tensor.shape
         if len(shape) != self.rank:

@@ -17,7 +17,7 @@ from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
-from utcompile.rewrite.kept import Memory
+from utcompile.rewrite.memory_protocol import Memory
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
