@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import models as zoo
 from torch import nn
 
 import utcompile as utc
-from utcompile.rewrite import read_manifest
+from utcompile.rewrite import pair, read_manifest
 from utcompile.rewrite.base_print import fingerprint_of_format_1
 
 RULES = """
@@ -150,6 +151,23 @@ def test_readers_of_a_folder_that_is_written_see_whole_pairs(trained: utc.TunedM
             writer.join()
     assert errors == [] and all(len(set(values)) == 1 for values in seen)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "tuners.safetensors"]
+
+
+def test_a_file_that_is_renamed_while_it_is_opened_is_looked_for_again(
+    trained: utc.TunedModule, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def second_time(path: Path, **options: str) -> object:
+        """What safetensors does where the file goes between its own opening and that of torch."""
+        opened.append(path.name)
+        if len(opened) <= 2:  # the pair's file and the one of the moment between two renames
+            torch.UntypedStorage.from_file(str(path.with_name("gone")), shared=False, nbytes=1)
+        return safe_open(path, **options)
+
+    monkeypatch.setattr(pair, "safe_open", second_time)
+    utc.load_tuners(trained, saved)
+    assert len(opened) == 3 and opened[0] == opened[2] == "tuners.safetensors"
 
 
 # --- strict about what matters ---------------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+    # RuntimeError: safetensors opens the file a second time through torch, and a writer may have renamed it meanwhile
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise UtcError(
             "the checkpoint's tensors cannot be read", where=str(path), why=str(error), code="checkpoint/damaged"
         ) from error

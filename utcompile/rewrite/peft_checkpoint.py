@@ -323,7 +323,7 @@ def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata.get(BASE)  # noqa: SIM118 - no dict
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch could not open what was there
         fix = None
         if path.with_suffix(".bin").exists():
             fix = "adapter_model.bin is a pickle, which can run code: save it again with save_pretrained of peft >= 0.5"
