@@ -11,6 +11,7 @@ a reader finds the old pair or the new one at every moment, also after a process
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from utcompile.errors import UtcError
 from utcompile.files import draft, one_writer, reported, sync_folder, write_new
 
 IDENTITY = "utcompile.identity"
-_ATTEMPTS = 1000  # a reader that finds another pair's tensors looks again if the text has changed meanwhile
+_ATTEMPTS = 1000  # a reader that finds another pair's tensors looks again while the folder changes
+_TICK = 0.02  # seconds: longer than file systems take for one step of the time of a change
 
 
 def write_pair(
@@ -103,8 +105,9 @@ def read_pair(
     Raises:
         UtcError: they cannot be read, or have another identity.
     """
-    identity, same, found, read = read_identity(), 0, "", False
+    identity, still, found, read = read_identity(), False, "", False
     for _ in range(_ATTEMPTS):
+        changed = folder.stat().st_mtime_ns
         failure: UtcError | None = None
         names = [tensors_name] + ([_staged(tensors_name, identity)] if identity else [])
         for name in names:
@@ -117,9 +120,11 @@ def read_pair(
                 return tensors, metadata
             found, read = metadata.get(IDENTITY, ""), True
         before, identity = identity, read_identity()
-        same = same + 1 if before == identity else 0
-        if same == 2:  # twice: a writer may have renamed the one file just before we opened it
+        was_still, still = still, before == identity and changed == folder.stat().st_mtime_ns
+        if still and was_still:  # twice, more than one step of time apart: nothing was renamed while we looked
             break
+        if still:
+            time.sleep(_TICK)
     if failure is not None and not read:
         raise failure
     raise UtcError(
