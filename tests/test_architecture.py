@@ -28,7 +28,7 @@ ROOMS = {
     "memory": {"rewrite", "tuners", "graph", "ops"},
     "folding": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "folding", "graph"},
-    "train": {"rewrite"},
+    "train": {"rewrite", "memory"},
 }
 EVERYWHERE = {"errors", "files", "modes", "text"}
 
