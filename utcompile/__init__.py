@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from utcompile.api import compile, match
-    from utcompile.deploy import ExportResult, export_onnx
+    from utcompile.deploy import ExportResult, OnnxModel, export_onnx
     from utcompile.errors import UtcError
     from utcompile.folding import FoldReport, fold, register_fold
     from utcompile.memory import split_prefix
@@ -35,6 +35,7 @@ _HOMES = {
     "CapturedModule": "recording",
     "ExportResult": "deploy",
     "FoldReport": "folding",
+    "OnnxModel": "deploy",
     "Plan": "plan",
     "RuleSet": "rules",
     "TunedModule": "rewrite",
@@ -60,6 +61,7 @@ __all__ = [
     "CapturedModule",
     "ExportResult",
     "FoldReport",
+    "OnnxModel",
     "Plan",
     "RuleSet",
     "TunedModule",
