@@ -44,6 +44,7 @@ class ExportResult:
         axes: the sizes that vary, with their bounds.
         fixed: the other sizes of the inputs, as `x[1]=3`.
         notes: what a reader should know: sizes that became fixed, operations that stay in float32.
+        tasks: the names of the tasks.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class ExportResult:
     axes: tuple[Axis, ...] = ()
     fixed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
@@ -68,6 +70,7 @@ class ExportResult:
                 f"  equal in ONNX Runtime at batch sizes {sizes}: largest difference {self.max_error:.1e}",
                 f"  sizes that vary: {'; '.join(map(str, self.axes))}",
                 *([f"  fixed: {', '.join(self.fixed)}"] if self.fixed else []),
+                *([f"  tasks: {', '.join(self.tasks)}"] if self.tasks else []),
                 *(f"  right only for {guard}" for guard in self.guards),
                 *(f"  note: {note}" for note in self.notes),
             ]
@@ -114,6 +117,8 @@ def export_onnx(
     preprocessing: Mapping[str, object] | None = None,
     metadata: Mapping[str, str] | None = None,
     check_inputs: object = None,
+    tasks: Mapping[str, str | Path] | None = None,
+    routing: str = "call",
 ) -> ExportResult:
     """Export a model to one ONNX file with dynamic sizes, and prove it in ONNX Runtime.
 
@@ -144,6 +149,11 @@ def export_onnx(
         preprocessing: plain data for the metadata: size, mean, std, interpolation, crop_pct.
         check_inputs: real samples to compare on as well: one, or a list of them, each as `example_inputs`.
         metadata: written to the file's metadata, e.g. `{"task": "digits"}`.
+        tasks: runs by the names of tasks, `{"cats": "run1/"}`: one file has the backbone, and each task's tuners and
+            head are values that a call chooses. The model is a tuned one, compiled with the rules of the runs; without
+            a task, the file computes what it computes.
+        routing: `call`: a call has one task, from the file `NAME.TASK.onnx_adapter` that ONNX Runtime loads. `row`:
+            each row of a batch has its own, by an int64 input, and the tasks are in the file.
 
     Raises:
         UtcError: the folder is missing, the exporter fails, a size is not dynamic, or the outputs differ.
@@ -166,7 +176,12 @@ def export_onnx(
     check_recurrent(model)
     call = Call.of(model, example_inputs, batch_inputs, dynamic)
     with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
-        result = _with_fallback(model, call, path, beside / path.name, options, asked=dynamic is not None)
+        if tasks is not None:
+            from utcompile.deploy.tasks import export_tasks
+
+            result = export_tasks(model, call, tasks, routing, path, beside, options)
+        else:
+            result = _with_fallback(model, call, path, beside / path.name, options, asked=dynamic is not None)
         publish(beside, path)
     return result
 
@@ -250,6 +265,7 @@ def write(
     }
     program.model.metadata_props.update(written(facts) | dict(options.metadata))
     program.save(beside)
+    finish(beside, {})
     proto = check_file(beside, call, expected)
     parity = _prove(beside, path, call, expected, options)
     parity.require()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from utcompile.deploy.metadata import read
 from utcompile.deploy.relations import holds
 from utcompile.deploy.runtime import run, session
 from utcompile.deploy.structure import leaves
+from utcompile.deploy.task_files import read_adapter, read_task_file
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
 
@@ -34,6 +36,7 @@ class OnnxModel:
         facts: what the file says of itself (`utcompile.deploy.metadata.KEYS`).
         axes: the sizes that vary, with their bounds.
         labels: the names of the classes; empty where the file has none.
+        tasks: the names of the tasks; empty where the file has none. `add_task` may have added some since the export.
 
     Example:
         >>> import tempfile, utcompile as utc
@@ -56,23 +59,47 @@ class OnnxModel:
         self.axes = tuple(_axes_of(self.facts.get("axes"), str(self.path)))
         labels = self.facts.get("labels")
         self.labels: tuple[str, ...] = tuple(map(str, labels)) if isinstance(labels, list) else ()
-        self.input_names = tuple(entry.name for entry in self.session.get_inputs())
+        self._tasks = read_task_file(self.path) if "routing" in self.facts else None
+        self._check_tasks()
+        self._adapters: dict[str, ort.LoraAdapter] = {}
+        names = tuple(entry.name for entry in self.session.get_inputs())
+        self._selector = names[-1] if self.is_by_row else None
+        self.input_names = names[:-1] if self.is_by_row else names
         self.output_names = tuple(entry.name for entry in self.session.get_outputs())
 
-    def __call__(self, *inputs: object, **named: object) -> Array | Arrays:
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return tuple(self._tasks.names) if self._tasks is not None else ()
+
+    @property
+    def is_by_row(self) -> bool:
+        """Whether one run of the file computes a batch of several tasks."""
+        return self._tasks is not None and self._tasks.routing == "row"
+
+    def labels_of(self, task: str | None) -> tuple[str, ...]:
+        """The names of a task's classes; empty where its run had none."""
+        if task is None or self._tasks is None:
+            return self.labels
+        return tuple(self._tasks.task(task, str(self.path)).labels or ())
+
+    def __call__(self, *inputs: object, task: str | Sequence[str] | None = None, **named: object) -> Array | Arrays:
         """Run the file.
 
         Args:
             inputs: tensors or arrays in the order of the file's inputs; tuples and mappings of them are opened.
+            task: a task's name, or one name per row of the batch. Rows of tasks with fewer classes than others of the
+                batch end in -inf. None: the base.
             named: inputs by name.
 
         Returns:
             The output as an array; several outputs as a mapping by name.
 
         Raises:
-            UtcError: an input is missing, unknown or of a wrong shape or dtype, or a size is out of bounds.
+            UtcError: an input is missing, unknown or of a wrong shape or dtype, a size is out of bounds, or there is no
+                such task.
         """
-        return self._result(self.run(self.feeds(inputs, named)))
+        return self._result(self.run_task(self.feeds(inputs, named), task))
 
     def _result(self, outputs: Arrays) -> Array | Arrays:
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -92,9 +119,107 @@ class OnnxModel:
         self.check(feeds)
         return feeds
 
-    def run(self, feeds: Mapping[str, Tensor]) -> Arrays:
-        """Run the session on inputs by name."""
-        return run(self.session, feeds)
+    def run_task(self, feeds: Mapping[str, Tensor], task: str | Sequence[str] | None) -> Arrays:
+        """Run the session on inputs by name, for a task or one per row."""
+        names = self._names(task, feeds)
+        if self.is_by_row:
+            return self._run_rows(feeds, names if isinstance(names, list) else [names] * self.batch_of(feeds))
+        if not isinstance(names, list):
+            return run(self.session, feeds, adapter=self._adapter(names))
+        groups = {name: [row for row, its in enumerate(names) if its == name] for name in dict.fromkeys(names)}
+        parts = {
+            name: run(self.session, self._rows(feeds, rows), adapter=self._adapter(name))
+            for name, rows in groups.items()
+        }
+        return {output: self._joined(output, parts, groups, len(names)) for output in self.output_names}
+
+    def _names(self, task: str | Sequence[str] | None, feeds: Mapping[str, Tensor]) -> str | list[str | None] | None:
+        """The task of a call, or of each row; checked."""
+        if task is None:
+            return None
+        for name in [task] if isinstance(task, str) else task:
+            if self._tasks is None:
+                raise UtcError(
+                    "the ONNX file has no tasks",
+                    where=str(self.path),
+                    fix="export it with tasks={…}, or leave `task` out",
+                    code="export/tasks",
+                )
+            if name is not None:
+                self._tasks.task(name, str(self.path))
+        if isinstance(task, str):
+            return task
+        if len(task) != self.batch_of(feeds):
+            raise UtcError(
+                f"{len(task)} tasks for a batch of {self.batch_of(feeds)}",
+                where=str(self.path),
+                fix="give one name per row, or one for all",
+                code="export/tasks",
+            )
+        return list(task)
+
+    def _adapter(self, name: str | None) -> ort.LoraAdapter | None:
+        """A task's adapter, loaded once and kept: ONNX Runtime computes wrongly after it is dropped."""
+        if name is None or self._tasks is None:
+            return None
+        if name not in self._adapters:
+            task = self._tasks.task(name, str(self.path))
+            file = self.path.with_name(str(task.file))
+            read_adapter(file, self._tasks, task)
+            adapter = ort.LoraAdapter()
+            adapter.Load(str(file))
+            self._adapters[name] = adapter
+        return self._adapters[name]
+
+    def _check_tasks(self) -> None:
+        """Raise where the list of tasks belongs to another file."""
+        if self._tasks is None:
+            return
+        optional = {entry.name for entry in self.session.get_overridable_initializers()}
+        if self._tasks.base != self.facts.get("base") or self._tasks.routing != self.facts.get("routing"):
+            why = "its base or routing is another one"
+        elif self._tasks.routing == "call" and optional != set(self._tasks.inputs):
+            why = "its inputs are other ones"
+        else:
+            return
+        raise UtcError(
+            "the list of tasks belongs to another ONNX file", where=str(self.path), why=why, code="export/tasks"
+        )
+
+    def _run_rows(self, feeds: Mapping[str, Tensor], names: Sequence[str | None]) -> Arrays:
+        assert self._selector is not None
+        index = [0 if name is None else 1 + self.tasks.index(name) for name in names]
+        return run(self.session, {**feeds, self._selector: torch.tensor(index, dtype=torch.int64)})
+
+    def _rows(self, feeds: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+        """Some rows of the inputs that have a batch."""
+        shapes = {entry.name: entry.shape for entry in self.session.get_inputs()}
+        index = torch.tensor(rows)
+        return {
+            name: tensor.index_select(shapes[name].index(BATCH), index) if BATCH in shapes[name] else tensor
+            for name, tensor in feeds.items()
+        }
+
+    def _joined(
+        self, output: str, parts: Mapping[str | None, Arrays], groups: Mapping[str | None, list[int]], batch: int
+    ) -> Array:
+        """The rows of an output in the order of the batch; where tasks have fewer classes, -inf is put behind."""
+        shape = next(entry.shape for entry in self.session.get_outputs() if entry.name == output)
+        if BATCH not in shape:
+            raise UtcError(
+                f"output {output!r} has no batch, so tasks per row cannot be put together",
+                where=str(self.path),
+                fix="call the file once per task",
+                code="export/tasks",
+            )
+        axis = shape.index(BATCH)
+        found = {name: np.moveaxis(part[output], axis, 0) for name, part in parts.items()}
+        largest = [batch, *(max(sizes) for sizes in zip(*(v.shape[1:] for v in found.values()), strict=True))]
+        dtype = next(iter(found.values())).dtype
+        whole = np.full(largest, -np.inf if np.issubdtype(dtype, np.floating) else 0, dtype)
+        for name, rows in groups.items():
+            whole[np.ix_(rows, *(range(size) for size in found[name].shape[1:]))] = found[name]
+        return np.moveaxis(whole, 0, axis)
 
     def sizes(self, feeds: Mapping[str, Tensor]) -> dict[str, int]:
         """The size of each axis in a call.
