@@ -294,7 +294,7 @@ API: dict[str, tuple[str, ...]] = {
     ),
     "Rules": ("RuleSet",),
     "Checkpoints": ("save_tuners", "load_tuners", "save_peft", "load_peft", "peft_rules"),
-    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "OnnxModel", "UtcError"),
+    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "OnnxModel", "add_task", "UtcError"),
     "Training and evaluation": (
         *(f"train.{name}" for name in ("fit", "TrainResult", "load_data", "Data", "accuracy")),
         *(

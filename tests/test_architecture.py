@@ -106,7 +106,7 @@ def test_every_room_is_in_the_table() -> None:
 
 def test_public_names() -> None:
     assert sorted(utc.__all__) == sorted(
-        """CapturedModule ExportResult FoldReport OnnxModel Plan RuleSet TunedModule UtcError capture compile disable_tuners
+        """CapturedModule ExportResult FoldReport OnnxModel Plan RuleSet TunedModule UtcError add_task capture compile disable_tuners
         export_onnx fold load_peft load_tuners match peft_rules register_fold register_operation register_tuner save_peft save_tuners split_prefix""".split()
     )
     assert all(hasattr(utc, name) for name in utc.__all__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from utcompile.api import compile, match
-    from utcompile.deploy import ExportResult, OnnxModel, export_onnx
+    from utcompile.deploy import ExportResult, OnnxModel, add_task, export_onnx
     from utcompile.errors import UtcError
     from utcompile.folding import FoldReport, fold, register_fold
     from utcompile.memory import split_prefix
@@ -40,6 +40,7 @@ _HOMES = {
     "RuleSet": "rules",
     "TunedModule": "rewrite",
     "UtcError": "errors",
+    "add_task": "deploy",
     "capture": "recording",
     "compile": "api",
     "disable_tuners": "rewrite",
@@ -66,6 +67,7 @@ __all__ = [
     "RuleSet",
     "TunedModule",
     "UtcError",
+    "add_task",
     "capture",
     "compile",
     "disable_tuners",

@@ -20,6 +20,17 @@ from utcompile.deploy.task_files import read_adapter, read_task_file
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
 
+_DTYPES = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
 Array = np.ndarray
 Arrays = dict[str, Array]
 
@@ -189,7 +200,21 @@ class OnnxModel:
     def _run_rows(self, feeds: Mapping[str, Tensor], names: Sequence[str | None]) -> Arrays:
         assert self._selector is not None
         index = [0 if name is None else 1 + self.tasks.index(name) for name in names]
-        return run(self.session, {**feeds, self._selector: torch.tensor(index, dtype=torch.int64)})
+        outputs = run(self.session, {**feeds, self._selector: torch.tensor(index, dtype=torch.int64)})
+        return self._with_their_classes(outputs, names)
+
+    def _with_their_classes(self, outputs: Arrays, names: Sequence[str | None]) -> Arrays:
+        """Without the classes that no task of the batch has."""
+        known = self._tasks
+        assert known is not None
+        counts = [known.default_classes if n is None else known.task(n, str(self.path)).classes for n in set(names)]
+        most = max((count for count in counts if count is not None), default=None)
+        return {
+            name: value[
+                tuple(slice(most) if d in known.outputs.get(name, ()) else slice(None) for d in range(value.ndim))
+            ]
+            for name, value in outputs.items()
+        }
 
     def _rows(self, feeds: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
         """Some rows of the inputs that have a batch."""
@@ -269,6 +294,18 @@ class OnnxModel:
     def batch_of(self, feeds: Mapping[str, Tensor]) -> int:
         """The number of samples in a call."""
         return self.sizes(feeds).get(BATCH, 1)
+
+    def smallest(self) -> dict[str, Tensor]:
+        """Inputs of zeros, of the smallest sizes that the file takes."""
+        low = {axis.name: axis.low for axis in self.axes}
+        kinds = {f"tensor({name})": dtype for name, dtype in _DTYPES.items()}
+        return {
+            entry.name: torch.zeros(
+                [size if isinstance(size, int) else low.get(size, 1) for size in entry.shape], dtype=kinds[entry.type]
+            )
+            for entry in self.session.get_inputs()
+            if entry.name != self._selector
+        }
 
     def __repr__(self) -> str:
         return f"OnnxModel({str(self.path)!r}: ({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}))"

@@ -44,17 +44,19 @@ class LiveInput(_Part):
 
 
 class Stack(_Part):
-    """How a value of a task becomes a row of a file's stack: transposed, then of another shape.
+    """How a value of a task becomes a row of a stack in the file.
 
     Attributes:
         live: the value, by its name at the frontier.
-        perm, shape: of one row; -1 in a shape is what is left.
-        pad: how many rows the axis `classes` has in the stack, and what is put behind.
+        axis, classes, fill: the axis of the classes is padded to their number; None is -inf.
+        taps: a kernel `(out, in, taps)` becomes `(out, taps, in)`.
+        perm, shape: of the row, in the end.
     """
 
     live: str
+    shape: list[int]
     perm: list[int] | None = None
-    shape: list[int] = []
+    taps: int | None = None
     classes: int | None = None
     axis: int | None = None
     fill: float | None = None
@@ -68,6 +70,7 @@ class SavedTask(_Part):
         classes: how many its head has; None where no head is trained.
         labels: their names, in order.
         sha256: over the names and values of its inputs.
+        run: the same over the tensors of its run.
         file: its adapter, next to the ONNX file; None in a file with rows.
     """
 
@@ -75,6 +78,7 @@ class SavedTask(_Part):
     classes: int | None = None
     labels: list[str] | None = None
     sha256: Hex
+    run: Hex
     file: str | None = None
 
 
@@ -86,6 +90,7 @@ class TaskFile(_Part):
         sites: id, tuner and config of each site, which a run must have too.
         parameters: name of a tensor in a checkpoint to the builder's input.
         heads: the tensors of a checkpoint whose rows are classes.
+        outputs: for each output, the dimensions that are classes.
     """
 
     format: int = Field(ge=1, le=1)
@@ -98,6 +103,7 @@ class TaskFile(_Part):
     sites: list[dict[str, object]]
     parameters: dict[str, str]
     heads: list[str]
+    outputs: dict[str, list[int]] = {}
     stacks: dict[str, Stack] = {}
     preprocessing: dict[str, object] | None = None
 

@@ -109,12 +109,16 @@ class Builder:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Values:
         """The inputs of the file for a task."""
-        feeds = {name: tensors[name].detach().cpu().contiguous().numpy() for name in self._names}
-        results = self._session.run(None, feeds)
+        results = self._session.run(None, arrays_of({name: tensors[name] for name in self._names}))
         # an adapter has no values without a dimension
         return {
             name: np.ascontiguousarray(np.atleast_1d(value)) for name, value in zip(self._outputs, results, strict=True)
         }
+
+
+def arrays_of(tensors: Mapping[str, Tensor]) -> Values:
+    """Tensors as arrays."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def serialized(model: ir.Model) -> bytes:

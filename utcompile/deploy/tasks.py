@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
-from utcompile.deploy.call import Call, as_shipped
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean, names_of
-from utcompile.deploy.export import ExportResult, Options, check_file, finish, fixed_sizes, proven
+from utcompile.deploy.export import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
 from utcompile.deploy.frontier import CLASSES, Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
 from utcompile.deploy.metadata import facts_of, written
-from utcompile.deploy.parity import ParityReport
+from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.parity import ParityReport, check_batch_sizes
 from utcompile.deploy.references import Expected, reference, references, trace_sizes
 from utcompile.deploy.task_files import (
     ADAPTER,
@@ -28,13 +30,25 @@ from utcompile.deploy.task_files import (
     beside,
     check_task_name,
     digest_of,
+    read_task_file,
     task_file_text,
     write_adapter,
 )
 from utcompile.deploy.task_proofs import prove_tasks
-from utcompile.deploy.task_values import Builder, Swapped, Values, grown, heads_of, parameters_of, read_task, serialized
+from utcompile.deploy.task_values import (
+    Builder,
+    Swapped,
+    Values,
+    arrays_of,
+    grown,
+    heads_of,
+    parameters_of,
+    read_task,
+    serialized,
+)
 from utcompile.deploy.translate import translate
 from utcompile.errors import UtcError, check_type, did_you_mean
+from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
 
 ROUTINGS = ("call", "row")
@@ -87,7 +101,8 @@ def export_tasks(
         own = {name: tensor for name, tensor in _named(tuned).items() if name in builder.inputs}
         defaults = builder(own)
         shapes = _shapes(builder, own, heads, defaults)
-        _declare(program.model, shapes, defaults, _outputs_of_classes(tuned, call, heads, expected[0]))
+        outputs = _outputs_of_classes(tuned, call, heads, expected[0])
+        _declare(program.model, shapes, defaults, outputs)
     values = {task.name: builder({**own, **task.tensors}) for task in found}
     known = TaskFile(
         format=1,
@@ -105,6 +120,7 @@ def export_tasks(
         sites=[{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump(mode="json")} for s in tuned.sites],
         parameters=names,
         heads=list(heads),
+        outputs={name: dims for name, dims in outputs.items() if dims},
         preprocessing=_preprocessing(options),
     )
     _optimize(program)
@@ -134,7 +150,7 @@ def export_tasks(
         "live": {live.name: list(live.sources) for live in lives},
     }
     program.model.metadata_props.update(written(facts) | dict(options.metadata))
-    _save(program.model, drafts / path.name)
+    save_model(program.model, drafts / path.name)
     finish(drafts / path.name, {})
     proto = check_file(drafts / path.name, call, expected)
     (drafts / beside(path, BUILDER).name).write_bytes(text)
@@ -164,6 +180,58 @@ def export_tasks(
     )
 
 
+def verify_tasks(
+    path: str | Path,
+    tuned: nn.Module,
+    example_inputs: ExampleInputs,
+    runs: Sequence[str | Path],
+    batch_sizes: Sequence[int] | None = None,
+    tolerance: float | None = None,
+    *,
+    check_inputs: object = None,
+) -> ParityReport:
+    """Repeat all comparisons of a file with several tasks, from the file and the runs.
+
+    Args:
+        path: the ONNX file; its `.json` and adapters are next to it.
+        tuned: compiled with the rules of the runs, as it was when the file was exported.
+        runs: the folders of the runs of all tasks, in any order; each is recognised by its tensors.
+        batch_sizes, tolerance, check_inputs: as in `verify_onnx`.
+
+    Raises:
+        UtcError: a run is no task of the file, a task has no run, or a file is missing or damaged.
+    """
+    path = path_of(path, "path")
+    opened, known = OnnxModel(path), read_task_file(path)
+    check_type(tuned, TunedModule, "tuned", "a TunedModule")
+    assert isinstance(tuned, TunedModule)
+    found: list[Task] = []
+    for run in runs:
+        task = _read(tuned, "run", run)
+        digest = digest_of(arrays_of(task.tensors))
+        its = next((saved for saved in known.tasks if saved.run == digest), None)
+        if its is None:
+            raise UtcError(
+                "the run is no task of the file",
+                where=str(run),
+                why=f"its tensors are those of none of {', '.join(known.names)}",
+                fix="add it: utc.add_task",
+                code="export/tasks",
+            )
+        found.append(replace(task, name=its.name))
+    if missing := sorted(set(known.names) - {task.name for task in found}):
+        raise UtcError(
+            f"no run is given for the task {missing[0]!r}", where=str(path), fix="name all runs", code="export/tasks"
+        )
+    call = Call.of(tuned, example_inputs).within(opened.session)
+    is_half = opened.facts.get("dtype") == "float16-weights"
+    bound = HALF_TOLERANCE if tolerance is None and is_half else tolerance
+    with as_shipped(tuned):
+        expected = references(tuned, call, check_batch_sizes(batch_sizes), check_inputs)
+        entries, _ = prove_tasks(tuned, call, found, expected, path, bound)
+    return ParityReport(path, tuple(entries))
+
+
 def _optimize(program: torch.onnx.ONNXProgram) -> None:
     """Let the exporter optimise; an output whose operation it replaces would lose its type."""
     declared = [(value.name, value.type, value.shape) for value in program.model.graph.outputs]
@@ -172,7 +240,7 @@ def _optimize(program: torch.onnx.ONNXProgram) -> None:
         value.name, value.type, value.shape = name, kind, shape
 
 
-def _save(model: ir.Model, path: Path) -> None:
+def save_model(model: ir.Model, path: Path) -> None:
     """One file below 1.5 GB, else one with its weights next to it."""
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size < 1.5e9:
@@ -234,7 +302,8 @@ def _saved(task: Task, values: Values, heads: Sequence[str], path: Path, routing
     classes = _classes(task.tensors, heads)
     labels = list(task.labels) if task.labels is not None and classes in (None, len(task.labels)) else None
     file = beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None
-    return SavedTask(name=task.name, classes=classes, labels=labels, sha256=digest_of(values), file=file)
+    run = digest_of(arrays_of(task.tensors))
+    return SavedTask(name=task.name, classes=classes, labels=labels, sha256=digest_of(values), run=run, file=file)
 
 
 def _preprocessing(options: Options) -> dict[str, object] | None:
