@@ -261,6 +261,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "A dimension that should be dynamic is fixed by the model or the exporter.",
             "Capture with the size dynamic, or export with it fixed.",
         ),
+        "export/tasks": Meaning(
+            "A file with several tasks cannot be made or used so: a task, its run or its adapter does not fit.",
+            "Follow the message; `utc.add_task` writes an adapter again.",
+        ),
         "export/unsupported": Meaning("The model cannot be expressed in ONNX.", "Follow the message."),
         "export/disagrees": Meaning(
             "ONNX Runtime and PyTorch disagree.", "Report it, with the model. No file was left behind."
