@@ -268,6 +268,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "The model cannot be trained by this loop.", "Follow the message, or use your own loop."
         ),
         "train/loss": Meaning("The loss is not finite.", "Lower the learning rate, or use another precision."),
+        "train/task": Meaning(
+            "The task of a run does not fit its loss, its metrics or its data.",
+            "Follow the message; `task=` of the recipe names the task.",
+        ),
         "train/run": Meaning(
             "The run folder cannot be used: it is taken, damaged, or belongs to other settings.",
             "Choose another folder, or `--resume`.",
