@@ -260,6 +260,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "data/labels": Meaning(
             "Labels do not fit the samples, the classes or one another.", "Correct them as the message says."
         ),
+        "data/tokenizer": Meaning(
+            "The tokenizer is missing, cannot be read, or does not fit the model.",
+            "Give the local folder of the tokenizer that the model was trained with.",
+        ),
         "train/settings": Meaning(
             "A training setting is out of range or does not exist.", "Choose a value as the message says."
         ),
