@@ -285,6 +285,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "data/labels": Meaning(
             "Labels do not fit the samples, the classes or one another.", "Correct them as the message says."
         ),
+        "data/tokenizer": Meaning(
+            "The tokenizer is missing, cannot be read, or does not fit the model.",
+            "Give the local folder of the tokenizer that the model was trained with.",
+        ),
         "train/settings": Meaning(
             "A training setting is out of range or does not exist.", "Choose a value as the message says."
         ),
@@ -293,6 +297,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "The model cannot be trained by this loop.", "Follow the message, or use your own loop."
         ),
         "train/loss": Meaning("The loss is not finite.", "Lower the learning rate, or use another precision."),
+        "train/task": Meaning(
+            "The task of a run does not fit its loss, its metrics or its data.",
+            "Follow the message; `task=` of the recipe names the task.",
+        ),
         "train/run": Meaning(
             "The run folder cannot be used: it is taken, damaged, or belongs to other settings.",
             "Choose another folder, or `--resume`.",
