@@ -29,6 +29,7 @@ ROOMS = {
     "folding": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite"},
+    "report": {"train", "folding", "matching", "tuners", "rules", "graph", "ops"},
 }
 EVERYWHERE = {"errors", "files", "modes", "text"}
 

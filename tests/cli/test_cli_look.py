@@ -231,3 +231,12 @@ def test_explain_as_json_has_costs_and_reasons():
     mha, ffn = found["explanation"]["rules"]
     assert (mha["rule"], len(mha["sites"]), len(ffn["sites"])) == ("mha", 6, 6)
     assert mha["near"][0].keys() == {"path", "line", "node", "reason", "fix", "alike"}
+
+
+def test_explain_draws_and_writes_a_page(tmp_path):
+    drawing, page = tmp_path / "plan.svg", tmp_path / "plan.html"
+    arguments = ("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual", "--svg", drawing, "--html", page)
+    passed(*arguments, "--json")
+    assert "blocks.0…5" in drawing.read_text() and "adapter dim=10" in page.read_text()
+    refused("explain", "-m", "timm:none", "-r", "u_tuning/dual", "--svg", tmp_path / "no" / "plan.svg", says=("does not exist",))  # fmt: skip
+    refused("explain", "-m", "timm:none", "-r", "u_tuning/dual", "--html", tmp_path, says=("is a folder",))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw
 from utcompile.cli.options import (
     InputSize,
     Json,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",
     "utcompile explain -m timm:resnet50 -r lora/all_conv --var r=4 --at layer1.0",
+    "utcompile explain -m timm:resnet50 -r convnet/residual_parallel --html plan.html --svg plan.svg",
     "utcompile explain -m net.py:make -r my_rules.yaml --json",
 )
 _WIDE = 100  # columns, from which on two shapes fit side by side
@@ -45,9 +47,12 @@ def explain(
     train: Trains = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
+    svg: DrawingFile = None,
+    html: PageFile = None,
     json: Json = False,
 ) -> None:
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
+    check_targets(svg, html)
     import utcompile as utc
     from utcompile.cli.models import ModelChoice
     from utcompile.matching import require_sites
@@ -60,6 +65,7 @@ def explain(
     lenient = replace(ruleset, rules=tuple(replace(r, expect=Expect(optional=True, at_least=0)) for r in ruleset.rules))
     plan = utc.match(captured, lenient)
     explanation = plan.explanation(at)
+    draw(plan, svg, html)
     if json:
         output.emit({**plan.to_dict(), "explanation": explanation.to_dict()})
     else:
