@@ -1,4 +1,4 @@
-"""What is drawn as one: copies of a block in a row (`blocks.0…11 ×12`), a layer with its norm and activation, masks."""
+"""Several boxes that are drawn as one: copies of a block in a row (`blocks.0…11`), a layer with what follows it, masks."""
 
 from __future__ import annotations
 
