@@ -1,4 +1,4 @@
-"""Several boxes that are drawn as one: copies of a block in a row (`blocks.0…11`), a layer with what follows it, masks."""
+"""Boxes that are drawn as one: copies of a block in a row, a layer with the norm after it, indices and masks."""
 
 from __future__ import annotations
 
