@@ -30,6 +30,7 @@ ROOMS = {
     "folding": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite", "memory"},
+    "report": {"train", "folding", "matching", "tuners", "rules", "graph", "ops"},
 }
 EVERYWHERE = {"errors", "files", "modes", "text"}
 

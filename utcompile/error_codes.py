@@ -43,6 +43,7 @@ AREAS: Mapping[str, str] = MappingProxyType(
         "data": "Reading training data",
         "train": "Training",
         "model": "Choosing a model on the command line",
+        "report": "Pages and comparisons",
         "path": "Files and folders",
         "extend": "Registering operations, tuners and folds",
     }
@@ -318,6 +319,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "path/taken": Meaning(
             "The result would replace or lie in something that is to be kept.",
             "Choose another path, or pass `--overwrite` where it is offered.",
+        ),
+        "report/history": Meaning(
+            "A run has no history that can be read, so there is nothing to draw.",
+            "Name the folder that `utcompile train -o` wrote; a damaged history is written anew by `--resume`.",
         ),
         "path/invalid": Meaning(
             "A path does not exist, is of another kind, or cannot be written or read.",
