@@ -18,7 +18,7 @@ import utcompile as utc
 from utcompile.cli.rule_tests import run_tests
 from utcompile.cli.sources import source_of
 from utcompile.folding import base as folds
-from utcompile.rules import shipped_rules
+from utcompile.rules import library_patterns, shipped_rules
 from utcompile.tuners import base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +129,11 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "rules").mkdir()
     module.check(write=True)
     assert "utcompile train" in page.read_text()
+
+
+def test_every_named_pattern_is_described() -> None:
+    page = (ROOT / "docs" / "rules" / "patterns.md").read_text(encoding="utf-8")
+    assert [name for name in library_patterns() if f"\n- `{name}`" not in page] == []
 
 
 def test_links_of_the_repository_lead_to_pages_of_the_site() -> None:
