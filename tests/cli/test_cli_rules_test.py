@@ -113,6 +113,21 @@ def test_a_tuner_that_does_not_fit_is_one_failed_test(write):
     assert "cannot bring 'q' [B, 2, 101, 32] to 'y' [B, 101, 64]" in result["error"] and f"{path}:5:" in result["error"]
 
 
+def test_a_python_file_is_looked_for_next_to_the_rules_first(write, tmp_path, monkeypatch):
+    net = "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 32, 32), nn.Linear(7, 4), nn.Linear(4, 2))\n"
+    path = write("net.py:make {all: 2, mha: 0}", "beyond.py:make {all: 2, mha: 0}")
+    path.write_text(
+        path.read_text().replace("insert: {parallel: x -> y", "expect: {optional: true}, insert: {parallel: x -> y")
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "net.py").write_text(net)
+    (here / "net.py").write_text("raise AssertionError\n")
+    (here / "beyond.py").write_text(net)
+    monkeypatch.chdir(here)
+    assert "4 of 4 as expected" in passed("rules", "test", path).stdout
+
+
 def test_a_broken_file_in_a_folder_does_not_hide_the_others(write, tmp_path):
     write("timm:test_vit {all: 25}")
     (tmp_path / "broken.yaml").write_text("version: 1\nname: [\n")

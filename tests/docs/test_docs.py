@@ -163,7 +163,7 @@ def test_rule_files_say_what_folding_does(rules: str) -> None:
 
 def _model_for(rules: str) -> torch.nn.Module:
     if rules.startswith("scedit/"):
-        return source_of(f"{ROOT}/examples/unet.py:classic").build(None, False, (3, 64, 64))
+        return source_of(f"{ROOT}/rules/scedit/unet.py:classic").build(None, False, (3, 64, 64))
     if rules.startswith("convnet/") or rules in ("lora/all_conv", "conv/conv_adapter"):
         return timm.create_model("mobilenetv2_035", num_classes=3)
     return timm.create_model("test_vit", num_classes=3, img_size=64)
