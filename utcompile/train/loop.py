@@ -18,6 +18,7 @@ from utcompile.errors import UtcError
 from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs, Settings
 from utcompile.train.needs import check_accelerate
+from utcompile.train.prefix_cache import How, keep_prefix
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.run_folder import STATE, RunFolder, SaveOrLoad
 from utcompile.train.run_state import load_part
@@ -71,6 +72,7 @@ def fit(
     grad_clip: float | None = None,
     channels_last: bool = False,
     cpu: bool = False,
+    prefix_cache: int | str | None = None,
 ) -> TrainResult:
     """Train the parameters of `model` that require a gradient, and leave it with the best of them.
 
@@ -91,6 +93,8 @@ def fit(
         grad_clip: the largest norm of all gradients together.
         channels_last: give the model images in this memory format, which makes convolutions on a CPU faster.
         cpu: stay on the CPU where there is an accelerator.
+        prefix_cache: the most memory, as "4GB", for the results of the frozen layers below the first tuner, which are
+            then computed once per sample; for data that is the same in every epoch. See `prefix_cache`.
 
     Raises:
         UtcError: nothing to train, no logits or fewer than there are classes, a loss that is not finite, a folder
@@ -111,9 +115,12 @@ def fit(
         raise UtcError("there is nothing to train on", why=str(data), code="data/not-found")
     accelerator = _accelerator(precision, cpu)
     folder, mode = RunFolder(out, save, load), model.training
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    how = How(batch_size, workers, accelerator.device, memory_format, accelerator.autocast)
+    run = keep_prefix(model, data, how, prefix_cache, epochs=epochs, out=folder.out, resume=resume)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=weight_decay)
     rate = create_schedule(schedule, optimizer, lr=lr, steps=epochs * settings.batches, warmup=warmup)
-    prepared, stepper = accelerator.prepare(model, optimizer)
+    prepared, stepper = accelerator.prepare(run.model, optimizer)
     stateful: dict[str, Any] = {"optimizer": optimizer, "schedule": rate}
     if accelerator.scaler is not None:
         stateful["scaler"] = accelerator.scaler
@@ -127,18 +134,26 @@ def fit(
                 history = state["history"]
             else:
                 folder.start()
-            memory_format = torch.channels_last if channels_last else torch.contiguous_format
             runner = Epochs(
-                accelerator, prepared, stepper, rate, data, settings, workers=workers, memory_format=memory_format
+                accelerator,
+                prepared,
+                stepper,
+                rate,
+                run.data,
+                settings,
+                workers=0 if run.settings else workers,
+                memory_format=memory_format,
             )
             done, total = len(history) * settings.batches, epochs * settings.batches
             with caller_keeps_its_state(), _bar(progress, done, total) as advance:
                 for epoch in range(len(history) + 1, epochs + 1):
+                    filled = run.fill()  # at first
                     history.append(runner.run(epoch, advance))
+                    history[-1]["seconds"] = round(history[-1]["seconds"] + filled, 3)
                     if _best(history)["epoch"] == epoch:
                         folder.keep_best()
                     parts = {name: part.state_dict() for name, part in stateful.items()}
-                    folder.keep_last({"settings": settings.as_dict(), **parts}, history)
+                    folder.keep_last({"settings": {**settings.as_dict(), **run.settings}, **parts}, history)
     finally:
         # Takes off the wrapper for autocast, which cannot be pickled.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
