@@ -81,7 +81,7 @@ class OneCall:
 
 def one_calls(reading: Reading) -> Iterator[OneCall]:
     """The sites at which one operation is the cheapest form."""
-    for node in reading.graph.nodes:
+    for node in reading.operations:
         found = _of_weight(reading, node) if node.target is recomputed else _of_branch(reading, node)
         if found is not None and node not in reading.regions and _is_cheapest(reading, found):
             yield found

@@ -26,6 +26,7 @@ from utcompile.memory.calls import remade_call
 from utcompile.memory.functions import bit_relu, frozen_conv, small_index_pool
 from utcompile.memory.one_call import one_calls
 from utcompile.memory.product import remade_product
+from utcompile.memory.queries import lone_queries, own_memory
 from utcompile.memory.reading import Reading
 from utcompile.memory.recipe import Recipe, Ref, Step
 from utcompile.ops import Trait, having
@@ -44,7 +45,7 @@ class Saving:
 
     Attributes:
         value: the node that yields it.
-        how: `remade`, `bits`, `index` or `frozen input`.
+        how: `remade`, `bits`, `index`, `frozen input` or `queries alone`.
         by: the nodes that kept it.
     """
 
@@ -65,7 +66,7 @@ def plan_graph(
     """
     planned = copy_graph(graph)
     writer = _Planner(planned, root, follows_mode)
-    changes = [*writer.remade(), *writer.pools(), *writer.convolutions(), *writer.relus()]
+    changes = [*writer.remade(), *writer.pools(), *writer.convolutions(), *writer.relus(), *writer.queries()]
     joined = list(one_calls(writer.reading))
     for change in changes:  # what is read of the graph is read before anything in it changes
         change.make()
@@ -271,6 +272,18 @@ class _Planner:
             if (inplace := self._writes(node)) is not None:
                 args = (node.args[0], inplace)
                 yield _Change(Saving(node.name, "bits", (node.name,)), partial(self._call, node, bit_relu, args))
+
+    def queries(self) -> Iterator[_Change]:
+        """Queries that are copied, where they would keep the memory of keys and values too."""
+        for attention, queries, packed in lone_queries(self.reading):
+            saving = Saving(packed.name, "queries alone", (attention.name,))
+            yield _Change(saving, partial(self._copy, attention, queries))
+
+    def _copy(self, attention: fx.Node, queries: fx.Node) -> None:
+        with self.graph.inserting_before(attention):
+            copy = self.graph.call_function(own_memory, (queries,))
+        copy.meta = dict(queries.meta)
+        attention.args = (copy, *attention.args[1:])
 
     def _writes(self, node: fx.Node) -> bool | None:
         """Whether a ReLU writes in place; None where it is spelled in a way that no one uses."""

@@ -77,6 +77,8 @@ class Reading:
         for reader in readers(value):
             if reader in self.trains or reader in self.regions or reader.op == "output":
                 found |= self._kept_by(reader, value)
+            elif self.shares_memory(reader):
+                found |= self.keepers(reader)
         return found
 
     def _kept_by(self, reader: fx.Node, value: fx.Node) -> set[fx.Node]:
