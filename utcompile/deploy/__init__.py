@@ -6,7 +6,7 @@ from utcompile.deploy.axes import Axis
 from utcompile.deploy.export import ExportResult, export_onnx
 from utcompile.deploy.onnx_model import OnnxModel
 from utcompile.deploy.parity import OutputParity, ParityReport, compare, verify_onnx
-from utcompile.deploy.runtime import onnxruntime_conflict, session
+from utcompile.deploy.runtime import onnxruntime_conflict, providers_named, session
 from utcompile.deploy.tasks import verify_tasks
 from utcompile.deploy.timing import Latency, latency
 
@@ -23,6 +23,7 @@ __all__ = [
     "export_onnx",
     "latency",
     "onnxruntime_conflict",
+    "providers_named",
     "session",
     "verify_onnx",
     "verify_tasks",

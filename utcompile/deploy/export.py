@@ -116,6 +116,7 @@ def export_onnx(
     labels: Sequence[str] | None = None,
     preprocessing: Mapping[str, object] | None = None,
     metadata: Mapping[str, str] | None = None,
+    facts: Mapping[str, object] | None = None,
     check_inputs: object = None,
     tasks: Mapping[str, str | Path] | None = None,
     routing: str = "call",
@@ -149,6 +150,7 @@ def export_onnx(
         preprocessing: plain data for the metadata: size, mean, std, interpolation, crop_pct.
         check_inputs: real samples to compare on as well: one, or a list of them, each as `example_inputs`.
         metadata: written to the file's metadata, e.g. `{"task": "digits"}`.
+        facts: entries of the metadata under `utcompile.`, as JSON, instead of what the model says: `base`, `rules`.
         tasks: runs by the names of tasks, `{"cats": "run1/"}`: one file has the backbone, and each task's tuners and
             head are values that a call chooses. The model is a tuned one, compiled with the rules of the runs; without
             a task, the file computes what it computes.
@@ -167,9 +169,8 @@ def export_onnx(
     """
     path = path_of(path, "path")
     check_type(model, nn.Module, "model", "a torch.nn.Module")
-    options = checked_options(
-        batch_sizes, tolerance, opset, dtype, check_inputs, {"labels": labels, "preprocessing": preprocessing}, metadata
-    )
+    described = {**(facts or {}), "labels": labels, "preprocessing": preprocessing}
+    options = checked_options(batch_sizes, tolerance, opset, dtype, check_inputs, described, metadata)
     with reported("the ONNX file cannot be written", path):
         check_target(path)
     check_dtype(model)
