@@ -25,6 +25,8 @@ from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
 from utcompile.cli.predict import EXAMPLES as PREDICT
 from utcompile.cli.predict import predict
+from utcompile.cli.report import EXAMPLES as REPORT
+from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
 from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
@@ -90,6 +92,7 @@ app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
 app.command(epilog=PREDICT)(predict)
 app.command(epilog=BENCH)(bench)
+app.command(epilog=REPORT)(report)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 

@@ -17,8 +17,9 @@ from utcompile.deploy.references import reference
 from utcompile.errors import UtcError
 from utcompile.graph import owner_path
 from utcompile.rewrite import TunedModule
-from utcompile.rewrite.checkpoint import read_tensors, tensors_of
+from utcompile.rewrite.checkpoint import read_tensors
 from utcompile.rewrite.tasks import Tasks
+from utcompile.rewrite.whole import tensors_of
 
 Tensors = dict[str, Tensor]
 Values = dict[str, np.ndarray]
