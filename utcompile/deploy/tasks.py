@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean, names_of
-from utcompile.deploy.export import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
 from utcompile.deploy.frontier import CLASSES, Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
 from utcompile.deploy.metadata import facts_of, written
@@ -47,6 +46,7 @@ from utcompile.deploy.task_values import (
     serialized,
 )
 from utcompile.deploy.translate import translate
+from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
