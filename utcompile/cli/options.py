@@ -38,6 +38,27 @@ def batches_of(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
+def tasks_of(given: list[str] | None) -> dict[str, Path]:
+    """`NAME=RUN` texts; no name may come twice."""
+    found: dict[str, Path] = {}
+    for text in given or []:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise typer.BadParameter(f"{text!r} is not NAME=RUN", param_hint="--task")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--task")
+        found[name] = Path(folder)
+    return found
+
+
+def numbers_of(text: str, option: str) -> tuple[int, ...]:
+    """`1,8`: positive integers."""
+    found = _integers(text)
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no list of positive numbers; give e.g. 1,8", param_hint=option)
+    return found
+
+
 def _integers(text: str) -> tuple[int, ...]:
     """Positive integers between commas; none where one is not."""
     try:
@@ -101,6 +122,9 @@ Weights = Annotated[
 ]
 InputSize = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
+]
+Providers = Annotated[
+    str, typer.Option("--providers", metavar="NAMES", help="Of ONNX Runtime: cpu, cuda, or both with a comma.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, the data's split and training.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that the run's manifest names.")]

@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from utcompile.cli import output
+from utcompile.cli.bench import EXAMPLES as BENCH
+from utcompile.cli.bench import bench
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
 from utcompile.cli.explain import EXAMPLES as EXPLAIN
@@ -21,6 +23,8 @@ from utcompile.cli.fold import fold
 from utcompile.cli.inspect import EXAMPLES as INSPECT
 from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
+from utcompile.cli.predict import EXAMPLES as PREDICT
+from utcompile.cli.predict import predict
 from utcompile.cli.report import EXAMPLES as REPORT
 from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
@@ -86,6 +90,8 @@ app.command(epilog=TRAIN)(train)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
+app.command(epilog=PREDICT)(predict)
+app.command(epilog=BENCH)(bench)
 app.command(epilog=REPORT)(report)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
