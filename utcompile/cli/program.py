@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 from utcompile.cli import output
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
+from utcompile.cli.evaluate import EXAMPLES as EVALUATE
+from utcompile.cli.evaluate import evaluate
 from utcompile.cli.explain import EXAMPLES as EXPLAIN
 from utcompile.cli.explain import explain
 from utcompile.cli.export import EXAMPLES as EXPORT
@@ -22,6 +24,8 @@ from utcompile.cli.inspect import EXAMPLES as INSPECT
 from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
 from utcompile.cli.rules import app as rules
+from utcompile.cli.suggest import EXAMPLES as SUGGEST
+from utcompile.cli.suggest import suggest
 from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
 from utcompile.cli.verify import EXAMPLES as VERIFY
@@ -79,8 +83,10 @@ def _utcompile(
 
 
 app.command(epilog=INSPECT)(inspect)
+app.command(epilog=SUGGEST)(suggest)
 app.command(epilog=EXPLAIN)(explain)
 app.command(epilog=TRAIN)(train)
+app.command(epilog=EVALUATE)(evaluate)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)

@@ -95,7 +95,7 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
         choice = replace(choice, weights=str(weights))
     output.progress(f"building {choice.spec}")
     inputs = manifest.get("inputs")
-    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else (choice.example(),)
+    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else choice.inputs()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.seed)
         tuned = utc.compile(choice.build(), rules, example)
