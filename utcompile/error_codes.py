@@ -33,6 +33,7 @@ AREAS: Mapping[str, str] = MappingProxyType(
         "match": "Matching rules with a model",
         "tuner": "Options and shapes of tuners",
         "tune": "Inserting tuners",
+        "parts": "Parts of a model (`within=`) and regions of a graph",
         "memory": "Memory in training",
         "checkpoint": "Checkpoints and tasks",
         "peft": "Exchange with PEFT",
@@ -42,6 +43,7 @@ AREAS: Mapping[str, str] = MappingProxyType(
         "data": "Reading training data",
         "train": "Training",
         "model": "Choosing a model on the command line",
+        "report": "Pages and comparisons",
         "path": "Files and folders",
         "extend": "Registering operations, tuners and folds",
     }
@@ -173,6 +175,26 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "Pass the `TunedModule` inside.",
         ),
         "tune/disabled": Meaning("`disable_tuners` is active where it cannot be.", "Call outside of `disable_tuners`."),
+        "parts/not-found": Meaning(
+            "A glob names no submodule of the model.", "Correct the path; the message names the nearest ones."
+        ),
+        "parts/not-called": Meaning(
+            "A part of a model is never called on the example inputs.",
+            "Name what the model's `forward` calls, or give example inputs with which the part is called.",
+        ),
+        "parts/overlap": Meaning("A part lies inside another one.", "Name the outer one, or the inner ones."),
+        "parts/signatures": Meaning(
+            "A part is called in several ways that no one graph allows.",
+            "Name its submodules, or the submodules of its callers.",
+        ),
+        "parts/shared": Meaning(
+            "A parameter that is tuned or trained, or lies in a region, is used elsewhere too.",
+            "Let one part or region contain all its uses, exclude it, or untie it in the model.",
+        ),
+        "parts/unsupported": Meaning(
+            "The code around a part needs more of it than its calls, or the part cannot be a graph.",
+            "Name the submodules that this code calls.",
+        ),
         "memory/budget": Meaning(
             "A memory budget cannot be read, or is below what is possible.",
             "Give a share such as 0.5 or a size such as '8GB'; the message names the least possible.",
@@ -240,6 +262,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "A dimension that should be dynamic is fixed by the model or the exporter.",
             "Capture with the size dynamic, or export with it fixed.",
         ),
+        "export/tasks": Meaning(
+            "A file with several tasks cannot be made or used so: a task, its run or its adapter does not fit.",
+            "Follow the message; `utc.add_task` writes an adapter again.",
+        ),
         "export/unsupported": Meaning("The model cannot be expressed in ONNX.", "Follow the message."),
         "export/disagrees": Meaning(
             "ONNX Runtime and PyTorch disagree.", "Report it, with the model. No file was left behind."
@@ -293,6 +319,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "path/taken": Meaning(
             "The result would replace or lie in something that is to be kept.",
             "Choose another path, or pass `--overwrite` where it is offered.",
+        ),
+        "report/history": Meaning(
+            "A run has no history that can be read, so there is nothing to draw.",
+            "Name the folder that `utcompile train -o` wrote; a damaged history is written anew by `--resume`.",
         ),
         "path/invalid": Meaning(
             "A path does not exist, is of another kind, or cannot be written or read.",

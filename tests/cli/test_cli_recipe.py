@@ -21,7 +21,8 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def start(values: dict[str, Any]) -> dict[str, Any]:
-        found.append(values)
+        found.append(dict(values))
+        values["report"] = False  # there is no run
         return {"run": "run", "stopped_early": False, "text": "done"}
 
     monkeypatch.setattr(train_verb, "_start", start)

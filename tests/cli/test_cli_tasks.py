@@ -49,6 +49,7 @@ def text_run(home: Path) -> Path:
     arguments = ("-r", "lora/all_linear", "--var", "r=2", "--task", "text", "-d", home / "reviews.csv")
     passed(
         "train",
+        "--no-report",
         "-m",
         f"hf:{home / 'bert'}",
         *arguments,
@@ -95,7 +96,20 @@ def test_evaluate_matches_classes_by_name(text_run: Path, tmp_path: Path) -> Non
 def test_segment_with_a_factory_that_gets_the_classes(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     model = ("-m", f"{home / 'net.py'}:pixels", "--input-size", "16")
-    passed("train", *model, "-r", "lora/all_conv", "--task", "segment", "-d", home / "scenes", "-o", run, "epochs=1")
+    passed(
+        "train",
+        "--no-report",
+        *model,
+        "-r",
+        "lora/all_conv",
+        "--task",
+        "segment",
+        "-d",
+        home / "scenes",
+        "-o",
+        run,
+        "epochs=1",
+    )
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["model"]["num_classes"] == 2
     described = json.loads((run / "task.json").read_text())
@@ -124,7 +138,7 @@ def test_a_custom_task_and_its_resumption(home: Path, tmp_path: Path, monkeypatc
         result = utc(*arguments)
     assert result.exit_code == 130 and f"go on with: utcompile train --resume -o {run}" in result.stderr
     refused("train", "--resume", "-o", run, says=("would run code", "--trust"))
-    resumed = parsed("train", "--resume", "-o", run, "--trust")
+    resumed = parsed("train", "--no-report", "--resume", "-o", run, "--trust")
     assert resumed["metric"] == "worst" and len(resumed["history"]) == 3
 
 
@@ -193,7 +207,7 @@ def test_skip_bad_leaves_out_what_is_named(tmp_path: Path) -> None:
         write_images(tmp_path / "data" / name)
     (tmp_path / "data" / "a" / "3.png").write_bytes(b"no image")
     arguments = ("train", "-m", "timm:test_resnet", "--no-pretrained", "--input-size", "32", "-r", "bitfit/norms")
-    more = ("-d", tmp_path / "data", "-o", tmp_path / "run", "epochs=1")
+    more = ("-d", tmp_path / "data", "-o", tmp_path / "run", "epochs=1", "--no-report")
     refused(*arguments, *more, says=("1 of 24 samples cannot be used", "3.png", "--skip-bad"))
     assert names(tmp_path) == ["data"]
     assert "21 training and 2 validation samples" in passed(*arguments, *more, "--skip-bad").stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -98,6 +99,37 @@ class Subclass(Scaled):
         return func(*plain[0], **plain[1])
 
 
+class Copied(torch.Tensor):
+    """A tensor with attributes of its own, which a fake would not have; torch leaves it to such a class to copy them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = self.detach().clone().as_subclass(type(self))
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
+
+
+class Numbers(Copied, nn.Parameter):
+    """As a parameter; bitsandbytes' four-bit weights are."""
+
+
+class Buffered(Copied):
+    """As a buffer."""
+
+
+class OwnWeight(Quantised):
+    """Its weight says how it is read."""
+
+    def __init__(self, kind: type[torch.Tensor]) -> None:
+        super().__init__(torch.int8, buffer=not issubclass(kind, nn.Parameter))
+        own = self.weight.detach().as_subclass(kind)
+        own.factors = {"scale": self.scale.detach().clone()}  # type: ignore[attr-defined]
+        (self._buffers if "weight" in self._buffers else self._parameters)["weight"] = own  # type: ignore[index]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.as_subclass(torch.Tensor).to(x.dtype) * self.weight.factors["scale"]
+        return F.linear(x, weight, self.bias)
+
+
 class Net(nn.Module):
     def __init__(self, make: Any) -> None:
         super().__init__()
@@ -182,6 +214,27 @@ def test_lora_stands_beside_a_tensor_subclass() -> None:
     trains(tuned, x)
     _, report = utc.fold(tuned.eval())
     assert {s.status for s in report.sites} == {"kept"} and "quantised" in report.sites[0].reason
+
+
+@pytest.mark.parametrize("kind", [Numbers, Buffered])
+def test_lora_stands_beside_a_weight_that_its_layer_alone_can_read(kind: type[torch.Tensor]) -> None:
+    model, x = Net(lambda: OwnWeight(kind)).eval(), torch.randn(4, 16)
+    before = [(m.weight.data_ptr(), vars(m.weight), m.weight.clone()) for m in (model.a, model.b)]
+    captured = utc.capture(model, x)
+    assert "a: its weight is a " + kind.__name__ in str(captured.report)
+    tuned = tune(model, "{class: OwnWeight}", "weight: y", "lora, r: 2", x)
+    assert [s.path for s in tuned.sites] == ["a", "b"]
+    assert tuned.get_submodule("a").weight.data_ptr() == before[0][0]
+    trains(tuned, x)
+    tuned.eval()
+    folded, report = utc.fold(tuned)
+    assert {s.status for s in report.sites} == {"kept"} and "quantised" in report.sites[0].reason
+    y = torch.randn(7, 16)
+    with torch.no_grad():
+        assert torch.equal(captured(y), model(y)) and error(folded(y), tuned(y)) < 1e-6
+    for layer, (memory, attributes, values) in zip((model.a, model.b), before, strict=True):
+        assert type(layer.weight) is kind and layer.weight.data_ptr() == memory and vars(layer.weight) is attributes
+        assert torch.equal(layer.weight, values)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from utcompile.cli.fold import fold
 from utcompile.cli.inspect import EXAMPLES as INSPECT
 from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
+from utcompile.cli.report import EXAMPLES as REPORT
+from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
 from utcompile.cli.suggest import EXAMPLES as SUGGEST
 from utcompile.cli.suggest import suggest
@@ -90,6 +92,7 @@ app.command(epilog=EVALUATE)(evaluate)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
+app.command(epilog=REPORT)(report)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 

@@ -184,6 +184,14 @@ def train(
         bool, typer.Option("--skip-bad", help="Leave out samples that cannot be read or have no label.")
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
+    cache: Annotated[
+        str,
+        typer.Option(
+            "--cache",
+            metavar="SIZE",
+            help="The most memory for the results of frozen layers, computed once per sample; or none. See Training.",
+        ),
+    ] = "4GB",
     resume: Annotated[
         bool,
         typer.Option(
@@ -192,6 +200,7 @@ def train(
             "besides.",
         ),
     ] = False,
+    report: Annotated[bool, typer.Option(help="Write RUN/report.html at the end.")] = True,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
@@ -207,13 +216,20 @@ def train(
             raise typer.BadParameter("it is required", param_hint="--out")
         result = _resume(ctx, out)
     else:
-        result = _start(chosen(ctx, get_type_hints(train), recipe, overrides or [], task))
+        values = chosen(ctx, get_type_hints(train), recipe, overrides or [], task)
+        result, report = _start(values), values["report"]
         out = Path(result["run"])
+    if report:
+        from utcompile.cli.run_report import write_report
+
+        result["report"] = write_report(out, model=result["model"], data=Path(result["data"]))["page"]
     if json:
         output.emit({k: v for k, v in result.items() if k != "text"})
         return
     early = ", stopped early" if result["stopped_early"] else ""
     output.say(f"{result['text']}{early}; saved in {out}")
+    if report:
+        output.say(f"how it went: {result['report']}")
     output.say(f"next: utcompile evaluate {out}, utcompile export {out} -o model.onnx", "dim")
 
 
@@ -250,7 +266,8 @@ def _start(values: dict[str, Any]) -> dict[str, Any]:
         **given(values["example"], values["input_shapes"]),
     )
     with going_on(out):
-        return train_run(choice, ruleset, path, out, settings, augment=augment, reading=reading)
+        cache = _cache(values["cache"])
+        return train_run(choice, ruleset, path, out, settings, augment=augment, reading=reading, prefix_cache=cache)
 
 
 def _resume(ctx: typer.Context, out: Path) -> dict[str, Any]:
@@ -288,7 +305,21 @@ def _resume(ctx: typer.Context, out: Path) -> dict[str, Any]:
         settings["cpu"] = given_now["device"] == "cpu"
     with going_on(out):
         rules = rules_of(out, manifest)
-        return train_run(choice, rules, path, out, settings, augment=training["augment"], resume=True, reading=reading)
+        return train_run(
+            choice,
+            rules,
+            path,
+            out,
+            settings,
+            augment=training["augment"],
+            resume=True,
+            reading=reading,
+            prefix_cache=_cache(given_now["cache"]),
+        )
+
+
+def _cache(size: str) -> str | None:
+    return None if size == "none" else size
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -364,7 +395,7 @@ def going_on(out: Path) -> Iterator[None]:
 
 def _refuse_settings(ctx: typer.Context) -> None:
     """A run goes on with its own settings; one that is given would be ignored in silence."""
-    free = {"out", "resume", "model", "data", "workers", "device", "trust", "json"}
+    free = {"out", "resume", "model", "data", "workers", "device", "cache", "report", "trust", "json"}
     for option in ctx.command.params:
         name = option.name or ""
         source = ctx.get_parameter_source(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utcompile.cli import output
+from utcompile.cli.watch import log_lines
 from utcompile.errors import UtcError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def train_run(
     resume: bool = False,
     recorded_data: Path | None = None,
     reading: Mapping[str, Any] | None = None,
+    prefix_cache: str | None = None,
 ) -> dict[str, Any]:
     """Compile, train and save; returns what happened as plain data.
 
@@ -60,6 +62,7 @@ def train_run(
         augment: random changes of images; None for those of image files in classification, and none elsewhere.
         recorded_data: where the manifest says the data lies, if that is not where it lies now.
         reading: of `READING`, what differs.
+        prefix_cache: as for `fit`; not used where images are augmented.
     """
     from dataclasses import replace
 
@@ -100,23 +103,27 @@ def train_run(
             tokenizer.save_pretrained(str(folder / TOKENIZER))
 
     fitting = {k: v for k, v in settings.items() if k != "metrics"}
-    result = fit(
-        tuned,
-        data,
-        out=out,
-        save=partial(utc.save_tuners, tuned, extra=extra),
-        load=partial(utc.load_tuners, tuned),
-        resume=resume,
-        channels_last=True,
-        task=task,
-        prepare=prepare,
-        on_epoch=_reporter(out, settings["epochs"], bool(reading["tensorboard"])),
-        **fitting,
-    )
+    with log_lines("utcompile.train.prefix_cache"):
+        result = fit(
+            tuned,
+            data,
+            out=out,
+            save=partial(utc.save_tuners, tuned, extra=extra),
+            load=partial(utc.load_tuners, tuned),
+            resume=resume,
+            channels_last=True,
+            prefix_cache=None if augmented(augment, reading, data_path) else prefix_cache,
+            task=task,
+            prepare=prepare,
+            on_epoch=_reporter(out, settings["epochs"], bool(reading["tensorboard"])),
+            **fitting,
+        )
     trained, every = tuned.trainable_parameters()
     accuracy = {"best_accuracy": result.best_accuracy} if "validation_accuracy" in result.history[0] else {}
     return {
         "run": str(out),
+        "model": choice.spec,
+        "data": str(recorded),
         "task": task.name,
         "metric": result.metric,
         "best": result.best,
@@ -156,8 +163,7 @@ def read_data(
             called(function_of(str(path), "data"), str(path), "data function"), reading["task"], str(path)
         ), None
     tokenizer = _tokenizer(choice, reading, run) if reading["task"] == "text" else None
-    if augment is None:  # flips and crops suit photographs, which come as files
-        augment = reading["task"] != "text" and path.suffix != ".npz" and reading["task"] != "custom"
+    augment = augmented(augment, reading, path)
     if reading["check"] and reading["task"] != "text" and path.suffix != ".npz":
         output.progress("checking that every image can be read (--no-check leaves this out)")
     data = load_data(
@@ -174,6 +180,13 @@ def read_data(
         skip_bad=bool(reading["skip_bad"]),
     )
     return data, tokenizer
+
+
+def augmented(augment: bool | str | None, reading: Mapping[str, Any], path: Path) -> bool | str:
+    """Whether images are changed at random; by default those of files, because flips and crops suit photographs."""
+    if augment is not None:
+        return augment
+    return reading["task"] not in ("text", "custom") and path.suffix != ".npz" and not is_function(path)
 
 
 def _usual_length(choice: ModelChoice) -> int:

@@ -36,6 +36,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
             fix="remove the attribute it names from the model, or give its class a __deepcopy__",
             code="capture/unsupported",
         ) from error
+    _share_numbers(result, model)
     remap_functions(result, memo)
     share_scripted(result, model)
     _set_to_eval(result, was_in_eval=not any(m.training for m in model.modules()))
@@ -51,8 +52,16 @@ def _memo_of(model: nn.Module) -> dict[int, object]:
             if kind in _CONTAINERS and not value:  # a module has a dozen, on which deepcopy spent most of its time
                 memo[id(value)] = kind()
             elif kind not in _ATOMS:
-                memo.update((id(tensor), _alias(tensor)) for tensor in _tensors(value, 2))
+                memo.update((id(t), _alias(t)) for t in _tensors(value, 2) if not has_own_attributes(t))
     return memo
+
+
+def _share_numbers(copied: nn.Module, model: nn.Module) -> None:
+    """Tensors with attributes of their own were copied whole, as their class says: their numbers are shared again."""
+    original = named_state(model)
+    for name, tensor in named_state(copied).items():
+        if has_own_attributes(tensor):
+            tensor.requires_grad_(False).data = original[name].data
 
 
 def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
@@ -119,6 +128,17 @@ def _alias(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(tensor.detach(), requires_grad=False)
     return tensor.detach()
+
+
+def has_own_attributes(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a class that keeps more than numbers in it, as bitsandbytes' weights do.
+
+    Only the layer that made it knows what they mean. A class with `__torch_dispatch__` says itself what its operations
+    compute, and is not meant here.
+    """
+    if type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer) or not vars(tensor):
+        return False
+    return type(tensor).__torch_dispatch__ in (torch.Tensor.__torch_dispatch__, torch._C._disabled_torch_dispatch_impl)
 
 
 def _tensors(value: object, depth: int) -> list[torch.Tensor]:

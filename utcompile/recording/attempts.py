@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
-from utcompile.graph.structure import structural_copy
+from utcompile.graph.structure import has_own_attributes, structural_copy
 from utcompile.recording.active import exclusive
 from utcompile.recording.alike import sizes_alike
 from utcompile.recording.guards import Guard
@@ -122,7 +122,7 @@ def record_dynamically(model: nn.Module, inputs: Inputs, watch: Watch, *, asked:
     """
     lengths = [] if asked else [s for s in inputs.symbols if s != BATCH]
     shorter, still = inputs.without(lengths), inputs.without(inputs.symbols)
-    leaves = _Leaves(_wide(model), watch)
+    leaves = _leaves_of(model, watch)
     pinned: dict[Symbol, str] = {}
     # sizes that vary, whether modules are opaque that run other operations at another, choices of sizes
     attempts = [(inputs, False, _CHOICES), *([(shorter, False, 2)] if lengths else []), (shorter, True, 1)]
@@ -156,6 +156,22 @@ def _record_at_some(
             if chosen in tried:
                 raise
             tried.append(chosen)
+
+
+def _leaves_of(model: nn.Module, watch: Watch) -> _Leaves:
+    """The parts that need not be recorded to know it: layers whose weight no fake tensor can stand for."""
+    leaves = _Leaves(_wide(model), watch)
+    for path, module in model.named_modules():
+        for name, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is not None and has_own_attributes(tensor):
+                reason = f"its {name} is a {type(tensor).__name__}, which this layer alone can read"
+                leaves.add(path, reason, _defined_at(type(module)))
+                leaves.real = f"{path or 'the model'} needs them"
+    return leaves
+
+
+def _defined_at(cls: type) -> str:
+    return f"{cls.__module__.rpartition('.')[2]}.py in {cls.__qualname__}"
 
 
 def _wide(model: nn.Module) -> frozenset[str]:

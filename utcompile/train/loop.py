@@ -16,6 +16,7 @@ from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs
 from utcompile.train.needs import check_accelerate
 from utcompile.train.optimizers import create_optimizer
+from utcompile.train.prefix_cache import How, keep_prefix
 from utcompile.train.progress_bar import progress_bar
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.result import TrainResult, best_of, stops_early
@@ -51,6 +52,7 @@ def fit(
     grad_clip: float | None = None,
     channels_last: bool = False,
     cpu: bool = False,
+    prefix_cache: int | str | None = None,
     optimizer: str = "adamw",
     accumulate: int = 1,
     patience: int | None = None,
@@ -83,6 +85,8 @@ def fit(
         grad_clip: the largest norm of all gradients together.
         channels_last: give the model images in this memory format, which makes convolutions on a CPU faster.
         cpu: stay on the CPU where there is an accelerator.
+        prefix_cache: the most memory, as "4GB", for the results of the frozen layers below the first tuner, which are
+            then computed once per sample; for data that is the same in every epoch. See `prefix_cache`.
         optimizer: a name of timm's.
         accumulate: batches per step of the optimizer.
         patience: stop after so many epochs without a better one.
@@ -129,7 +133,10 @@ def fit(
     rate = create_schedule(schedule, stepper, lr=lr, steps=epochs * settings.steps, warmup=warmup)
     model.to(accelerator.device)
     averages = Averages(model, ema) if ema is not None else None
-    prepared, stepper = accelerator.prepare(model, stepper)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    how = How(batch_size, workers, accelerator.device, memory_format, accelerator.autocast)
+    run = keep_prefix(model, data, how, prefix_cache, epochs=epochs, out=folder.out, resume=resume)
+    prepared, stepper = accelerator.prepare(run.model, stepper)
     stateful: dict[str, Any] = {"optimizer": stepper, "schedule": rate}
     if accelerator.scaler is not None:
         stateful["scaler"] = accelerator.scaler
@@ -147,17 +154,16 @@ def fit(
                 folder.start()
             if prepare is not None:
                 prepare(folder.out)
-            memory_format = torch.channels_last if channels_last else torch.contiguous_format
             runner = Epochs(
                 accelerator,
                 prepared,
                 stepper,
                 rate,
-                data,
+                run.data,
                 task,
                 settings,
                 averages=averages,
-                workers=workers,
+                workers=0 if run.settings else workers,
                 memory_format=memory_format,
             )
             done, total = len(history) * settings.batches, epochs * settings.batches
@@ -165,12 +171,14 @@ def fit(
                 for epoch in range(len(history) + 1, epochs + 1):
                     if stops_early(history, settings.metric, higher=task.higher, patience=patience):
                         break
+                    filled = run.fill()  # at first
                     history.append(runner.run(epoch, bar.step))
+                    history[-1]["seconds"] = round(history[-1]["seconds"] + filled, 3)
                     if best_of(history, settings.metric, higher=task.higher)["epoch"] == epoch:
                         with averages.in_place() if averages is not None else nullcontext():
                             folder.keep_best()
                     parts = {name: part.state_dict() for name, part in stateful.items()}
-                    folder.keep_last({"settings": settings.as_dict(), **parts}, history)
+                    folder.keep_last({"settings": {**settings.as_dict(), **run.settings}, **parts}, history)
                     if on_epoch is not None and (text := on_epoch(history)):
                         bar.line(text)
     finally:
