@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ def train_run(
             tokenizer.save_pretrained(str(folder / TOKENIZER))
 
     fitting = {k: v for k, v in settings.items() if k != "metrics"}
-    with log_lines("utcompile.train.prefix_cache"):
+    cached = None if augmented(augment, reading, data_path) else prefix_cache
+    with log_lines("utcompile.train.prefix_cache") if cached else nullcontext():
         result = fit(
             tuned,
             data,
@@ -112,7 +114,7 @@ def train_run(
             load=partial(utc.load_tuners, tuned),
             resume=resume,
             channels_last=True,
-            prefix_cache=None if augmented(augment, reading, data_path) else prefix_cache,
+            prefix_cache=cached,
             task=task,
             prepare=prepare,
             on_epoch=_reporter(out, settings["epochs"], bool(reading["tensorboard"])),
