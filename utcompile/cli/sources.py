@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from utcompile.cli.hf import HuggingFace
+from utcompile.cli.hub_reach import offline_if_unreachable
 from utcompile.cli.options import SPECS
 from utcompile.cli.preset import Preset
 from utcompile.cli.user_code import called, function_in
@@ -108,7 +110,8 @@ class _Timm(_Library):
         if input_size[1:] != own[1:] and self.config and self.config.fixed_input_size:
             options["img_size"] = input_size[1:]
         try:
-            model: nn.Module = timm.create_model(self.name, pretrained=pretrained, **options)
+            with offline_if_unreachable() if pretrained else nullcontext():
+                model: nn.Module = timm.create_model(self.name, pretrained=pretrained, **options)
         except Exception as error:  # the hub's client, its transport and timm raise dozens of classes
             raise _unbuilt(self.spec, error, pretrained, options) from error
         return model
