@@ -116,6 +116,7 @@ for arguments, says in {CHEAP!r}:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["DATA", "OLD"]
 
 
+@pytest.mark.full
 def test_names_are_those_of_the_packages() -> None:
     import timm
     from torchvision import models

@@ -35,7 +35,6 @@ def metrics(outputs, targets):
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "net.py").write_text(NET)
-    write_bert(folder / "bert")
     write_reviews(folder / "reviews.csv")
     write_scenes(folder / "scenes")
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
@@ -44,7 +43,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def text_run(home: Path) -> Path:
+def bert_folder(home: Path) -> Path:
+    return write_bert(home / "bert")
+
+
+@pytest.fixture(scope="module")
+def text_run(home: Path, bert_folder: Path) -> Path:
     run = home / "text"
     arguments = ("-r", "lora/all_linear", "--var", "r=2", "--task", "text", "-d", home / "reviews.csv")
     passed(
@@ -64,6 +68,7 @@ def text_run(home: Path) -> Path:
     return run
 
 
+@pytest.mark.full
 def test_a_text_run_has_all_that_a_prediction_needs(text_run: Path, home: Path) -> None:
     described = json.loads((text_run / "task.json").read_text())
     assert described["task"] == "text" and described["labels"] == ["bad", "good"]
@@ -75,6 +80,7 @@ def test_a_text_run_has_all_that_a_prediction_needs(text_run: Path, home: Path) 
     assert (text_run / "metrics.csv").read_text().startswith("epoch,train_loss,validation_loss,validation_f1")
 
 
+@pytest.mark.full
 def test_evaluate_measures_as_training_did(text_run: Path, home: Path) -> None:
     found = parsed("evaluate", text_run)
     history = [json.loads(line) for line in (text_run / "history.jsonl").read_text().splitlines()]
@@ -87,12 +93,14 @@ def test_evaluate_measures_as_training_did(text_run: Path, home: Path) -> None:
     assert sum(map(sum, written["confusion"])) == 24 and [c["support"] for c in written["classes"]] == [12, 12]
 
 
+@pytest.mark.full
 def test_evaluate_matches_classes_by_name(text_run: Path, tmp_path: Path) -> None:
     table = tmp_path / "other.csv"
     table.write_text("text,label\n" + "the film was fine,good\nthe film was poor,great\n" * 6)
     refused("evaluate", text_run, "-d", table, says=("the data has the class 'great', which the run does not have",))
 
 
+@pytest.mark.full
 def test_segment_with_a_factory_that_gets_the_classes(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     model = ("-m", f"{home / 'net.py'}:pixels", "--input-size", "16")
@@ -149,6 +157,10 @@ def test_looking_at_models_of_any_input(home: Path, tmp_path: Path) -> None:
     )
     np.savez(tmp_path / "x.npz", np.zeros((2, 4), np.float32))
     assert parsed("inspect", "-m", f"{home / 'net.py'}:numbers", "--example", tmp_path / "x.npz")["parameters"] == 49
+
+
+@pytest.mark.full
+def test_looking_at_a_model_of_texts(home: Path, bert_folder: Path) -> None:
     bert = ("-m", f"hf:{home / 'bert'}@text")
     passed("explain", *bert, "-r", "lora/all_linear", "--input", "input_ids=2,8", "--input", "attention_mask=2,8")
     refused("inspect", *bert, "--input", "input_ids=two", says=("'input_ids=two' is no size of an input",))
@@ -175,7 +187,8 @@ def bad(home: Path, out: Path, *arguments: str | Path, model: str | Path = "", s
     assert "run" not in names(out)
 
 
-def test_tokenizers_that_do_not_fit(home: Path, tmp_path: Path) -> None:
+@pytest.mark.full
+def test_tokenizers_that_do_not_fit(home: Path, bert_folder: Path, tmp_path: Path) -> None:
     data = ("-d", home / "reviews.csv")
     bad(
         home,
@@ -202,6 +215,7 @@ def test_tokenizers_that_do_not_fit(home: Path, tmp_path: Path) -> None:
     bad(home, tmp_path, *data, model=f"hf:{tmp_path}", says=("the folder contains no model of transformers",))
 
 
+@pytest.mark.full
 def test_skip_bad_leaves_out_what_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_images(tmp_path / "data" / name)

@@ -203,6 +203,7 @@ def test_bad_texts(tmp_path: Path) -> None:
     assert "b.csv:2: the text is missing" in found and "b.csv:4: the label is missing" in found
 
 
+@pytest.mark.full
 def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     labels = datasets.ClassLabel(names=["bad", "good"])
