@@ -34,6 +34,10 @@ EXAMPLES = examples(
 )
 NEEDS = ("latency", "memory", "parameters", "accuracy")
 _SHOWN = 12
+_OWN_MEMORY = (
+    "saved: by the tuners, per sample. A gradient through the backbone keeps more, from the first tuner on: "
+    "see `utcompile explain --memory`"
+)
 
 
 def suggest(
@@ -77,6 +81,8 @@ def suggest(
             output.say(f"and {len(fitting) - len(shown)} more: --all", "dim")
         best = fitting[0]
         output.say(f"\nfor {need}: {best.name}, because {best.reason(need)}")
+        if need == "memory":
+            output.say(_OWN_MEMORY, "dim")
     for line in grouped(refused):
         output.say(line, "dim")
     if fitting:
