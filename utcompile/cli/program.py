@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from utcompile.cli import output
+from utcompile.cli.compare import EXAMPLES as COMPARE
+from utcompile.cli.compare import compare
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
 from utcompile.cli.explain import EXAMPLES as EXPLAIN
@@ -87,6 +89,7 @@ app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
 app.command(epilog=REPORT)(report)
+app.command(epilog=COMPARE)(compare)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 

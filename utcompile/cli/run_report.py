@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 import utcompile as utc
 from utcompile.cli import output
 from utcompile.cli.drawings import write_page
 from utcompile.cli.runs import Run, open_run
-from utcompile.deploy.timing import in_turns
+from utcompile.cli.speeds import torch_engine, torch_speeds
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
@@ -24,7 +19,7 @@ from utcompile.rewrite import TENSORS
 from utcompile.train import load_data
 
 REPORT = "report.html"
-_SECONDS = 4.0  # for each model, of measuring its latency
+_SHIPPED = "What is shipped runs in ONNX Runtime: export the run, and measure it there."
 
 
 def write_report(
@@ -63,7 +58,7 @@ def write_report(
             folded, folding = found
             if not measured:
                 models = {"base": opened.choice.build(), "tuned": opened.tuned, "folded": folded}
-                measured, engine = _speeds(models, opened.example), _engine()
+                measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
     _, every = opened.tuned.trainable_parameters()
     facts = RunFacts(
         f"Run {folder.resolve().name}",
@@ -137,35 +132,6 @@ def _summary(opened: Run, history: Sequence[Mapping[str, float]]) -> dict[str, s
         "training time": f"{sum(e.get('seconds', 0) for e in history):,.0f} s",
         "utcompile": str(opened.manifest.get("versions", {}).get("utcompile", "")) or "?",
     }
-
-
-def _speeds(models: Mapping[str, nn.Module], example: Any) -> list[Speed]:
-    """Latencies in PyTorch, each round running every model once."""
-    one = {k: v[:1] for k, v in example.items()} if isinstance(example, Mapping) else tuple(v[:1] for v in example)
-    calls = []
-    for model in models.values():
-        model.eval()
-        calls.append(partial(model, **one) if isinstance(one, Mapping) else partial(model, *one))
-    with torch.no_grad():
-        started = time.perf_counter()
-        for call in calls:
-            call()
-        rounds = max(3, min(50, round(_SECONDS * len(calls) / (time.perf_counter() - started))))
-        times = torch.tensor(in_turns(calls, rounds), dtype=torch.float64)
-    quartiles = times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
-    ratios = (times / times[:1]).median(dim=1).values
-    return [
-        Speed(name, float(quartiles[1, i]), float(quartiles[0, i]), float(quartiles[2, i]), float(ratios[i]))
-        for i, name in enumerate(models)
-    ]
-
-
-def _engine() -> str:
-    threads = torch.get_num_threads()
-    return (
-        f"PyTorch {torch.__version__}, one sample, on a CPU with {threads} {'thread' if threads == 1 else 'threads'}, "
-        "the models in turns. ONNX Runtime is faster, and what is shipped: export the run, and measure it there."
-    )
 
 
 def _size(path: Path) -> int | None:
