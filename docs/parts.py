@@ -282,9 +282,12 @@ API: dict[str, tuple[str, ...]] = {
     "Capture, match, insert": (
         "compile",
         "capture",
+        "capture_parts",
         "CapturedModule",
+        "CapturedParts",
         "match",
         "Plan",
+        "PartsPlan",
         "TunedModule",
         "disable_tuners",
         "recording.CaptureReport",
@@ -293,8 +296,16 @@ API: dict[str, tuple[str, ...]] = {
         "split_prefix",
     ),
     "Rules": ("RuleSet",),
-    "Checkpoints": ("save_tuners", "load_tuners", "save_peft", "load_peft", "peft_rules"),
-    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "UtcError"),
+    "Checkpoints": (
+        "save_tuners",
+        "load_tuners",
+        "load_task",
+        "set_task",
+        "save_peft",
+        "load_peft",
+        "peft_rules",
+    ),
+    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "OnnxModel", "add_task", "UtcError"),
     "Training and evaluation": (
         *(f"train.{name}" for name in ("fit", "TrainResult", "load_data", "Data", "accuracy")),
         *(

@@ -33,6 +33,7 @@ AREAS: Mapping[str, str] = MappingProxyType(
         "match": "Matching rules with a model",
         "tuner": "Options and shapes of tuners",
         "tune": "Inserting tuners",
+        "parts": "Parts of a model (`within=`) and regions of a graph",
         "memory": "Memory in training",
         "checkpoint": "Checkpoints and tasks",
         "peft": "Exchange with PEFT",
@@ -174,6 +175,26 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "Pass the `TunedModule` inside.",
         ),
         "tune/disabled": Meaning("`disable_tuners` is active where it cannot be.", "Call outside of `disable_tuners`."),
+        "parts/not-found": Meaning(
+            "A glob names no submodule of the model.", "Correct the path; the message names the nearest ones."
+        ),
+        "parts/not-called": Meaning(
+            "A part of a model is never called on the example inputs.",
+            "Name what the model's `forward` calls, or give example inputs with which the part is called.",
+        ),
+        "parts/overlap": Meaning("A part lies inside another one.", "Name the outer one, or the inner ones."),
+        "parts/signatures": Meaning(
+            "A part is called in several ways that no one graph allows.",
+            "Name its submodules, or the submodules of its callers.",
+        ),
+        "parts/shared": Meaning(
+            "A parameter that is tuned or trained, or lies in a region, is used elsewhere too.",
+            "Let one part or region contain all its uses, exclude it, or untie it in the model.",
+        ),
+        "parts/unsupported": Meaning(
+            "The code around a part needs more of it than its calls, or the part cannot be a graph.",
+            "Name the submodules that this code calls.",
+        ),
         "memory/budget": Meaning(
             "A memory budget cannot be read, or is below what is possible.",
             "Give a share such as 0.5 or a size such as '8GB'; the message names the least possible.",
@@ -241,6 +262,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "A dimension that should be dynamic is fixed by the model or the exporter.",
             "Capture with the size dynamic, or export with it fixed.",
         ),
+        "export/tasks": Meaning(
+            "A file with several tasks cannot be made or used so: a task, its run or its adapter does not fit.",
+            "Follow the message; `utc.add_task` writes an adapter again.",
+        ),
         "export/unsupported": Meaning("The model cannot be expressed in ONNX.", "Follow the message."),
         "export/disagrees": Meaning(
             "ONNX Runtime and PyTorch disagree.", "Report it, with the model. No file was left behind."
@@ -261,6 +286,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "data/labels": Meaning(
             "Labels do not fit the samples, the classes or one another.", "Correct them as the message says."
         ),
+        "data/tokenizer": Meaning(
+            "The tokenizer is missing, cannot be read, or does not fit the model.",
+            "Give the local folder of the tokenizer that the model was trained with.",
+        ),
         "train/settings": Meaning(
             "A training setting is out of range or does not exist.", "Choose a value as the message says."
         ),
@@ -269,6 +298,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "The model cannot be trained by this loop.", "Follow the message, or use your own loop."
         ),
         "train/loss": Meaning("The loss is not finite.", "Lower the learning rate, or use another precision."),
+        "train/task": Meaning(
+            "The task of a run does not fit its loss, its metrics or its data.",
+            "Follow the message; `task=` of the recipe names the task.",
+        ),
         "train/run": Meaning(
             "The run folder cannot be used: it is taken, damaged, or belongs to other settings.",
             "Choose another folder, or `--resume`.",

@@ -62,7 +62,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Task:
-    """What is compared on.
+    """A model and its data.
 
     Attributes:
         build: the model for a seed: the backbone is the same for all, new heads differ.

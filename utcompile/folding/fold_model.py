@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from typing import TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import fx, nn
 
 from utcompile.errors import UtcError
 from utcompile.folding.driver import Driver
+from utcompile.folding.fold_parts import fold_parts
 from utcompile.folding.folding import Folding, Options
 from utcompile.folding.inputs import ProofInputs, Samples
 from utcompile.folding.plain import changes_of_names, drop_tuners, state_read, sweep_graph
@@ -29,9 +32,33 @@ from utcompile.graph import (
 )
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned
-from utcompile.rewrite import TunedModule, count_parameters, settle_precision, unwrapped
+from utcompile.rewrite import KEPT, TunedModule, Whole, count_parameters, settle_precision, unwrapped
+
+M = TypeVar("M", bound=nn.Module)
 
 
+@overload
+def fold(
+    tuned: UtcGraphModule,
+    strict: bool = ...,
+    *,
+    float32: bool = ...,
+    constants: bool = ...,
+    batch_norms: bool = ...,
+    dequantize: bool = ...,
+    check_inputs: Samples = ...,
+) -> tuple[UtcGraphModule, FoldReport]: ...
+@overload
+def fold(
+    tuned: M,
+    strict: bool = ...,
+    *,
+    float32: bool = ...,
+    constants: bool = ...,
+    batch_norms: bool = ...,
+    dequantize: bool = ...,
+    check_inputs: Samples = ...,
+) -> tuple[M, FoldReport]: ...
 def fold(
     tuned: nn.Module,
     strict: bool = False,
@@ -41,7 +68,7 @@ def fold(
     batch_norms: bool = False,
     dequantize: bool = False,
     check_inputs: Samples = None,
-) -> tuple[UtcGraphModule, FoldReport]:
+) -> tuple[nn.Module, FoldReport]:
     """Fold every tuner that algebra allows into the frozen weights.
 
     Weight tuners and linear tuners of values are absorbed. Bottlenecks parallel to an ffn or an inverted residual widen
@@ -52,8 +79,8 @@ def fold(
     dtype, on the example that it was captured with and on inputs drawn like it. `tuned` stays as it was.
 
     Args:
-        tuned: a `TunedModule`, or what DDP, `torch.compile` or an EMA made of it; a `CapturedModule` has no tuners and
-            is only copied.
+        tuned: a `TunedModule`, a model with tuned parts, or what DDP, `torch.compile` or an EMA made of it; a
+            `CapturedModule` has no tuners and is only copied.
         strict: raise if a tuner is kept.
         float32: in a half-precision model, let a layer whose rounding would keep less than 95 % of a tuner's effect
             compute in float32, between casts; otherwise its tuner is kept.
@@ -65,7 +92,8 @@ def fold(
             tuple (positional) or a dict (keyword).
 
     Returns:
-        A module with the folded weights, in eval, and the report.
+        A module with the folded weights, in eval, and the report. Of a model with tuned parts (`within=`) it is the
+        user's own class, with the user's own modules where nothing was widened or kept.
 
     Raises:
         UtcError: a tuner is kept and `strict` is set, or the folded model's outputs differ.
@@ -80,7 +108,14 @@ def fold(
         >>> model.load_state_dict(folded.state_dict(), strict=True)
         <All keys matched successfully>
     """
-    tuned = _unwrapped(tuned)
+    found = unwrapped(tuned, "fold")
+    if isinstance(found, nn.Module) and KEPT in vars(found):
+        _refuse_samples(check_inputs)
+        fold_one = partial(
+            fold, strict=strict, float32=float32, constants=constants, batch_norms=batch_norms, dequantize=dequantize
+        )
+        return fold_parts(Whole.of(found, "fold"), fold_one)
+    tuned = _as_graph(found)
     options = Options(float32, constants, batch_norms, dequantize)
     compared = structural_copy(tuned)  # other threads may be using `tuned`, or have it off
     assert isinstance(compared, UtcGraphModule)
@@ -140,8 +175,16 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
     raise refusal(found, tuned.dtype, in_float64)
 
 
-def _unwrapped(model: nn.Module) -> UtcGraphModule:
-    found = unwrapped(model, "fold")
+def _refuse_samples(check_inputs: Samples) -> None:
+    if check_inputs is not None:
+        raise UtcError(
+            "check_inputs are samples of one graph, and in this model parts are tuned",
+            fix="leave them out: the whole model is compared on the call that it was compiled with",
+            code="arguments/value",
+        )
+
+
+def _as_graph(found: object) -> UtcGraphModule:
     if isinstance(found, UtcGraphModule) and any(hasattr(p, "full_tensor") for p in found.parameters()):
         raise UtcError(
             "the model is distributed over processes, and a part of it cannot be folded",

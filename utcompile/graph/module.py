@@ -35,6 +35,7 @@ class UtcGraphModule(fx.GraphModule):
         signature: the parameters of the original's forward.
         example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
         ties: the names of each of the original's parameters that has several.
+        is_part: whether it is a part of a model: then its outputs are none of the model, and it has no head.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class UtcGraphModule(fx.GraphModule):
     signature: Signature = Signature()
     example_inputs: Any = None
     ties: tuple[tuple[str, ...], ...] = ()
+    is_part: bool = False
     inherited: tuple[str, ...] = (
         "batch_inputs",
         "follows_mode",
@@ -54,6 +56,7 @@ class UtcGraphModule(fx.GraphModule):
         "signature",
         "example_inputs",
         "ties",
+        "is_part",
     )
     kept_attributes: tuple[str, ...] = inherited
 

@@ -20,6 +20,15 @@ def owner_path(name: str) -> str:
     return name.rpartition(".")[0]
 
 
+def path_in(part: str, path: str) -> str:
+    """The path in a whole model of what has a path in one of its parts.
+
+    >>> path_in("backbone", "blocks.0"), path_in("backbone", ""), path_in("", "blocks.0")
+    ('backbone.blocks.0', 'backbone', 'blocks.0')
+    """
+    return f"{part}.{path}" if part and path else part or path
+
+
 def owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that has a parameter, buffer or attribute, and its name there.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from utcompile.errors import UtcError
-from utcompile.graph import UtcGraphModule, collector_paused
+from utcompile.graph import UtcGraphModule, collector_paused, path_in
 from utcompile.matching.engine import Bindings, Engine
-from utcompile.matching.explain import Miss, nearest, too_few, too_many
+from utcompile.matching.explain import nearest, too_few, too_many
 from utcompile.matching.forms import Found
 from utcompile.matching.hints import unlisted
 from utcompile.matching.index import Index, index_of
@@ -20,10 +21,9 @@ from utcompile.matching.search import covered, matches, path_of, select, without
 from utcompile.matching.sites import Site, make_chain, make_site, merge_shared
 from utcompile.matching.skipped import Skipped
 from utcompile.matching.trained import find_trained
-from utcompile.rules import ChainInsertion, Rule, RuleSet, library_patterns
+from utcompile.rules import ChainInsertion, Rule, RuleSet, Train, library_patterns
 
 
-@collector_paused()
 def match(
     captured: UtcGraphModule,
     rules: RuleSet | str | Path,
@@ -42,25 +42,52 @@ def match(
         UtcError: a rule is malformed, has fewer or more sites than it expects, or its tuner does not fit a site.
     """
     ruleset = RuleSet.load(rules, vars=vars, train=train)
-    index = index_of(captured)
-    sites, skipped = list[Site](), list[Skipped]()
-    with index.engine({**library_patterns(), **ruleset.patterns}) as engine:
+    return match_all({"": captured}, ruleset, {"": ruleset.train})[""]
+
+
+@collector_paused()
+def match_all(
+    captured: Mapping[str, UtcGraphModule], ruleset: RuleSet, train: Mapping[str, Sequence[Train]]
+) -> dict[str, PlanData]:
+    """Match rules with several graphs as if they were one: `select` and `expect` count over all of them, in order.
+
+    Args:
+        captured: the graphs by their paths in one model.
+        ruleset: the rules.
+        train: by path, the lines of `train:` that select parameters there.
+
+    Raises:
+        UtcError: as `match`.
+    """
+    indexes = {path: index_of(module) for path, module in captured.items()}
+    sites: dict[str, list[Site]] = {path: [] for path in captured}
+    skipped: dict[str, list[Skipped]] = {path: [] for path in captured}
+    with ExitStack() as stack:
+        library = {**library_patterns(), **ruleset.patterns}
+        engines = {path: stack.enter_context(index.engine(library)) for path, index in indexes.items()}
         for rule in ruleset.rules:
-            found = matches(rule, engine)
-            taken = select(without_excluded(rule, found, engine), rule.select)
-            _check_expect(rule, taken, len(found), engine, lambda: misses(ruleset, engine))
-            sites += _sites(rule, taken, index, skipped)
-        chosen = find_trained(ruleset.train, engine, covered)
-    _check_sites(sites)
-    return PlanData(
-        sites=tuple(merge_shared(sites)),
-        trained=chosen.names,
-        untied=chosen.untied,
-        ruleset=ruleset,
-        module=captured,
-        notes=chosen.notes,
-        skipped=tuple(skipped),
-    )
+            found = {path: matches(rule, engine) for path, engine in engines.items()}
+            left = [(p, env) for p, envs in found.items() for env in without_excluded(rule, envs, engines[p])]
+            taken = select(left, rule.select)
+            _check_expect(rule, taken, sum(map(len, found.values())), engines, ruleset)
+            for path, index in indexes.items():
+                chosen = [env for p, env in taken if p == path]
+                sites[path] += _sites(rule, chosen, index, skipped[path])
+        trained = {path: find_trained(train[path], engine, covered) for path, engine in engines.items()}
+    for every in sites.values():
+        _check_sites(every)
+    return {
+        path: PlanData(
+            sites=tuple(merge_shared(sites[path])),
+            trained=trained[path].names,
+            untied=trained[path].untied,
+            ruleset=ruleset,
+            module=module,
+            notes=trained[path].notes,
+            skipped=tuple(skipped[path]),
+        )
+        for path, module in captured.items()
+    }
 
 
 def _sites(rule: Rule, chosen: Sequence[Bindings], index: Index, skipped: list[Skipped]) -> list[Site]:
@@ -107,7 +134,11 @@ def _check_sites(sites: Sequence[Site]) -> None:
 
 
 def _check_expect(
-    rule: Rule, taken: Sequence[Bindings], before: int, engine: Engine, look_again: Callable[[], list[Miss]]
+    rule: Rule,
+    taken: Sequence[tuple[str, Bindings]],
+    before: int,
+    engines: Mapping[str, Engine],
+    ruleset: RuleSet,
 ) -> None:
     expect, count = rule.expect, len(taken)
     if count == 0 and expect.optional:
@@ -124,10 +155,9 @@ def _check_expect(
     selected = f" ({before} before `except` and `select`)" if before != count else ""
     most = expect.at_most if expect.exactly is None else expect.exactly
     if most is not None and count > most:
-        why, fix = too_many(rule, [path_of(rule, env, engine.view) for env in taken], most)
+        why, fix = too_many(rule, [path_in(p, path_of(rule, env, engines[p].view)) for p, env in taken], most)
     else:
-        why, fix = unlisted(rule, taken, engine.view) or too_few(nearest(look_again(), rule.name, 2), found=count > 0)
-        why = "; ".join([*(instead(rule, engine) if count == 0 else ()), why])
+        why, fix = _missing(rule, taken, engines, ruleset)
     raise UtcError(
         f"rule '{rule.name}' matched {count} places{selected}, expected {wrong}",
         where=str(rule.mark),
@@ -135,3 +165,18 @@ def _check_expect(
         fix=fix,
         code="match/count",
     )
+
+
+def _missing(
+    rule: Rule, taken: Sequence[tuple[str, Bindings]], engines: Mapping[str, Engine], ruleset: RuleSet
+) -> tuple[str, str]:
+    """Why a rule matches too few places, and what to do about it."""
+    for path, engine in engines.items():
+        if found := unlisted(rule, [env for p, env in taken if p == path], engine.view):
+            why, fix = found
+            break
+    else:
+        near = [miss for engine in engines.values() for miss in misses(ruleset, engine)]
+        why, fix = too_few(nearest(near, rule.name, 2), found=bool(taken))
+    others = [one for engine in engines.values() for one in instead(rule, engine)] if not taken else []
+    return "; ".join([*dict.fromkeys(others), why]), fix

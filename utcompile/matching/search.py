@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from torch import fx
 
@@ -14,8 +15,10 @@ from utcompile.matching.hints import scope_hint, unknown
 from utcompile.matching.parameters import parameters_read
 from utcompile.rules import MatchModule, MatchOperation, MatchParameter, MatchPattern, Pattern, Rule, Scope, Select
 
+T = TypeVar("T")
 
-def select(found: Sequence[Bindings], how: Select) -> list[Bindings]:
+
+def select(found: Sequence[T], how: Select) -> list[T]:
     """`first`, `last` or `indices`, then `every`."""
     chosen = list(found)
     if how.first is not None:

@@ -120,7 +120,9 @@ class Tails:
 
     @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
-        """The tensors that the model yields."""
+        """The tensors that the model yields; a part of one yields none of them."""
+        if self.view.module.is_part:
+            return ()
         found = list(self.view.nodes[-1].all_input_nodes)
         for node in found:
             if info(node).value is None:  # a dataclass of outputs

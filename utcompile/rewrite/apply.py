@@ -31,7 +31,7 @@ from utcompile.graph.statistics import own_statistics
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
 from utcompile.matching import PlanData, Site, TunerDtype, WeightPlace, require_sites
-from utcompile.rewrite.checkpoint import read_tensors, tensors_of
+from utcompile.rewrite.checkpoint import read_tensors
 from utcompile.rewrite.devices import device_at
 from utcompile.rewrite.forms import Inserted, Writer, insert
 from utcompile.rewrite.masters import raise_precision
@@ -42,6 +42,7 @@ from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite, tuned_of
 from utcompile.rewrite.weights import frozen_parameters
+from utcompile.rewrite.whole import tensors_of
 from utcompile.tuners import HALVES, Tuner
 
 

@@ -73,6 +73,11 @@ def print_of(tuned: TunedModule) -> dict[str, TensorPrint]:
     return {name: _print(name, value, known) for name, value in tensors_of_base(tuned).items()}
 
 
+def prints_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorPrint]:
+    """The prints of some tensors, with those of narrower dtypes."""
+    return {name: _print(name, value, {}) for name, value in tensors.items()}
+
+
 def fingerprint(
     tuned: TunedModule, prints: Mapping[str, TensorPrint] | None = None, without: Sequence[str] = ()
 ) -> str:
@@ -82,11 +87,16 @@ def fingerprint(
         prints: what `print_of` found.
         without: paths of modules that are left out, where `prints` are not given.
     """
-    digest = hashlib.sha256()
     found = prints or {n: _print(n, v) for n, v in tensors_of_base(tuned, without).items()}
-    for name, one in found.items():
+    return digest_of_prints(found, wiring(tuned).lines)
+
+
+def digest_of_prints(prints: Mapping[str, TensorPrint], lines: Sequence[str]) -> str:
+    """SHA-256 over tensors and lines."""
+    digest = hashlib.sha256()
+    for name, one in prints.items():
         digest.update(f"{name} {one.dtype} {one.shape} {one.digests[one.dtype]}\n".encode())
-    digest.update("\n".join(wiring(tuned).lines).encode())
+    digest.update("\n".join(lines).encode())
     return digest.hexdigest()
 
 

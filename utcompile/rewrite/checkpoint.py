@@ -8,15 +8,17 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 
 from utcompile.errors import UtcError
 from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
-from utcompile.rewrite.base_print import fingerprint, print_of, statistics_of, text_of
-from utcompile.rewrite.digests import whole
+from utcompile.rewrite.base_print import digest_of_prints, fingerprint, print_of, prints_of, text_of
+from utcompile.rewrite.digests import whole as gathered
 from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
+from utcompile.rewrite.fits_parts import check_outside, parts_in
 from utcompile.rewrite.manifest import (
     FORMAT,
     MANIFEST,
@@ -28,10 +30,12 @@ from utcompile.rewrite.manifest import (
 )
 from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
 from utcompile.rewrite.tuned import TunedModule
-from utcompile.rewrite.unwrap import unwrapped
+from utcompile.rewrite.tuned_site import TunedSite
+from utcompile.rewrite.whole import Whole, site_in
 from utcompile.rewrite.wiring import place_of_site, wiring
 
 TENSORS = "tuners.safetensors"
+_M = TypeVar("_M", bound=torch.nn.Module)
 
 
 def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, object] | None = None) -> Path:
@@ -41,7 +45,7 @@ def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, 
     a process was killed or the power failed.
 
     Args:
-        tuned: the model, or what DDP, FSDP2, `torch.compile` or an EMA made of it.
+        tuned: the model, whole or with tuned parts, or what DDP, FSDP2, `torch.compile` or an EMA made of it.
         folder: made if it does not exist.
         extra: more for the manifest, plain data under its own keys (the command line keeps the model's name there).
 
@@ -51,13 +55,13 @@ def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, 
     Raises:
         UtcError: the folder cannot be written to, and what was in it is as it was; or `extra` is no plain data.
     """
-    tuned, folder = tuned_module(tuned, "save_tuners"), path_of(folder, "folder")
-    live = tensors_of(tuned)
-    tensors = {k: whole(v).detach().contiguous().cpu().clone() for k, v in live.items()}
-    manifest = {**_manifest(tuned, tensors), **_extra(extra)}
+    whole, folder = Whole.of(tuned, "save_tuners"), path_of(folder, "folder")
+    live = whole.tensors()
+    tensors = {k: gathered(v).detach().contiguous().cpu().clone() for k, v in live.items()}
+    manifest = {**_manifest(whole, tensors), **_extra(extra)}
     identity = _identity(manifest, tensors)
     text = json.dumps({"format": FORMAT, "identity": identity, **manifest}, indent=2, default=str)
-    if not any(hasattr(v, "full_tensor") for v in tuned.parameters()):
+    if not any(hasattr(v, "full_tensor") for v in whole.module.parameters()):
         return write_pair(folder, TENSORS, tensors, MANIFEST, text, {IDENTITY: identity})
     if torch.distributed.get_rank() == 0:  # all have the same
         write_pair(folder, TENSORS, tensors, MANIFEST, text, {IDENTITY: identity})
@@ -65,35 +69,38 @@ def save_tuners(tuned: torch.nn.Module, folder: str | Path, extra: Mapping[str, 
     return folder
 
 
-def load_tuners(tuned: torch.nn.Module, folder: str | Path) -> TunedModule:
+def load_tuners(tuned: _M, folder: str | Path) -> _M:
     """Load a checkpoint into a model that was compiled from the same base with the same rules.
 
     What `train:` names comes from the checkpoint, so the base may have another head in its place. Where only the
     floating-point type differs, the values are cast, with a warning.
 
+    Returns:
+        The model itself, without what wraps it.
+
     Raises:
         UtcError: files are missing or broken or do not belong together, or the base, sites, configs, shapes or kinds of
             dtype differ; the model is then unchanged.
     """
-    tuned = tuned_module(tuned, "load_tuners")
-    wanted = tensors_of(tuned)
-    tensors = read_tensors(tuned, folder, wanted)
+    whole = Whole.of(tuned, "load_tuners")
+    wanted = whole.tensors()
+    tensors = read_tensors(whole.module, folder, wanted)
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(_like(tensors[name], parameter))
-    return tuned
+    return cast(_M, whole.module)
 
 
 def read_tensors(
-    tuned: TunedModule, folder: str | Path, wanted: Mapping[str, torch.Tensor], *, new_head: bool = False
+    model: torch.nn.Module, folder: str | Path, wanted: Mapping[str, torch.Tensor], *, new_head: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, checked against a model.
+    """The tensors of a checkpoint, checked against a tuned model.
 
     Args:
         wanted: the model's, by their names in a checkpoint.
         new_head: whether what `train:` names may have another number of rows.
     """
-    folder = path_of(folder, "folder")
+    folder, whole = path_of(folder, "folder"), Whole.of(model, "load_tuners")
     manifest: Manifest | Format1
 
     def identity() -> str | None:
@@ -103,10 +110,14 @@ def read_tensors(
 
     tensors, _ = read_pair(folder, TENSORS, identity)
     where = str(folder / MANIFEST)
-    check_sites(tuned, manifest, where)
+    parts = parts_in(whole, manifest, where)
+    for tuned, saved in parts:
+        check_sites(tuned, saved, where)
     check_names(tensors, wanted, str(folder / TENSORS))
-    notes = check_base(tuned, manifest, where)
-    check_places(tuned, manifest, where)
+    notes = check_outside(whole, manifest, where)
+    for tuned, saved in parts:
+        notes += check_base(tuned, saved, where)
+        check_places(tuned, saved, where)
     notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head)
     for note in notes:
         warnings.warn(f"{folder}: {note}", stacklevel=3)
@@ -128,53 +139,72 @@ def tuned_module(model: object, verb: str) -> TunedModule:
     """A tuned module, out of what wraps it.
 
     Raises:
-        UtcError: it is none.
+        UtcError: it is none, or a model of which parts are tuned.
     """
-    found = unwrapped(model, verb)
-    if not isinstance(found, TunedModule):
+    whole = Whole.of(model, verb)
+    if not whole.is_one_graph:
         raise UtcError(
-            f"{verb} takes a TunedModule, not {type(found).__name__}",
-            fix="compile the model first: utc.compile",
+            f"{verb} takes one TunedModule, and in this {type(whole.module).__name__} parts are tuned",
+            fix=f"pass a part: {', '.join(f'model.{path}' for path in list(whole.parts)[:3])}",
             code="checkpoint/write",
         )
-    return found
+    return whole.parts[""]
 
 
-def tensors_of(tuned: TunedModule) -> dict[str, torch.Tensor]:
-    """What a checkpoint has: the tuners' tensors by site, what `train:` names, and statistics that training moves."""
-    found: dict[str, torch.Tensor] = {}
-    for site in tuned.sites:
-        module = tuned.get_submodule(site.name)
-        for name, value in module.state_dict(keep_vars=True).items():
-            found[f"{site.id}:{name}"] = value
-    found |= {f"train:{n}": tuned.get_parameter(n) for n in tuned.trained}
-    return found | {f"statistics:{n}": tuned.get_buffer(n) for n in statistics_of(tuned)}
-
-
-def _manifest(tuned: TunedModule, tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
-    prints = print_of(tuned)
+def _manifest(whole: Whole, tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
+    rules = whole.ruleset
     return {
         "utcompile": version_of_utcompile(),
         "torch": str(torch.__version__),
         "versions": versions(),
         "rules": {
-            "name": tuned.ruleset.name,
-            "vars": dict(tuned.ruleset.vars),
-            "text": tuned.ruleset.text,
-            "included": dict(tuned.ruleset.included),
-            "train": tuned.ruleset.trains_instead,
+            "name": rules.name,
+            "vars": dict(rules.vars),
+            "text": rules.text,
+            "included": dict(rules.included),
+            "train": rules.trains_instead,
         },
+        **(_body(whole.parts[""]) if whole.is_one_graph else _body_of_parts(whole)),
+        "tensors": {k: {"shape": list(v.shape), "dtype": text_of(v.dtype)} for k, v in tensors.items()},
+    }
+
+
+def _body(tuned: TunedModule) -> dict[str, object]:
+    prints = print_of(tuned)
+    return {
         "base": {
             "fingerprint": fingerprint(tuned, prints),
             "tensors": {name: one.to_dict() for name, one in prints.items()},
             "operations": wiring(tuned).lines,
         },
         "inputs": _inputs(tuned),
-        "sites": [
-            {"id": s.id, "tuner": s.tuner, "config": s.config.model_dump(mode="json"), "place": place_of_site(tuned, s)}
-            for s in tuned.sites
-        ],
-        "tensors": {k: {"shape": list(v.shape), "dtype": text_of(v.dtype)} for k, v in tensors.items()},
+        "sites": [_saved(tuned, s) for s in tuned.sites],
+    }
+
+
+def _body_of_parts(whole: Whole) -> dict[str, object]:
+    """The rest of the model as a base without operations; then each part as if it were a model."""
+    prints = prints_of(whole.frozen_outside())
+    parts = {path: _body(tuned) for path, tuned in whole.parts.items()}
+    return {
+        "base": {
+            "fingerprint": digest_of_prints(prints, [str(part["base"]) for part in parts.values()]),
+            "tensors": {name: one.to_dict() for name, one in prints.items()},
+            "operations": [],
+        },
+        "inputs": None,
+        "sites": [_saved(t, s, path) for path, t in whole.parts.items() for s in t.sites],
+        "parts": parts,
+    }
+
+
+def _saved(tuned: TunedModule, site: TunedSite, path: str = "") -> dict[str, object]:
+    config = site.config.model_dump(mode="json")
+    return {
+        "id": site_in(path, site).id,
+        "tuner": site.tuner,
+        "config": config,
+        "place": place_of_site(tuned, site),
     }
 
 
@@ -192,7 +222,7 @@ def _inputs(tuned: TunedModule) -> dict[str, object] | None:
 
 
 def _extra(extra: Mapping[str, object] | None) -> dict[str, object]:
-    own = {"format", "identity", "utcompile", "torch", "versions", "rules", "base", "inputs", "sites", "tensors"}
+    own = {"format", "identity", *Manifest.model_fields, "utcompile", "torch"}
     if not isinstance(extra, Mapping | None) or not all(isinstance(key, str) for key in extra or ()):
         raise UtcError(f"extra must be a mapping from names to plain data, not {extra!r:.80}", code="arguments/type")
     if taken := sorted(own & set(extra or ())):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -73,7 +73,14 @@ def check_base(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> 
     """Raise where the base is not the one that the checkpoint was trained on."""
     if isinstance(manifest, Format1):
         return _check_format_1(tuned, manifest, where)
-    theirs, mine = manifest.base, tensors_of_base(tuned)
+    notes = check_base_tensors(manifest.base, tensors_of_base(tuned), lambda: fingerprint(tuned), where)
+    return notes + _check_wiring(tuned, manifest, where)
+
+
+def check_base_tensors(
+    theirs: Base, mine: Mapping[str, torch.Tensor], fingerprint_here: Callable[[], str], where: str
+) -> Notes:
+    """Raise where the frozen tensors are others than those of the checkpoint."""
     cast: dict[tuple[str, str], str] = {}
     differing = {n: why for n in sorted(theirs.tensors.keys() | mine) if (why := _differs(n, theirs, mine, cast))}
     if differing:
@@ -83,11 +90,11 @@ def check_base(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> 
             "this checkpoint was trained on another base",
             where=where,
             why=f"{name} is the first of {len(differing)} tensors that differ: {why} "
-            f"(fingerprint {theirs.fingerprint[:12]}… there, {fingerprint(tuned)[:12]}… here)",
+            f"(fingerprint {theirs.fingerprint[:12]}… there, {fingerprint_here()[:12]}… here)",
             fix="convert the model to the dtype that it had in training" if only_dtype else _SAME_BASE,
             code="checkpoint/other-base",
         )
-    return _notes_of_casts(cast) + _check_wiring(tuned, manifest, where)
+    return _notes_of_casts(cast)
 
 
 def _differs(name: str, base: Base, mine: Mapping[str, torch.Tensor], cast: dict[tuple[str, str], str]) -> str | None:

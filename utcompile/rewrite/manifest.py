@@ -63,8 +63,16 @@ class SavedSite(_Part):
     place: list[str] | None = None
 
 
+class SavedPart(_Part):
+    """A tuned part of a model, as if it were a model."""
+
+    base: Base
+    inputs: dict[str, _Tensor] | None
+    sites: list[SavedSite]
+
+
 class Manifest(_Part):
-    """What a manifest says."""
+    """What a manifest says. Where parts of a model are tuned, `base` is the rest of it."""
 
     format: int
     identity: Hex
@@ -74,6 +82,7 @@ class Manifest(_Part):
     sites: list[SavedSite]
     tensors: dict[str, _Tensor]
     versions: dict[str, str]
+    parts: dict[str, SavedPart] = {}
 
 
 class Format1(_Part):

@@ -72,6 +72,11 @@ class Tasks:
             )
         slots = self._slots(tuned)
         coming = self.waiting.pop(name)
+        for key, tensor in coming.items():  # the model may have been moved or cast meanwhile
+            store, entry = slots[key][0]
+            now = store[entry]
+            assert now is not None
+            tensor.data = tensor.data.to(now.device, now.dtype)
         leaving: Tensors = {}
         for key, places in slots.items():
             owner, attribute = places[0]

@@ -22,6 +22,7 @@ from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned_site import TunedSite
+from utcompile.rewrite.unwrap import KEPT
 from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
@@ -243,7 +244,8 @@ def disable_tuners(tuned: _M) -> Iterator[_M]:
             training, a part of a larger model.
 
     Raises:
-        UtcError: there is no tuned module in it; in a call, for the reason given above.
+        UtcError: there is no tuned module in it, or `train:` trains parameters outside of a model's tuned parts; in a
+            call, for the reason given above.
 
     Example:
         >>> import torch, utcompile as utc
@@ -262,10 +264,26 @@ def disable_tuners(tuned: _M) -> Iterator[_M]:
             fix="pass what `utc.compile` or `plan.apply()` returned, or a module that contains it",
             code="arguments/type",
         )
+    _refuse_trained_outside(tuned, found)
     for module in found:
         module.prepare_base()
     with _chosen(found, off=True):
         yield tuned
+
+
+def _refuse_trained_outside(model: nn.Module, parts: list[TunedModule]) -> None:
+    """What trains outside of tuned parts has no graph that could read its original value."""
+    if not any(KEPT in vars(m) for m in model.modules()):
+        return
+    inside = {id(p) for part in parts for p in part.parameters()}
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
+    if trained:
+        raise UtcError(
+            f"disable_tuners cannot take back what trains outside of the tuned parts: {trained[0]}",
+            why=f"{len(trained)} parameters are trained in the user's own modules, which read their present values",
+            fix="turn off the tuners of one part, disable_tuners(model.part); or call the original model",
+            code="tune/disabled",
+        )
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule
 
+KEPT = "_utc_parts"  # the attribute of a model of which parts are tuned
+
 # class -> the attribute with the model itself
 _WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
@@ -28,13 +30,15 @@ _FIXES = {
 
 
 def unwrapped(model: object, verb: str) -> object:
-    """The module of utcompile inside wrappers; what is none comes back as it is, for the verb to refuse.
+    """The module of utcompile inside wrappers, or the model with tuned parts.
+
+    What is none comes back as it is, for the verb to refuse.
 
     Raises:
         UtcError: a module of utcompile is inside, but how to take it out is not clear.
     """
     found = model
-    while not isinstance(found, UtcGraphModule):
+    while not is_ours(found):
         names = [f"{c.__module__}.{c.__qualname__}" for c in type(found).__mro__]
         if verb.startswith("save") and names[0] in _ROUNDING:
             raise UtcError(
@@ -47,12 +51,17 @@ def unwrapped(model: object, verb: str) -> object:
         if inner is None:
             break
         found = inner
-    if isinstance(found, UtcGraphModule):
+    if is_ours(found):
         return found
     for owner in (found, model):
         if (fix := _way_in(owner, verb)) is not None:
             raise UtcError(f"{verb} takes a TunedModule, not {type(owner).__name__}", fix=fix, code="tune/wrapped")
     return found
+
+
+def is_ours(module: object) -> bool:
+    """Whether a module was made here: a graph, or a model of which parts are tuned."""
+    return isinstance(module, UtcGraphModule) or (isinstance(module, nn.Module) and KEPT in vars(module))
 
 
 def _way_in(model: object, verb: str) -> str | None:
@@ -63,7 +72,7 @@ def _way_in(model: object, verb: str) -> str | None:
     modules = (
         model.modules() if isinstance(model, nn.Module) else vars(model).values() if hasattr(model, "__dict__") else ()
     )
-    inside = [m for m in modules if isinstance(m, UtcGraphModule)]
+    inside = [m for m in modules if is_ours(m)]
     if not inside:
         return None
     places = [n for n, m in model.named_modules() if m is inside[0]] if isinstance(model, nn.Module) else []

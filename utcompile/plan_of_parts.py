@@ -1,0 +1,132 @@
+"""`PartsPlan`: what a rule set inserts into parts of a model, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from utcompile.errors import UtcError
+from utcompile.graph import path_in
+from utcompile.matching import Site, TunerDtype, require_sites
+from utcompile.matching.match_rules import match_all
+from utcompile.parts import CapturedParts, insert_parts, lines_by_part
+from utcompile.plan import Plan
+from utcompile.rules import RuleSet
+from utcompile.start import insert_and_check
+from utcompile.text import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsPlan:
+    """The sites of a rule set in parts of a model; `apply()` gives the user's class with tuned parts.
+
+    Attributes:
+        captured: the parts, and the model around them.
+        plans: a `Plan` by the path of its part.
+        ruleset: the rules; `select` and `expect` count over all parts.
+        trained: names of the parameters that `train:` selects, of the whole model.
+        outside: those of them that are outside of the parts.
+        notes: remarks on lines of `train:`.
+
+    Example:
+        >>> import torch, utcompile as utc
+        >>> model = torch.nn.ModuleDict({"body": torch.nn.Linear(4, 8), "head": torch.nn.Linear(8, 2)})
+        >>> model.forward = lambda x: model["head"](model["body"](x)).softmax(-1)
+        >>> captured = utc.capture_parts(model, torch.randn(2, 4), within="body")
+        >>> plan = utc.match(captured, "lora/all_linear", vars={"r": 2})
+        >>> [site.id for site in plan.sites]
+        ['linear/body/0']
+    """
+
+    captured: CapturedParts = field(repr=False)
+    plans: Mapping[str, Plan]
+    ruleset: RuleSet
+    outside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, captured: CapturedParts, ruleset: RuleSet) -> PartsPlan:
+        """Match a rule set with all parts.
+
+        Raises:
+            UtcError: as `utc.match`.
+        """
+        lines = lines_by_part(captured, ruleset)
+        found = match_all(captured.parts, ruleset, lines.inside)
+        plans = {path: Plan.of(plan) for path, plan in found.items() if plan.sites or plan.trained}
+        if not plans and not lines.outside:
+            require_sites(next(iter(found.values())))
+        return cls(captured=captured, plans=plans, ruleset=ruleset, outside=lines.outside, notes=lines.notes)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites of all parts, with the paths of the whole model."""
+        return tuple(_in_whole(path, site) for path, plan in self.plans.items() for site in plan.sites)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the parameters that `train:` selects."""
+        inside = [path_in(path, name) for path, plan in self.plans.items() for name in plan.trained]
+        return (*inside, *self.outside)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters to train."""
+        outside = {name: self.captured.model.get_parameter(name) for name in self.outside}
+        return sum(plan.parameters for plan in self.plans.values()) + sum(
+            p.numel() for p in {id(p): p for p in outside.values()}.values()
+        )
+
+    def apply(self, tuner_dtype: TunerDtype | None = None) -> nn.Module:
+        """The user's class with a `TunedModule` at each part's path; it computes what the model computes.
+
+        Args:
+            tuner_dtype: of what trains, on a base in float16 or bfloat16: `float32` (the default), or the `base`'s.
+        """
+        plans = (
+            self.plans
+            if tuner_dtype is None
+            else {p: replace(x, tuner_dtype=tuner_dtype) for p, x in self.plans.items()}
+        )
+        return insert_parts(self.captured, plans, self.ruleset, self.outside, insert_and_check)
+
+    def explain(self, path: str | None = None) -> str:
+        """What each rule found, and where it nearly matched: in all parts, or at a path of the whole model.
+
+        Raises:
+            UtcError: the path is in no part.
+        """
+        if path is None:
+            return "\n".join(f"part {name}\n{plan.explain()}" for name, plan in self.plans.items())
+        for name, plan in self.plans.items():
+            if path == name or path.startswith(f"{name}."):
+                return plan.explain(path.removeprefix(name).removeprefix("."))
+        raise UtcError(
+            f"{path!r:.80} is in none of the tuned parts",
+            fix=f"the parts are {', '.join(list(self.plans)[:8])}",
+            code="match/no-module",
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data, for JSON."""
+        return {
+            "rules": self.ruleset.name,
+            "parts": {path: plan.to_dict() for path, plan in self.plans.items()},
+            "trained_outside": list(self.outside),
+            "notes": list(self.notes),
+            "trainable_parameters": self.parameters,
+        }
+
+    def __str__(self) -> str:
+        shown = [f"part {path}\n{plan}" for path, plan in self.plans.items()]
+        outside = [f"train {name}, outside of the parts" for name in self.outside]
+        sites = counted(len(self.sites), "site")
+        last = f"{sites} in {counted(len(self.plans), 'part')}, {self.parameters:,} parameters to train"
+        return "\n".join([*shown, *outside, *self.notes, last])
+
+
+def _in_whole(path: str, site: Site) -> Site:
+    inside = path_in(path, site.path)
+    return replace(site, id=f"{site.rule}/{inside}{site.id.removeprefix(f'{site.rule}/{site.path}')}", path=inside)
