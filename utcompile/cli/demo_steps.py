@@ -18,9 +18,12 @@ from utcompile.cli.demo_data import TEST, TRAIN, VALIDATION, write_digits
 from utcompile.cli.folders import whole_folder
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.output import progress
+from utcompile.cli.run_report import REPORT, write_report
 from utcompile.cli.runs import open_run
+from utcompile.cli.speeds import onnx_engine
 from utcompile.cli.train import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
+from utcompile.report import Speed
 from utcompile.rewrite import TENSORS
 from utcompile.rules import RuleSet
 from utcompile.train import accuracy, load_data
@@ -103,6 +106,9 @@ def _run(
         }
         for name, model in models.items()
     }
+    progress("the page of the run")
+    speeds = [Speed(name, t.median, t.lower, t.upper, t.ratio) for name, t in times.items()]
+    write_report(draft / "run", data=digits, measured=speeds, engine=onnx_engine(), folded=fold_report)
     statuses = [site.status for site in fold_report.sites]
     return {
         "rules": RULES,
@@ -117,6 +123,7 @@ def _run(
 
 
 _FILES = {"folded": "folded.onnx", "tuned": "tuned.onnx", "base": "base.onnx", "run": "run", "digits": "digits.npz"}
+_FILES["report"] = f"run/{REPORT}"
 
 
 def _test_digits(path: Path) -> Dataset[object]:

@@ -33,6 +33,7 @@ def write_report(
     fold: bool = True,
     measured: Sequence[Speed] = (),
     engine: str = "",
+    folded: FoldReport | None = None,
 ) -> dict[str, Any]:
     """Write the page of a run; returns what it says as plain data.
 
@@ -41,7 +42,8 @@ def write_report(
         out: the page; `report.html` in the run by default.
         data: where the data are, if not where the manifest says.
         fold: fold the tuners and measure latency, which takes a while for large models.
-        measured: latencies that are known already, with what measured them.
+        measured: latencies that are known already, with the name of what measured them.
+        folded: the folding report, if it is known already.
 
     Raises:
         UtcError: no run, no history, or a page that cannot be written. What else fails becomes a note on the page.
@@ -50,14 +52,14 @@ def write_report(
     opened, notes = open_run(folder, model, weights, trust), list[str]()
     output.progress(f"looking at {folder}")
     predictions = _noted(notes, "Predictions are left out", lambda: _predictions(opened, data, folder))
-    folding: FoldReport | str = ""
-    if fold:
+    folding: FoldReport | str = folded or ""
+    if fold and folded is None:
         found = _noted(notes, "The folding report is left out", lambda: utc.fold(opened.tuned, check_inputs=None))
         folding = "The tuners could not be folded: see the note in the summary."
         if found is not None:
-            folded, folding = found
+            module, folding = found
             if not measured:
-                models = {"base": opened.choice.build(), "tuned": opened.tuned, "folded": folded}
+                models = {"base": opened.choice.build(), "tuned": opened.tuned, "folded": module}
                 measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
     _, every = opened.tuned.trainable_parameters()
     facts = RunFacts(
