@@ -32,32 +32,33 @@ from utcompile.errors import UtcError
 from utcompile.train import Data, load_data
 
 OUT = Path("results-output")
+# the baseline first, then what is cheap
 IMAGE_METHODS = (
     "probe/linear",
-    "bitfit/biases",
-    "lora/all_conv",
-    "ssf/all_layers",
-    "conv/conv_adapter",
-    "u_tuning/single_block",
-    "convnet/inverted_residual_foldable",
     "res_tuning/bypass",
     "side/lst",
+    "bitfit/biases",
+    "u_tuning/single_block",
     "full",
+    "lora/all_conv",
+    "conv/conv_adapter",
+    "convnet/inverted_residual_foldable",
+    "ssf/all_layers",
     "u_tuning/dual",
     "u_tuning/tri",
 )
 TEXT_METHODS = (
     "probe/linear",
-    "bitfit/biases",
-    "lora/all_linear",
-    "ssf/all_layers",
-    "adapter/pfeiffer",
-    "prefix/prefix",
-    "u_tuning/single_ffn",
-    "u_tuning/dual",
-    "u_tuning/tri",
     "res_tuning/bypass",
+    "u_tuning/dual",
     "full",
+    "u_tuning/single_ffn",
+    "lora/all_linear",
+    "adapter/pfeiffer",
+    "bitfit/biases",
+    "prefix/prefix",
+    "u_tuning/tri",
+    "ssf/all_layers",
 )
 
 

@@ -177,9 +177,12 @@ def _said(title: str, rows: Mapping[str, Row]) -> str:
     if not total:
         return f"- **{title}**: fewer than two of the paper's methods have several seeds yet."
     against = f" Not: {'; '.join(other)}." if other else ""
+    decided = (
+        f"{len(same)} have the paper's order with ranges that do not overlap, {len(other)} have the opposite order"
+    )
     return (
-        f"- **{title}**: of {total} pairs of the paper's methods, {len(same)} have the paper's order with ranges "
-        f"that do not overlap, {len(other)} have the opposite order, and {open_} are not decided by these seeds.{against}"
+        f"- **{title}**: of {total} pairs of the paper's methods, {decided}, and {open_} are not decided by these "
+        f"seeds.{against}"
     )
 
 

@@ -78,7 +78,8 @@ def _run(
     progress(f"2/5  tuners by {RULES}: {train:,} digits, {validation} more to choose the epoch by")
     settings = {**SETTINGS, "epochs": epochs, "seed": seed, "workers": 0}
     trained = train_run(choice, RuleSet.load(RULES), digits, draft / "run", settings, recorded_data=out / digits.name)
-    tuned = open_run(draft / "run").tuned  # as `utcompile fold` would
+    opened = open_run(draft / "run")  # as `utcompile fold` would
+    tuned = opened.tuned
 
     progress(f"3/5  folding {len(tuned.sites)} tuners")
     folded, fold_report = utc.fold(tuned, strict=True)
@@ -108,7 +109,8 @@ def _run(
     }
     progress("the page of the run")
     speeds = [Speed(name, t.median, t.lower, t.upper, t.ratio) for name, t in times.items()]
-    write_report(draft / "run", data=digits, measured=speeds, engine=onnx_engine(), folded=fold_report)
+    known: dict[str, Any] = {"measured": speeds, "engine": onnx_engine(), "folded": fold_report, "opened": opened}
+    write_report(draft / "run", data=digits, **known)
     statuses = [site.status for site in fold_report.sites]
     return {
         "rules": RULES,

@@ -19,7 +19,7 @@ from utcompile.rewrite import TENSORS
 from utcompile.train import load_data
 
 REPORT = "report.html"
-_SHIPPED = "What is shipped runs in ONNX Runtime: export the run, and measure it there."
+_SHIPPED = "An exported run is faster in ONNX Runtime: export it, and measure it there."
 
 
 def write_report(
@@ -34,6 +34,7 @@ def write_report(
     measured: Sequence[Speed] = (),
     engine: str = "",
     folded: FoldReport | None = None,
+    opened: Run | None = None,
 ) -> dict[str, Any]:
     """Write the page of a run; returns what it says as plain data.
 
@@ -44,12 +45,13 @@ def write_report(
         fold: fold the tuners and measure latency, which takes a while for large models.
         measured: latencies that are known already, with the name of what measured them.
         folded: the folding report, if it is known already.
+        opened: the run, if it is open already.
 
     Raises:
         UtcError: no run, no history, or a page that cannot be written. What else fails becomes a note on the page.
     """
     history = read_history(folder)
-    opened, notes = open_run(folder, model, weights, trust), list[str]()
+    opened, notes = opened or open_run(folder, model, weights, trust), list[str]()
     output.progress(f"looking at {folder}")
     predictions = _noted(notes, "Predictions are left out", lambda: _predictions(opened, data, folder))
     folding: FoldReport | str = folded or ""
@@ -85,6 +87,15 @@ def write_report(
         "fold": folding.to_dict() if isinstance(folding, FoldReport) else None,
         "notes": notes,
     }
+
+
+def report_of(folder: Path, model: str, data: Path) -> str | None:
+    """The page at the end of a training: where it fails, the run is whole all the same, so that is only a note."""
+    try:
+        return str(write_report(folder, model=model, data=data)["page"])
+    except UtcError as error:
+        output.progress(f"note: there is no page of the run: {error.brief()}")
+        return None
 
 
 def _noted(notes: list[str], what: str, make: Any) -> Any:

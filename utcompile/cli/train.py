@@ -128,9 +128,9 @@ def train(
     prefix_cache = None if cache == "none" else cache
     result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume, prefix_cache=prefix_cache)
     if report:
-        from utcompile.cli.run_report import write_report
+        from utcompile.cli.run_report import report_of
 
-        result["report"] = write_report(out, model=choice.spec, data=path)["page"]
+        result["report"] = report_of(out, choice.spec, path)
     if json:
         output.emit(result)
     else:
@@ -138,7 +138,7 @@ def train(
             f"best validation accuracy {result['best_accuracy']:.2%} in epoch {result['best_epoch']}, "
             f"{result['seconds']:.0f} s; saved in {out}"
         )
-        if report:
+        if result.get("report"):
             output.say(f"how it went: {result['report']}")
         output.say(f"next: utcompile export {out} -o model.onnx", "dim")
 
