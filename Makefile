@@ -81,7 +81,7 @@ results: setup .venv/.results
 
 .venv/.results: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[results]'
-	$(BIN)/python -m pip download --quiet --no-deps --no-build-isolation --no-binary :all: --dest results-output vaderSentiment
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest results-output vaderSentiment
 	@touch $@
 
 # writes the generated parts, checks every link and public name, then builds the site into site/
