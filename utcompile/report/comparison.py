@@ -194,10 +194,9 @@ def notes_of(comparison: Comparison) -> list[str]:
     ]
     if comparison.measured_on == "validation":
         found.append("The epoch was chosen on the same data, so every accuracy is a little too high.")
-    if comparison.forward_seconds:
-        found.append(
-            f"* trained on values of one frozen forward, which took {comparison.forward_seconds:.0f} s for all of them."
-        )
+    if any(result.is_shared for result in comparison.results):
+        took = f", which took {comparison.forward_seconds:.0f} s in this call" if comparison.forward_seconds else ""
+        found.append(f"* trained on values of one frozen forward for all of them{took}.")
     if comparison.engine:
         found.append(f"Latency of the folded model: {comparison.engine}")
     return found
