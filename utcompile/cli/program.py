@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 from utcompile.cli import output
 from utcompile.cli.bench import EXAMPLES as BENCH
 from utcompile.cli.bench import bench
+from utcompile.cli.compare import EXAMPLES as COMPARE
+from utcompile.cli.compare import compare
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
 from utcompile.cli.evaluate import EXAMPLES as EVALUATE
@@ -99,6 +101,7 @@ app.command(epilog=VERIFY)(verify)
 app.command(epilog=PREDICT)(predict)
 app.command(epilog=BENCH)(bench)
 app.command(epilog=REPORT)(report)
+app.command(epilog=COMPARE)(compare)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 
