@@ -31,7 +31,7 @@ ROOMS = {
     "deploy": {"rewrite", "folding", "graph"},
     "train": {"rewrite", "memory"},
 }
-EVERYWHERE = {"errors", "files", "modes", "text"}
+EVERYWHERE = {"errors", "files", "modes", "plain_data", "text"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from utcompile.cli.output import progress
 from utcompile.cli.runs import open_run
 from utcompile.cli.train import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
+from utcompile.plain_data import JsonObject
 from utcompile.rewrite import TENSORS
 from utcompile.rules import RuleSet
 from utcompile.train import accuracy, load_data
@@ -44,7 +44,7 @@ def run_demo(
     epochs: int = 3,
     seed: int = 0,
     rounds: int = 100,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Do it all and write `out`, whole or not at all; returns the figures as plain data.
 
     Args:

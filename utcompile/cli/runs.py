@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
 from utcompile.rules import RuleSet
 
@@ -32,7 +32,7 @@ class Run:
     tuned: TunedModule
     example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
-    manifest: dict[str, Any]
+    manifest: JsonObject
 
     @property
     def fingerprint(self) -> str:
@@ -41,7 +41,7 @@ class Run:
         return str(base if isinstance(base, str) else base["fingerprint"])
 
 
-def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: bool) -> ModelChoice:
+def choice_of(folder: Path, manifest: JsonObject, model: str | None, trust: bool) -> ModelChoice:
     """How a run's base is built, as its manifest or `-m` says.
 
     Raises:
