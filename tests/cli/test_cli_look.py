@@ -244,3 +244,12 @@ def test_explain_shows_the_work_of_a_step_in_less_and_less_memory(as_text):
     peaks, work = ([point[name] for point in found["curve"]] for name in ("peak", "flops"))
     assert peaks == sorted(peaks, reverse=True) and work == sorted(work) and len(peaks) > 1
     assert found["expected"]["peak"] < found["before"]["peak"]
+
+
+def test_explain_draws_and_writes_a_page(tmp_path):
+    drawing, page = tmp_path / "plan.svg", tmp_path / "plan.html"
+    arguments = ("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual", "--svg", drawing, "--html", page)
+    passed(*arguments, "--json")
+    assert "blocks.0…5" in drawing.read_text() and "adapter dim=10" in page.read_text()
+    refused("explain", "-m", "timm:none", "-r", "u_tuning/dual", "--svg", tmp_path / "no" / "plan.svg", says=("does not exist",))  # fmt: skip
+    refused("explain", "-m", "timm:none", "-r", "u_tuning/dual", "--html", tmp_path, says=("is a folder",))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw
 from utcompile.cli.options import (
     InputSize,
     Json,
@@ -35,6 +36,7 @@ EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",
     "utcompile explain -m timm:resnet50 -r lora/all_conv --var r=4 --at layer1.0",
     "utcompile explain -m timm:resnet50 -r lora/all_conv --memory --batch-size 8",
+    "utcompile explain -m timm:resnet50 -r convnet/residual_parallel --html plan.html --svg plan.svg",
     "utcompile explain -m net.py:make -r my_rules.yaml --json",
 )
 _WIDE = 100  # columns, from which on two shapes fit side by side
@@ -52,9 +54,12 @@ def explain(
         bool, typer.Option("--memory", help="Also how much work a training step takes in less and less memory.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Of that step.")] = 8,
+    svg: DrawingFile = None,
+    html: PageFile = None,
     json: Json = False,
 ) -> None:
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
+    check_targets(svg, html)
     import utcompile as utc
     from utcompile.cli.memory_curve import show_curve
     from utcompile.cli.models import ModelChoice
@@ -69,6 +74,7 @@ def explain(
     plan = utc.match(captured, lenient)
     explanation = plan.explanation(at)
     step = _step(plan, choice.example(batch_size)) if memory and (plan.sites or plan.trained) else None
+    draw(plan, svg, html)
     if json:
         told = {"memory": step.to_dict()} if step else {}
         output.emit({**plan.to_dict(), "explanation": explanation.to_dict(), **told})

@@ -81,6 +81,7 @@ def train(
             help="Go on with the run in RUN, with its settings; it takes --data, --model, --workers, --trust besides.",
         ),
     ] = False,
+    report: Annotated[bool, typer.Option(help="Write RUN/report.html at the end.")] = True,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
@@ -126,6 +127,10 @@ def train(
         choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, size)
     prefix_cache = None if cache == "none" else cache
     result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume, prefix_cache=prefix_cache)
+    if report:
+        from utcompile.cli.run_report import write_report
+
+        result["report"] = write_report(out, model=choice.spec, data=path)["page"]
     if json:
         output.emit(result)
     else:
@@ -133,12 +138,14 @@ def train(
             f"best validation accuracy {result['best_accuracy']:.2%} in epoch {result['best_epoch']}, "
             f"{result['seconds']:.0f} s; saved in {out}"
         )
+        if report:
+            output.say(f"how it went: {result['report']}")
         output.say(f"next: utcompile export {out} -o model.onnx", "dim")
 
 
 def _refuse_settings(ctx: typer.Context) -> None:
     """A run goes on with its own settings; one that is given would be ignored in silence."""
-    free = {"out", "resume", "model", "data", "workers", "trust", "json", "cache"}
+    free = {"out", "resume", "model", "data", "workers", "report", "trust", "json", "cache"}
     for option in ctx.command.params:
         name = option.name or ""
         source = ctx.get_parameter_source(name)

@@ -139,6 +139,7 @@ def _below(graph: fx.Graph, reading: Reading) -> set[fx.Node]:
         size = _size(border)
         for node in border:
             cheap = node.op != "placeholder" and reading.operations[node].name in _CHEAP and not info(node).inplace
+            cheap = cheap and below.isdisjoint(node.users)  # a side network reads what the backbone goes on with
             if cheap and _size(_border(graph, below - {node})) <= size:
                 below = below - {node}
                 break
