@@ -1,4 +1,4 @@
-"""What is refused before anything is exported."""
+"""The checks before an export: models and inputs that cannot be exported are refused."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def checked_options(
 def _with_fallback(
     model: nn.Module, call: Call, path: Path, beside: Path, options: Options, *, asked: bool
 ) -> ExportResult:
-    """Write with all axes dynamic; where the exporter fixes one that nobody asked for, with the batch alone."""
+    """Write with all axes dynamic; where the exporter fixes one that the caller did not name, with the batch alone."""
     try:
         return write(model, call, path, beside, options)
     except UtcError as error:

@@ -25,7 +25,7 @@ class TunerNote:
     """A tuner as a drawing names it, with all its sites in the copies of a block.
 
     Attributes:
-        beside: whether its result joins a sum, or is a stage of a side network.
+        joins: whether its result joins a sum, or is a stage of a side network.
     """
 
     rule: str
@@ -39,7 +39,7 @@ class TunerNote:
     where: str
     config: Mapping[str, object]
     sites: list[str] = field(default_factory=list, compare=False)
-    beside: Literal["sum", "stage", ""] = ""
+    joins: Literal["sum", "stage", ""] = ""
 
     @property
     def title(self) -> str:
@@ -118,7 +118,7 @@ class Box:
         return bool(self.tuner or self.attached or self.trained or any(c.has_tuner for c in self.children))
 
 
-def _beside(site: Site) -> Literal["sum", "stage", ""]:
+def _joins(site: Site) -> Literal["sum", "stage", ""]:
     match site.build_from:
         case ValueSite(replaces=False):
             return "sum"
@@ -219,7 +219,7 @@ class _Tree:
         detail = f"{size[0]}={size[1]}" if size else ""
         how = site.how or ""
         numbers = (site.parameters, site.reads, site.writes, _short(rule.insert.mark), config)
-        return TunerNote(site.rule, site.form, site.tuner, how, detail, *numbers, [site.id], _beside(site))
+        return TunerNote(site.rule, site.form, site.tuner, how, detail, *numbers, [site.id], _joins(site))
 
     def _count(self, box: Box) -> None:
         for child in box.children:

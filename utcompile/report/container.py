@@ -58,9 +58,9 @@ class Container:
         """Whether a tuner is drawn in a right column: it joins a sum, or is a stage of a side network."""
         if child.kind != "tuner" or child.tuner is None:
             return False
-        if child.tuner.beside == "sum":
+        if child.tuner.joins == "sum":
             return True
-        return child.tuner.beside == "stage" and not any(
+        return child.tuner.joins == "stage" and not any(
             line.source == index and not line.is_side for line in self.box.lines
         )
 
@@ -76,7 +76,7 @@ class Container:
         targets = [line.target for line in self.box.lines if line.source == index]
         last = max((self.at.get(line.source, -1) for line in self.box.lines if line.target == index), default=-1)
         child = self.box.children[index]
-        joins = child.tuner is not None and child.tuner.beside == "sum"
+        joins = child.tuner is not None and child.tuner.joins == "sum"
         return joins and bool(targets) and min(targets) == index + 1 and last < len(self.rows) - 1
 
     def _columns(self) -> dict[int, float]:

@@ -191,7 +191,7 @@ def _wrong_with(image: Path, mask: Path, seen: set[int]) -> str | None:
         with Image.open(image) as file:
             file.draft("RGB", (32, 32))
             file.load()
-        with Image.open(image) as file:  # `draft` changes the size that is told
+        with Image.open(image) as file:  # `draft` changes the size that is reported
             size = file.size
         pixels = read_mask(mask)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
