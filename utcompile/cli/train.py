@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.complete import choices, complete_model, complete_recipe, complete_rules
+from utcompile.cli.complete import choices, complete_model, complete_override, complete_recipe, complete_rules
 from utcompile.cli.early import check_data, check_model, check_new_run, check_packages, check_rules
 from utcompile.cli.options import (
     Example,
@@ -54,7 +54,10 @@ _SINCE_FIRST = frozenset("epochs batch_size lr weight_decay schedule label_smoot
 def train(
     ctx: typer.Context,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Options as in a recipe; a flag wins.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]…", help="Options as in a recipe; a flag wins.", autocompletion=complete_override
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The folder to write.")] = None,
     model: Annotated[
