@@ -402,5 +402,6 @@ def _refuse_settings(ctx: typer.Context) -> None:
     for option in ctx.command.params:
         name = option.name or ""
         source = ctx.get_parameter_source(name)
-        if name not in free and source is not None and source.name == "COMMANDLINE" and ctx.params.get(name):
+        given_now = source is not None and source.name == "COMMANDLINE" and ctx.params.get(name) not in (None, [])
+        if name not in free and given_now:
             raise typer.BadParameter("a run is resumed with its own settings", param_hint=option.opts[0])

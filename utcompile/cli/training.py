@@ -104,7 +104,7 @@ def train_run(
             tokenizer.save_pretrained(str(folder / TOKENIZER))
 
     fitting = {k: v for k, v in settings.items() if k != "metrics"}
-    cached = None if augmented(augment, reading, data_path) else prefix_cache
+    cached = None if data.task == "text" or augmented(augment, reading, data_path) else prefix_cache
     with log_lines("utcompile.train.prefix_cache") if cached else nullcontext():
         result = fit(
             tuned,
