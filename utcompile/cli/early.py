@@ -13,6 +13,16 @@ from utcompile.errors import UtcError, did_you_mean
 _STATE = Path("last") / "training_state.pt"
 
 
+def check_tensorboard() -> None:
+    """Refuse to write for TensorBoard without its package."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UtcError(
+            "--tensorboard needs the package tensorboard",
+            fix="pip install tensorboard, or read metrics.csv",
+            code="train/needs",
+        )
+
+
 def check_packages() -> None:
     """Refuse to train without accelerate."""
     if importlib.util.find_spec("accelerate") is None:

@@ -11,7 +11,7 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.complete import choices, complete_model, complete_override, complete_recipe, complete_rules
-from utcompile.cli.early import check_data, check_model, check_new_run, check_packages, check_rules
+from utcompile.cli.early import check_data, check_model, check_new_run, check_packages, check_rules, check_tensorboard
 from utcompile.cli.options import (
     Example,
     InputShapes,
@@ -247,6 +247,8 @@ def _start(values: dict[str, Any]) -> dict[str, Any]:
     check_model(values["model"])
     check_rules(values["rules"])
     check_data(path, task)
+    if values["tensorboard"]:
+        check_tensorboard()
     settings = _settings(values)
     reading = {key: _plain(values[key]) for key in READING if key != "task"} | {"task": task}
     for key in CODE:

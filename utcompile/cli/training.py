@@ -335,15 +335,8 @@ def _reporter(out: Path, epochs: int, tensorboard: bool) -> Callable[[Sequence[d
 
 
 def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UtcError(
-            "--tensorboard needs the package tensorboard",
-            why=str(error),
-            fix="pip install tensorboard, or read metrics.csv",
-            code="train/needs",
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(out / "tensorboard"))
 
 
