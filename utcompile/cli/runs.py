@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.plan import Plan
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
 from utcompile.rules import RuleSet
@@ -37,7 +37,7 @@ class Run:
     tuned: TunedModule
     example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
-    manifest: dict[str, Any]
+    manifest: JsonObject
     plan: Plan
 
     @property
@@ -47,7 +47,7 @@ class Run:
         return str(base if isinstance(base, str) else base["fingerprint"])
 
 
-def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: bool) -> ModelChoice:
+def choice_of(folder: Path, manifest: JsonObject, model: str | None, trust: bool) -> ModelChoice:
     """How a run's base is built, as its manifest or `-m` says.
 
     Raises:
@@ -81,13 +81,16 @@ def rules_of(folder: Path, manifest: dict[str, object]) -> RuleSet:
     return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))
 
 
-def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:
+def open_run(
+    folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False, *, load: bool = True
+) -> Run:
     """Rebuild a run's tuned model.
 
     Args:
         model: instead of the manifest's.
         weights: the base's weights, instead of the manifest's file.
         trust: run the code that the manifest names.
+        load: load the run's tuners; else they are as before training.
 
     Raises:
         UtcError: no run, another base, or code that is not trusted.
@@ -106,6 +109,8 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
         torch.manual_seed(choice.seed)
         plan = utc.match(utc.capture(choice.build(), example), rules)
         tuned = plan.apply()
+    if not load:
+        return Run(tuned.eval(), example, choice, manifest, plan)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         utc.load_tuners(tuned, folder)

@@ -223,9 +223,9 @@ def train(
         result, report = _start(values), values["report"]
         out = Path(result["run"])
     if report:
-        from utcompile.cli.run_report import write_report
+        from utcompile.cli.run_report import report_of
 
-        result["report"] = write_report(out, model=result["model"], data=Path(result["data"]))["page"]
+        result["report"] = report_of(out, result["model"], Path(result["data"]))
     if json:
         output.emit({k: v for k, v in result.items() if k != "text"})
         return
