@@ -78,7 +78,9 @@ class Whole:
                 fix="compile the model first: utc.compile",
                 code="checkpoint/write",
             )
-        return cls(found, {n: m for n, m in found.named_modules() if isinstance(m, TunedModule)}, kept)
+        every = {n: m for n, m in found.named_modules() if isinstance(m, TunedModule)}
+        outermost = {n: m for n, m in every.items() if not any(n.startswith(f"{other}.") for other in every)}
+        return cls(found, {n: m.as_one_graph() for n, m in outermost.items()}, kept)
 
     @property
     def is_one_graph(self) -> bool:
