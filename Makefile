@@ -78,7 +78,7 @@ zoo: setup
 # writes the generated parts, checks every link and public name, then builds the site into site/
 docs: setup .venv/.docs
 	$(BIN)/python docs/build.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "site/index.html"
 
 .venv/.docs: pyproject.toml

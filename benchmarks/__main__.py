@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import Row
 
-NAMES = ("capturing", "matching", "forwarding", "folding", "training", "memory", "onnx_latency")
+NAMES = ("capturing", "matching", "forwarding", "folding", "training", "memory", "prefix_cache", "onnx_latency")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 import utcompile as utc
 from benchmarks.measure import Row, paired
 from benchmarks.rivals import R, by_peft
+from utcompile.memory import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def _budgets() -> Iterator[_Case]:
     yield _Case(
         f"ResNet-50, LoRA r={R} on every convolution, batch 2, a budget", resnet, "lora/all_conv", images, "conv1",
         lambda m: by_peft(m, nn.Conv2d, "fc"), budget=0.85,
+    )  # fmt: skip
+    yield _Case(
+        f"ResNet-50, LoRA r={R} on every convolution, batch 2, 160 px, a budget", resnet, "lora/all_conv",
+        {"x": torch.randn(2, 3, 160, 160)}, "conv1", lambda m: by_peft(m, nn.Conv2d, "fc"), budget=0.9,
     )  # fmt: skip
 
 
@@ -129,7 +134,15 @@ def _compare(case: _Case, rounds: int) -> Iterator[Row]:
     memory = {name: allocated(step) for name, step in steps.items()}
     rows = paired(f"memory, {case.what}", {n: s.whole for n, s in steps.items()}, rounds, warmup=1)
     for name, row in rows.items():
-        yield replace(row, note=_note(memory, name))
+        yield replace(row, note=_note(memory, name) + _predicted(models[name], case.inputs))
+
+
+def _predicted(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
+    """What a plan says of the peak: of this model's step, without its loss."""
+    if not isinstance(model, utc.TunedModule) or not isinstance(model.memory, MemoryPlan):
+        return ""
+    step = model.memory.expected or model.memory.surveyed(model, inputs).expected
+    return f"; predicted peak {step.peak / 1e6:,.1f} MB" if step else ""
 
 
 def _note(memory: dict[str, tuple[int, int]], name: str) -> str:

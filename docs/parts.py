@@ -299,13 +299,13 @@ API: dict[str, tuple[str, ...]] = {
     "Checkpoints": (
         "save_tuners",
         "load_tuners",
-        "add_task",
+        "load_task",
         "set_task",
         "save_peft",
         "load_peft",
         "peft_rules",
     ),
-    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "UtcError"),
+    "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "OnnxModel", "add_task", "UtcError"),
     "Training and evaluation": (
         *(f"train.{name}" for name in ("fit", "TrainResult", "load_data", "Data", "accuracy")),
         *(

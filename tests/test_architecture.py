@@ -29,7 +29,8 @@ ROOMS = {
     "memory": {"rewrite", "tuners", "graph", "ops"},
     "folding": {"rewrite", "tuners", "graph", "ops"},
     "deploy": {"rewrite", "folding", "graph"},
-    "train": {"rewrite"},
+    "train": {"rewrite", "memory"},
+    "report": {"train", "folding", "matching", "tuners", "rules", "graph", "ops"},
 }
 EVERYWHERE = {"errors", "files", "modes", "text"}
 
@@ -107,8 +108,8 @@ def test_every_room_is_in_the_table() -> None:
 
 def test_public_names() -> None:
     assert sorted(utc.__all__) == sorted(
-        """CapturedModule CapturedParts ExportResult FoldReport PartsPlan Plan RuleSet TunedModule UtcError add_task
-        capture capture_parts compile disable_tuners export_onnx fold load_peft load_tuners match peft_rules
+        """CapturedModule CapturedParts ExportResult FoldReport OnnxModel PartsPlan Plan RuleSet TunedModule UtcError
+        add_task capture capture_parts compile disable_tuners export_onnx fold load_peft load_task load_tuners match peft_rules
         register_fold register_operation register_tuner save_peft save_tuners set_task split_prefix""".split()
     )
     assert all(hasattr(utc, name) for name in utc.__all__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from utcompile.api import compile, match
-    from utcompile.deploy import ExportResult, export_onnx
+    from utcompile.deploy import ExportResult, OnnxModel, add_task, export_onnx
     from utcompile.errors import UtcError
     from utcompile.folding import FoldReport, fold, register_fold
     from utcompile.memory import split_prefix
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from utcompile.register import register_operation
     from utcompile.rewrite import (
         TunedModule,
-        add_task,
         disable_tuners,
         load_peft,
+        load_task,
         load_tuners,
         peft_rules,
         save_peft,
@@ -40,12 +40,13 @@ _HOMES = {
     "CapturedParts": "parts",
     "ExportResult": "deploy",
     "FoldReport": "folding",
+    "OnnxModel": "deploy",
     "PartsPlan": "plan_of_parts",
     "Plan": "plan",
     "RuleSet": "rules",
     "TunedModule": "rewrite",
     "UtcError": "errors",
-    "add_task": "rewrite",
+    "add_task": "deploy",
     "capture": "recording",
     "capture_parts": "parts",
     "compile": "api",
@@ -53,6 +54,7 @@ _HOMES = {
     "export_onnx": "deploy",
     "fold": "folding",
     "load_peft": "rewrite",
+    "load_task": "rewrite",
     "load_tuners": "rewrite",
     "match": "api",
     "peft_rules": "rewrite",
@@ -70,6 +72,7 @@ __all__ = [
     "CapturedParts",
     "ExportResult",
     "FoldReport",
+    "OnnxModel",
     "PartsPlan",
     "Plan",
     "RuleSet",
@@ -83,6 +86,7 @@ __all__ = [
     "export_onnx",
     "fold",
     "load_peft",
+    "load_task",
     "load_tuners",
     "match",
     "peft_rules",

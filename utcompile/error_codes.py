@@ -43,6 +43,7 @@ AREAS: Mapping[str, str] = MappingProxyType(
         "data": "Reading training data",
         "train": "Training",
         "model": "Choosing a model on the command line",
+        "report": "Pages and comparisons",
         "path": "Files and folders",
         "extend": "Registering operations, tuners and folds",
     }
@@ -265,6 +266,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "A dimension that should be dynamic is fixed by the model or the exporter.",
             "Capture with the size dynamic, or export with it fixed.",
         ),
+        "export/tasks": Meaning(
+            "A file with several tasks cannot be made or used so: a task, its run or its adapter does not fit.",
+            "Follow the message; `utc.add_task` writes an adapter again.",
+        ),
         "export/unsupported": Meaning("The model cannot be expressed in ONNX.", "Follow the message."),
         "export/disagrees": Meaning(
             "ONNX Runtime and PyTorch disagree.", "Report it, with the model. No file was left behind."
@@ -285,6 +290,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "data/labels": Meaning(
             "Labels do not fit the samples, the classes or one another.", "Correct them as the message says."
         ),
+        "data/tokenizer": Meaning(
+            "The tokenizer is missing, cannot be read, or does not fit the model.",
+            "Give the local folder of the tokenizer that the model was trained with.",
+        ),
         "train/settings": Meaning(
             "A training setting is out of range or does not exist.", "Choose a value as the message says."
         ),
@@ -293,6 +302,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "The model cannot be trained by this loop.", "Follow the message, or use your own loop."
         ),
         "train/loss": Meaning("The loss is not finite.", "Lower the learning rate, or use another precision."),
+        "train/task": Meaning(
+            "The task of a run does not fit its loss, its metrics or its data.",
+            "Follow the message; `task=` of the recipe names the task.",
+        ),
         "train/run": Meaning(
             "The run folder cannot be used: it is taken, damaged, or belongs to other settings.",
             "Choose another folder, or `--resume`.",
@@ -310,6 +323,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "path/taken": Meaning(
             "The result would replace or lie in something that is to be kept.",
             "Choose another path, or pass `--overwrite` where it is offered.",
+        ),
+        "report/history": Meaning(
+            "A run has no history that can be read, so there is nothing to draw.",
+            "Name the folder that `utcompile train -o` wrote; a damaged history is written anew by `--resume`.",
         ),
         "path/invalid": Meaning(
             "A path does not exist, is of another kind, or cannot be written or read.",

@@ -231,3 +231,25 @@ def test_explain_as_json_has_costs_and_reasons():
     mha, ffn = found["explanation"]["rules"]
     assert (mha["rule"], len(mha["sites"]), len(ffn["sites"])) == ("mha", 6, 6)
     assert mha["near"][0].keys() == {"path", "line", "node", "reason", "fix", "alike"}
+
+
+@pytest.mark.parametrize("as_text", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_explain_shows_the_work_of_a_step_in_less_and_less_memory(as_text):
+    given = ("explain", "-m", "timm:test_vit", "-r", "lora/all_linear", "--memory", "--batch-size", "4")
+    if as_text:
+        text = passed(*given, "--input-size", "64").stdout
+        assert "memory=0." in text and "batch 4, without" in text
+        return
+    found = parsed(*given, "--input-size", "64")["memory"]
+    peaks, work = ([point[name] for point in found["curve"]] for name in ("peak", "flops"))
+    assert peaks == sorted(peaks, reverse=True) and work == sorted(work) and len(peaks) > 1
+    assert found["expected"]["peak"] < found["before"]["peak"]
+
+
+def test_explain_draws_and_writes_a_page(tmp_path):
+    drawing, page = tmp_path / "plan.svg", tmp_path / "plan.html"
+    arguments = ("explain", "-m", "timm:test_vit", "-r", "u_tuning/dual", "--svg", drawing, "--html", page)
+    passed(*arguments, "--json")
+    assert "blocks.0…5" in drawing.read_text() and "adapter dim=10" in page.read_text()
+    refused("explain", "-m", "timm:none", "-r", "u_tuning/dual", "--svg", tmp_path / "no" / "plan.svg", says=("does not exist",))  # fmt: skip
+    refused("explain", "-m", "timm:none", "-r", "u_tuning/dual", "--html", tmp_path, says=("is a folder",))

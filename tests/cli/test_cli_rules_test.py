@@ -51,7 +51,7 @@ def test_sites_by_path_by_glob_and_by_number(write):
     )
     text = passed("rules", "test", path).stdout
     assert "all: expected 24 at blocks.**, 1 at head, found 25" in text
-    assert "4 of 4 as expected, in 1 rule files" in text
+    assert "4 of 4 as expected, in 1 rule file\n" in text
     assert all(r["passed"] for r in parsed("rules", "test", path)["results"])
 
 
@@ -62,7 +62,7 @@ def test_missing_and_noisy_sites_are_named(write):
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert lines[1:3] == ["Noisy    head", f"DIFFERS {path}  timm:test_vit  mha: expected blocks.0, blocks.7, found 6"]
     assert lines[3:5] == ["Missing  blocks.7", "Noisy    blocks.1"]
-    assert lines[-1] == "0 of 2 as expected, in 1 rule files"
+    assert lines[-1] == "0 of 2 as expected, in 1 rule file"
     first, second = results_of(path)
     assert (first["noisy"], first["missing"]) == (["head"], [])
     assert second["missing"] == ["blocks.7"] and second["noisy"] == [f"blocks.{i}" for i in range(1, 6)]
@@ -113,6 +113,21 @@ def test_a_tuner_that_does_not_fit_is_one_failed_test(write):
     assert "cannot bring 'q' [B, 2, 101, 32] to 'y' [B, 101, 64]" in result["error"] and f"{path}:5:" in result["error"]
 
 
+def test_a_python_file_is_looked_for_next_to_the_rules_first(write, tmp_path, monkeypatch):
+    net = "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 32, 32), nn.Linear(7, 4), nn.Linear(4, 2))\n"
+    path = write("net.py:make {all: 2, mha: 0}", "beyond.py:make {all: 2, mha: 0}")
+    path.write_text(
+        path.read_text().replace("insert: {parallel: x -> y", "expect: {optional: true}, insert: {parallel: x -> y")
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "net.py").write_text(net)
+    (here / "net.py").write_text("raise AssertionError\n")
+    (here / "beyond.py").write_text(net)
+    monkeypatch.chdir(here)
+    assert "4 of 4 as expected" in passed("rules", "test", path).stdout
+
+
 def test_a_broken_file_in_a_folder_does_not_hide_the_others(write, tmp_path):
     write("timm:test_vit {all: 25}")
     (tmp_path / "broken.yaml").write_text("version: 1\nname: [\n")
@@ -127,7 +142,7 @@ def test_a_file_that_others_include_is_no_failure(write, tmp_path):
         path.read_text().replace("rules:", "include: parts.yaml\nrules:", 1).replace("{kind: lora, r: 2}", "l")
     )
     (tmp_path / "parts.yaml").write_text("version: 1\nname: parts\ntuners: {l: {kind: lora, r: 2}}\n")
-    assert "1 of 1 as expected, in 1 rule files" in passed("rules", "test", tmp_path).stdout
+    assert "1 of 1 as expected, in 1 rule file\n" in passed("rules", "test", tmp_path).stdout
 
 
 def test_one_model_is_captured_once_for_all_files(write, tmp_path, monkeypatch):

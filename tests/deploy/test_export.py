@@ -305,11 +305,11 @@ def test_a_wrong_weight_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model = nn.Linear(3, 3)
     translate = export_module.translate
 
-    def spoiled(model: nn.Module, *rest: object) -> object:
+    def spoiled(model: nn.Module, *rest: object, **options: object) -> object:
         wrong = copy.deepcopy(model)
         with torch.no_grad():
             wrong.weight[0, 0] += 0.01  # type: ignore[index]
-        return translate(wrong, *rest)  # type: ignore[arg-type]
+        return translate(wrong, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(export_module, "translate", spoiled)
     assert "disagree on 'output'" in export_fails(model, tmp_path / "m.onnx", torch.randn(2, 3))

@@ -18,7 +18,7 @@ import utcompile as utc
 from utcompile.cli.rule_tests import run_tests
 from utcompile.cli.sources import source_of
 from utcompile.folding import base as folds
-from utcompile.rules import shipped_rules
+from utcompile.rules import library_patterns, shipped_rules
 from utcompile.tuners import base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +131,11 @@ def test_checks_find_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "utcompile train" in page.read_text()
 
 
+def test_every_named_pattern_is_described() -> None:
+    page = (ROOT / "docs" / "rules" / "patterns.md").read_text(encoding="utf-8")
+    assert [name for name in library_patterns() if f"\n- `{name}`" not in page] == []
+
+
 def test_links_of_the_repository_lead_to_pages_of_the_site() -> None:
     hooks = build("hooks")
     text = "[a](docs/rules/index.md#rules) [b](examples/vera.py) [c](https://x.org/a.md) [d](#here) ![e](docs/assets/icon.svg)"
@@ -158,7 +163,7 @@ def test_rule_files_say_what_folding_does(rules: str) -> None:
 
 def _model_for(rules: str) -> torch.nn.Module:
     if rules.startswith("scedit/"):
-        return source_of(f"{ROOT}/examples/unet.py:classic").build(None, False, (3, 64, 64))
+        return source_of(f"{ROOT}/rules/scedit/unet.py:classic").build(None, False, (3, 64, 64))
     if rules.startswith("convnet/") or rules in ("lora/all_conv", "conv/conv_adapter"):
         return timm.create_model("mobilenetv2_035", num_classes=3)
     return timm.create_model("test_vit", num_classes=3, img_size=64)

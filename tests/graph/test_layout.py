@@ -411,3 +411,28 @@ def test_a_table_of_parameters_read_by_numbers_that_are_an_input_has_no_known_la
 
     captured = utc.capture(Table().eval(), (torch.randn(2, 5, 4), torch.randint(7, (2, 5))))
     assert [s.path for s in utc.match(captured, "lora/all_linear", vars={"r": 2}).sites] == ["fc"]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x[:0] * 2,
+        lambda x: x[:, :0].flatten(1, 2),
+        lambda x: torch.cat([x[:, 3:3], x[:, :0]], 1),
+        lambda x: x[:0].unflatten(0, (0, 2)).sum(1),
+        lambda x: x[:, :0].repeat_interleave(2, 1),
+    ],
+)
+def test_values_without_elements_have_no_layout(cut: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Emptied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = cut(self.a(x))
+            return self.a(x), h + h, h
+
+    captured = utc.capture(Emptied().eval(), torch.randn(2, 6, 4), dynamic={})
+    rules = "version: 1\nname: t\nrules: [{name: r, match: {op: linear}, insert: {weight: h, tuner: {kind: lora}}}]"
+    assert len(utc.match(captured, rules).sites) == 1  # one weight, however often it is called

@@ -15,6 +15,7 @@ from support.match_toys import ADAPT, VIT, captured_of, error, rule
 from torch import nn
 
 import utcompile as utc
+from utcompile.cli.rule_tests import model_of
 from utcompile.cli.sources import source_of
 from utcompile.matching import Engine
 from utcompile.matching.places import places
@@ -31,14 +32,15 @@ def count(model: nn.Module | utc.CapturedModule, text: str, x: torch.Tensor | No
 
 # --- shipped rules -----------------------------------------------------------------------------------------------------
 
-TESTS = [(name, test.model, test) for name in shipped_rules() for test in utc.RuleSet.load(name).tests]
+SHIPPED = {name: utc.RuleSet.load(name) for name in shipped_rules()}
+TESTS = [(name, model_of(rules, test), test) for name, rules in SHIPPED.items() for test in rules.tests]
 # read by few rules, which are tested on two others; q and v of layers of their own are also in test_peers.py
 _FULL = ("timm:cait_xxs24_224", "timm:mobilenetv4_conv_small")
 
 
 @pytest.mark.parametrize(
     ("name", "model", "test"),
-    [pytest.param(*t, id=f"{t[0]}-{t[1]}", marks=[pytest.mark.full] * (t[1] in _FULL)) for t in TESTS],
+    [pytest.param(*t, id=f"{t[0]}-{t[2].model}", marks=[pytest.mark.full] * (t[1] in _FULL)) for t in TESTS],
 )
 def test_shipped_rules_find_what_they_say(name: str, model: str, test: object) -> None:
     plan = utc.match(captured_of(model.removeprefix("timm:")), name, vars=test.vars)  # type: ignore[attr-defined]

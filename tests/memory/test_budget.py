@@ -70,6 +70,17 @@ def test_a_plan_fits_its_budget_and_predicts_the_peak(
     assert "runs again" in str(plan) and "without a plan" in str(plan)
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_the_working_memory_of_convolutions_is_predicted(form: torch.memory_format) -> None:
+    """Many channels on few pixels: reordered weights are more than all values."""
+    convs = [m for _ in range(4) for m in (nn.Conv2d(96, 96, 3, padding=1), nn.ReLU())]
+    x = torch.randn(2, 96, 5, 5).contiguous(memory_format=form)
+    tuned = utc.compile(nn.Sequential(*convs), "lora/all_conv", (x,), vars={"r": 2}, verify="shapes")
+    plan = tuned.memory.surveyed(tuned, (x,))
+    assert plan.expected.peak == pytest.approx(allocated(tuned, {"input": x}), rel=0.1)
+    assert plan.expected.peak > 2 * plan.expected.kept and not plan.again
+
+
 @pytest.mark.parametrize("kind", ["convnet", "llama", "unet", pytest.param("swin", marks=pytest.mark.full)])
 def test_running_everything_again_changes_no_gradient(kind: str) -> None:
     model, inputs = architectures.make(kind)

@@ -94,7 +94,7 @@ def test_all_doors_take_a_model_with_tuned_parts(blocks: Made, captured: utc.Cap
     assert utc.load_tuners(again, tmp_path / "run") is again and torch.equal(again(x), changed)
     for other in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
         assert torch.equal(other(x), changed)
-        utc.add_task(other, "same", tmp_path / "run")
+        utc.load_task(other, "same", tmp_path / "run")
         zoo.shake(other, 0.5)
         utc.set_task(other, "same")
         assert torch.equal(other(x), changed)

@@ -419,3 +419,21 @@ def test_what_people_write_by_habit_has_a_fix(slip: str) -> None:
     with pytest.raises(UtcError) as caught:
         RuleSet.load(text)
     assert str(caught.value.fix).startswith(fix), caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (rule(match='"y = liner(x)"'), "rule/pattern"),
+        (rule(match='"y = linear(x"'), "rule/pattern"),
+        (rule(match="{op: liner}"), "rule/pattern"),
+        (rule("    where: [x.rank === 3]\n"), "rule/where"),
+        (rule("    where: [x.ranks == 3]\n"), "rule/where"),
+        (rule(match=f'"y = {"a" * 65}(x)"'), "rule/too-large"),
+        (rule(f"    where: [{'a' * 65}.rank == 3]\n"), "rule/too-large"),
+    ],
+)
+def test_the_code_names_what_the_text_is(text: str, code: str) -> None:
+    with pytest.raises(UtcError) as caught:
+        RuleSet.load(text)
+    assert caught.value.code == code

@@ -21,7 +21,7 @@ from utcompile.cli.models import ModelChoice
 # test_efficientnet has 356,196 parameters; lora/all_conv is absorbed entirely
 MODEL = ("-m", "timm:test_efficientnet", "--no-pretrained", "--input-size", "32")
 RULES = ("-r", "lora/all_conv", "--var", "r=2")
-TRAINING = ("--epochs", "2", "--batch-size", "8", "--lr", "0.01")
+TRAINING = ("--epochs", "2", "--batch-size", "8", "--lr", "0.01", "--no-report")
 
 
 def utc(*arguments: str | Path) -> Result:

@@ -248,13 +248,14 @@ def test_bad_options(tmp_path: Path) -> None:
 
 
 def test_bad_paths(tmp_path: Path) -> None:
-    missing, text = tmp_path / "no", tmp_path / "data.csv"
+    missing, text = tmp_path / "no", tmp_path / "data.md"
     text.write_text("")
-    assert message(missing) == (f"{missing}: the data path does not exist\n  fix: give an image folder or an .npz file")
-    assert message(text) == (
-        f"{text}: data of the kind '.csv' cannot be read\n"
-        "  fix: give a folder with one folder of images a class, or an .npz file with arrays x and y"
+    give = (
+        "\n  fix: give a folder with one folder of images per class, a table of image paths (.csv), or an .npz file with "
+        "arrays x and y"
     )
+    assert message(missing) == f"{missing}: the data path does not exist{give}"
+    assert message(text) == f"{text}: data of the kind '.md' cannot be read for the task 'classify'{give}"
 
 
 def test_bad_folders(tmp_path: Path) -> None:

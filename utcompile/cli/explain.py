@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw
 from utcompile.cli.options import (
     InputSize,
     Json,
@@ -25,13 +26,17 @@ from utcompile.cli.options import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
     from utcompile.matching import Site
+    from utcompile.memory import MemoryPlan
     from utcompile.plan import Plan
 
 EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",
     "utcompile explain -m timm:resnet50 -r lora/all_conv --var r=4 --at layer1.0",
+    "utcompile explain -m timm:resnet50 -r lora/all_conv --memory --batch-size 8",
+    "utcompile explain -m timm:resnet50 -r convnet/residual_parallel --html plan.html --svg plan.svg",
     "utcompile explain -m net.py:make -r my_rules.yaml --json",
 )
 _WIDE = 100  # columns, from which on two shapes fit side by side
@@ -45,10 +50,18 @@ def explain(
     train: Trains = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also how much work a training step takes in less and less memory.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of that step.")] = 8,
+    svg: DrawingFile = None,
+    html: PageFile = None,
     json: Json = False,
 ) -> None:
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
+    check_targets(svg, html)
     import utcompile as utc
+    from utcompile.cli.memory_curve import show_curve
     from utcompile.cli.models import ModelChoice
     from utcompile.matching import require_sites
     from utcompile.rules import Expect, RuleSet
@@ -60,8 +73,11 @@ def explain(
     lenient = replace(ruleset, rules=tuple(replace(r, expect=Expect(optional=True, at_least=0)) for r in ruleset.rules))
     plan = utc.match(captured, lenient)
     explanation = plan.explanation(at)
+    step = _step(plan, choice.example(batch_size)) if memory and (plan.sites or plan.trained) else None
+    draw(plan, svg, html)
     if json:
-        output.emit({**plan.to_dict(), "explanation": explanation.to_dict()})
+        told = {"memory": step.to_dict()} if step else {}
+        output.emit({**plan.to_dict(), "explanation": explanation.to_dict(), **told})
     else:
         shown = [site for rule in explanation.rules for site in rule.sites]
         sizes = {} if at else plan.sizes
@@ -69,7 +85,16 @@ def explain(
             output.stdout().print(_table(plan, shown, sizes))
             output.say("")
         output.say("\n".join([*plan.summary(), "", str(explanation)]))
+        if step:
+            show_curve(step, batch_size)
     require_sites(utc.match(captured, ruleset))
+
+
+def _step(plan: Plan, images: Tensor) -> MemoryPlan:
+    """What a training step keeps, and could keep."""
+    from utcompile.memory import MemoryPlan
+
+    return MemoryPlan().surveyed(plan.apply(), (images,))
 
 
 def _table(plan: Plan, shown: Sequence[Site], trained: Mapping[str, int]) -> Table:

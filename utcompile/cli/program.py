@@ -21,6 +21,8 @@ from utcompile.cli.fold import fold
 from utcompile.cli.inspect import EXAMPLES as INSPECT
 from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
+from utcompile.cli.report import EXAMPLES as REPORT
+from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
 from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
@@ -84,6 +86,7 @@ app.command(epilog=TRAIN)(train)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
+app.command(epilog=REPORT)(report)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 

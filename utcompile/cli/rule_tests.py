@@ -73,14 +73,21 @@ def run_tests(files: dict[str, RuleSet]) -> Iterator[Result]:
     A model that cannot be built or captured, and rules that cannot be matched, are one failed result a test.
     """
     tests = [(name, rules, entry) for name, rules in files.items() for entry in rules.tests]
-    for spec in dict.fromkeys(entry.model for _, _, entry in tests):  # one model in memory at a time
+    for spec in dict.fromkeys(model_of(rules, entry) for _, rules, entry in tests):  # one model in memory at a time
         model = _captured(spec)
         for name, rules, entry in tests:
-            if entry.model == spec:
-                failure = model if isinstance(model, str) else None
+            if model_of(rules, entry) == spec:
                 yield from (
-                    [_failure(name, spec, failure)] if isinstance(model, str) else _run(name, rules, entry, model)
+                    [_failure(name, entry.model, model)] if isinstance(model, str) else _run(name, rules, entry, model)
                 )
+
+
+def model_of(rules: RuleSet, entry: RuleTest) -> str:
+    """The model of a test. A Python file is looked for next to the rule file, and then in the current folder."""
+    file, suffix, factory = entry.model.rpartition(".py:")
+    if suffix and rules.path is not None and (beside := rules.path.parent / f"{file}.py").is_file():
+        return f"{beside}:{factory}"
+    return entry.model
 
 
 def _captured(spec: str) -> CapturedModule | str:

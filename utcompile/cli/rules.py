@@ -103,7 +103,8 @@ def test(
         output.emit({"passed": not failed, "results": data})
     else:
         untested = [name for name, rules in files.items() if not rules.tests]
-        output.say(f"{len(results) - len(failed)} of {len(results)} as expected, in {len(files)} rule files")
+        of_files = f"{len(files)} rule file{'s' * (len(files) != 1)}"
+        output.say(f"{len(results) - len(failed)} of {len(results)} as expected, in {of_files}")
         if untested:
             output.say(f"without tests: {', '.join(untested)}")
     if failed:

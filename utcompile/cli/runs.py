@@ -14,6 +14,7 @@ from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
+from utcompile.plan import Plan
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
 from utcompile.rules import RuleSet
 
@@ -27,12 +28,14 @@ class Run:
         example: inputs by name, of the shapes that the manifest has; by position where it has none.
         choice: how the base was built.
         manifest: all that the run's manifest says.
+        plan: what its rules insert.
     """
 
     tuned: TunedModule
     example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
     manifest: dict[str, Any]
+    plan: Plan
 
     @property
     def fingerprint(self) -> str:
@@ -98,10 +101,11 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
     example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else (choice.example(),)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.seed)
-        tuned = utc.compile(choice.build(), rules, example)
+        plan = utc.match(utc.capture(choice.build(), example), rules)
+        tuned = plan.apply()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         utc.load_tuners(tuned, folder)
     for note in notes:
         output.progress(f"note: {note.message}")
-    return Run(tuned.eval(), example, choice, manifest)
+    return Run(tuned.eval(), example, choice, manifest, plan)

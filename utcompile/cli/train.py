@@ -24,7 +24,7 @@ from utcompile.cli.options import (
     trained,
     variables,
 )
-from utcompile.cli.watch import epoch_lines
+from utcompile.cli.watch import epoch_lines, log_lines
 from utcompile.errors import UtcError
 
 if TYPE_CHECKING:
@@ -66,6 +66,14 @@ def train(
     augment: Annotated[
         bool, typer.Option("--augment", help="Random crops, flips and colours (image folders).")
     ] = False,
+    cache: Annotated[
+        str,
+        typer.Option(
+            "--cache",
+            metavar="SIZE",
+            help="The most memory for the results of frozen layers, computed once per image; or none. See Training.",
+        ),
+    ] = "4GB",
     resume: Annotated[
         bool,
         typer.Option(
@@ -73,6 +81,7 @@ def train(
             help="Go on with the run in RUN, with its settings; it takes --data, --model, --workers, --trust besides.",
         ),
     ] = False,
+    report: Annotated[bool, typer.Option(help="Write RUN/report.html at the end.")] = True,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
@@ -116,7 +125,12 @@ def train(
         size = size_of(input_size)
         ruleset, path = RuleSet.load(rules, vars=variables(var), train=trained(train_)), data
         choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, size)
-    result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume)
+    prefix_cache = None if cache == "none" else cache
+    result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume, prefix_cache=prefix_cache)
+    if report:
+        from utcompile.cli.run_report import write_report
+
+        result["report"] = write_report(out, model=choice.spec, data=path)["page"]
     if json:
         output.emit(result)
     else:
@@ -124,12 +138,14 @@ def train(
             f"best validation accuracy {result['best_accuracy']:.2%} in epoch {result['best_epoch']}, "
             f"{result['seconds']:.0f} s; saved in {out}"
         )
+        if report:
+            output.say(f"how it went: {result['report']}")
         output.say(f"next: utcompile export {out} -o model.onnx", "dim")
 
 
 def _refuse_settings(ctx: typer.Context) -> None:
     """A run goes on with its own settings; one that is given would be ignored in silence."""
-    free = {"out", "resume", "model", "data", "workers", "trust", "json"}
+    free = {"out", "resume", "model", "data", "workers", "report", "trust", "json", "cache"}
     for option in ctx.command.params:
         name = option.name or ""
         source = ctx.get_parameter_source(name)
@@ -147,6 +163,7 @@ def train_run(
     augment: bool = False,
     resume: bool = False,
     recorded_data: Path | None = None,
+    prefix_cache: str | None = None,
 ) -> dict[str, Any]:
     """Compile, train and save; returns what happened as plain data.
 
@@ -154,6 +171,7 @@ def train_run(
         rules: a `RuleSet` or what makes one.
         settings: arguments of `fit`.
         recorded_data: where the manifest says the data lies, if that is not where it lies now.
+        prefix_cache: as for `fit`; not used where images are augmented.
     """
     from dataclasses import asdict, replace
 
@@ -178,7 +196,7 @@ def train_run(
         "classes": list(data.class_names),
         "training": {**{k: v for k, v in settings.items() if k != "workers"}, "augment": augment},
     }
-    with epoch_lines(out, settings["epochs"]):
+    with epoch_lines(out, settings["epochs"]), log_lines("utcompile.train.prefix_cache"):
         save = partial(utc.save_tuners, tuned, extra=extra)
         result = fit(
             tuned,
@@ -188,6 +206,7 @@ def train_run(
             load=partial(utc.load_tuners, tuned),
             resume=resume,
             channels_last=True,
+            prefix_cache=None if augment else prefix_cache,
             **settings,
         )
     trained, every = tuned.trainable_parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,25 @@ from threading import Event, Thread
 from utcompile.cli import output
 
 HISTORY = "history.jsonl"
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        output.progress(record.getMessage())
+
+
+@contextmanager
+def log_lines(name: str) -> Iterator[None]:
+    """Say what a module logs on stderr."""
+    logger, lines = logging.getLogger(name), _Lines()
+    level = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 
+import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from utcompile.deploy.axes import BATCH, Axes, asked_axes, captured_axes, check_asked, sizes_in
 from utcompile.deploy.structure import leaves, substitute, unique
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import full_precision
@@ -31,28 +33,64 @@ class Call:
         args, kwargs: what `forward` is called with; tensors may sit in tuples, lists and mappings.
         names: one name a tensor, the arguments' own (upper case too); nested ones as `pair_0`.
         tensors: the example tensors, on the model's device.
-        batched: for each tensor whether its dimension 0 is the batch.
-        batch: the example's batch size.
+        axes: for each tensor the dimensions that vary between calls, with the names of their axes.
+        sizes: the size of each axis in the example.
     """
 
     args: tuple[object, ...]
     kwargs: dict[str, object]
     names: tuple[str, ...]
     tensors: tuple[Tensor, ...]
-    batched: tuple[bool, ...]
-    batch: int
+    axes: Axes
+    sizes: Mapping[str, int]
+
+    @property
+    def batch(self) -> int:
+        """The example's batch size; 1 where no axis is the batch."""
+        return self.sizes.get(BATCH, 1)
+
+    @property
+    def batch_inputs(self) -> list[str]:
+        """The inputs with a batch."""
+        return [name for name, shape in zip(self.names, self.axes, strict=True) if BATCH in shape.values()]
+
+    def only(self, axis: str) -> Call:
+        """The same call with one axis dynamic, and all other sizes fixed."""
+        axes = tuple({d: name for d, name in shape.items() if name == axis} for shape in self.axes)
+        return replace(self, axes=axes, sizes={axis: self.sizes[axis]})
+
+    def within(self, opened: ort.InferenceSession) -> Call:
+        """The same call, with those axes dynamic that an ONNX file has dynamic."""
+        declared = {entry.name: entry.shape for entry in opened.get_inputs()}
+        kept = {
+            name
+            for given, shape in zip(self.names, self.axes, strict=True)
+            for dim, name in shape.items()
+            if given not in declared or dim >= len(declared[given]) or not isinstance(declared[given][dim], int)
+        }
+        axes = tuple({d: name for d, name in shape.items() if name in kept} for shape in self.axes)
+        return replace(self, axes=axes, sizes={name: size for name, size in self.sizes.items() if name in kept})
 
     @classmethod
-    def of(cls, model: nn.Module, example_inputs: ExampleInputs, batch_inputs: Sequence[str] | None = None) -> Call:
+    def of(
+        cls,
+        model: nn.Module,
+        example_inputs: ExampleInputs,
+        batch_inputs: Sequence[str] | None = None,
+        dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    ) -> Call:
         """Flatten `example_inputs` for `model`.
 
         Args:
             example_inputs: a tuple (positional), a mapping (keyword) or one tensor.
             batch_inputs: the names of the inputs that carry the batch. None: `model.batch_inputs` where there is
                 one, else every tensor whose dimension 0 equals that of the first tensor of rank one or more.
+            dynamic: for each input the dimensions that vary, with names. None: what the capture has dynamic; of a
+                model that is not captured, the batch.
 
         Raises:
-            UtcError: there is no tensor, `forward` takes fewer arguments, or `batch_inputs` names no input.
+            UtcError: there is no tensor, `forward` takes fewer arguments, `batch_inputs` names no input, or `dynamic`
+                names what is not there or is fixed.
         """
         args, kwargs = positional_and_keyword(example_inputs)
         tree = {**_argument_names(model, args), **kwargs}
@@ -69,36 +107,45 @@ class Call:
         device = _device(model)
         tensors = tuple(leaf.detach().to(device or leaf.device) for _, leaf in named)
         check_type(batch_inputs, (Sequence, NoneType), "batch_inputs", "the names of inputs, or None")
-        if batch_inputs is None:
-            batch_inputs = getattr(model, "batch_inputs", None)
-        batched = _batched(names, tensors, batch_inputs)
-        batch = next(t.shape[0] for t, is_batched in zip(tensors, batched, strict=True) if is_batched)
-        if not batch:
+        axes = _axes(model, names, tensors, batch_inputs, dynamic)
+        sizes = sizes_in(axes, tensors, names)
+        if not all(sizes.values()):
             raise UtcError(
-                "the example inputs contain no sample", why="their batch dimension is 0", code="export/inputs"
+                "the example inputs contain no sample",
+                why=f"their {next(n for n, s in sizes.items() if not s)} dimension is 0",
+                code="export/inputs",
             )
-        return cls(args, kwargs, tuple(names), tensors, batched, batch)
+        return cls(args, kwargs, tuple(names), tensors, axes, sizes)
 
-    def at(self, batch: int) -> tuple[Tensor, ...]:
-        """The example itself at another batch size: its rows repeated or sliced."""
-        return tuple(_rows(t, batch) if b else t for t, b in zip(self.tensors, self.batched, strict=True))
+    def at(self, sizes: int | Mapping[str, int]) -> tuple[Tensor, ...]:
+        """The example itself at other sizes (a number is the batch): its parts repeated or sliced."""
+        sizes = self._sizes(sizes)
+        return tuple(_resized(t, shape, sizes) for t, shape in zip(self.tensors, self.axes, strict=True))
 
-    def random(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Random tensors of the example's shapes, dtypes and ranges at batch size `batch`; no global RNG is touched."""
+    def random(self, sizes: int | Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:
+        """Random tensors of the example's dtypes and ranges at other sizes; no global RNG is touched."""
+        sizes = self._sizes(sizes)
+        batch = sizes.get(BATCH, 1)
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(self.batch, (batch,), generator=generator)
         return tuple(
-            _random_like(t, rows if is_batched else None, generator, self.batch, batch)
-            for t, is_batched in zip(self.tensors, self.batched, strict=True)
+            _random_like(t, _resized(t, shape, sizes, rows), BATCH in shape.values(), generator, self.batch, batch)
+            for t, shape in zip(self.tensors, self.axes, strict=True)
         )
 
-    def in_rows(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    def in_rows(self, sizes: int | Mapping[str, int], seed: int = 0) -> tuple[Tensor, ...]:
         """The example's own rows in an order that is drawn: for a model that does not take every value in a range."""
+        sizes = self._sizes(sizes)
+        batch = sizes.get(BATCH, 1)
         rows = torch.randint(self.batch, (batch,), generator=torch.Generator().manual_seed(seed))
+        resized = [_resized(t, shape, sizes, rows) for t, shape in zip(self.tensors, self.axes, strict=True)]
         return tuple(
-            t[rows.to(t.device)] if b else _within(t, self.batch, batch)
-            for t, b in zip(self.tensors, self.batched, strict=True)
+            t if BATCH in shape.values() else _within(t, self.batch, batch)
+            for t, shape in zip(resized, self.axes, strict=True)
         )
+
+    def _sizes(self, sizes: int | Mapping[str, int]) -> dict[str, int]:
+        return {**self.sizes, **({BATCH: sizes} if isinstance(sizes, int) else sizes)}
 
     def run(self, model: nn.Module, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Call `model` with `tensors` in the example's places; its result flattened to named tensors.
@@ -217,23 +264,62 @@ def _batched(names: list[str], tensors: tuple[Tensor, ...], wanted: Sequence[str
     return chosen
 
 
+def _axes(
+    model: nn.Module,
+    names: list[str],
+    tensors: tuple[Tensor, ...],
+    batch_inputs: Sequence[str] | None,
+    dynamic: Mapping[str, Mapping[int, str]] | None,
+) -> Axes:
+    """What varies between calls: as asked, as captured, or the batch in dimension 0."""
+    captured = captured_axes(model, names)
+    if dynamic is not None:
+        asked = asked_axes(names, tensors, dynamic)
+        if captured is not None:
+            check_asked(asked, captured, names, model)
+            return tuple({d: known[d] for d in shape} for shape, known in zip(asked, captured, strict=True))
+        return asked
+    if captured is not None and batch_inputs is None and any(captured):
+        return captured
+    if batch_inputs is None:
+        batch_inputs = getattr(model, "batch_inputs", None)
+    batched = _batched(names, tensors, batch_inputs)
+    others = captured or ({},) * len(names)
+    rest = tuple({d: name for d, name in shape.items() if name != BATCH} for shape in others)
+    return tuple({0: BATCH, **shape} if b else shape for b, shape in zip(batched, rest, strict=True))
+
+
 def _rows(example: Tensor, batch: int) -> Tensor:
     return example[torch.arange(batch, device=example.device) % example.shape[0]]
 
 
-def _random_like(example: Tensor, rows: Tensor | None, generator: torch.Generator, before: int, batch: int) -> Tensor:
+def _resized(example: Tensor, shape: Mapping[int, str], sizes: Mapping[str, int], rows: Tensor | None = None) -> Tensor:
+    """A tensor at other sizes: repeated or sliced; along the batch, the rows that are given."""
+    for dim, name in shape.items():
+        index = torch.arange(sizes[name]) % example.shape[dim] if rows is None or name != BATCH else rows
+        if rows is not None or sizes[name] != example.shape[dim]:
+            example = example.index_select(dim, index.to(example.device))
+    return example
+
+
+def _random_like(
+    example: Tensor, kept: Tensor, is_batched: bool, generator: torch.Generator, before: int, batch: int
+) -> Tensor:
     """A tensor like the example's: what is drawn lies in its range, what says how much or where is the example's.
 
     Integers in a range may be drawn where a row has many: token ids. A row of few, or one number per sample, may be a
     length, a grid or a place; so it is that of another sample. A mask is drawn by rows, for one that masks all is none.
+
+    Args:
+        kept: the example's own values at the wanted sizes.
     """
     values = example.cpu()
-    kept = values[rows] if rows is not None else _within(values, before, batch)
+    kept = kept.cpu() if is_batched else _within(kept.cpu(), before, batch)
     if not values.numel():
         return torch.zeros(kept.shape, dtype=values.dtype).to(example.device)
     if values.is_floating_point() or values.is_complex():
         return _drawn(values, kept, generator).to(example.device)
-    is_ids = rows is not None and values.dim() > 1 and values.shape[-1] > _FEW and values.dtype is not torch.bool
+    is_ids = is_batched and values.dim() > 1 and values.shape[-1] > _FEW and values.dtype is not torch.bool
     if is_ids and values.unique().numel() > 2:
         low, high = int(values.min()), int(values.max())
         kept = torch.randint(low, high + 1, kept.shape, generator=generator, dtype=values.dtype)
@@ -253,7 +339,8 @@ def _drawn(values: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
     drawn = drawn.to(values.dtype)
     if is_constant or values.dim() < 2 or values.shape[-1] > _COLUMNS:
         return drawn
-    whole = (values == values.round()).flatten(0, -2).all(0)
+    told = values if values.shape[-1] == kept.shape[-1] else kept
+    whole = (told == told.round()).flatten(0, -2).all(0)
     return torch.where(whole, kept, drawn)
 
 

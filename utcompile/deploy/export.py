@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 
 import onnx
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from utcompile.deploy.axes import BATCH, Axis, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
-from utcompile.deploy.parity import Expected, ParityReport, check_batch_sizes, check_tolerance, compare_once, references
+from utcompile.deploy.checks import check_dtype, check_recurrent, check_target
+from utcompile.deploy.clean import clean, names_of
+from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
+from utcompile.deploy.metadata import check_described, check_metadata, facts_of, written
+from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
+from utcompile.deploy.references import Expected, references, trace_sizes
 from utcompile.deploy.runtime import session
-from utcompile.deploy.translate import BATCH, translate
+from utcompile.deploy.translate import translate
 from utcompile.errors import UtcError, check_type
 from utcompile.files import draft, path_of, reported
 
-GUARDS = "utcompile.guards"  # the key in a file's metadata
+HALF_TOLERANCE = 1e-2  # float16 has 11 bits, and a deep network rounds often
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,12 @@ class ExportResult:
         input_names, output_names: as a session takes and gives them.
         batch_sizes: the batch sizes that were compared.
         parity: every comparison.
-        guards: what must hold of the inputs, or the file computes something else than the model: nothing in the file
-            checks them. They are in its metadata too, under `utcompile.guards`.
+        guards: relations between sizes; where one is not met, the file computes something else than the model.
+            `OnnxModel` checks them. They are in the metadata too, under `utcompile.guards`.
+        axes: the sizes that vary, with their bounds.
+        fixed: the other sizes of the inputs, as `x[1]=3`.
+        notes: what a reader should know: sizes that became fixed, operations that stay in float32.
+        tasks: the names of the tasks.
     """
 
     path: Path
@@ -47,15 +56,50 @@ class ExportResult:
     batch_sizes: tuple[int, ...]
     parity: ParityReport
     guards: tuple[str, ...] = ()
+    axes: tuple[Axis, ...] = ()
+    fixed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = ", ".join(map(str, self.batch_sizes))
-        return (
-            f"{self.path}: {self.bytes / 1e6:.1f} MB, opset {self.opset}, "
-            f"({', '.join(self.input_names)}) -> ({', '.join(self.output_names)})\n"
-            f"  equal in ONNX Runtime at batch sizes {sizes}: largest difference {self.max_error:.1e}"
-            + "".join(f"\n  right only for {guard}" for guard in self.guards)
+        return "\n".join(
+            [
+                f"{self.path}: {self.bytes / 1e6:.1f} MB, opset {self.opset}, "
+                f"({', '.join(self.input_names)}) -> ({', '.join(self.output_names)})",
+                f"  equal in ONNX Runtime at batch sizes {sizes}: largest difference {self.max_error:.1e}",
+                f"  sizes that vary: {'; '.join(map(str, self.axes))}",
+                *([f"  fixed: {', '.join(self.fixed)}"] if self.fixed else []),
+                *([f"  tasks: {', '.join(self.tasks)}"] if self.tasks else []),
+                *(f"  right only for {guard}" for guard in self.guards),
+                *(f"  note: {note}" for note in self.notes),
+            ]
         )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a file is written; the arguments of `export_onnx` that are not the model's.
+
+    Attributes:
+        dtype: one of `DTYPES`; None: the model's own.
+        facts: entries of the metadata under `utcompile.`.
+        metadata: further entries.
+    """
+
+    batch_sizes: tuple[int, ...] | None = None
+    tolerance: float | None = None
+    opset: int | None = None
+    dtype: str | None = None
+    check_inputs: object = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bound(self) -> float | None:
+        """The tolerance of comparisons."""
+        is_half = self.dtype in ("float16", "float16-weights")
+        return HALF_TOLERANCE if self.tolerance is None and is_half else self.tolerance
 
 
 def export_onnx(
@@ -67,30 +111,52 @@ def export_onnx(
     tolerance: float | None = None,
     opset: int | None = None,
     batch_inputs: Sequence[str] | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    dtype: str | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Mapping[str, object] | None = None,
     metadata: Mapping[str, str] | None = None,
     check_inputs: object = None,
+    tasks: Mapping[str, str | Path] | None = None,
+    routing: str = "call",
 ) -> ExportResult:
-    """Export a model to one ONNX file with a dynamic axis `batch`, and prove it in ONNX Runtime.
+    """Export a model to one ONNX file with dynamic sizes, and prove it in ONNX Runtime.
+
+    All sizes vary that a captured model has dynamic: the batch, the length of texts, and what `utc.capture(dynamic=…)`
+    names. Of a model that is not captured, the batch varies.
 
     The model is exported in eval mode and left as it was. Inputs keep the names of the arguments and weights the names
-    of the parameters, as far as the exporter does not fuse or transpose them. The file is written next to `path` and
-    moved there last: when anything fails, a file that was at `path` is still there, and none is if there was none.
+    of the parameters, as far as the exporter does not fuse them. The file is written next to `path` and moved there
+    last: when anything fails, a file that was at `path` is still there, and none is if there was none.
 
     Args:
         path: where the file goes; its folder exists. Above 1.5 GB, the weights go to `path` with `.data` appended.
         example_inputs: a tuple (positional), a mapping (keyword) or one tensor, at any batch size; `(B, C, H, W)` for
             an image model. Numbers, flags and `None` among them are baked in.
         batch_sizes: at which random inputs of the example's shapes and ranges are compared, next to the example
-            itself. None: 1, 3 and 8, without those that a guard of the captured model refuses.
+            itself. None: 1, 3 and 8, without those that a guard of the captured model refuses. Of every other axis,
+            the smallest and the largest size that runs are compared.
         tolerance: `|onnx - torch| ≤ tolerance · max(1, max|torch|)` per output. None: 1e-4, and 1e-2 in float16.
         opset: the ONNX operator set. None: the exporter's default (20 in torch 2.15). From 23 on attention is one node.
         batch_inputs: the inputs whose dimension 0 is the batch. None: `model.batch_inputs` where there is one, else
             all whose dimension 0 equals that of the first tensor.
+        dynamic: the sizes that vary, as `{"x": {0: "batch", 2: "height"}}`, instead of what the capture has. Without
+            it, a size that the exporter fixes becomes fixed in the file, and the result has a note; with it, it is an
+            error.
+        dtype: `float16-weights` stores weights in float16 and computes in float32: half the size, at equal speed.
+            `float16` computes in float16 too, for GPUs, with float32 inputs and outputs. None: as the model is.
+        labels: the names of the classes, for the metadata.
+        preprocessing: plain data for the metadata: size, mean, std, interpolation, crop_pct.
         check_inputs: real samples to compare on as well: one, or a list of them, each as `example_inputs`.
         metadata: written to the file's metadata, e.g. `{"task": "digits"}`.
+        tasks: runs by the names of tasks, `{"cats": "run1/"}`: one file has the backbone, and each task's tuners and
+            head are values that a call chooses. The model is a tuned one, compiled with the rules of the runs; without
+            a task, the file computes what it computes.
+        routing: `call`: a call has one task, from the file `NAME.TASK.onnx_adapter` that ONNX Runtime loads. `row`:
+            each row of a batch has its own, by an int64 input, and the tasks are in the file.
 
     Raises:
-        UtcError: the folder is missing, the exporter fails, the batch is not dynamic, or the outputs differ.
+        UtcError: the folder is missing, the exporter fails, a size is not dynamic, or the outputs differ.
 
     Example:
         >>> import tempfile
@@ -99,152 +165,209 @@ def export_onnx(
         >>> result.input_names, result.output_names, result.batch_sizes
         (('input',), ('output',), (1, 3, 8))
     """
-    path, sizes = path_of(path, "path"), check_batch_sizes(batch_sizes)
+    path = path_of(path, "path")
     check_type(model, nn.Module, "model", "a torch.nn.Module")
+    options = checked_options(
+        batch_sizes, tolerance, opset, dtype, check_inputs, {"labels": labels, "preprocessing": preprocessing}, metadata
+    )
+    with reported("the ONNX file cannot be written", path):
+        check_target(path)
+    check_dtype(model)
+    check_recurrent(model)
+    call = Call.of(model, example_inputs, batch_inputs, dynamic)
+    with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
+        if tasks is not None:
+            from utcompile.deploy.tasks import export_tasks
+
+            result = export_tasks(model, call, tasks, routing, path, beside, options)
+        else:
+            result = _with_fallback(model, call, path, beside / path.name, options, asked=dynamic is not None)
+        publish(beside, path)
+    return result
+
+
+def checked_options(
+    batch_sizes: Sequence[int] | None,
+    tolerance: float | None,
+    opset: int | None,
+    dtype: str | None,
+    check_inputs: object,
+    facts: Mapping[str, object],
+    metadata: Mapping[str, str] | None,
+) -> Options:
+    """The options of an export, or a `UtcError` where one is malformed."""
+    sizes = check_batch_sizes(batch_sizes)
     check_type(opset, (int, NoneType), "opset", "a whole number, or None")
     check_tolerance(tolerance)
-    with reported("the ONNX file cannot be written", path):
-        _check_target(path)
-    _check_dtype(model)
-    _check_metadata(metadata)
-    _check_recurrent(model)
-    call = Call.of(model, example_inputs, batch_inputs)
-    guards = tuple(map(str, getattr(model, "guards", ())))
-    with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
-        with as_shipped(model):
-            # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
-            expected = references(model, call, sizes, check_inputs)
-            program = translate(model, call, tuple(expected[0][3]), opset)
-            program.model.metadata_props.update(_guards_written(guards) | dict(metadata or {}))
-            program.save(beside / path.name)
-        written = _check_file(beside / path.name, call, [(batch, outputs) for _, batch, _, outputs in expected])
-        parity = _prove(model, beside / path.name, path, call, expected, tolerance)
-        parity.require()
-        size = sum(file.stat().st_size for file in beside.iterdir())
-        # External data first, so that the graph is never there before its weights.
-        for file in sorted(beside.iterdir(), key=lambda file: file.name == path.name):
-            file.replace(path.with_name(file.name))
+    check_described(facts.get("labels"), facts.get("preprocessing"))
+    check_metadata(metadata)
+    name = str(dtype).removeprefix("torch.") if dtype is not None else None
+    if name == "bfloat16":
+        raise UtcError(
+            "a bfloat16 file cannot be proven: ONNX Runtime has no bfloat16 kernels on the CPU",
+            fix="export with dtype='float16-weights', or 'float16' for a GPU",
+            code="export/unsupported",
+        )
+    if name is not None and name not in DTYPES:
+        raise UtcError(f"dtype is {dtype!r}", fix=f"choose one of {', '.join(DTYPES)}", code="arguments/value")
+    return Options(sizes, tolerance, opset, name, check_inputs, dict(facts), dict(metadata or {}))
+
+
+def _with_fallback(
+    model: nn.Module, call: Call, path: Path, beside: Path, options: Options, *, asked: bool
+) -> ExportResult:
+    """Write with all axes dynamic; where the exporter fixes one that nobody asked for, with the batch alone."""
+    try:
+        return write(model, call, path, beside, options)
+    except UtcError as error:
+        others = [name for name in call.sizes if name != BATCH]
+        if asked or not others or BATCH not in call.sizes:
+            raise
+        for file in beside.parent.iterdir():
+            file.unlink()
+        note = f"{', '.join(others)} became fixed: {error.what}" + (f" ({error.why})" if error.why else "")
+        try:
+            return write(model, call.only(BATCH), path, beside, options, (note[:600],))
+        except UtcError:
+            raise error from None
+
+
+def write(
+    model: nn.Module, call: Call, path: Path, beside: Path, options: Options, notes: tuple[str, ...] = ()
+) -> ExportResult:
+    """Write one file and prove it; `path` is where it will be, `beside` where it is written."""
+    axes, guards = bounded(model, call.sizes), guards_in_words(model)
+    shipped = _in_half(model) if options.dtype == "float16" else model
+    with as_shipped(model), as_shipped(shipped):
+        # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
+        expected = references(model, call, options.batch_sizes, options.check_inputs)
+        program = translate(
+            shipped,
+            call,
+            tuple(expected[0].outputs),
+            options.opset,
+            trace_sizes(model, call),
+            half=options.dtype == "float16",
+        )
+    notes += operations_in_float32(program.model) if options.dtype == "float16" else ()
+    clean(program.model, names_of(shipped.state_dict()))
+    if options.dtype == "float16-weights":
+        notes += store_in_half(program.model)
+    fixed = fixed_sizes(call)
+    axes = tuple(axis if axis.name == BATCH else proven(axis, expected) for axis in axes)
+    facts = {
+        **facts_of(model),
+        "axes": [axis.to_dict() for axis in axes],
+        "fixed": list(fixed),
+        "guards": list(guards),
+        "dtype": options.dtype or "float32",
+        **options.facts,
+    }
+    program.model.metadata_props.update(written(facts) | dict(options.metadata))
+    program.save(beside)
+    finish(beside, {})
+    proto = check_file(beside, call, expected)
+    parity = _prove(beside, path, call, expected, options)
+    parity.require()
+    finish(beside, written({"parity": parity.to_dict()}))
     return ExportResult(
         path=path,
         max_error=parity.max_error,
-        opset=next(entry.version for entry in written.opset_import if entry.domain in ("", "ai.onnx")),
-        bytes=size,
-        input_names=tuple(entry.name for entry in written.graph.input),
-        output_names=tuple(entry.name for entry in written.graph.output),
+        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        bytes=sum(file.stat().st_size for file in beside.parent.iterdir()),
+        input_names=tuple(entry.name for entry in proto.graph.input),
+        output_names=tuple(entry.name for entry in proto.graph.output),
         batch_sizes=parity.batch_sizes,
         parity=parity,
         guards=guards,
+        axes=axes,
+        fixed=fixed,
+        notes=notes,
     )
 
 
-def _guards_written(guards: tuple[str, ...]) -> dict[str, str]:
-    """What the file's metadata says of the calls for which it is right."""
-    return {GUARDS: "\n".join(guards)} if guards else {}
+def publish(folder: Path, path: Path) -> None:
+    """Move what was written into place: the graph last, so that it is never there before its weights."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+        file.replace(path.with_name(file.name))
 
 
-def _prove(
-    model: nn.Module, draft: Path, path: Path, call: Call, expected: list[Expected], tolerance: float | None
-) -> ParityReport:
-    opened = session(draft)
-    entries = []
-    for source, batch, tensors, outputs in expected:
-        entries += compare_once(
-            model, opened, call, tensors, batch=batch, source=source, tolerance=tolerance, expected=outputs
-        )
+def finish(path: Path, entries: Mapping[str, str]) -> None:
+    """Add entries to a written file's metadata, and drop shapes of inner values; its external data stays as it is."""
+    proto = onnx.load(str(path), load_external_data=False)
+    # the quantisers of ONNX Runtime take wrong ones for true; what needs them infers them
+    del proto.graph.value_info[:]
+    for key, value in entries.items():
+        proto.metadata_props.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
+
+
+def proven(axis: Axis, expected: Sequence[Expected]) -> Axis:
+    """An axis from the smallest size on at which the model runs."""
+    return replace(axis, low=max(axis.low, min(one.sizes[axis.name] for one in expected)))
+
+
+def fixed_sizes(call: Call) -> tuple[str, ...]:
+    """The sizes of the inputs that do not vary, as `x[1]=3`."""
+    return tuple(
+        f"{name}[{dim}]={size}"
+        for name, shape, tensor in zip(call.names, call.axes, call.tensors, strict=True)
+        for dim, size in enumerate(tensor.shape)
+        if dim not in shape
+    )
+
+
+def _in_half(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).half()
+
+
+def _prove(beside: Path, path: Path, call: Call, expected: list[Expected], options: Options) -> ParityReport:
+    opened = session(beside)
+    entries = [entry for one in expected for entry in compare_expected(opened, call, one, options.bound)]
     return ParityReport(path, tuple(entries))
 
 
-def _check_target(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UtcError(
-            "the folder to write to does not exist", where=str(path.parent), fix="create it first", code="path/invalid"
-        )
-    if path.is_dir():
-        raise UtcError(
-            "the path to write to is a folder",
-            where=str(path),
-            fix=f"name a file: {path / 'model.onnx'}",
-            code="path/invalid",
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise UtcError("the folder is not writable", where=str(path.parent), code="path/invalid")
-
-
-def _check_dtype(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.dtype is torch.bfloat16:
-            raise UtcError(
-                "a bfloat16 model cannot be proven: ONNX Runtime has no bfloat16 kernels on the CPU",
-                where=name,
-                fix="export model.float() or model.half()",
-                code="export/unsupported",
-            )
-
-
-def _check_recurrent(model: nn.Module) -> None:
-    """ONNX's LSTM has no projections, and a file that leaves them out is wrong."""
-    for name, _ in model.named_parameters(
-        remove_duplicate=False
-    ):  # where it is tuned, it is no nn.LSTM's call any more
-        path, _, attribute = name.rpartition(".")
-        if attribute.startswith("weight_hr_l"):
-            raise UtcError(
-                "an LSTM with projections (proj_size) has no ONNX operator",
-                where=path or "the root module",
-                fix="deploy it with torch.export, or train an nn.LSTM without proj_size and a linear after it",
-                code="export/unsupported",
-            )
-
-
-def _check_metadata(metadata: Mapping[str, str] | None) -> None:
-    check_type(metadata, (Mapping, NoneType), "metadata", "a mapping from texts to texts")
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise UtcError(
-                f"metadata {key!r} is a {type(value).__name__}",
-                fix="ONNX metadata is text: use json.dumps",
-                code="arguments/value",
-            )
-
-
-def _check_file(draft: Path, call: Call, outputs: list[tuple[int, dict[str, Tensor]]]) -> onnx.ModelProto:
+def check_file(written: Path, call: Call, expected: Sequence[Expected]) -> onnx.ModelProto:
+    """Raise where a file is not valid, or a size that varies is fixed in it."""
     try:
-        onnx.checker.check_model(str(draft), full_check=True)
+        onnx.checker.check_model(str(written), full_check=True)
     except Exception as error:  # ValidationError or InferenceError, by version
         raise UtcError(
             "the exported file is not valid ONNX", why=str(error).strip().splitlines()[0], code="export/unsupported"
         ) from error
-    written = onnx.load(str(draft), load_external_data=False)
-    inputs = {entry.name: _axes(entry) for entry in written.graph.input}
-    for name, batched in zip(call.names, call.batched, strict=True):
+    proto = onnx.load(str(written), load_external_data=False)
+    inputs = {entry.name: _axes(entry) for entry in proto.graph.input}
+    for name, shape in zip(call.names, call.axes, strict=True):
         if name not in inputs:
             raise UtcError(
                 f"the exporter dropped the input {name!r}",
                 why=f"the file has {', '.join(inputs)}",
                 code="export/disagrees",
             )
-        if batched and inputs[name][0] != BATCH:
-            raise _fixed_batch("input", name, inputs[name])
-    axes = {entry.name: _axes(entry) for entry in written.graph.output}
-    for name, shapes in _shapes(outputs).items():
+        if any(inputs[name][dim] != axis for dim, axis in shape.items()):
+            raise _fixed(set(shape.values()), "input", name, inputs[name])
+    axes = {entry.name: _axes(entry) for entry in proto.graph.output}
+    for name, shapes in _shapes(expected).items():
         for axis, sizes in enumerate(zip(*shapes, strict=True)):
             if len(set(sizes)) > 1 and isinstance(axes[name][axis], int):
-                raise _fixed_batch("output", name, axes[name])
-    return written
+                raise _fixed(set(call.sizes), "output", name, axes[name])
+    return proto
 
 
-def _shapes(outputs: list[tuple[int, dict[str, Tensor]]]) -> dict[str, list[tuple[int, ...]]]:
-    return {name: [tuple(found[name].shape) for _, found in outputs] for name in outputs[0][1]}
+def _shapes(expected: Sequence[Expected]) -> dict[str, list[tuple[int, ...]]]:
+    names = expected[0].outputs
+    return {name: [tuple(one.outputs[name].shape) for one in expected if name in one.outputs] for name in names}
 
 
 def _axes(entry: onnx.ValueInfoProto) -> list[str | int]:
     return [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim]
 
 
-def _fixed_batch(kind: str, name: str, axes: list[str | int]) -> UtcError:
+def _fixed(sizes: Collection[object], kind: str, name: str, axes: list[str | int]) -> UtcError:
+    what = "the batch" if set(sizes) <= {BATCH} else "a size"
     return UtcError(
-        f"the batch of {kind} {name!r} became fixed in the ONNX graph: ({', '.join(map(str, axes))})",
-        why="the model's forward turns the batch size into a constant",
+        f"{what} of {kind} {name!r} became fixed in the ONNX graph: ({', '.join(map(str, axes))})",
+        why="the model's forward turns the size into a constant, or sets it equal to another",
         fix="in forward, take sizes from x.shape; or name the inputs that carry the batch in `batch_inputs`",
         code="export/fixed-size",
     )

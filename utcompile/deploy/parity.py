@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
+from utcompile.deploy.references import Expected, reference, references
 from utcompile.deploy.runtime import SECONDS, run, session
-from utcompile.errors import GuardError, UtcError, check_type, did_you_mean
+from utcompile.errors import UtcError, check_type, did_you_mean
 
 # float32: both sides round every sum differently; 1e-4 is some 800 units in the last place, seen only in deep
 # networks, and far below what a wrong operation or a lost weight causes (1e-2 and more). float16 has 11 bits.
 TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_BATCH_SIZES = (1, 3, 8)
 TOLERANCE_FLOAT32 = 1e-4
 
 
@@ -29,6 +29,7 @@ class OutputParity:
     Attributes:
         output: its name in the ONNX file.
         batch: the batch size; `source` tells whether the inputs were the example's or random.
+        sizes: the sizes of the other axes that vary, as `length=7`.
         max_error: the largest `|onnx - torch|`.
         bound: the largest difference allowed.
     """
@@ -38,6 +39,7 @@ class OutputParity:
     source: str
     max_error: float
     bound: float
+    sizes: str = ""
 
     @property
     def passed(self) -> bool:
@@ -45,9 +47,9 @@ class OutputParity:
 
     def __str__(self) -> str:
         verdict = "equal" if self.passed else "DIFFERS"
-        return (
-            f"{self.output} at batch {self.batch} ({self.source}): {self.max_error:.2e} of {self.bound:.2e}, {verdict}"
-        )
+        sizes = f", {self.sizes}" if self.sizes else ""
+        error = f"{self.max_error:.2e} of {self.bound:.2e}"
+        return f"{self.output} at batch {self.batch}{sizes} ({self.source}): {error}, {verdict}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class ParityReport:
     def batch_sizes(self) -> tuple[int, ...]:
         """The batch sizes that were compared."""
         return tuple(sorted({entry.batch for entry in self.outputs}))
+
+    def to_dict(self) -> dict[str, object]:
+        """For a file's metadata."""
+        sizes = dict.fromkeys(f"batch={e.batch}" + (f", {e.sizes}" if e.sizes else "") for e in self.outputs)
+        return {"max_error": self.max_error, "allowed": self.worst.bound, "sizes": list(sizes)}
 
     def require(self) -> None:
         """Raise a `UtcError` with the values where anything differs."""
@@ -119,7 +126,7 @@ def verify_onnx(
         example_inputs: a tuple (positional), a mapping (keyword) or one tensor.
         batch_sizes: at which random inputs of the example's shapes and ranges are compared. None: 1, 3 and 8, without
             those that a guard of the captured model refuses.
-        tolerance: see `compare_once`. None: 1e-4, and 1e-2 for a float16 output.
+        tolerance: see `compare_expected`. None: 1e-4, and 1e-2 for a float16 output.
         batch_inputs: the inputs that carry the batch; see `export_onnx`.
         check_inputs: real samples to compare on as well: one, or a list of them.
         seconds: after which one run of the file is stopped.
@@ -133,56 +140,12 @@ def verify_onnx(
     sizes = check_batch_sizes(batch_sizes)
     check_tolerance(tolerance)
     opened = session(path, threads)
-    call = Call.of(model, example_inputs, batch_inputs)
+    call = Call.of(model, example_inputs, batch_inputs).within(opened)
     entries = []
     with as_shipped(model):
-        for source, batch, tensors, outputs in references(model, call, sizes, check_inputs):
-            entries += compare_once(
-                model,
-                opened,
-                call,
-                tensors,
-                batch=batch,
-                source=source,
-                tolerance=tolerance,
-                expected=outputs,
-                seconds=seconds,
-            )
+        for one in references(model, call, sizes, check_inputs):
+            entries += compare_expected(opened, call, one, tolerance, seconds)
     return ParityReport(Path(path), tuple(entries))
-
-
-Expected = tuple[str, int, tuple[Tensor, ...], dict[str, Tensor]]
-
-
-def references(
-    model: nn.Module, call: Call, batch_sizes: Sequence[int] | None, check_inputs: object = None
-) -> list[Expected]:
-    """The inputs to compare on, with PyTorch's outputs: the example, a user's samples, random inputs per batch size."""
-    found: list[Expected] = [("example", call.batch, call.tensors, reference(model, call, call.tensors, call.batch))]
-    for seed, batch in enumerate(_BATCH_SIZES if batch_sizes is None else batch_sizes):
-        try:
-            found.append(_drawn(model, call, batch, seed))
-        except GuardError:
-            if batch_sizes is not None:
-                raise
-    for number, sample in enumerate(check_inputs if isinstance(check_inputs, list) else [check_inputs]):
-        if sample is not None:
-            given = Call.of(model, sample, [n for n, b in zip(call.names, call.batched, strict=True) if b])
-            outputs = reference(model, call, given.tensors, given.batch)
-            found.append((f"check_inputs[{number}]", given.batch, given.tensors, outputs))
-    return found
-
-
-def _drawn(model: nn.Module, call: Call, batch: int, seed: int) -> Expected:
-    """Random inputs at a batch size; rows of the example where the model does not take what is drawn."""
-    tensors = call.random(batch, seed)
-    try:
-        return "random", batch, tensors, reference(model, call, tensors, batch)
-    except GuardError:
-        raise
-    except UtcError:
-        tensors = call.in_rows(batch, seed)
-        return "rows of the example", batch, tensors, reference(model, call, tensors, batch)
 
 
 def compare(
@@ -197,64 +160,43 @@ def compare(
     opened = session(path, threads)
     call = Call.of(model, inputs)
     with as_shipped(model):
-        entries = compare_once(model, opened, call, call.tensors, batch=call.batch, source="given", tolerance=tolerance)
+        given = Expected("given", call.sizes, call.tensors, reference(model, call, call.tensors, call.batch))
+        entries = compare_expected(opened, call, given, tolerance)
     return ParityReport(Path(path), tuple(entries))
 
 
-def compare_once(
-    model: nn.Module,
+def compare_expected(
     opened: ort.InferenceSession,
     call: Call,
-    tensors: Sequence[Tensor],
-    *,
-    batch: int,
-    source: str,
+    expected: Expected,
     tolerance: float | None = None,
-    expected: dict[str, Tensor] | None = None,
     seconds: float = SECONDS,
 ) -> list[OutputParity]:
-    """Run a model and a session on the same tensors and compare every output.
+    """Run a session on the inputs of which a model's outputs are known, and compare every output.
 
     An output passes where `|onnx - torch| ≤ tolerance · max(1, max|torch|)`. The bound grows with the largest value of
     the output and not with each element, because an element near zero is the difference of terms of that size: its
     rounding error is theirs. It is at most a tenth of the output's largest value. Integers and booleans must be equal.
     `nan` and infinities must stand in the same places.
 
-    Args:
-        expected: the model's outputs on `tensors` where they are known already.
-
     Raises:
-        UtcError: the model fails, outputs differ in name or shape, or an output contains no finite value to compare.
+        UtcError: outputs differ in name or shape, or an output contains no finite value to compare.
     """
-    if expected is None:
-        expected = reference(model, call, tensors, batch)
-    actual = run(opened, dict(zip(call.names, tensors, strict=True)), seconds)
-    if missing := [name for name in expected if name not in actual]:
+    actual = run(opened, dict(zip(call.names, expected.tensors, strict=True)), seconds)
+    wanted = expected.outputs
+    if missing := [name for name in wanted if name not in actual]:
         raise UtcError(
             f"the ONNX file has no output {missing[0]!r}",
-            why=f"the model returns {', '.join(expected)}; the file {', '.join(actual)}",
+            why=f"the model returns {', '.join(wanted)}; the file {', '.join(actual)}",
             fix=did_you_mean(missing[0], actual),
             code="export/disagrees",
         )
     return [
-        OutputParity(name, batch, source, *_difference(name, value, actual[name], tolerance))
-        for name, value in expected.items()
+        OutputParity(
+            name, expected.batch, expected.source, *difference(name, value, actual[name], tolerance), expected.shown
+        )
+        for name, value in wanted.items()
     ]
-
-
-def reference(model: nn.Module, call: Call, tensors: Sequence[Tensor], batch: int) -> dict[str, Tensor]:
-    """What PyTorch computes, or a `UtcError` that says at which batch size it fails."""
-    try:
-        return call.run(model, tensors)
-    except UtcError:
-        raise
-    except Exception as error:  # whatever a user's forward raises
-        raise UtcError(
-            f"the model does not run at batch size {batch}",
-            why=f"{type(error).__name__}: {error}",
-            fix="give example inputs its forward accepts; name the inputs that carry the batch in `batch_inputs`",
-            code="export/fixed-size",
-        ) from error
 
 
 def check_batch_sizes(batch_sizes: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -274,7 +216,7 @@ def check_tolerance(tolerance: float | None) -> None:
         check_type(tolerance, (int, float), "tolerance", "a number, or None")
 
 
-def _difference(name: str, value: Tensor, actual: np.ndarray, tolerance: float | None) -> tuple[float, float]:
+def difference(name: str, value: Tensor, actual: np.ndarray, tolerance: float | None) -> tuple[float, float]:
     if tuple(value.shape) != actual.shape:
         raise UtcError(
             f"output {name!r} is of shape {tuple(value.shape)} in PyTorch and {actual.shape} in ONNX Runtime",

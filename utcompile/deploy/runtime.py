@@ -79,11 +79,18 @@ def session(
         ) from error
 
 
-def run(opened: ort.InferenceSession, feeds: Mapping[str, Tensor], seconds: float = SECONDS) -> dict[str, np.ndarray]:
+def run(
+    opened: ort.InferenceSession,
+    feeds: Mapping[str, Tensor],
+    seconds: float = SECONDS,
+    *,
+    adapter: ort.LoraAdapter | None = None,
+) -> dict[str, np.ndarray]:
     """Run a session once on named tensors.
 
     Args:
         seconds: after which it is stopped.
+        adapter: values for optional inputs.
 
     Raises:
         UtcError: an input is missing, unknown, or of another shape or type than the file declares; or the file did not
@@ -93,6 +100,8 @@ def run(opened: ort.InferenceSession, feeds: Mapping[str, Tensor], seconds: floa
     names = [output.name for output in opened.get_outputs()]
     options, stopped = ort.RunOptions(), Event()
     options.log_severity_level = 4
+    if adapter is not None:
+        options.add_active_adapter(adapter)
 
     def stop() -> None:
         stopped.set()

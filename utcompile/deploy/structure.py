@@ -7,9 +7,13 @@ Everything that is no tensor (`None`, numbers, flags) is a constant of the call 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+from utcompile.graph.nested import map_tensors
+
+V = TypeVar("V")
 
 
 def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -26,19 +30,9 @@ def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{name}_{key}" if name else str(key))
 
 
-def substitute(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """`tree` with its tensor leaves replaced, in order, by `tensors`."""
-    if isinstance(tree, Tensor):
-        return next(tensors)
-    children = _children(tree)
-    if children is None:
-        return tree
-    values = [substitute(value, tensors) for _, value in children]
-    if isinstance(tree, Mapping):
-        return dict(zip(tree.keys(), values, strict=True))
-    if hasattr(tree, "_fields"):
-        return type(tree)(*values)
-    return tuple(values) if isinstance(tree, tuple) else values
+def substitute(tree: V, tensors: Iterator[Tensor]) -> V:
+    """`tree` with its tensors replaced, in order, by `tensors`."""
+    return map_tensors(lambda _: next(tensors), tree)
 
 
 def unique(names: list[str], taken: tuple[str, ...] = ()) -> list[str]:

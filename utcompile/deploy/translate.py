@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -19,37 +19,54 @@ from utcompile.graph import UtcGraphModule, clear_inplace
 from utcompile.graph.structure import structural_copy
 from utcompile.rewrite import TunedModule
 
-BATCH = "batch"
 CHATTY = ("torch", "onnxscript", "onnx_ir")
 
 
-def translate(model: nn.Module, call: Call, output_names: Sequence[str], opset: int | None) -> torch.onnx.ONNXProgram:
-    """Export `model`, called as in `call`, with a dynamic axis `batch`.
+def translate(
+    model: nn.Module,
+    call: Call,
+    output_names: Sequence[str],
+    opset: int | None,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    half: bool = False,
+    optimize: bool = True,
+) -> torch.onnx.ONNXProgram:
+    """Export `model`, called as in `call`, with its axes dynamic.
 
-    The batch of the trace is two, whatever the example's: torch treats sizes 0 and 1 as constants.
+    Args:
+        sizes: of the axes in the trace. None: a batch of two and the example's others. torch takes 0 and 1 for
+            constants.
+        half: the model is in float16, and the file takes and gives float32.
+        optimize: let the exporter optimise; else all values keep their names, and nothing is merged.
 
     Raises:
         UtcError: the model cannot be traced, or an operation has no ONNX form; with the innermost reason.
     """
-    axes = tuple({0: BATCH} if batched else None for batched in call.batched)
+    axes = tuple(dict(shape) or None for shape in call.axes)
     exported = _writing_nothing_in_place(model)
     try:
         with _quiet(), _guards_unasked(exported):
             program = torch.onnx.export(
-                _Flat(exported, call).eval(),
-                call.at(2),
+                _Flat(exported, call, half).eval(),
+                call.at(2 if sizes is None else sizes),
                 dynamo=True,
                 input_names=list(call.names),
                 output_names=list(output_names),
                 dynamic_shapes=(axes,),
                 opset_version=opset,
+                optimize=optimize,
                 verbose=False,
             )
     except Exception as error:  # the exporter's own classes are private, and a forward may raise anything
         why = _innermost(error)
         fixed = re.search(r"user-specified ranges|specialized it to be a constant|Constraints violated", why)
         raise UtcError(
-            "the model fixes its batch size" if fixed else "the model cannot be exported to ONNX",
+            f"the model fixes a size: {', '.join(call.sizes)}"
+            if fixed and len(call.sizes) > 1
+            else "the model fixes its batch size"
+            if fixed
+            else "the model cannot be exported to ONNX",
             where=type(model).__name__,
             why=why,
             fix="in forward, take sizes from x.shape; or name the inputs that carry the batch in `batch_inputs`"
@@ -66,7 +83,6 @@ def translate(model: nn.Module, call: Call, output_names: Sequence[str], opset: 
             code="export/unsupported",
         )
     _strip_prefix(program)
-    _strip_traces(program)
     return program
 
 
@@ -102,13 +118,20 @@ def _guards_unasked(model: nn.Module) -> Iterator[None]:
 class _Flat(nn.Module):
     """The model as a function of tensors to a tuple of tensors; all its parameters lie under `model.`."""
 
-    def __init__(self, model: nn.Module, call: Call) -> None:
+    def __init__(self, model: nn.Module, call: Call, half: bool = False) -> None:
         super().__init__()
         self.model = model
-        self._call = call
+        self._call, self._half = call, half
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._call.run(self.model, tensors).values())
+        if self._half:
+            tensors = tuple(_cast(t, torch.float32, torch.float16) for t in tensors)
+        results = tuple(self._call.run(self.model, tensors).values())
+        return tuple(_cast(t, torch.float16, torch.float32) for t in results) if self._half else results
+
+
+def _cast(tensor: Tensor, source: torch.dtype, target: torch.dtype) -> Tensor:
+    return tensor.to(target) if tensor.dtype is source else tensor
 
 
 def _strip_prefix(program: torch.onnx.ONNXProgram) -> None:
@@ -123,12 +146,6 @@ def _strip_prefix(program: torch.onnx.ONNXProgram) -> None:
             value.name = plain
             if value.const_value is not None:
                 value.const_value.name = plain
-
-
-def _strip_traces(program: torch.onnx.ONNXProgram) -> None:
-    """Drop the source lines the exporter writes to each node: they publish the paths of the machine that exported."""
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 @contextmanager

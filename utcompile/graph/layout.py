@@ -88,10 +88,10 @@ def visit(flow: Flow, node: fx.Node) -> None:
     op = flow.operations[node]
     if op.attributes.get("spelled_out"):
         op = flow.written(node)
-    known = all(i in flow.axes for i in op.inputs)
+    known = all(i in flow.axes for i in op.inputs) and not any(map(_is_empty, [node, *op.inputs]))
     carry = _CARRIED.get(ROWS[op.name].axes) if known and op.inputs and op.name in ROWS else None
     found = carry(flow, node, op, sizes) if carry else None
-    if op.name == "getitem" and not op.inputs and isinstance(node.args[0], fx.Node):
+    if op.name == "getitem" and not op.inputs and not _is_empty(node) and isinstance(node.args[0], fx.Node):
         found = part_of(flow, node, node.args[0], sizes)
     if found is None or len(found) != len(sizes):
         found = [None] * len(sizes)
@@ -99,6 +99,12 @@ def visit(flow: Flow, node: fx.Node) -> None:
         axis if axis is not None and prod(a.size for a in axis) == size else flow.fresh(size, shape=dim)
         for axis, size, dim in zip(found, sizes, value.shape, strict=True)
     ]
+
+
+def _is_empty(node: fx.Node) -> bool:
+    """Whether a value has no elements: then no axis of it shows what another one is."""
+    value = value_of(node)
+    return value is not None and 0 in value.shape
 
 
 def _seen(node: fx.Node, axes: list[Axis], op: Operation) -> list[Axis]:

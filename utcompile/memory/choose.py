@@ -25,6 +25,7 @@ class Model:
             for kept, moment, can in zip(self.kept, step.forward, [*runnable, False], strict=False)
         ]
         self.work = [m.flops for m in step.forward]
+        self.every = frozenset(i for i, s in enumerate(self.savings) if s)
 
     def flops(self, again: frozenset[int]) -> int:
         """Of a step."""
@@ -52,11 +53,10 @@ class Model:
     def within(self, budget: int) -> frozenset[int] | None:
         """The units whose running again takes the least work for a peak up to a budget; None where none suffice."""
         need = self.peak(frozenset()) - budget
-        every = frozenset(i for i, s in enumerate(self.savings) if s)
         while need > 0:
             chosen = self._cheapest(need)
             if chosen is None:
-                return every if self.peak(every) <= budget else None
+                return self.every if self.peak(self.every) <= budget else None
             excess = self.peak(chosen) - budget
             if excess <= 0:
                 return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class MemoryPlan:
             again.
         before: the step without any plan; None where no budget was given.
         expected: the step with this plan, simulated.
-        curve: less and less memory for more and more work.
+        curve: less and less memory for more and more work, down to the least that is possible.
         others: bytes of parameters, buffers and inputs.
     """
 
@@ -61,25 +61,28 @@ class MemoryPlan:
     def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: object = None) -> MemoryPlan:
         """A plan whose step fits a budget, for the least work; see `TunedModule.plan_memory`."""
         amount = read_budget(budget)
-        arguments = _arguments(tuned, example_inputs)
-        units = units_of(tuned.graph, tuned, tuned.follows_mode)
-        before = simulate(tuned, arguments, as_it_is=True)
-        step = simulate(tuned, arguments, [u.last for u in units])
-        others = _bytes_of([*tuned.parameters(), *tuned.buffers(), *tensors(arguments)])
-        limit = int(amount * before.peak) if isinstance(amount, float) else amount - others
-        model = Model(step, [True] * len(units))
-        found = _fitting(tuned, arguments, units, model, limit)
-        if found is None:
-            raise _too_small(tuned, arguments, units, model, budget, others, before)
-        chosen, expected = found
-        return MemoryPlan(
-            tuple((units[i].first, units[i].last) for i in sorted(chosen)),
-            tuple((u.path, model.kept[i], model.work[i], i in chosen) for i, u in enumerate(units)),
-            Point(before.kept, before.peak, before.flops, 0),
-            Point(expected.kept, expected.peak, expected.flops, len(chosen)),
-            _curve(model, step),
-            others,
-        )
+        found = _Survey.of(tuned, _arguments(tuned, example_inputs))
+        limit = int(amount * found.before.peak) if isinstance(amount, float) else amount - found.others
+        fitting = _fitting(found, limit)
+        if fitting is None:
+            raise _too_small(found, budget)
+        return found.plan(*fitting)
+
+    def surveyed(self, tuned: UtcGraphModule, example_inputs: object = None) -> MemoryPlan:
+        """The plan without a budget, with what its step takes and the curve of what is possible."""
+        found = _Survey.of(tuned, _arguments(tuned, example_inputs))
+        return found.plan(frozenset(), found.step)
+
+    def to_dict(self) -> dict[str, object]:
+        """The plan as plain data, in bytes and FLOPs."""
+        units = [{"path": p, "kept": k, "flops": f, "runs_again": again} for p, k, f, again in self.units]
+        return {
+            "before": self.before and asdict(self.before),
+            "expected": self.expected and asdict(self.expected),
+            "curve": [asdict(point) for point in self.curve],
+            "units": units,
+            "others": self.others,
+        }
 
     def __str__(self) -> str:
         if self.expected is None or self.before is None:
@@ -100,38 +103,64 @@ def _line(name: str, point: Point) -> str:
     return f"{name:15}  {shown(point.kept):>9}  {shown(point.peak):>9}  {point.flops / 1e9:8.1f}  {point.units}"
 
 
-def _fitting(
-    tuned: UtcGraphModule, arguments: Mapping[str, object], units: Sequence[Unit], model: Model, limit: int
-) -> tuple[frozenset[int], Simulated] | None:
+@dataclass(frozen=True)
+class _Survey:
+    """A step before it is planned: its units, its bytes and its work."""
+
+    tuned: UtcGraphModule
+    arguments: Mapping[str, object]
+    units: tuple[Unit, ...]
+    before: Simulated
+    step: Simulated
+    model: Model
+    others: int
+
+    @classmethod
+    def of(cls, tuned: UtcGraphModule, arguments: Mapping[str, object]) -> _Survey:
+        units = units_of(tuned.graph, tuned, tuned.follows_mode)
+        before = simulate(tuned, arguments, as_it_is=True)
+        step = simulate(tuned, arguments, [u.last for u in units])
+        others = _bytes_of([*tuned.parameters(), *tuned.buffers(), *tensors(arguments)])
+        return cls(tuned, arguments, units, before, step, Model(step, [True] * len(units)), others)
+
+    def simulated(self, again: frozenset[int]) -> Simulated:
+        """The step in which these units run again."""
+        units = [(self.units[i].first, self.units[i].last) for i in sorted(again)]
+        return simulate(self.tuned, self.arguments, again=units)
+
+    def plan(self, chosen: frozenset[int], expected: Simulated) -> MemoryPlan:
+        """The plan in which some units run again."""
+        units, model, before = self.units, self.model, self.before
+        return MemoryPlan(
+            tuple((units[i].first, units[i].last) for i in sorted(chosen)),
+            tuple((u.path, model.kept[i], model.work[i], i in chosen) for i, u in enumerate(units)),
+            Point(before.kept, before.peak, before.flops, 0),
+            Point(expected.kept, expected.peak, expected.flops, len(chosen)),
+            _curve(model, self.step),
+            self.others,
+        )
+
+
+def _fitting(survey: _Survey, limit: int) -> tuple[frozenset[int], Simulated] | None:
     """Units that run again, and their step; tried with a lower limit while the step itself is above it."""
     aim = limit
     for _ in range(_TRIES):
-        chosen = model.within(aim)
-        if chosen is None:
-            chosen = frozenset(i for i, s in enumerate(model.savings) if s)
-        expected = simulate(tuned, arguments, again=[(units[i].first, units[i].last) for i in sorted(chosen)])
+        chosen = survey.model.within(aim)
+        tried = survey.model.every if chosen is None else chosen
+        expected = survey.simulated(tried)
         if expected.peak <= limit:
-            return chosen, expected
-        if model.within(aim) is None:
+            return tried, expected
+        if chosen is None:
             return None
         aim -= max(expected.peak - limit, 1)
     return None
 
 
-def _too_small(
-    tuned: UtcGraphModule,
-    arguments: Mapping[str, object],
-    units: Sequence[Unit],
-    model: Model,
-    budget: float | int | str,
-    others: int,
-    before: Simulated,
-) -> UtcError:
-    every = [i for i, s in enumerate(model.savings) if s]
-    least = simulate(tuned, arguments, again=[(units[i].first, units[i].last) for i in every]).peak
-    possible = f"{shown(least + others)}, of which {shown(others)} are parameters, buffers and inputs"
+def _too_small(survey: _Survey, budget: float | int | str) -> UtcError:
+    least = survey.simulated(survey.model.every).peak
+    possible = f"{shown(least + survey.others)}, of which {shown(survey.others)} are parameters, buffers and inputs"
     if isinstance(budget, float):
-        possible = f"{least / before.peak:.3f}"
+        possible = f"{least / survey.before.peak:.3f}"
     return UtcError(
         f"a step does not fit the memory budget {budget!r}",
         why=f"the least possible with these inputs is {possible}",
@@ -142,12 +171,11 @@ def _too_small(
 
 def _curve(model: Model, step: Simulated) -> tuple[Point, ...]:
     found: list[Point] = []
-    for share in _POINTS:
-        chosen = model.within(int(share * step.peak))
+    for chosen in (*(model.within(int(share * step.peak)) for share in _POINTS), model.every):
         if chosen is None:
-            break
+            continue
         point = Point(model.held(chosen), model.peak(chosen), model.flops(chosen), len(chosen))
-        if point not in found:
+        if not found or point.peak < found[-1].peak:
             found.append(point)
     return tuple(found)
 

@@ -112,9 +112,17 @@ def split_prefix(tuned: UtcGraphModule) -> tuple[UtcGraphModule, Rest]:
     rest = Rest(tuned, _second(tuned.graph, tuned, below, border), "Rest")
     for part in (prefix, rest):
         _forget_unread(part)
-    rest.memory = MemoryPlan()
+    rest.memory = _memory_of(tuned, rest)
     prefix.eval()
     return prefix, rest.train(tuned.training)
+
+
+def _memory_of(tuned: UtcGraphModule, rest: UtcGraphModule) -> MemoryPlan | None:
+    """The plan of the whole for its rest: what runs again in backward is above the cut, and has the same names."""
+    plan = getattr(tuned, "memory", None)
+    names = {n.name for n in rest.graph.nodes}
+    again = tuple(unit for unit in getattr(plan, "again", ()) if names.issuperset(unit))
+    return None if plan is None else MemoryPlan(again)
 
 
 def _below(graph: fx.Graph, reading: Reading) -> set[fx.Node]:
@@ -131,6 +139,7 @@ def _below(graph: fx.Graph, reading: Reading) -> set[fx.Node]:
         size = _size(border)
         for node in border:
             cheap = node.op != "placeholder" and reading.operations[node].name in _CHEAP and not info(node).inplace
+            cheap = cheap and below.isdisjoint(node.users)  # a side network reads what the backbone goes on with
             if cheap and _size(_border(graph, below - {node})) <= size:
                 below = below - {node}
                 break

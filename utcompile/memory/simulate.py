@@ -19,6 +19,7 @@ from utcompile.graph import UtcGraphModule, info
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.memory.planned import plan_graph
 from utcompile.memory.segments import recompute
+from utcompile.memory.working import working_memory
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class _Ledger(TorchDispatchMode):
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.alive
         result = func(*args, **(kwargs or {}))
+        self.highest = max(self.highest, before + working_memory(func, args, kwargs or {}))
         counted = flop_registry.get(func._overloadpacket)
         if counted is not None:
             self.flops += counted(*args, **(kwargs or {}), out_val=result)

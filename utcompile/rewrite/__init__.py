@@ -8,7 +8,7 @@ from utcompile.rewrite.functional import to_module
 from utcompile.rewrite.learn import check_learning
 from utcompile.rewrite.manifest import MANIFEST, read_manifest
 from utcompile.rewrite.masters import settle_precision
-from utcompile.rewrite.task_doors import add_task, set_task
+from utcompile.rewrite.task_doors import load_task, set_task
 from utcompile.rewrite.to_peft import save_peft
 from utcompile.rewrite.tuned import (
     TunedModule,
@@ -44,7 +44,6 @@ __all__ = [
     "TunedValue",
     "TunedWeight",
     "Whole",
-    "add_task",
     "apply_plan",
     "check_learning",
     "count_parameters",
@@ -52,6 +51,7 @@ __all__ = [
     "enabled_tuners",
     "fingerprint",
     "load_peft",
+    "load_task",
     "load_tuners",
     "move_checkpoint",
     "peft_rules",

@@ -1,4 +1,4 @@
-"""`add_task` and `set_task`, for every kind of tuned model."""
+"""`load_task` and `set_task`, for every kind of tuned model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.whole import Whole
 
 
-def add_task(tuned: nn.Module, name: str, folder: str | Path) -> None:
+def load_task(tuned: nn.Module, name: str, folder: str | Path) -> None:
     """Add a task from a checkpoint of the same base and rules; `set_task` puts it in place.
 
     The same as `TunedModule.add_task`, also for a model of which parts are tuned (`within=`).
@@ -23,7 +23,7 @@ def add_task(tuned: nn.Module, name: str, folder: str | Path) -> None:
     Raises:
         UtcError: as `load_tuners`; or there is a task of that name.
     """
-    whole = Whole.of(tuned, "add_task")
+    whole = Whole.of(tuned, "load_task")
     whole.tasks.add(whole.module, name, folder)
 
 

@@ -21,7 +21,7 @@ def check_length(passage: Passage) -> None:
     """Refuse a text that is longer than any pattern or comparison needs to be."""
     if len(passage.text) > MAX_CHARACTERS:
         raise UtcError(
-            f"a text of more than {MAX_CHARACTERS:,} characters", where=str(passage.start), code="rule/where"
+            f"a text of more than {MAX_CHARACTERS:,} characters", where=str(passage.start), code="rule/too-large"
         )
 
 
@@ -35,7 +35,7 @@ class Text:
     """
 
     def __init__(self, passage: Passage, mode: Literal["exec", "eval"], *, what: str, fix: str | None = None) -> None:
-        self.passage = passage
+        self.passage, self.what = passage, what
         self.lines = passage.text.split("\n")
         self.starts = [0]
         for line in self.lines[:-1]:
@@ -43,9 +43,11 @@ class Text:
         check_length(passage)
         if long := re.search(rf"\w{{{MAX_WORD + 1},}}", passage.text):  # every message about a word is then short
             raise UtcError(
-                f"a word of more than {MAX_WORD} characters", where=str(passage.mark(long.start())), code="rule/where"
+                f"a word of more than {MAX_WORD} characters",
+                where=str(passage.mark(long.start())),
+                code="rule/too-large",
             )
-        self._tree = self._parse(mode, what, fix)
+        self._tree = self._parse(mode, fix)
 
     @property
     def statements(self) -> list[ast.stmt]:
@@ -59,8 +61,8 @@ class Text:
         assert isinstance(self._tree, ast.Expression)
         return self._tree.body
 
-    def _parse(self, mode: str, what: str, fix: str | None) -> ast.AST:
-        problem = f"this is not a {what}"
+    def _parse(self, mode: str, fix: str | None) -> ast.AST:
+        problem = f"this is not a {self.what}"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter(
@@ -71,15 +73,16 @@ class Text:
         except SyntaxError as error:
             line = min(max((error.lineno or 1) - 1, 0), len(self.lines) - 1)
             offset = self.starts[line] + min(max((error.offset or 1) - 1, 0), len(self.lines[line]))
-            raise UtcError(
-                problem, where=str(self.passage.mark(offset)), why=error.msg, fix=fix, code="rule/where"
-            ) from None
+            raise self._problem(problem, self.passage.mark(offset), error.msg, fix) from None
         except (RecursionError, MemoryError):  # raised by Python's parser for deep nesting
-            raise UtcError(
-                problem, where=str(self.passage.start), why="it is nested too deeply", fix=fix, code="rule/where"
-            ) from None
+            raise self._problem(problem, self.passage.start, "it is nested too deeply", fix) from None
         except ValueError as error:
-            raise UtcError(problem, where=str(self.passage.start), why=str(error), fix=fix, code="rule/where") from None
+            raise self._problem(problem, self.passage.start, str(error), fix) from None
+
+    def _problem(self, problem: str, mark: Mark, why: str | None, fix: str | None) -> UtcError:
+        if self.what == "comparison":
+            return UtcError(problem, where=str(mark), why=why, fix=fix, code="rule/where")
+        return UtcError(problem, where=str(mark), why=why, fix=fix, code="rule/pattern")
 
     def offset(self, line: int, column: int) -> int:
         """The offset in the text of a place that `ast` gives: lines from 1, columns in bytes of UTF-8."""
@@ -104,7 +107,7 @@ class Text:
 
     def error(self, node: ast.AST, what: str, *, why: str | None = None, fix: str | None = None) -> UtcError:
         """An error at a node."""
-        return UtcError(what, where=str(self.mark(node)), why=why, fix=fix, code="rule/where")
+        return self._problem(what, self.mark(node), why, fix)
 
     def check_nesting(self, node: ast.AST, depth: int) -> None:
         """Refuse an expression that is nested too deeply."""

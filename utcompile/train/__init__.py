@@ -2,7 +2,9 @@
 
 from utcompile.train.dataset import Data
 from utcompile.train.load import load_data
-from utcompile.train.loop import TrainResult, fit
+from utcompile.train.loop import fit
 from utcompile.train.metrics import accuracy
+from utcompile.train.result import TrainResult
+from utcompile.train.tasks import make_task
 
-__all__ = ["Data", "TrainResult", "accuracy", "fit", "load_data"]
+__all__ = ["Data", "TrainResult", "accuracy", "fit", "load_data", "make_task"]

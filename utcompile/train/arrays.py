@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.train.array_sizes import check_sizes
+from utcompile.train.array_targets import array_targets, facts_of_targets, split_arrays
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.split import stratified
 
@@ -22,12 +24,12 @@ HELD_OUT = ("val", "test")
 MODES = ("bicubic", "bilinear", "nearest")
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(Dataset[tuple[Tensor, Any]]):
     """Arrays as a dataset; resized and normalised when they are read, a batch at a time.
 
     Args:
         x: uint8, or floats in [0, 1], `(N, C, H, W)` with 1 or 3 channels.
-        y: integers `(N,)`.
+        y: integers `(N,)`; or numbers `(N, K)`; or masks `(N, H, W)`, which are resized with the images.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, how: Preprocessing) -> None:
@@ -37,10 +39,10 @@ class Images(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """What a `DataLoader` calls with the indices of a batch."""
         chosen = self.x[np.asarray(indices)]
         images = torch.from_numpy(chosen).float()
@@ -54,11 +56,22 @@ class Images(Dataset[tuple[Tensor, int]]):
                 images = F.interpolate(images, size, mode=self.how.interpolation, antialias=True, align_corners=False)
                 images = images.clamp(0, 1)  # bicubic overshoots
         images = (images.expand(-1, channels, -1, -1) - self.mean) / self.std
-        return list(zip(images, self.y[np.asarray(indices)].tolist(), strict=True))
+        return list(zip(images, self._targets(np.asarray(indices)), strict=True))
+
+    def _targets(self, indices: np.ndarray) -> Sequence[Any]:
+        chosen = self.y[indices]
+        if chosen.ndim == 1:
+            labels: list[int] = chosen.tolist()
+            return labels
+        targets = torch.from_numpy(chosen)
+        if targets.ndim == 3 and targets.shape[1:] != self.how.input_size[1:]:
+            resized = F.interpolate(targets[:, None].float(), self.how.input_size[1:], mode="nearest")
+            targets = resized[:, 0].to(targets.dtype)
+        return list(targets)
 
 
-def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
-    """Read an `.npz` file; see `load_data` for what it holds.
+def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "classify") -> Data:
+    """Read an `.npz` file; see `load_data` for what it contains.
 
     Raises:
         UtcError: not an `.npz`, missing keys, pickled objects, wrong ranks, lengths, channels, ranges or labels.
@@ -69,7 +82,9 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
             fix=did_you_mean(how.interpolation, MODES),
             code="train/settings",
         )
-    arrays = _read(path)
+    arrays = read_arrays(path)
+    if task != "classify":
+        return _other(path, arrays, how, seed, task)
     if "x_train" in arrays or "y_train" in arrays:
         held = next((name for name in HELD_OUT if f"x_{name}" in arrays or f"y_{name}" in arrays), None)
         if held is None:
@@ -98,10 +113,40 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int) -> Data:
             code="data/labels",
         )
     names = tuple(str(label) for label in range(classes))
-    return Data(Images(x, y, how), Images(x_held, y_held, how), classes, names)
+    return Data(
+        Images(x, y, how),
+        Images(x_held, y_held, how),
+        classes,
+        names,
+        counts=tuple(np.bincount(y, minlength=classes).tolist()),
+        preprocessing=how.as_dict("squash"),
+    )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _other(path: Path, arrays: dict[str, np.ndarray], how: Preprocessing, seed: int, task: str) -> Data:
+    """Data of the tasks other than `classify`: `y` is `(N, K)` of 0 and 1, of numbers, or `(N, H, W)` of classes."""
+    (x, y), held = split_arrays(path, arrays)
+    parts = []
+    for (x_name, x_part), (y_name, y_part) in filter(None, ((x, y), held)):
+        images = _images(path, x_name, x_part, how.input_size[0])
+        targets = array_targets(path, y_name, y_part, task, images.shape[2:])
+        if len(images) != len(targets):
+            raise UtcError(
+                f"{x_name} holds {len(images)} images and {y_name} {len(targets)} targets",
+                where=str(path),
+                code="data/labels",
+            )
+        parts.append((images, targets))
+    images, targets = parts[0]
+    if len(parts) == 1:
+        kept, rest = stratified(np.zeros(len(images), dtype=int), seed)
+        parts = [(images[kept], targets[kept]), (images[rest], targets[rest])]
+    facts = facts_of_targets(path, [targets for _, targets in parts], task)
+    train, validation = (Images(images, targets, how) for images, targets in parts)
+    return Data(train, validation, len(facts["class_names"]), task=task, preprocessing=how.as_dict("squash"), **facts)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     name = ""
     try:

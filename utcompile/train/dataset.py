@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch.utils.data import Dataset
+
+_UNITS = {"regress": ("target", "targets"), "multilabel": ("label", "labels")}
 
 
 @dataclass(frozen=True)
 class Data:
-    """Two datasets of `(image, label)`: images are float32 `(C, H, W)`, normalised; labels are ints.
+    """Two datasets of `(input, target)`. For image classification: float32 `(C, H, W)`, normalised, and an int.
 
     Attributes:
         train, validation: map-style datasets with a length.
-        num_classes: labels run from 0 to `num_classes - 1`.
-        class_names: one name a label.
+        num_classes: labels run from 0 to `num_classes - 1`; for `regress`, how many numbers there are per sample.
+        class_names: one name per label (or per number).
+        task: what it is for: `classify multilabel regress segment text custom`.
+        collate: makes a batch of samples, as a `DataLoader` takes it; None for torch's own.
+        counts: training samples per class (pixels for `segment`), where they are known.
+        standard: mean and standard deviation of each training target of `regress`.
+        preprocessing: how an input is made of a file, as plain data: what a run's `task.json` says.
     """
 
     train: Dataset[object]
     validation: Dataset[object]
     num_classes: int
     class_names: tuple[str, ...]
+    task: str = "classify"
+    collate: Callable[[list[object]], object] | None = None
+    counts: tuple[int, ...] | None = None
+    standard: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """How many there are to train on."""
+        return len(self.train)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        sizes = f"{len(self.train)} training and {len(self.validation)} validation samples"  # type: ignore[arg-type]
-        return f"{sizes} of {self.num_classes} classes"
+        sizes = f"{self.samples} training and {len(self.validation)} validation samples"  # type: ignore[arg-type]
+        if self.task == "custom":
+            return sizes
+        one, many = _UNITS.get(self.task, ("class", "classes"))
+        return f"{sizes} of {self.num_classes} {one if self.num_classes == 1 else many}"
 
 
 @dataclass(frozen=True)
@@ -36,3 +57,19 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
+
+    def as_dict(self, resize: str) -> dict[str, object]:
+        """Plain data for `task.json`.
+
+        Args:
+            resize: `crop` for the short side to `size / crop_pct` and the centre; `squash` for both sides to `size`.
+        """
+        return {
+            "kind": "image",
+            "size": list(self.input_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct if resize == "crop" else 1.0,
+            "resize": resize,
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError
+from utcompile.train.damaged import reason_of, refuse, unreadable
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.split import stratified
 
@@ -19,47 +21,90 @@ HELD_OUT = ("val", "validation", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 
 Sample = tuple[Path, int]
+Source = Path | Callable[[], Image.Image]
+_SCALE = (0.35, 1.0)  # of the area: timm's 0.08 is meant for hundreds of epochs
 
 
-class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Image files with their labels.
+class ImageFiles(Dataset[tuple[Tensor, Any]]):
+    """Image files with their targets.
+
+    Args:
+        samples: a path, or a function that opens the image; and its label or target.
 
     Raises:
         UtcError: on reading a file that is no image, with its path.
     """
 
-    def __init__(self, samples: Iterable[Sample], transform: Callable[[object], Tensor], mode: str = "RGB") -> None:
+    def __init__(
+        self, samples: Iterable[tuple[Source, Any]], transform: Callable[[object], Tensor], mode: str = "RGB"
+    ) -> None:
         self.samples, self.transform, self.mode = list(samples), transform, mode
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         path, label = self.samples[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(path) if isinstance(path, Path) else path() as image:
                 pixels = image.convert(self.mode)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UtcError(
                 "the image file cannot be read",
-                where=str(path),
-                why=reason,
+                where=str(path) if isinstance(path, Path) else f"image {index}",
+                why=reason_of(error),
                 fix="replace it or take it away",
                 code="data/damaged",
             ) from error
         return self.transform(pixels), label
 
 
-def load_folders(path: Path, how: Preprocessing, *, seed: int, augment: bool) -> Data:
+def transforms(
+    how: Preprocessing, augment: bool | str
+) -> tuple[Callable[[object], Tensor], Callable[[object], Tensor]]:
+    """What makes tensors of images in validation and in training.
+
+    Args:
+        augment: random crops, flips and colour jitter; or a policy of timm's, such as `rand-m9-mstd0.5-inc1`, with
+            random erasing.
+
+    Raises:
+        UtcError: timm has no such policy.
+    """
+    options: dict[str, Any] = {
+        "mean": how.mean,
+        "std": how.std,
+        "interpolation": how.interpolation,
+        "crop_pct": how.crop_pct,
+    }
+    plain = create_transform(how.input_size, is_training=False, **options)
+    if not augment:
+        return plain, plain
+    more: dict[str, Any] = {"auto_augment": augment, "re_prob": 0.25} if isinstance(augment, str) else {}
+    try:
+        return plain, create_transform(how.input_size, is_training=True, scale=_SCALE, **options, **more)
+    except Exception as error:  # timm asserts
+        raise UtcError(
+            f"timm has no augmentation {augment!r}",
+            why=reason_of(error),
+            fix="give e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a",
+            code="train/settings",
+        ) from error
+
+
+def load_folders(
+    path: Path, how: Preprocessing, *, seed: int, augment: bool | str, check: bool = False, skip_bad: bool = False
+) -> Data:
     """Read image folders; see `load_data` for how they are laid out.
 
     Raises:
-        UtcError: no class folder, no image in one, or other classes in validation than in training.
+        UtcError: no class folder, no image in one, or other classes in validation than in training; with `check`, an
+            image that cannot be decoded.
     """
     held = next((path / name for name in HELD_OUT if (path / name).is_dir()), None)
     if (path / "train").is_dir():
         names, train = _samples(path / "train")
+        validation: list[Sample] = []
         if held is not None:
             held_names, validation = _samples(held)
             _check_same(names, held_names, held)
@@ -72,19 +117,42 @@ def load_folders(path: Path, how: Preprocessing, *, seed: int, augment: bool) ->
         )
     else:
         names, train = _samples(path)
+        validation = []
+    if check:
+        train = _readable(train, names, skip_bad)
+        validation = [] if held is None else _readable(validation, (), skip_bad)
     if held is None:
         kept, held_out = stratified([label for _, label in train], seed)
         train, validation = [train[i] for i in kept], [train[i] for i in held_out]
-    options: dict[str, Any] = {
-        "mean": how.mean,
-        "std": how.std,
-        "interpolation": how.interpolation,
-        "crop_pct": how.crop_pct,
-    }
     mode = "RGB" if how.input_size[0] == 3 else "L"
-    plain = create_transform(how.input_size, is_training=False, **options)
-    random = create_transform(how.input_size, is_training=True, **options) if augment else plain
-    return Data(ImageFiles(train, random, mode), ImageFiles(validation, plain, mode), len(names), names)
+    plain, random = transforms(how, augment)
+    counts = Counter(label for _, label in train)
+    return Data(
+        ImageFiles(train, random, mode),
+        ImageFiles(validation, plain, mode),
+        len(names),
+        names,
+        counts=tuple(counts[i] for i in range(len(names))),
+        preprocessing=how.as_dict("crop"),
+    )
+
+
+def _readable(samples: list[Sample], names: tuple[str, ...], skip_bad: bool) -> list[Sample]:
+    """The samples that can be decoded; at least one of each class in `names`."""
+    bad = unreadable([path for path, _ in samples])
+    refuse(bad, len(samples), skip=skip_bad)
+    out = {sample.index for sample in bad}
+    kept = [sample for i, sample in enumerate(samples) if i not in out]
+    left = {label for _, label in kept}
+    for label, name in enumerate(names):
+        if label not in left:
+            raise UtcError(
+                f"no image of the class {name!r} can be read",
+                where=str(next(path for path, other in samples if other == label).parent),
+                fix="replace them, or remove the folder",
+                code="data/damaged",
+            )
+    return kept
 
 
 def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:

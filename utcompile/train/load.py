@@ -1,13 +1,26 @@
-"""Image classification data from a path: image folders or an `.npz` file."""
+"""Training data from a path: image folders, tables, masks, arrays, saved data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from utcompile.errors import UtcError
+from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
 from utcompile.train.dataset import Data, Preprocessing
+from utcompile.train.tables import SUFFIXES, Table, tables_in
+from utcompile.train.tasks import TASKS
+
+_LAYOUTS = {
+    "classify": "a folder with one folder of images per class, a table of image paths (.csv), or an .npz file with "
+    "arrays x and y",
+    "multilabel": "a table of image paths (.csv), or an .npz file with arrays x and y",
+    "regress": "a table of image paths (.csv), or an .npz file with arrays x and y",
+    "segment": "a folder with the folders images and masks, or an .npz file with arrays x and y",
+    "text": "a table of texts (.csv, .tsv or .jsonl)",
+    "custom": "an .npz file with arrays x and y, or file.py:function",
+}
 
 
 def load_data(
@@ -19,29 +32,49 @@ def load_data(
     interpolation: str = "bicubic",
     crop_pct: float = 0.875,
     seed: int = 0,
-    augment: bool = False,
+    augment: bool | str = False,
+    task: str = "classify",
+    input_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    tokenizer: object = None,
+    max_length: int = 128,
+    check: bool = False,
+    skip_bad: bool = False,
 ) -> Data:
     """Read training and validation data from `path`.
 
     Image folders: `path/train/CLASS/*.png` with `path/val`, `path/validation` or `path/test` next to it; or
     `path/CLASS/*.png` alone, of which a tenth of every class is held out. Read through timm's transforms.
 
+    Tables (`.csv`, `.tsv`, `.jsonl`): one row per sample, with a path (relative to the table) or a text, and a label.
+    A column `split`, or a folder with `train.csv` and `val.csv`, says what is held out. `multilabel` reads
+    `cat;dog`, or columns of 0 and 1; `regress` reads numbers.
+
+    Masks (`segment`): `path/images` and `path/masks` with files of the same names, or both in `path/train` and
+    `path/val`; a mask has the class of each pixel, or 0 and 255. `path/classes.txt` names the classes.
+
     An `.npz` file: `x_train`, `y_train` with `x_val`, `y_val` or `x_test`, `y_test`; or `x`, `y`, of which a tenth
     is held out. `x` is `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, uint8 or float in [0, 1]; grey images are
     repeated to three channels. Arrays are resized as a whole, without the centre crop that folders get.
 
+    A folder that `datasets` saved to disk, as a table.
+
     Args:
         input_size, mean, std, interpolation, crop_pct: as in `timm.data.resolve_data_config(model=model)`.
         seed: of the split, where one is made.
-        augment: train on timm's random crops, flips and colour jitter (image folders only).
+        augment: train on random crops, flips and colour jitter (image files only); or a policy of timm's.
+        input_column, label_columns: of a table; found by their names otherwise.
+        tokenizer: of transformers, or the local folder of one (`text`).
+        max_length: in tokens; longer texts are cut.
+        check: decode every image before anything else.
+        skip_bad: leave out samples that cannot be used.
 
     Raises:
         UtcError: anything about the data that would not train as meant, with the file and the reason.
     """
-    from utcompile.train.arrays import load_arrays
-    from utcompile.train.folders import load_folders
-
     path = path_of(path, "path")
+    if task not in TASKS:
+        raise UtcError(f"unknown task {task!r}", fix=did_you_mean(task, TASKS), code="train/settings")
     if len(input_size) != 3 or input_size[0] not in (1, 3):
         raise UtcError(
             f"input_size is {tuple(input_size)}",
@@ -55,22 +88,73 @@ def load_data(
     )
     if not path.exists():
         raise UtcError(
-            "the data path does not exist",
-            where=str(path),
-            fix="give an image folder or an .npz file",
-            code="data/not-found",
+            "the data path does not exist", where=str(path), fix=f"give {_LAYOUTS[task]}", code="data/not-found"
         )
-    if path.is_dir():
-        return load_folders(path, how, seed=seed, augment=augment)
-    if path.suffix == ".npz":
-        if augment:
+    if path.suffix == ".npz" and not path.is_dir():
+        return _arrays(path, how, seed, task, augment)
+    columns: dict[str, Any] = {"input_column": input_column, "label_columns": label_columns, "skip_bad": skip_bad}
+    if task == "text":
+        from utcompile.train.texts import load_texts, read_tokenizer
+
+        if tokenizer is None:
             raise UtcError(
-                "augment works on image folders only", where=str(path), fix="train without it", code="train/settings"
+                "texts need a tokenizer", fix="give the local folder of one: --tokenizer DIR", code="data/tokenizer"
             )
-        return load_arrays(path, how, seed=seed)
-    raise UtcError(
-        f"data of the kind {path.suffix or 'without a suffix'!r} cannot be read",
+        if isinstance(tokenizer, str | Path):
+            tokenizer = read_tokenizer(tokenizer)
+        return load_texts(_tables(path, task), tokenizer=tokenizer, seed=seed, max_length=max_length, **columns)
+    if task == "segment" and path.is_dir():
+        from utcompile.train.masks import load_masks
+
+        return load_masks(path, how, seed=seed, augment=bool(augment), skip_bad=skip_bad)
+    if task == "classify" and path.is_dir() and not _has_tables(path):
+        from utcompile.train.folders import load_folders
+
+        return load_folders(path, how, seed=seed, augment=augment, check=check, skip_bad=skip_bad)
+    if task in ("custom", "segment"):
+        raise _unreadable(path, task)
+    from utcompile.train.image_table import load_image_table
+
+    options: dict[str, Any] = {"task": task, "seed": seed, "augment": augment, "check": check, **columns}
+    return load_image_table(_tables(path, task), how, **options)
+
+
+def _arrays(path: Path, how: Preprocessing, seed: int, task: str, augment: bool | str) -> Data:
+    if augment:
+        raise UtcError(
+            "augment works on image folders only", where=str(path), fix="train without it", code="train/settings"
+        )
+    if task == "custom":
+        from utcompile.train.own_data import load_own_arrays
+
+        return load_own_arrays(path, seed=seed)
+    if task == "text":
+        raise _unreadable(path, task)
+    from utcompile.train.arrays import load_arrays
+
+    return load_arrays(path, how, seed=seed, task=task)
+
+
+def _tables(path: Path, task: str) -> tuple[Table, Table | None]:
+    from utcompile.train.hub import is_saved_dataset, read_hub
+
+    if path.is_dir() and is_saved_dataset(path):
+        return read_hub(path)
+    if not path.is_dir() and path.suffix not in SUFFIXES:
+        raise _unreadable(path, task)
+    return tables_in(path)
+
+
+def _has_tables(path: Path) -> bool:
+    from utcompile.train.hub import is_saved_dataset
+
+    return is_saved_dataset(path) or any((path / f"train{suffix}").is_file() for suffix in SUFFIXES)
+
+
+def _unreadable(path: Path, task: str) -> UtcError:
+    return UtcError(
+        f"data of the kind {path.suffix or 'without a suffix'!r} cannot be read for the task {task!r}",
         where=str(path),
-        fix="give a folder with one folder of images a class, or an .npz file with arrays x and y",
+        fix=f"give {_LAYOUTS[task]}",
         code="data/damaged",
     )

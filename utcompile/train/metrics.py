@@ -1,16 +1,17 @@
-"""What a model is measured by: top-1 accuracy and cross-entropy."""
+"""Measuring a model on a dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from utcompile.errors import UtcError
 from utcompile.modes import evaluating
+from utcompile.train.tasks import Classify, Task
 
 
 def accuracy(model: nn.Module, dataset: Dataset[object], batch_size: int = 64, *, workers: int = 0) -> float:
@@ -23,36 +24,40 @@ def accuracy(model: nn.Module, dataset: Dataset[object], batch_size: int = 64, *
     Raises:
         UtcError: the dataset is empty, or the model returns no logits.
     """
-    return evaluate(model, DataLoader(dataset, batch_size, num_workers=workers))[0]
+    task = Classify(0)  # of as many classes as the model has
+    return measure(model, DataLoader(dataset, batch_size, num_workers=workers), task)["accuracy"]
 
 
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy over batches of inputs and labels `(B,)`."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    right, loss, total = 0, 0.0, 0
+def measure(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], task: Task) -> dict[str, float]:
+    """`loss` and the task's metrics over batches of inputs and targets, in eval mode; the modes are restored."""
+    meter, device = task.meter(), device_of(model)
+    samples = 0
     with evaluating(model):
-        for inputs, labels in batches:
-            labels = labels.to(device)
-            logits = logits_of(model(inputs.to(device))).float()
-            right += int((logits.argmax(1) == labels).sum())
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            total += len(labels)
-    if not total:
+        for inputs, targets in batches:
+            targets = targets.to(device)
+            meter.update(task.predictions(called(model, moved(inputs, device)), targets), targets)
+            samples += len(targets)
+    if not samples:
         raise UtcError("there is no sample to measure accuracy on", code="data/not-found")
-    return right / total, loss / total
+    return meter.values()
 
 
-def logits_of(output: object) -> Tensor:
-    """The logits `(B, classes)` among what a model returns: itself, its `logits`, or its first member."""
-    if isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    elif isinstance(output, (tuple, list)) and output:
-        output = getattr(output, "logits", output[0])
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise UtcError(
-            f"the model returns {shape}, not logits (B, classes)",
-            fix="train a model with a classification head, or a wrapper that returns its logits",
-            code="train/model",
-        )
-    return output
+def called(model: nn.Module, inputs: Any) -> object:
+    """What a model returns for a batch of inputs: a tensor, several in order, or several by name."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Inputs or targets on a device."""
+    if isinstance(value, Mapping):
+        return {name: moved(entry, device) for name, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(moved(entry, device) for entry in value)
+    return value.to(device, non_blocking=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from utcompile.errors import UtcError
+from utcompile.train.settings import Settings
 
-_NUMBERS = ("epoch", "train_loss", "validation_loss", "validation_accuracy", "lr", "seconds")
+_NUMBERS = ("epoch", "train_loss", "validation_loss", "lr", "seconds")
 
 
 def state_bytes(state: Mapping[str, object]) -> bytes:
@@ -42,8 +43,10 @@ def read_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(state.get(name), kind):
             raise _unreadable(path, f"its {name!r} is no {kind.__name__}")
     history: list[Any] = state["history"]
+    state["settings"] = Settings.completed(state["settings"])
+    numbers = (*_NUMBERS, f"validation_{state['settings']['metric']}")
     for i, entry in enumerate(history):
-        good = isinstance(entry, dict) and all(type(entry.get(key)) in (int, float) for key in _NUMBERS)
+        good = isinstance(entry, dict) and all(type(entry.get(key)) in (int, float) for key in numbers)
         if not good or entry["epoch"] != i + 1:
             raise _unreadable(path, f"entry {i} of its history is not that of epoch {i + 1}")
     if not history or len(history) > state["settings"].get("epochs", 0):

@@ -1,6 +1,6 @@
-"""Two small U-Nets, for `rules/scedit/skip.yaml`: the classic one, and one with attention as diffusion models have it.
+"""Two small U-Nets, for `skip.yaml`: the classic one, and one with attention as diffusion models have it.
 
-utcompile explain -m examples/unet.py:classic -r scedit/skip --input-size 3,32,32
+utcompile explain -m rules/scedit/unet.py:classic -r scedit/skip --input-size 3,32,32
 """
 
 from __future__ import annotations

@@ -1,0 +1,40 @@
+"""`report`, and the page at the end of `train`."""
+
+from __future__ import annotations
+
+import pytest
+from support.browser import BROWSER, drive
+from support.cli_toys import MODEL, RULES, parsed, passed, refused, write_data
+
+
+def test_a_page_that_cannot_be_written_is_found_before_any_work(tmp_path):
+    refused("report", tmp_path, "-o", tmp_path / "no" / "page.html", says=("does not exist",))
+    refused("report", tmp_path, "-o", tmp_path, says=("is a folder",))
+
+
+def test_a_folder_without_a_history(tmp_path):
+    refused("report", tmp_path, says=("the run has no history", "utcompile train -o", "report/history"))
+
+
+@pytest.mark.full
+def test_train_ends_with_a_page_and_report_writes_it_again(tmp_path):
+    data, run = write_data(tmp_path / "data.npz"), tmp_path / "run"
+    arguments = ("--epochs", "2", "--batch-size", "8", "--lr", "0.01")
+    found = parsed("train", *MODEL, *RULES, "-d", data, "-o", run, *arguments)
+    page = run / "report.html"
+    assert found["report"] == str(page)
+    text = page.read_text()
+    for words in ("Curves", "Confusion", "Worst by loss", "Latency", "absorbed", "What is inserted", "lora r=2"):
+        assert words in text
+    if BROWSER is not None:
+        assert drive(text, "return document.images.length", tmp_path) > 0
+
+    page.unlink()
+    said = parsed("report", run, "-o", tmp_path / "again.html")
+    assert not page.exists() and said["accuracy"] == pytest.approx(found["best_accuracy"]) and not said["notes"]
+    assert set(said["latency_ms"]) == {"base", "tuned", "folded"} and said["fold"]["max_error"] < 1e-4
+
+    data.unlink()  # the page is written without what needs the data, and says so
+    said = parsed("report", run, "--no-fold")
+    assert said["accuracy"] is None and "Predictions are left out" in said["notes"][0] and page.exists()
+    assert "note: Predictions" in passed("report", run, "--no-fold").stdout

@@ -1,0 +1,170 @@
+"""`add_task`: one more task for a file that is there, without exporting it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from utcompile.deploy.frontier import CLASSES
+from utcompile.deploy.metadata import PREFIX
+from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.rows import stacked
+from utcompile.deploy.runtime import run
+from utcompile.deploy.task_files import (
+    ADAPTER,
+    BUILDER,
+    SavedTask,
+    TaskFile,
+    beside,
+    check_task_name,
+    check_values,
+    digest_of,
+    read_adapter,
+    read_task_file,
+    task_file_text,
+    write_adapter,
+)
+from utcompile.deploy.task_values import Builder, arrays_of
+from utcompile.deploy.tasks import save_model
+from utcompile.errors import UtcError
+from utcompile.files import draft, path_of, reported
+from utcompile.rewrite import TENSORS
+from utcompile.rewrite.manifest import Manifest, load_manifest, read_manifest
+from utcompile.rewrite.pair import read_pair
+
+
+def add_task(path: str | Path, run: str | Path, name: str | None = None) -> str:
+    """Add a run as a task to an ONNX file that was exported with `tasks=`; the model is not needed.
+
+    Args:
+        path: the ONNX file; its `.json` and `.builder.onnx` are next to it. With `routing="row"` it is written again.
+        run: the run's folder: of the same base, rules and sites; its head may have another number of classes.
+        name: of the task. None: the folder's name.
+
+    Returns:
+        The task's name.
+
+    Raises:
+        UtcError: the run does not fit, or there is a task of that name. The files are then as they were.
+    """
+    path, folder = path_of(path, "path"), path_of(run, "run")
+    known = read_task_file(path)
+    name = check_task_name(folder.resolve().name if name is None else name, known.names, str(path))
+    tensors, labels = _read_run(folder, known)
+    builder = Builder(str(beside(path, BUILDER)))
+    if wrong := set(builder.inputs) - set(known.parameters.values()):
+        raise UtcError(
+            "the builder belongs to another file", where=str(path), why=f"it takes {min(wrong)}", code="export/tasks"
+        )
+    named = {known.parameters[key]: tensor for key, tensor in tensors.items()}
+    values = builder(named)
+    check_values(values, known, str(folder))
+    classes = next((int(tensors[key].shape[0]) for key, n in known.parameters.items() if n in known.heads), None)
+    task = SavedTask(
+        name=name,
+        classes=classes,
+        labels=labels if labels is not None and classes in (None, len(labels)) else None,
+        sha256=digest_of(values),
+        run=digest_of(arrays_of(named)),
+        file=beside(path, f".{name}{ADAPTER}").name if known.routing == "call" else None,
+    )
+    more = known.model_copy(update={"tasks": [*known.tasks, task]})
+    with reported("the task cannot be written", path), draft(path.parent) as drafts:
+        if known.routing == "call":
+            write_adapter(drafts / str(task.file), values, known.base)
+        else:
+            _extend(path, drafts / path.name, more, values)
+        (drafts / beside(path, ".json").name).write_bytes(task_file_text(more))
+        _try_out(path, drafts, more, task)
+        # the list last: until then, the file has the tasks that it had
+        for file in sorted(drafts.iterdir(), key=lambda file: (file.suffix == ".json", file.name == path.name)):
+            file.replace(path.with_name(file.name))
+    return name
+
+
+def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+    """A run's tensors, checked against the sites and tensors of a file, and the names of its classes."""
+    manifest = load_manifest(run)
+    if not isinstance(manifest, Manifest):
+        raise UtcError(
+            "the run is of format 1, which does not say enough of its base",
+            where=str(run),
+            fix="load it and save it again: utc.load_tuners, utc.save_tuners",
+            code="checkpoint/format",
+        )
+    tensors, _ = read_pair(run, TENSORS, lambda: _identity(run))
+    if manifest.base.fingerprint != known.base:
+        raise UtcError(
+            "the run was trained on another base",
+            where=str(run),
+            why=f"fingerprint {manifest.base.fingerprint[:12]}…, the file's is {known.base[:12]}…",
+            fix="export a file of that base",
+            code="checkpoint/other-base",
+        )
+    theirs = {site.id: _site(site.tuner, site.config) for site in manifest.sites}
+    mine = {str(site["id"]): _site(site["tuner"], site["config"]) for site in known.sites}
+    differing = sorted(key for key in theirs.keys() | mine if theirs.get(key) != mine.get(key))
+    if differing or tensors.keys() != known.parameters.keys():
+        first = differing[0] if differing else min(tensors.keys() ^ known.parameters.keys())
+        raise UtcError(
+            "the run has other rules or sites than the file",
+            where=str(run),
+            why=f"the first that differs is {first}",
+            fix="export another file for runs of these rules",
+            code="checkpoint/other-sites",
+        )
+    labels = read_manifest(run).get("classes")
+    return tensors, [str(label) for label in labels] if isinstance(labels, list) else None
+
+
+def _identity(run: Path) -> str | None:
+    manifest = load_manifest(run)
+    return manifest.identity if isinstance(manifest, Manifest) else None
+
+
+def _site(tuner: object, config: object) -> tuple[object, object]:
+    """A site without how it is computed, which changes no number."""
+    plain = {k: v for k, v in config.items() if k != "how"} if isinstance(config, Mapping) else config
+    return tuner, plain
+
+
+def _extend(path: Path, target: Path, known: TaskFile, values: Mapping[str, np.ndarray]) -> None:
+    """The file with one more row in each stack."""
+    model = ir.load(path)
+    for name, stack in known.stacks.items():
+        value = model.graph.initializers.get(name)
+        if value is None or value.const_value is None:
+            raise UtcError("the list of tasks belongs to another ONNX file", where=str(path), code="export/tasks")
+        declared = known.inputs[stack.live].shape
+        if CLASSES in declared and values[stack.live].shape[declared.index(CLASSES)] > (stack.classes or 0):
+            raise UtcError(
+                f"the task has more classes than the file has room for: {stack.classes}",
+                where=str(path),
+                fix="export the file again with this task among `tasks=`",
+                code="export/tasks",
+            )
+        row = stacked(stack, [values[stack.live]]).astype(value.const_value.numpy().dtype)
+        longer = np.concatenate([value.const_value.numpy(), row])
+        value.const_value, value.shape = ir.tensor(longer, name=name), ir.Shape(longer.shape)
+    tasks = [task.model_dump(mode="json", exclude_none=True) for task in known.tasks]
+    model.metadata_props[f"{PREFIX}tasks"] = json.dumps(tasks)
+    save_model(model, target)
+
+
+def _try_out(path: Path, folder: Path, known: TaskFile, task: SavedTask) -> None:
+    """Load what was written, as a user will, and compute once with it."""
+    if known.routing == "row":
+        model = OnnxModel(folder / path.name)
+        model.run_task(model.smallest(), task.name)
+        return
+    model = OnnxModel(path)
+    read_adapter(folder / str(task.file), known, task)
+    adapter = ort.LoraAdapter()
+    adapter.Load(str(folder / str(task.file)))
+    run(model.session, model.smallest(), adapter=adapter)

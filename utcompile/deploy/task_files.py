@@ -1,0 +1,267 @@
+"""The files of tasks next to an ONNX file: `NAME.json`, one `NAME.TASK.onnx_adapter` per task, and the builder.
+
+Anybody may have written them, so everything that is read is checked: names, shapes and dtypes of an adapter must be
+those of the file's inputs, for ONNX Runtime takes an adapter that lacks some, and computes with the defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from utcompile.errors import UtcError, did_you_mean
+from utcompile.rewrite.manifest import Hex, read_json
+
+ADAPTER, BUILDER = ".onnx_adapter", ".builder.onnx"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
+_MOST_BYTES = 2**32
+Dims = list[int | str]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class LiveInput(_Part):
+    """An optional input of the file.
+
+    Attributes:
+        shape: sizes; `classes` where it is the number of classes.
+        dtype: as numpy names it.
+        sources: the tensors of a checkpoint that it is made of.
+    """
+
+    shape: Dims
+    dtype: str
+    sources: list[str]
+
+
+class Stack(_Part):
+    """How a value of a task becomes a row of a stack in the file.
+
+    Attributes:
+        live: the value, by its name at the frontier.
+        axis, classes, fill: the axis of the classes is padded to their number; None is -inf.
+        taps: a kernel `(out, in, taps)` becomes `(out, taps, in)`.
+        perm, shape: of the row, in the end.
+    """
+
+    live: str
+    shape: list[int]
+    perm: list[int] | None = None
+    taps: int | None = None
+    classes: int | None = None
+    axis: int | None = None
+    fill: float | None = None
+
+
+class SavedTask(_Part):
+    """A task.
+
+    Attributes:
+        name: of the task.
+        classes: how many its head has; None where no head is trained.
+        labels: their names, in order.
+        sha256: over the names and values of its inputs.
+        run: the same over the tensors of its run.
+        file: its adapter, next to the ONNX file; None in a file with rows.
+    """
+
+    name: str
+    classes: int | None = None
+    labels: list[str] | None = None
+    sha256: Hex
+    run: Hex
+    file: str | None = None
+
+
+class TaskFile(_Part):
+    """`NAME.json`: all that `OnnxModel` and `add_task` need to know of the tasks.
+
+    Attributes:
+        base: the fingerprint of the frozen base.
+        sites: id, tuner and config of each site, which a run must have too.
+        parameters: name of a tensor in a checkpoint to the builder's input.
+        heads: the tensors of a checkpoint whose rows are classes.
+        outputs: for each output, the dimensions that are classes.
+    """
+
+    format: int = Field(ge=1, le=1)
+    model: str
+    base: Hex
+    routing: str
+    default_classes: int | None
+    inputs: dict[str, LiveInput]
+    tasks: list[SavedTask]
+    sites: list[dict[str, object]]
+    parameters: dict[str, str]
+    heads: list[str]
+    outputs: dict[str, list[int]] = {}
+    stacks: dict[str, Stack] = {}
+    preprocessing: dict[str, object] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names."""
+        return [task.name for task in self.tasks]
+
+    def task(self, name: str, where: str) -> SavedTask:
+        """A task by name."""
+        found = next((task for task in self.tasks if task.name == name), None)
+        if found is None:
+            raise UtcError(
+                f"there is no task {name!r:.80}",
+                where=where,
+                fix=did_you_mean(str(name), self.names),
+                code="export/tasks",
+            )
+        return found
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A file next to an ONNX file: `pets.onnx` and `.json` are `pets.json`."""
+    return path.with_name(path.stem + ending)
+
+
+def check_task_name(name: object, taken: Sequence[str], where: str) -> str:
+    """A task's name, which becomes part of a file's name."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UtcError(
+            f"{name!r:.80} is no name of a task",
+            where=where,
+            fix="use up to 64 letters, digits, _ and -",
+            code="export/tasks",
+        )
+    if name.lower() in {other.lower() for other in taken} | {"builder"}:
+        raise UtcError(
+            f"there is a task {name!r} already" if name.lower() != "builder" else "no task may be named 'builder'",
+            where=where,
+            fix="give another name",
+            code="export/tasks",
+        )
+    return name
+
+
+def digest_of(values: Mapping[str, np.ndarray]) -> str:
+    """A hash over the names, shapes and bytes of a task's values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(values.items()):
+        digest.update(f"{name} {value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def version_of(base: str) -> int:
+    """The fingerprint of a base as the number that an adapter file has room for."""
+    return int(base[:8], 16) & 0x7FFFFFFF
+
+
+def write_adapter(path: Path, values: Mapping[str, np.ndarray], base: str) -> None:
+    """Write a file that ONNX Runtime's `LoraAdapter` loads."""
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(version_of(base))
+    adapter.set_parameters(
+        {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+    )
+    adapter.export_adapter(str(path))
+
+
+def read_adapter(path: Path, known: TaskFile, task: SavedTask) -> dict[str, np.ndarray]:
+    """The values of a task, checked against the inputs of the file.
+
+    Raises:
+        UtcError: the file is missing, damaged, of another base or other tasks; or a name, shape or dtype is wrong.
+    """
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        raise UtcError("there is no such adapter file", where=str(path), code="export/tasks")
+    try:
+        adapter = ort.AdapterFormat.read_adapter(str(path))
+        values = {name: value.numpy() for name, value in adapter.get_parameters().items()}
+        version = adapter.get_model_version()
+    except Exception as error:  # the classes of the extension module are private
+        raise UtcError(
+            "the adapter file is damaged",
+            where=str(path),
+            why=str(error).strip().partition("\n")[0],
+            fix="write it again: utc.add_task",
+            code="export/tasks",
+        ) from error
+    if version != version_of(known.base):
+        raise UtcError(
+            "the adapter belongs to another base",
+            where=str(path),
+            why=f"its model version is {version}, the file's is {version_of(known.base)}",
+            code="export/tasks",
+        )
+    check_values(values, known, str(path))
+    if digest_of(values) != task.sha256:
+        raise UtcError(
+            f"the adapter is not the one of task {task.name!r}",
+            where=str(path),
+            why="its values have another hash than the task file says",
+            fix="write it again: utc.add_task",
+            code="export/tasks",
+        )
+    return values
+
+
+def check_values(values: Mapping[str, np.ndarray], known: TaskFile, where: str) -> None:
+    """Raise where values are not exactly those that the file takes."""
+    if wrong := sorted(values.keys() ^ known.inputs.keys()):
+        word = "lacks" if wrong[0] in known.inputs else "has, and the file has not,"
+        raise UtcError(f"the adapter {word} {wrong[0]!r}", where=where, code="export/tasks")
+    classes: dict[str, str] = {}
+    for name, value in values.items():
+        wanted = known.inputs[name]
+        fits = len(wanted.shape) == value.ndim and all(
+            isinstance(w, str) or w == have for w, have in zip(wanted.shape, value.shape, strict=True)
+        )
+        if not fits or str(value.dtype) != wanted.dtype:
+            raise UtcError(
+                f"{name} is {value.dtype} of shape {list(value.shape)} in the adapter, "
+                f"{wanted.dtype} of {wanted.shape} in the file",
+                where=where,
+                code="export/tasks",
+            )
+        classes |= {str(size): name for w, size in zip(wanted.shape, value.shape, strict=True) if isinstance(w, str)}
+    if len(classes) > 1:
+        raise UtcError(
+            f"{' and '.join(classes.values())} have different numbers of classes", where=where, code="export/tasks"
+        )
+
+
+def read_task_file(path: Path) -> TaskFile:
+    """The tasks of an ONNX file.
+
+    Raises:
+        UtcError: there are none, or the file that lists them is damaged.
+    """
+    file = beside(path, ".json")
+    found = read_json(file, "the ONNX file has no list of tasks", "keep the .json file next to the .onnx file")
+    try:
+        known = TaskFile.model_validate(found)
+    except (ValidationError, RecursionError) as error:
+        raise UtcError(
+            "the list of tasks is damaged",
+            where=str(file),
+            why=str(error).partition("\n")[2].partition("[")[0].strip()[:200] or None,
+            fix="export the file again",
+            code="export/tasks",
+        ) from error
+    for index, task in enumerate(known.tasks):
+        check_task_name(task.name, known.names[:index], str(file))
+        if task.file is not None and Path(task.file).name != task.file:
+            raise UtcError("an adapter lies in another folder", where=str(file), why=task.file, code="export/tasks")
+    return known
+
+
+def task_file_text(known: TaskFile) -> bytes:
+    """The text of `NAME.json`."""
+    return (json.dumps(known.model_dump(mode="json", exclude_none=True), indent=1) + "\n").encode()

@@ -1,0 +1,127 @@
+"""The tensors of tasks: read from runs, put in place of a module's own in a call, and turned into inputs of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from utcompile.deploy.call import Call
+from utcompile.deploy.frontier import LIVE, Live
+from utcompile.deploy.references import reference
+from utcompile.errors import UtcError
+from utcompile.graph import owner_path
+from utcompile.rewrite import TunedModule
+from utcompile.rewrite.checkpoint import read_tensors
+from utcompile.rewrite.tasks import Tasks
+from utcompile.rewrite.whole import tensors_of
+
+Tensors = dict[str, Tensor]
+Values = dict[str, np.ndarray]
+
+
+class Swapped(nn.Module):
+    """A module with other tensors in place of some of its own, in every call; nothing is copied."""
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.module, self.tensors = module, dict(tensors)
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """What the module computes with the other tensors."""
+        return torch.func.functional_call(self.module, self.tensors, args, kwargs)
+
+
+def parameters_of(tuned: TunedModule) -> dict[str, str]:
+    """The names that a module has for the tensors of a checkpoint, by their names there."""
+    every = [*tuned.named_parameters(remove_duplicate=False), *tuned.named_buffers(remove_duplicate=False)]
+    names: dict[int, str] = {}
+    for name, tensor in every:
+        names.setdefault(id(tensor), name)
+    return {key: names[id(tensor)] for key, tensor in tensors_of(tuned).items()}
+
+
+def read_task(tuned: TunedModule, name: str, folder: str | Path) -> Tensors:
+    """A run's tensors by the names that the module has for them; its head may have another number of classes.
+
+    Raises:
+        UtcError: no run, or one of another base or other rules.
+    """
+    store = Tasks(tensors_of, read_tensors)
+    store.add(tuned, name, folder)
+    names = parameters_of(tuned)
+    return {names[key]: tensor.detach() for key, tensor in store.waiting[name].items()}
+
+
+def heads_of(tuned: TunedModule, call: Call) -> tuple[str, ...]:
+    """The trained tensors whose rows are classes: with one more row, the outputs have another shape."""
+    before = {k: v.shape for k, v in reference(tuned, call, call.tensors, call.batch).items()}
+    found: list[str] = []
+    for owner in dict.fromkeys(owner_path(name) for name in tuned.trained if tuned.get_parameter(name).dim() > 1):
+        names = [name for name in tuned.trained if owner_path(name) == owner]
+        try:
+            after = reference(
+                Swapped(tuned, {n: grown(tuned.get_parameter(n).detach()) for n in names}),
+                call,
+                call.tensors,
+                call.batch,
+            )
+        except UtcError:
+            continue
+        if any(after[k].shape != shape for k, shape in before.items()):
+            found += names
+    return tuple(found)
+
+
+def grown(tensor: Tensor) -> Tensor:
+    """A tensor with its last row repeated once more."""
+    return torch.cat([tensor, tensor[-1:]])
+
+
+class Builder:
+    """Runs the part of the graph above the frontier: from a task's tensors to the inputs of the file."""
+
+    def __init__(self, model: bytes | str, lives: Sequence[Live] | None = None) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes are private to the extension module
+            raise UtcError(
+                "the builder of the tasks cannot be opened",
+                where=str(model) if isinstance(model, str) else None,
+                why=str(error).strip().partition("\n")[0],
+                fix="export the file again",
+                code="export/tasks",
+            ) from error
+        self._names = [entry.name for entry in self._session.get_inputs()]
+        self._outputs = [entry.name.removeprefix(LIVE) for entry in self._session.get_outputs()]
+        self._scalars = {live.name for live in lives or () if live.is_scalar}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors that it takes."""
+        return tuple(self._names)
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Values:
+        """The inputs of the file for a task."""
+        results = self._session.run(None, arrays_of({name: tensors[name] for name in self._names}))
+        # an adapter has no values without a dimension
+        return {
+            name: np.ascontiguousarray(np.atleast_1d(value)) for name, value in zip(self._outputs, results, strict=True)
+        }
+
+
+def arrays_of(tensors: Mapping[str, Tensor]) -> Values:
+    """Tensors as arrays."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def serialized(model: ir.Model) -> bytes:
+    """A small model as bytes."""
+    return ir.serde.serialize_model(model).SerializeToString()

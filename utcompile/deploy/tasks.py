@@ -1,0 +1,380 @@
+"""One ONNX file for many tasks: the backbone once, and each task's tuners and head as inputs with defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from utcompile.deploy.axes import BATCH, bounded, guards_in_words
+from utcompile.deploy.call import Call, ExampleInputs, as_shipped
+from utcompile.deploy.clean import clean, names_of
+from utcompile.deploy.export import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
+from utcompile.deploy.frontier import CLASSES, Live, cut, set_defaults, without_reader
+from utcompile.deploy.half import store_in_half
+from utcompile.deploy.metadata import facts_of, written
+from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.parity import ParityReport, check_batch_sizes
+from utcompile.deploy.references import Expected, reference, references, trace_sizes
+from utcompile.deploy.task_files import (
+    ADAPTER,
+    BUILDER,
+    Dims,
+    LiveInput,
+    SavedTask,
+    TaskFile,
+    beside,
+    check_task_name,
+    digest_of,
+    read_task_file,
+    task_file_text,
+    write_adapter,
+)
+from utcompile.deploy.task_proofs import prove_tasks
+from utcompile.deploy.task_values import (
+    Builder,
+    Swapped,
+    Values,
+    arrays_of,
+    grown,
+    heads_of,
+    parameters_of,
+    read_task,
+    serialized,
+)
+from utcompile.deploy.translate import translate
+from utcompile.errors import UtcError, check_type, did_you_mean
+from utcompile.files import path_of
+from utcompile.rewrite import TunedModule, fingerprint, read_manifest
+
+ROUTINGS = ("call", "row")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that is exported.
+
+    Attributes:
+        name: of the task.
+        tensors: by the names that the module has for them.
+        labels: the names of its classes, where its run has them.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    labels: tuple[str, ...] | None
+
+    def swapped(self, tuned: TunedModule) -> nn.Module:
+        """The task's own model in PyTorch."""
+        return Swapped(tuned, self.tensors)
+
+
+def export_tasks(
+    tuned: nn.Module,
+    call: Call,
+    tasks: Mapping[str, str | Path],
+    routing: str,
+    path: Path,
+    drafts: Path,
+    options: Options,
+) -> ExportResult:
+    """Write a file for several tasks, and what belongs to it, into the folder `drafts`; all is proven there.
+
+    Raises:
+        UtcError: a task or its run does not fit, or a proof fails.
+    """
+    tuned = _checked(tuned, tasks, routing, options, path)
+    found = [_read(tuned, name, folder) for name, folder in tasks.items()]
+    with as_shipped(tuned):
+        heads = heads_of(tuned, call)
+        expected = references(tuned, call, options.batch_sizes, options.check_inputs)
+        sizes = trace_sizes(tuned, call)
+        program = translate(tuned, call, tuple(expected[0].outputs), options.opset, sizes, optimize=False)
+        names = parameters_of(tuned)
+        lives, builder_model = cut(program.model, names.values(), heads)
+        text = serialized(builder_model)
+        builder = Builder(text, lives)
+        own = {name: tensor for name, tensor in _named(tuned).items() if name in builder.inputs}
+        defaults = builder(own)
+        shapes = _shapes(builder, own, heads, defaults)
+        outputs = _outputs_of_classes(tuned, call, heads, expected[0])
+        _declare(program.model, shapes, defaults, outputs)
+    values = {task.name: builder({**own, **task.tensors}) for task in found}
+    known = TaskFile(
+        format=1,
+        model=path.name,
+        base=fingerprint(tuned),
+        routing=routing,
+        default_classes=_classes(own, heads),
+        inputs={
+            live.name: LiveInput(
+                shape=shapes[live.name], dtype=str(defaults[live.name].dtype), sources=list(live.sources)
+            )
+            for live in lives
+        },
+        tasks=[_saved(task, values[task.name], heads, path, routing) for task in found],
+        sites=[{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump(mode="json")} for s in tuned.sites],
+        parameters=names,
+        heads=list(heads),
+        outputs={name: dims for name, dims in outputs.items() if dims},
+        preprocessing=_preprocessing(options),
+    )
+    _optimize(program)
+    if routing == "row":
+        from utcompile.deploy.rows import route_rows
+
+        stacks = route_rows(program.model, known, [defaults, *(values[task.name] for task in found)])
+        known = known.model_copy(update={"stacks": stacks})
+    clean(program.model, names_of({k: v for k, v in tuned.state_dict().items() if not k.startswith("base_values.")}))
+    notes = store_in_half(program.model) if options.dtype == "float16-weights" else ()
+    if routing == "call":
+        set_defaults(program.model, defaults)
+        _check_readers(program.model, lives)
+        notes += _slow(program.model, lives)
+    axes = tuple(a if a.name == BATCH else proven(a, expected) for a in bounded(tuned, call.sizes))
+    fixed, guards = fixed_sizes(call), guards_in_words(tuned)
+    facts = {
+        **facts_of(tuned),
+        "base": known.base,
+        "axes": [axis.to_dict() for axis in axes],
+        "fixed": list(fixed),
+        "guards": list(guards),
+        "dtype": options.dtype or "float32",
+        **options.facts,
+        "routing": routing,
+        "tasks": [task.model_dump(mode="json", exclude_none=True) for task in known.tasks],
+        "live": {live.name: list(live.sources) for live in lives},
+    }
+    program.model.metadata_props.update(written(facts) | dict(options.metadata))
+    save_model(program.model, drafts / path.name)
+    finish(drafts / path.name, {})
+    proto = check_file(drafts / path.name, call, expected)
+    (drafts / beside(path, BUILDER).name).write_bytes(text)
+    if routing == "call":
+        for task, saved in zip(found, known.tasks, strict=True):
+            write_adapter(drafts / str(saved.file), values[task.name], known.base)
+    (drafts / beside(path, ".json").name).write_bytes(task_file_text(known))
+    with as_shipped(tuned):
+        entries, more = prove_tasks(tuned, call, found, expected, drafts / path.name, options.bound)
+    parity = ParityReport(path, tuple(entries))
+    parity.require()
+    finish(drafts / path.name, written({"parity": parity.to_dict()}))
+    return ExportResult(
+        path=path,
+        max_error=parity.max_error,
+        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        bytes=sum(file.stat().st_size for file in drafts.iterdir()),
+        input_names=tuple(entry.name for entry in proto.graph.input if entry.name not in known.inputs),
+        output_names=tuple(entry.name for entry in proto.graph.output),
+        batch_sizes=parity.batch_sizes,
+        parity=parity,
+        guards=guards,
+        axes=axes,
+        fixed=fixed,
+        notes=(*notes, *more),
+        tasks=tuple(known.names),
+    )
+
+
+def verify_tasks(
+    path: str | Path,
+    tuned: nn.Module,
+    example_inputs: ExampleInputs,
+    runs: Sequence[str | Path],
+    batch_sizes: Sequence[int] | None = None,
+    tolerance: float | None = None,
+    *,
+    check_inputs: object = None,
+) -> ParityReport:
+    """Repeat all comparisons of a file with several tasks, from the file and the runs.
+
+    Args:
+        path: the ONNX file; its `.json` and adapters are next to it.
+        tuned: compiled with the rules of the runs, as it was when the file was exported.
+        runs: the folders of the runs of all tasks, in any order; each is recognised by its tensors.
+        batch_sizes, tolerance, check_inputs: as in `verify_onnx`.
+
+    Raises:
+        UtcError: a run is no task of the file, a task has no run, or a file is missing or damaged.
+    """
+    path = path_of(path, "path")
+    opened, known = OnnxModel(path), read_task_file(path)
+    check_type(tuned, TunedModule, "tuned", "a TunedModule")
+    assert isinstance(tuned, TunedModule)
+    found: list[Task] = []
+    for run in runs:
+        task = _read(tuned, "run", run)
+        digest = digest_of(arrays_of(task.tensors))
+        its = next((saved for saved in known.tasks if saved.run == digest), None)
+        if its is None:
+            raise UtcError(
+                "the run is no task of the file",
+                where=str(run),
+                why=f"its tensors are those of none of {', '.join(known.names)}",
+                fix="add it: utc.add_task",
+                code="export/tasks",
+            )
+        found.append(replace(task, name=its.name))
+    if missing := sorted(set(known.names) - {task.name for task in found}):
+        raise UtcError(
+            f"no run is given for the task {missing[0]!r}", where=str(path), fix="name all runs", code="export/tasks"
+        )
+    call = Call.of(tuned, example_inputs).within(opened.session)
+    is_half = opened.facts.get("dtype") == "float16-weights"
+    bound = HALF_TOLERANCE if tolerance is None and is_half else tolerance
+    with as_shipped(tuned):
+        expected = references(tuned, call, check_batch_sizes(batch_sizes), check_inputs)
+        entries, _ = prove_tasks(tuned, call, found, expected, path, bound)
+    return ParityReport(path, tuple(entries))
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """Let the exporter optimise; an output whose operation it replaces would lose its type."""
+    declared = [(value.name, value.type, value.shape) for value in program.model.graph.outputs]
+    program.optimize()
+    for value, (name, kind, shape) in zip(program.model.graph.outputs, declared, strict=True):
+        value.name, value.type, value.shape = name, kind, shape
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """One file below 1.5 GB, else one with its weights next to it."""
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size < 1.5e9:
+        ir.save(model, path)
+    else:
+        ir.save(model, path, external_data=f"{path.name}.data")
+
+
+def _checked(
+    tuned: nn.Module, tasks: Mapping[str, str | Path], routing: str, options: Options, path: Path
+) -> TunedModule:
+    if routing not in ROUTINGS:
+        raise UtcError(f"routing is {routing!r}", fix=did_you_mean(str(routing), ROUTINGS), code="arguments/value")
+    check_type(tasks, Mapping, "tasks", 'a mapping from names to runs, as {"cats": "run1/"}')
+    if not isinstance(tuned, TunedModule):
+        raise UtcError(
+            f"tasks are exported from a TunedModule, not from {type(tuned).__name__}",
+            why="a folded model has no tuners whose values could be exchanged",
+            fix="pass what `utc.compile` returned",
+            code="export/tasks",
+        )
+    if not tasks:
+        raise UtcError("there is no task", fix='give at least one: tasks={"cats": "run1/"}', code="export/tasks")
+    seen: list[str] = []
+    for name in tasks:
+        seen.append(check_task_name(name, seen, str(path)))
+    if options.dtype == "float16":
+        raise UtcError(
+            "a file with several tasks has no float16 form",
+            why="adapters are float32",
+            fix="export with dtype='float16-weights', which stores the backbone in float16",
+            code="export/unsupported",
+        )
+    return tuned
+
+
+def _read(tuned: TunedModule, name: str, folder: str | Path) -> Task:
+    try:
+        tensors = read_task(tuned, name, folder)
+        labels = read_manifest(folder).get("classes")
+    except UtcError as error:
+        raise error.within(f"task {name!r}") from None
+    named = tuple(map(str, labels)) if isinstance(labels, list) else None
+    return Task(name, tensors, named)
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _classes(tensors: Mapping[str, Tensor], heads: Sequence[str]) -> int | None:
+    return next((int(tensors[name].shape[0]) for name in heads if name in tensors), None)
+
+
+def _saved(task: Task, values: Values, heads: Sequence[str], path: Path, routing: str) -> SavedTask:
+    classes = _classes(task.tensors, heads)
+    labels = list(task.labels) if task.labels is not None and classes in (None, len(task.labels)) else None
+    file = beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None
+    run = digest_of(arrays_of(task.tensors))
+    return SavedTask(name=task.name, classes=classes, labels=labels, sha256=digest_of(values), run=run, file=file)
+
+
+def _preprocessing(options: Options) -> dict[str, object] | None:
+    found = options.facts.get("preprocessing")
+    return dict(found) if isinstance(found, Mapping) else None
+
+
+def _shapes(builder: Builder, own: Mapping[str, Tensor], heads: Sequence[str], defaults: Values) -> dict[str, Dims]:
+    """The shape of each input; `classes` where it grows with the head."""
+    if not heads:
+        return {name: list(value.shape) for name, value in defaults.items()}
+    larger = builder({**own, **{name: grown(own[name]) for name in heads if name in own}})
+    return {
+        name: [int(a) if a == b else CLASSES for a, b in zip(value.shape, larger[name].shape, strict=True)]
+        for name, value in defaults.items()
+    }
+
+
+def _outputs_of_classes(
+    tuned: TunedModule, call: Call, heads: Sequence[str], expected: Expected
+) -> dict[str, list[int]]:
+    """The dimensions of outputs that grow with the head."""
+    if not heads:
+        return {}
+    larger = Swapped(tuned, {name: grown(tuned.get_parameter(name).detach()) for name in heads})
+    after = reference(larger, call, call.tensors, call.batch)
+    return {
+        name: [d for d, (a, b) in enumerate(zip(value.shape, after[name].shape, strict=True)) if a != b]
+        for name, value in expected.outputs.items()
+    }
+
+
+def _declare(
+    model: ir.Model, shapes: Mapping[str, Dims], defaults: Values, outputs: Mapping[str, Sequence[int]]
+) -> None:
+    """Declare the inputs of the frontier, and make the number of classes an axis of the file."""
+    for value in model.graph.inputs:
+        if value.name is not None and value.name in shapes:
+            value.shape = ir.Shape(shapes[value.name])
+            value.type = ir.TensorType(ir.DataType.from_numpy(defaults[value.name].dtype))
+    for value in model.graph.outputs:
+        for dim in outputs.get(str(value.name), ()):
+            assert value.shape is not None
+            shape = list(value.shape)
+            shape[dim] = CLASSES  # type: ignore[call-overload]
+            value.shape = ir.Shape(shape)
+
+
+def _check_readers(model: ir.Model, lives: Sequence[Live]) -> None:
+    if unread := without_reader(model, [live.name for live in lives]):
+        raise UtcError(
+            f"the exporter dropped what reads {unread[0]!r}",
+            why="a task could not change it",
+            fix="report it, with the model and the rules",
+            code="export/disagrees",
+        )
+
+
+def _slow(model: ir.Model, lives: Sequence[Live]) -> tuple[str, ...]:
+    """What ONNX Runtime does slowly where a weight is no constant."""
+    names = {live.name for live in lives}
+    weights = {
+        str(node.inputs[1].name)
+        for node in model.graph.all_nodes()
+        if node.op_type == "Conv" and len(node.inputs) > 1 and node.inputs[1] is not None
+        if node.inputs[1].name in names
+    }
+    if not weights:
+        return ()
+    return (
+        f"{len(weights)} weights of convolutions are inputs, and ONNX Runtime's fast layout on a CPU takes constants "
+        "alone: expect 2 to 3 times the latency. Folded files, one per task, have none of it; nor have rules that tune "
+        f"biases and the head (bitfit/biases): {', '.join(sorted(weights)[:4])}",
+    )

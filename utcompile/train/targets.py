@@ -1,0 +1,191 @@
+"""Labels and numbers of rows as targets: what `classify`, `text`, `multilabel` and `regress` train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utcompile.errors import UtcError
+from utcompile.train.damaged import Bad
+from utcompile.train.split import stratified
+from utcompile.train.tables import Table, class_names, is_missing, label_of, number_of, several
+
+LABEL = ("label", "labels", "class", "target", "category", "sentiment", "y")
+_NUMBERS = ("target", "targets", "value", "score", "label", "y")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of training and validation rows.
+
+    Attributes:
+        train, held: one target per row that is kept: an int, or a float tensor.
+        rows, held_rows: the indices of these rows in their tables.
+        names: of the classes, labels or numbers.
+        counts: training samples per class or label.
+        standard: mean and standard deviation per number, of `regress`.
+    """
+
+    train: list[Any]
+    held: list[Any]
+    rows: list[int]
+    held_rows: list[int]
+    names: tuple[str, ...]
+    counts: tuple[int, ...] | None = None
+    standard: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def columns_of(table: Table, task: str, given: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """The columns of the targets.
+
+    Args:
+        given: what the user named; several columns of 0 and 1, or of numbers, for `multilabel` and `regress`.
+        inputs: columns that are none.
+    """
+    if given:
+        return [table.column(name, (), "label") for name in given]
+    if task == "regress":
+        return [table.column(None, _NUMBERS, "label")]
+    if task == "multilabel" and not {"label", "labels"} & {name.lower() for name in table.columns}:
+        others = [name for name in table.columns if name not in (*inputs, "split")]
+        if others and all(row.get(n) in ("0", "1", 0, 1, True, False) for row in table.rows for n in others):
+            return others
+    return [table.column(None, LABEL, "label")]
+
+
+def check_cells(table: Table, columns: Sequence[str], task: str) -> list[Bad]:
+    """The rows whose target is missing or is no number where it must be one."""
+    bad = []
+    for index, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
+        for name in columns:
+            value = row.get(name)
+            if task == "regress" or (task == "multilabel" and len(columns) > 1):
+                if number_of(value) is None:
+                    why = "is missing" if is_missing(value) else f"is {value!r:.40}, which is no number"
+                    bad.append(Bad(index, place, f"{name} {why}"))
+                    break
+            elif is_missing(value) and task != "multilabel":
+                bad.append(Bad(index, place, f"the {name} is missing"))
+                break
+    return bad
+
+
+def make_targets(
+    task: str,
+    train: Table,
+    held: Table | None,
+    columns: Sequence[str],
+    keep: list[int],
+    keep_held: list[int],
+    seed: int,
+) -> Targets:
+    """Targets of the rows that are kept; without held-out rows a tenth of them is held out.
+
+    Raises:
+        UtcError: a validation label that no training row has, a single class, or too few rows.
+    """
+    rows = [train.rows[i] for i in keep]
+    held_rows = [] if held is None else [held.rows[i] for i in keep_held]
+    if task == "multilabel":
+        return _multilabel(train, held, rows, held_rows, columns, keep, keep_held, seed)
+    if task == "regress":
+        values = [torch.tensor([float(row[c]) for c in columns]) for row in rows]  # type: ignore[arg-type]
+        others = [torch.tensor([float(row[c]) for c in columns]) for row in held_rows]  # type: ignore[arg-type]
+        if held is None:
+            values, others, keep, keep_held = _halved(values, keep, [0] * len(values), seed)
+        stacked = torch.stack(values)
+        mean, std = stacked.mean(0), stacked.std(0, correction=0)
+        if bool((std == 0).any()):
+            name = columns[int((std == 0).nonzero()[0])]
+            raise UtcError(f"all values of {name!r} are the same", where=str(train.path), code="data/labels")
+        standard = (tuple(mean.tolist()), tuple(std.tolist()))
+        return Targets(values, others, keep, keep_held, tuple(columns), standard=standard)
+    labels = [label_of(row[columns[0]]) for row in rows]
+    names = class_names(labels)
+    if len(names) < 2:
+        raise UtcError(
+            f"all samples have the label {names[0]!r}",
+            where=str(train.path),
+            fix="give samples of two classes or more, or name another column with --label-column",
+            code="data/labels",
+        )
+    number = {name: i for i, name in enumerate(names)}
+    found = [number[label] for label in labels]
+    found_held: list[int] = []
+    for i, row in zip(keep_held, held_rows, strict=False):
+        label = label_of(row[columns[0]])
+        if label not in number and held is not None:
+            raise _unseen(label, held.places[i], names)
+        found_held.append(number[label])
+    if held is None:
+        found, found_held, keep, keep_held = _halved(found, keep, found, seed)
+    counts = tuple(np.bincount(found, minlength=len(names)).tolist())
+    return Targets(found, found_held, keep, keep_held, names, counts)
+
+
+def _multilabel(
+    train: Table,
+    held: Table | None,
+    rows: Sequence[Any],
+    held_rows: Sequence[Any],
+    columns: Sequence[str],
+    keep: list[int],
+    keep_held: list[int],
+    seed: int,
+) -> Targets:
+    names: tuple[str, ...]
+    if len(columns) > 1:
+        names = tuple(columns)
+        values = [torch.tensor([float(row[c]) for c in columns]) for row in rows]
+        others = [torch.tensor([float(row[c]) for c in columns]) for row in held_rows]
+    else:
+        sets = [several(row.get(columns[0])) for row in rows]
+        names = class_names(label for labels in sets for label in labels)
+        values = [_hot(labels, names) for labels in sets]
+        others = []
+        for i, row in zip(keep_held, held_rows, strict=False):
+            labels = several(row.get(columns[0]))
+            if held is not None and (unseen := [label for label in labels if label not in names]):
+                raise _unseen(unseen[0], held.places[i], names)
+            others.append(_hot(labels, names))
+    if not names:
+        raise UtcError("no sample has a label", where=str(train.path), code="data/labels")
+    if held is None:
+        values, others, keep, keep_held = _halved(values, keep, [int(v.argmax()) for v in values], seed)
+    counts = tuple(int(n) for n in torch.stack(values).sum(0))
+    if 0 in counts:
+        raise UtcError(
+            f"no training sample has the label {names[counts.index(0)]!r}",
+            where=str(train.path),
+            fix="give more samples, or leave out the label",
+            code="data/labels",
+        )
+    return Targets(values, others, keep, keep_held, names, counts)
+
+
+def _halved(targets: list[Any], keep: list[int], labels: Sequence[int], seed: int) -> tuple[Any, Any, Any, Any]:
+    chosen, held = stratified(labels, seed)
+    parts = [[values[i] for i in part] for values in (targets, keep) for part in (chosen, held)]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _hot(labels: Sequence[str], names: Sequence[str]) -> Tensor:
+    target = torch.zeros(len(names))
+    for label in labels:
+        target[names.index(label)] = 1.0
+    return target
+
+
+def _unseen(label: str, place: str, names: Sequence[str]) -> UtcError:
+    return UtcError(
+        f"the validation sample has the label {label!r}, which no training sample has",
+        where=place,
+        why=f"the training samples have {', '.join(names[:10])}{' …' if len(names) > 10 else ''}",
+        fix="correct the label, or add training samples of it",
+        code="data/labels",
+    )
