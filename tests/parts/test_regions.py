@@ -265,6 +265,7 @@ def test_one_region_in_another_is_refused(made: Made) -> None:
     assert error.value.code == "parts/overlap"
 
 
+@pytest.mark.full
 def test_a_part_of_a_model_is_nested_too() -> None:
     class Scored(nn.Module):
         def __init__(self) -> None:

@@ -125,8 +125,9 @@ def train(
         size = size_of(input_size)
         ruleset, path = RuleSet.load(rules, vars=variables(var), train=trained(train_)), data
         choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, seed, size)
-    prefix_cache = None if cache == "none" else cache
+    prefix_cache = None if cache == "none" or not output.is_alone() else cache
     result = train_run(choice, ruleset, path, out, settings, augment=augment, resume=resume, prefix_cache=prefix_cache)
+    report &= output.leads()
     if report:
         from utcompile.cli.run_report import write_report
 

@@ -17,6 +17,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
+from utcompile.graph.shared import lazy_copy
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.memory_protocol import Memory
 from utcompile.rewrite.originals import NAME, Originals
@@ -29,6 +30,7 @@ from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
+_CHECKPOINTED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class TunedModule(UtcGraphModule):
@@ -87,6 +89,15 @@ class TunedModule(UtcGraphModule):
         result = super().__new__(cls, *args, **kwargs)
         result.__dict__["_switch"] = make_switch()
         return result
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """A copy whose frozen parameters share this module's memory until one of both is written."""
+        for parameter in self.parameters():
+            if not parameter.requires_grad and id(parameter) not in memo:
+                shared = lazy_copy(parameter)
+                if shared is not None:
+                    memo[id(parameter)] = shared
+        return super().__deepcopy__(memo)
 
     def recompile(self) -> PythonCode:
         """Generate the tuned `forward` again from the graph."""
@@ -203,6 +214,24 @@ class TunedModule(UtcGraphModule):
             )
         self.memory = self.memory.within(self, budget, example_inputs)
         return self.memory
+
+    def activation_checkpointing_enable(self, *_: object, **__: object) -> None:
+        """What Hugging Face's Trainer calls: let blocks run again in backward, as far as that saves memory.
+
+        The same as `plan_memory` with the smallest of a few budgets that fits; options are those of the plan alone.
+        """
+        if self.memory is None:
+            return
+        for budget in _CHECKPOINTED:
+            try:
+                self.plan_memory(budget)
+            except UtcError as error:
+                if error.code != "memory/budget":
+                    raise
+            else:
+                return
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
     def nested(self, *regions: str) -> TunedModule:
         """The same module, one graph per region: for sharding, running again, or compiling block by block.
