@@ -139,6 +139,15 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return Whole.of(model, "save_tuners").tensors()
 
 
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is in the tree."""
+    old = model.get_submodule(path)
+    for owner in list(model.modules()):
+        for name, child in owner._modules.items():
+            if child is old:
+                owner._modules[name] = new
+
+
 def site_in(path: str, site: TunedSite) -> TunedSite:
     """A site of a part with the path that it has in the whole model."""
     if not path:
