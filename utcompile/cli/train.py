@@ -222,6 +222,7 @@ def train(
         values = chosen(ctx, get_type_hints(train), recipe, overrides or [], task)
         result, report = _start(values), values["report"]
         out = Path(result["run"])
+    report &= output.leads()
     if report:
         from utcompile.cli.run_report import report_of
 
@@ -324,7 +325,7 @@ def _resume(ctx: typer.Context, out: Path) -> dict[str, Any]:
 
 
 def _cache(size: str) -> str | None:
-    return None if size == "none" else size
+    return None if size == "none" or not output.is_alone() else size
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -316,7 +316,7 @@ def _size_of(choice: ModelChoice, data: Data) -> str:
 
 def _reporter(out: Path, epochs: int, tensorboard: bool) -> Callable[[Sequence[dict[str, float]]], str]:
     """Writes `metrics.csv` (and for TensorBoard) after each epoch; returns the epoch's line."""
-    writer = _tensorboard(out) if tensorboard else None
+    writer = _tensorboard(out) if tensorboard and output.leads() else None
 
     def report(history: Sequence[dict[str, float]]) -> str:
         from utcompile.files import replace_file, reported
