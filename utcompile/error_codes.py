@@ -191,6 +191,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "A parameter that is tuned or trained, or lies in a region, is used elsewhere too.",
             "Let one part or region contain all its uses, exclude it, or untie it in the model.",
         ),
+        "parts/region": Meaning(
+            "A region of a graph cannot be a module: it is left and entered again, or writes into what others read.",
+            "Name the module around it, or leave it out.",
+        ),
         "parts/unsupported": Meaning(
             "The code around a part needs more of it than its calls, or the part cannot be a graph.",
             "Name the submodules that this code calls.",
@@ -315,6 +319,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         ),
         "model/trust": Meaning(
             "Building the model would run code that the run names.", "Look at the code, then pass `--trust`."
+        ),
+        "report/comparison": Meaning(
+            "A comparison has no method that fits, or its folder is of a comparison with other settings.",
+            "Name rules that fit the model (`utcompile explain`); go on with the same settings, or give another folder.",
         ),
         "path/taken": Meaning(
             "The result would replace or lie in something that is to be kept.",
