@@ -9,17 +9,18 @@ Nothing where the capture computed nothing (`verify="shapes"`): then the result 
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph.nested import map_tensors, tensors
+from utcompile.graph.values_kept import values_kept
 from utcompile.matching import PlanData, TunerDtype
 from utcompile.memory import MemoryPlan
 from utcompile.recording.example import Example
-from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
+from utcompile.recording.untouched import random_numbers_kept, seed
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
 
 IDENTITY = "identity at the start, on the example inputs"
@@ -68,7 +69,7 @@ def _prove(plan: PlanData, tuned: TunedModule, example: Example | None) -> str:
     return IDENTITY
 
 
-def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any]) -> None:
+def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, object]) -> None:
     tuned.eval()
     trainable = [p for p in tuned.parameters() if p.requires_grad]
     for parameter in trainable:  # torch takes another kernel where a weight requires a gradient, under no_grad too
@@ -89,7 +90,7 @@ def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any])
             )
 
 
-def _computed(module: nn.Module, arguments: dict[str, Any]) -> list[torch.Tensor]:
+def _computed(module: nn.Module, arguments: dict[str, object]) -> list[torch.Tensor]:
     """The outputs of a call that leaves no trace in buffers, inputs or random numbers."""
     with torch.no_grad(), random_numbers_kept(module) as gpus, values_kept(module) as memory:
         seed(gpus)

@@ -14,7 +14,10 @@ from utcompile.cli import app as application
 from utcompile.cli import main, output
 from utcompile.errors import UtcError
 
-VERBS = ("inspect", "explain", "train", "fold", "export", "verify", "predict", "bench", "report", "demo")
+VERBS = (
+    *("inspect", "suggest", "explain", "train", "evaluate", "fold", "export", "verify", "predict", "bench", "report"),
+    *("compare", "demo"),
+)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

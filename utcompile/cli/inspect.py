@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import InputSize, Json, Model, NumClasses, examples, size_of
+from utcompile.cli.early import check_model
+from utcompile.cli.options import Example, InputShapes, InputSize, Json, Model, NumClasses, examples, given, size_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,20 +29,23 @@ def inspect(
     model: Model,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
+    example: Example = None,
+    input_shapes: InputShapes = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also layout operations, identities and each of several modules alike.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Show a model's operations, shapes and layouts, and the named patterns found in it. Weights are random."""
+    check_model(model)
     import utcompile as utc
     from utcompile.cli.models import ModelChoice
     from utcompile.cli.tree import module_tree
     from utcompile.graph import GraphView
 
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
+    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
     output.progress(f"capturing {choice.spec}")
-    captured = utc.capture(choice.build(), (choice.example(),))
+    captured = utc.capture(choice.build(), choice.inputs())
     view = GraphView(captured.graph, captured)
     tree, patterns = module_tree(view, everything=everything), found_patterns(view)
     operations = Counter(op.name for node, op in view.operations.items() if node.op.startswith("call"))
@@ -119,6 +123,6 @@ def _pattern_table(patterns: dict[str, list[str]]) -> Table:
     return table
 
 
-def _shortened(places: Sequence[Any]) -> str:
+def _shortened(places: Sequence[str]) -> str:
     named = list(dict.fromkeys(place or "(root)" for place in places))
     return ", ".join(named) if len(named) <= 4 else f"{named[0]}, {named[1]}, … {named[-1]}"

@@ -12,8 +12,12 @@ from typer.core import TyperGroup
 from utcompile.cli import output
 from utcompile.cli.bench import EXAMPLES as BENCH
 from utcompile.cli.bench import bench
+from utcompile.cli.compare import EXAMPLES as COMPARE
+from utcompile.cli.compare import compare
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
+from utcompile.cli.evaluate import EXAMPLES as EVALUATE
+from utcompile.cli.evaluate import evaluate
 from utcompile.cli.explain import EXAMPLES as EXPLAIN
 from utcompile.cli.explain import explain
 from utcompile.cli.export import EXAMPLES as EXPORT
@@ -28,6 +32,8 @@ from utcompile.cli.predict import predict
 from utcompile.cli.report import EXAMPLES as REPORT
 from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
+from utcompile.cli.suggest import EXAMPLES as SUGGEST
+from utcompile.cli.suggest import suggest
 from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
 from utcompile.cli.verify import EXAMPLES as VERIFY
@@ -85,20 +91,23 @@ def _utcompile(
 
 
 app.command(epilog=INSPECT)(inspect)
+app.command(epilog=SUGGEST)(suggest)
 app.command(epilog=EXPLAIN)(explain)
 app.command(epilog=TRAIN)(train)
+app.command(epilog=EVALUATE)(evaluate)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
 app.command(epilog=PREDICT)(predict)
 app.command(epilog=BENCH)(bench)
 app.command(epilog=REPORT)(report)
+app.command(epilog=COMPARE)(compare)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 
 
 def main() -> None:
-    """The entry point. Any exception but a `UtcError` is a bug of utcompile, and is reported as one."""
+    """The entry point. An exception that is no `UtcError` is a bug of utcompile, and is reported as one."""
     try:
         app()
     except Exception:

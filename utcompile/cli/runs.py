@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.plan import Plan
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
 from utcompile.rules import RuleSet
@@ -34,7 +37,7 @@ class Run:
     tuned: TunedModule
     example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
-    manifest: dict[str, Any]
+    manifest: JsonObject
     plan: Plan
 
     @property
@@ -44,7 +47,7 @@ class Run:
         return str(base if isinstance(base, str) else base["fingerprint"])
 
 
-def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: bool) -> ModelChoice:
+def choice_of(folder: Path, manifest: JsonObject, model: str | None, trust: bool) -> ModelChoice:
     """How a run's base is built, as its manifest or `-m` says.
 
     Raises:
@@ -101,8 +104,8 @@ def open_run(
         choice = replace(choice, weights=str(weights))
     output.progress(f"building {choice.spec}")
     inputs = manifest.get("inputs")
-    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else (choice.example(),)
-    with torch.random.fork_rng(devices=[]):
+    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else choice.inputs()
+    with torch.random.fork_rng(devices=[]), _warned_in_training():
         torch.manual_seed(choice.seed)
         plan = utc.match(utc.capture(choice.build(), example), rules)
         tuned = plan.apply()
@@ -114,3 +117,14 @@ def open_run(
     for note in notes:
         output.progress(f"note: {note.message}")
     return Run(tuned.eval(), example, choice, manifest, plan)
+
+
+@contextmanager
+def _warned_in_training() -> Iterator[None]:
+    """Inside, sites that get no gradient are not warned of: training did, and the run is trained."""
+    logger = logging.getLogger("utcompile.rewrite.reach")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

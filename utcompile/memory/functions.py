@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utcompile.graph import runs_plainly
+from utcompile.graph import Context, runs_plainly
 from utcompile.memory.masks import is_dense, masked, pack_signs
+from utcompile.memory.strides import few_positions
 
 _SMALL = 2**15  # numbers: below, what would be saved is less than what a call of Python costs
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -42,7 +43,7 @@ def frozen_conv(
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -56,22 +57,20 @@ class _FrozenConv(torch.autograd.Function):
         return _CONVS[weight.dim() - 2](x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         shape, strides, dtype = ctx.like
         stride, padding, dilation, groups = ctx.settings
         n = weight.dim() - 2
+        sides = [_each(v, n) for v in (stride, padding, dilation)]
+        x = _no_numbers(shape, strides, grad)
+        positions = few_positions(x, weight, *sides[:2]) if groups == 1 and grad.is_contiguous() else None
+        if positions is not None:
+            x, sides[0] = positions.like(x), [1] * n
         of_x, _, _ = torch.ops.aten.convolution_backward(
-            grad,
-            _no_numbers(shape, strides, grad),
-            weight.to(grad.dtype),
-            None,
-            *(_each(v, n) for v in (stride, padding, dilation)),
-            False,
-            [0] * n,
-            groups,
-            [True, False, False],
+            grad, x, weight.to(grad.dtype), None, *sides, False, [0] * n, groups, [True, False, False]
         )
+        of_x = of_x if positions is None else positions.put(of_x, shape)
         return of_x.to(dtype), *[None] * 6
 
 
@@ -105,14 +104,14 @@ def bit_relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
 
 class _BitRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, inplace: bool) -> torch.Tensor:
         y = x.detach().relu_() if inplace else x.relu()
         ctx.save_for_backward(pack_signs(y))
         ctx.strides = y.stride()
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         return masked(grad, bits, ctx.strides), None
 
@@ -137,7 +136,7 @@ def small_index_pool(
 
 class _SmallIndexPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, *settings: Any) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, *settings: Any) -> torch.Tensor:
         kernel, stride, padding, dilation, ceil_mode = settings
         sides = _each(kernel, 2), _each(stride, 2), _each(padding, 2), _each(dilation, 2)
         y, index = torch.ops.aten.max_pool2d_with_indices(x, *sides, ceil_mode)
@@ -146,7 +145,7 @@ class _SmallIndexPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         shape, strides = ctx.like
         x = _no_numbers(shape, strides, grad)
