@@ -20,7 +20,7 @@ SEED := $(shell date +%s)
 endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo quick test test-full test-oldest check bench gpu zoo results docs clean
+.PHONY: setup demo quick test test-full test-oldest check bench gpu zoo zoo-onnx results docs clean
 
 setup: .venv/.ready
 
@@ -71,6 +71,10 @@ bench: setup
 # under 7 minutes on one GPU; its --quick, on a CPU, is one of the tests
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu
+
+# 60 models by name and one of each other class of timm, exported to ONNX; it goes on where it was stopped
+zoo-onnx: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.onnx_zoo zoo-onnx.jsonl --classes
 
 # some hours; interrupted, it goes on where it stopped
 zoo: setup

@@ -14,7 +14,17 @@ import torch
 
 from benchmarks.measure import Row
 
-NAMES = ("capturing", "matching", "forwarding", "folding", "training", "memory", "prefix_cache", "onnx_latency")
+NAMES = (
+    "capturing",
+    "matching",
+    "forwarding",
+    "folding",
+    "training",
+    "memory",
+    "prefix_cache",
+    "onnx_latency",
+    "onnx_tasks",
+)
 
 
 def main() -> None:

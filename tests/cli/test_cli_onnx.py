@@ -46,16 +46,20 @@ def test_a_run_predicts_with_its_labels(home: Path) -> None:
     assert all(entry["top"][0]["label"] in LABELS and 0.5 <= entry["top"][0]["probability"] <= 1 for entry in found)
 
 
+def test_wrong_commands(home: Path, tmp_path: Path) -> None:
+    refused("predict", tmp_path / "none.onnx", home / "dark.png", says=("there is no such ONNX file",))
+    refused("predict", home / "cats", home / "dark.png", "--providers", "gpu", says=("there is no provider 'gpu'",))
+    assert utc("export", "-o", tmp_path / "m.onnx").exit_code == 2
+    assert utc("export", "--task", "a=b", "--task", "a=c", "-o", tmp_path / "m.onnx").exit_code == 2
+
+
+@pytest.mark.full
 def test_what_cannot_be_predicted(home: Path, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no image")
     refused("predict", home / "cats", tmp_path / "no.png", says=("it is no image",))
     np.savez(tmp_path / "y.npz", a=np.zeros((1, 3, 32, 32), np.float32), b=np.zeros(1))
     refused("predict", home / "cats", tmp_path / "y.npz", says=("the arrays are a, b, and the model takes x",))
     refused("predict", home / "cats", home / "dark.png", "--task", "cats", says=("a run is one task",))
-    refused("predict", tmp_path / "none.onnx", home / "dark.png", says=("there is no such ONNX file",))
-    refused("predict", home / "cats", home / "dark.png", "--providers", "gpu", says=("there is no provider 'gpu'",))
-    assert utc("export", "-o", tmp_path / "m.onnx").exit_code == 2
-    assert utc("export", "--task", "a=b", "--task", "a=c", "-o", tmp_path / "m.onnx").exit_code == 2
 
 
 @pytest.mark.full

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,21 @@ def test_a_task_is_added_without_the_model(pets: Made, tmp_path: Path) -> None:
     check_all(pets, utc.OnnxModel(path), ("cats", "dogs", "birds"))
     with pytest.raises(utc.UtcError, match="there is a task 'birds' already"):
         utc.add_task(path, pets[0].parent / "birds")
+
+
+def test_a_full_disk_leaves_the_files_as_they_were(pets: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in pets[0].parent.glob("pets.*"):
+        shutil.copy(file, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(path: Path, *rest: object) -> None:
+        path.write_bytes(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("utcompile.deploy.adding.write_adapter", full)
+    with pytest.raises(utc.UtcError, match="the task cannot be written"):
+        utc.add_task(tmp_path / "pets.onnx", pets[0].parent / "birds")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_the_runs_prove_the_file(pets: Made) -> None:
@@ -263,3 +280,22 @@ def test_what_has_no_form_per_row_is_refused_by_name(tmp_path: Path) -> None:
     assert "depthwise" in str(caught.value) and not found[0].exists()
     result = exported(found, "call")
     assert "weights of convolutions are inputs" in str(result)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("routing", ["call", "row"])
+def test_threads_with_tasks_of_their_own_get_their_own_rows(routing: str, tmp_path: Path) -> None:
+    found = made(tmp_path, Texts, "bitfit/biases", (IDS, MASK))
+    exported(found, routing)
+    _, tuned, runs, (ids, mask) = found
+    model = utc.OnnxModel(found[0], threads=1)
+    choices: list[str | None] = [None, "cats", "dogs"]
+    with torch.no_grad():
+        wanted = {name: (tuned if name is None else runs[name])(ids, mask).numpy() for name in choices}
+
+    def call(seed: int) -> int:
+        chosen = choices[seed * 7 % 3]
+        return int(np.abs(model(ids, mask, task=chosen) - wanted[chosen]).max() > 1e-5)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(call, range(5000))) == 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 
@@ -100,10 +101,13 @@ def export_onnx(
     check_recurrent(model)
     call = Call.of(model, example_inputs, batch_inputs, dynamic)
     with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
-        if tasks is not None:
-            result = export_tasks(model, call, tasks, routing, path, beside, options)
-        else:
-            result = _with_fallback(model, call, path, beside / path.name, options, asked=dynamic is not None)
+
+        def written(call: Call) -> ExportResult:
+            if tasks is not None:
+                return export_tasks(model, call, tasks, routing, path, beside, options)
+            return write(model, call, path, beside / path.name, options)
+
+        result = _with_fallback(call, beside, written, asked=dynamic is not None)
         publish(beside, path)
     return result
 
@@ -135,28 +139,26 @@ def checked_options(
     return Options(sizes, tolerance, opset, name, check_inputs, dict(facts), dict(metadata or {}))
 
 
-def _with_fallback(
-    model: nn.Module, call: Call, path: Path, beside: Path, options: Options, *, asked: bool
-) -> ExportResult:
+def _with_fallback(call: Call, drafts: Path, written: Callable[[Call], ExportResult], *, asked: bool) -> ExportResult:
     """Write with all axes dynamic; where the exporter fixes one that `dynamic=` does not name, with the batch alone."""
     try:
-        return write(model, call, path, beside, options)
+        return written(call)
     except UtcError as error:
         others = [name for name in call.sizes if name != BATCH]
-        if asked or not others or BATCH not in call.sizes:
+        is_size = error.code in ("export/fixed-size", "export/unsupported", "export/disagrees")
+        if asked or not others or BATCH not in call.sizes or not is_size:
             raise
-        for file in beside.parent.iterdir():
+        for file in drafts.iterdir():
             file.unlink()
         note = f"{', '.join(others)} became fixed: {error.what}" + (f" ({error.why})" if error.why else "")
         try:
-            return write(model, call.only(BATCH), path, beside, options, (note[:600],))
+            result = written(call.only(BATCH))
         except UtcError:
             raise error from None
+        return replace(result, notes=(note[:600], *result.notes))
 
 
-def write(
-    model: nn.Module, call: Call, path: Path, beside: Path, options: Options, notes: tuple[str, ...] = ()
-) -> ExportResult:
+def write(model: nn.Module, call: Call, path: Path, beside: Path, options: Options) -> ExportResult:
     """Write one file and prove it; `path` is where it will be, `beside` where it is written."""
     axes, guards = bounded(model, call.sizes), guards_in_words(model)
     shipped = _in_half(model) if options.dtype == "float16" else model
@@ -171,7 +173,7 @@ def write(
             trace_sizes(model, call),
             half=options.dtype == "float16",
         )
-    notes += operations_in_float32(program.model) if options.dtype == "float16" else ()
+    notes = operations_in_float32(program.model) if options.dtype == "float16" else ()
     clean(program.model, names_of(shipped.state_dict()))
     if options.dtype == "float16-weights":
         notes += store_in_half(program.model)

@@ -170,7 +170,10 @@ def write_adapter(path: Path, values: Mapping[str, np.ndarray], base: str) -> No
     adapter.set_parameters(
         {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
     )
-    adapter.export_adapter(str(path))
+    try:
+        adapter.export_adapter(str(path))
+    except Exception as error:  # ONNX Runtime's own; a full disk among others
+        raise OSError(0, str(error).partition("\n")[0], str(path)) from error
 
 
 def read_adapter(path: Path, known: TaskFile, task: SavedTask) -> dict[str, np.ndarray]:

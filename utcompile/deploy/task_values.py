@@ -124,4 +124,12 @@ def arrays_of(tensors: Mapping[str, Tensor]) -> Values:
 
 def serialized(model: ir.Model) -> bytes:
     """A small model as bytes."""
-    return ir.serde.serialize_model(model).SerializeToString()
+    try:
+        return ir.serde.serialize_model(model).SerializeToString()
+    except Exception as error:  # protobuf's own, by version
+        raise UtcError(
+            "what the tuners make of their tensors is too large for a file",
+            why=str(error).partition("\n")[0],
+            fix="use rules with `how: branch`, which read no frozen weight, or export one folded file per task",
+            code="export/tasks",
+        ) from error
