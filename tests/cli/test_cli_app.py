@@ -14,7 +14,7 @@ from utcompile.cli import app as application
 from utcompile.cli import main, output
 from utcompile.errors import UtcError
 
-VERBS = ("inspect", "explain", "train", "fold", "export", "verify", "report", "compare", "demo")
+VERBS = ("inspect", "suggest", "explain", "train", "evaluate", "fold", "export", "verify", "report", "compare", "demo")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-SPECS = "timm:NAME, torchvision:NAME, package.module:factory, file.py:factory or demo:efficientnet_lite0"
+from utcompile.cli.complete import complete_model, complete_rules
+
+SPECS = "timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, file.py:factory or demo:efficientnet_lite0"
 
 
 def examples(*lines: str) -> str:
@@ -36,6 +38,13 @@ def batches_of(text: str | None) -> tuple[int, ...] | None:
     if not sizes:
         raise typer.BadParameter(f"{text!r} is no list of batch sizes; give e.g. 1,3,8", param_hint="--batch-sizes")
     return sizes
+
+
+def given(example: str | None, shapes: list[str] | None) -> dict[str, Any]:
+    """`--example` and `--input` as fields of a `ModelChoice`."""
+    if example is not None and shapes:
+        raise typer.BadParameter("--example has the inputs already", param_hint="--input")
+    return {"example_from": example, "sizes": tuple(shapes or ())}
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -71,13 +80,28 @@ def trained(given: list[str] | None) -> list[str] | None:
     return given or None
 
 
-Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.", autocompletion=complete_model)
+]
 OptionalModel = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model, instead of the run's; see below.")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="The model, instead of the run's; see below.",
+        autocompletion=complete_model,
+    ),
 ]
 Rules = Annotated[
     str,
-    typer.Option("--rules", "-r", metavar="RULES", help="A rule file, or the name of shipped rules."),
+    typer.Option(
+        "--rules",
+        "-r",
+        metavar="RULES",
+        help="A rule file, or the name of shipped rules.",
+        autocompletion=complete_rules,
+    ),
 ]
 Var = Annotated[
     list[str] | None,
@@ -101,6 +125,18 @@ Weights = Annotated[
 ]
 InputSize = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
+]
+Example = Annotated[
+    str | None,
+    typer.Option(
+        "--example", metavar="SOURCE", help="Example inputs: an .npz file with arrays by name, or file.py:function."
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="NAME=SIZES", help="The sizes of one input: input_ids=2,16 or x=2,3,64,64:float16."
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, the data's split and training.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that the run's manifest names.")]

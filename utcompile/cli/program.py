@@ -14,6 +14,8 @@ from utcompile.cli.compare import EXAMPLES as COMPARE
 from utcompile.cli.compare import compare
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
+from utcompile.cli.evaluate import EXAMPLES as EVALUATE
+from utcompile.cli.evaluate import evaluate
 from utcompile.cli.explain import EXAMPLES as EXPLAIN
 from utcompile.cli.explain import explain
 from utcompile.cli.export import EXAMPLES as EXPORT
@@ -26,6 +28,8 @@ from utcompile.cli.options import examples
 from utcompile.cli.report import EXAMPLES as REPORT
 from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
+from utcompile.cli.suggest import EXAMPLES as SUGGEST
+from utcompile.cli.suggest import suggest
 from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
 from utcompile.cli.verify import EXAMPLES as VERIFY
@@ -83,8 +87,10 @@ def _utcompile(
 
 
 app.command(epilog=INSPECT)(inspect)
+app.command(epilog=SUGGEST)(suggest)
 app.command(epilog=EXPLAIN)(explain)
 app.command(epilog=TRAIN)(train)
+app.command(epilog=EVALUATE)(evaluate)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)

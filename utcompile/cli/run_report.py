@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from utcompile.cli import output
 from utcompile.cli.drawings import write_page
 from utcompile.cli.runs import Run, open_run
 from utcompile.cli.speeds import torch_engine, torch_speeds
+from utcompile.cli.training import READING, fitted, read_data
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
 from utcompile.rewrite import TENSORS
-from utcompile.train import load_data
 
 REPORT = "report.html"
 _SHIPPED = "An exported run is faster in ONNX Runtime: export it, and measure it there."
@@ -117,11 +116,21 @@ def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | 
             fix="name them with -d",
             code="checkpoint/damaged",
         )
-    preset = opened.choice.preset()
-    seed = training.get("seed", 0) if isinstance(training, Mapping) else 0
-    data = load_data(path or Path(str(recorded)), **asdict(preset), seed=int(seed))
-    if getattr(data, "task", "classify") not in ("classify", "text"):
+    training = training if isinstance(training, Mapping) else {}
+    reading = {key: training.get(key, default) for key, default in READING.items()}
+    if reading["task"] not in ("classify", "text"):
         return None
+    data, tokenizer = read_data(
+        opened.choice,
+        path or Path(str(recorded)),
+        {**reading, "check": False},
+        int(training.get("seed", 0)),
+        False,
+        folder,
+    )
+    if tokenizer is not None:
+        data = fitted(data, opened.tuned, tokenizer, opened.choice.spec)
+    preset = opened.choice.preset()
     names = [str(name) for name in data.class_names]
     collate = getattr(data, "collate", None)
     return look(opened.tuned, data.validation, names, mean=preset.mean, std=preset.std, collate=collate)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +101,8 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
         choice = replace(choice, weights=str(weights))
     output.progress(f"building {choice.spec}")
     inputs = manifest.get("inputs")
-    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else (choice.example(),)
-    with torch.random.fork_rng(devices=[]):
+    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else choice.inputs()
+    with torch.random.fork_rng(devices=[]), _warned_in_training():
         torch.manual_seed(choice.seed)
         plan = utc.match(utc.capture(choice.build(), example), rules)
         tuned = plan.apply()
@@ -109,3 +112,14 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
     for note in notes:
         output.progress(f"note: {note.message}")
     return Run(tuned.eval(), example, choice, manifest, plan)
+
+
+@contextmanager
+def _warned_in_training() -> Iterator[None]:
+    """Inside, sites that get no gradient are not warned of: training did, and the run is trained."""
+    logger = logging.getLogger("utcompile.rewrite.reach")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
