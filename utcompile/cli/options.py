@@ -40,6 +40,27 @@ def batches_of(text: str | None) -> tuple[int, ...] | None:
     return sizes
 
 
+def tasks_of(given: list[str] | None) -> dict[str, Path]:
+    """`NAME=RUN` texts; no name may come twice."""
+    found: dict[str, Path] = {}
+    for text in given or []:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise typer.BadParameter(f"{text!r} is not NAME=RUN", param_hint="--task")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--task")
+        found[name] = Path(folder)
+    return found
+
+
+def numbers_of(text: str, option: str) -> tuple[int, ...]:
+    """`1,8`: positive integers."""
+    found = _integers(text)
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no list of positive numbers; give e.g. 1,8", param_hint=option)
+    return found
+
+
 def given(example: str | None, shapes: list[str] | None) -> dict[str, Any]:
     """`--example` and `--input` as fields of a `ModelChoice`."""
     if example is not None and shapes:
@@ -125,6 +146,9 @@ Weights = Annotated[
 ]
 InputSize = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
+]
+Providers = Annotated[
+    str, typer.Option("--providers", metavar="NAMES", help="Of ONNX Runtime: cpu, cuda, or both with a comma.")
 ]
 Example = Annotated[
     str | None,

@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from utcompile.cli import output
+from utcompile.cli.bench import EXAMPLES as BENCH
+from utcompile.cli.bench import bench
 from utcompile.cli.compare import EXAMPLES as COMPARE
 from utcompile.cli.compare import compare
 from utcompile.cli.demo import EXAMPLES as DEMO
@@ -25,6 +27,8 @@ from utcompile.cli.fold import fold
 from utcompile.cli.inspect import EXAMPLES as INSPECT
 from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
+from utcompile.cli.predict import EXAMPLES as PREDICT
+from utcompile.cli.predict import predict
 from utcompile.cli.report import EXAMPLES as REPORT
 from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
@@ -94,6 +98,8 @@ app.command(epilog=EVALUATE)(evaluate)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
+app.command(epilog=PREDICT)(predict)
+app.command(epilog=BENCH)(bench)
 app.command(epilog=REPORT)(report)
 app.command(epilog=COMPARE)(compare)
 app.add_typer(rules, name="rules")

@@ -81,13 +81,16 @@ def rules_of(folder: Path, manifest: dict[str, object]) -> RuleSet:
     return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))
 
 
-def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:
+def open_run(
+    folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False, *, load: bool = True
+) -> Run:
     """Rebuild a run's tuned model.
 
     Args:
         model: instead of the manifest's.
         weights: the base's weights, instead of the manifest's file.
         trust: run the code that the manifest names.
+        load: load the run's tuners; else they are as before training.
 
     Raises:
         UtcError: no run, another base, or code that is not trusted.
@@ -106,6 +109,8 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
         torch.manual_seed(choice.seed)
         plan = utc.match(utc.capture(choice.build(), example), rules)
         tuned = plan.apply()
+    if not load:
+        return Run(tuned.eval(), example, choice, manifest, plan)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         utc.load_tuners(tuned, folder)

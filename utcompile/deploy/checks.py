@@ -1,4 +1,4 @@
-"""What is refused before anything is exported."""
+"""Refusals before anything is exported."""
 
 from __future__ import annotations
 
