@@ -32,7 +32,7 @@ ROOMS = {
     "train": {"rewrite", "memory"},
     "report": {"train", "folding", "matching", "tuners", "rules", "graph", "ops"},
 }
-EVERYWHERE = {"errors", "files", "modes", "text"}
+EVERYWHERE = {"errors", "files", "modes", "plain_data", "text"}
 
 
 def imports_of(path: Path) -> set[str]:

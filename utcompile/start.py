@@ -9,7 +9,7 @@ Nothing where the capture computed nothing (`verify="shapes"`): then the result 
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ def _prove(plan: PlanData, tuned: TunedModule, example: Example | None) -> str:
     return IDENTITY
 
 
-def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any]) -> None:
+def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, object]) -> None:
     tuned.eval()
     trainable = [p for p in tuned.parameters() if p.requires_grad]
     for parameter in trainable:  # torch takes another kernel where a weight requires a gradient, under no_grad too
@@ -90,7 +90,7 @@ def _compare(captured: nn.Module, tuned: TunedModule, arguments: dict[str, Any])
             )
 
 
-def _computed(module: nn.Module, arguments: dict[str, Any]) -> list[torch.Tensor]:
+def _computed(module: nn.Module, arguments: dict[str, object]) -> list[torch.Tensor]:
     """The outputs of a call that leaves no trace in buffers, inputs or random numbers."""
     with torch.no_grad(), random_numbers_kept(module) as gpus, values_kept(module) as memory:
         seed(gpus)

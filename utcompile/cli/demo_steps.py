@@ -23,6 +23,7 @@ from utcompile.cli.runs import open_run
 from utcompile.cli.speeds import onnx_engine
 from utcompile.cli.train import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
+from utcompile.plain_data import JsonObject
 from utcompile.report import Speed
 from utcompile.rewrite import TENSORS
 from utcompile.rules import RuleSet
@@ -47,7 +48,7 @@ def run_demo(
     epochs: int = 3,
     seed: int = 0,
     rounds: int = 100,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Do it all and write `out`, whole or not at all; returns the figures as plain data.
 
     Args:

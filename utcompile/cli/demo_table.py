@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
+
+from utcompile.plain_data import JsonObject
 
 _TITLES = {"base": "linear probe", "tuned": "tuned", "folded": "tuned, folded"}
 
 
-def table(report: dict[str, Any]) -> Table:
+def table(report: JsonObject) -> Table:
     """One column a model, one row a figure."""
     models = report["models"]
     result = Table(title="Frozen EfficientNet-Lite0 on handwritten digits", caption=_caption(report), caption_style="")
@@ -35,7 +35,7 @@ def table(report: dict[str, Any]) -> Table:
     return result
 
 
-def _caption(report: dict[str, Any]) -> str:
+def _caption(report: JsonObject) -> str:
     digits, fold = report["digits"], report["fold"]
     done = ", ".join(f"{count} {status}" for status, count in fold.items())
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -123,6 +123,6 @@ def _pattern_table(patterns: dict[str, list[str]]) -> Table:
     return table
 
 
-def _shortened(places: Sequence[Any]) -> str:
+def _shortened(places: Sequence[str]) -> str:
     named = list(dict.fromkeys(place or "(root)" for place in places))
     return ", ".join(named) if len(named) <= 4 else f"{named[0]}, {named[1]}, … {named[-1]}"

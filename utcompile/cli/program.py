@@ -107,7 +107,7 @@ app.command(epilog=DEMO)(demo)
 
 
 def main() -> None:
-    """The entry point. Any exception but a `UtcError` is a bug of utcompile, and is reported as one."""
+    """The entry point. An exception that is no `UtcError` is a bug of utcompile, and is reported as one."""
     try:
         app()
     except Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from utcompile.cli import output
 from utcompile.cli.complete import complete_model, complete_rules
 from utcompile.cli.options import Json, examples
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 _SCHEMA_LINE = re.compile(r"\A# yaml-language-server: [^\n]*\n")
 
@@ -149,7 +150,7 @@ def test(
         raise typer.Exit(1)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: JsonObject) -> None:
     verdict = "ok" if result["passed"] else "ERROR" if result["error"] else "DIFFERS"
     about = "  ".join(part for part in (result["rules"], result["model"], result["text"]) if part)
     output.say(f"{verdict:8}{about}", "" if result["passed"] else "red")

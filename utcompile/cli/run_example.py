@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 _MOST = 2**28  # numbers of one input: 1 GiB in float32
 
 
-def example_of(inputs: Mapping[str, Any], seed: int, where: str) -> dict[str, Tensor]:
+def example_of(inputs: JsonObject, seed: int, where: str) -> dict[str, Tensor]:
     """Random inputs by name, the same for the same seed. Token ids are 0 and 1, masks are all ones.
 
     Raises:
@@ -24,7 +23,7 @@ def example_of(inputs: Mapping[str, Any], seed: int, where: str) -> dict[str, Te
     return {name: _input(name, entry, generator, where) for name, entry in inputs.items()}
 
 
-def _input(name: str, entry: Mapping[str, Any], generator: torch.Generator, where: str) -> Tensor:
+def _input(name: str, entry: JsonObject, generator: torch.Generator, where: str) -> Tensor:
     shape, dtype = entry["shape"], getattr(torch, entry["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise UtcError(
@@ -51,7 +50,7 @@ def _input(name: str, entry: Mapping[str, Any], generator: torch.Generator, wher
     return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
-def image_size(inputs: Mapping[str, Any] | None) -> tuple[int, ...] | None:
+def image_size(inputs: JsonObject | None) -> tuple[int, ...] | None:
     """(C, H, W) where the one input is images; None otherwise."""
     shapes = [entry["shape"] for entry in (inputs or {}).values()]
     return tuple(shapes[0][1:]) if len(shapes) == 1 and len(shapes[0]) == 4 else None

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.plan import Plan
 from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
 from utcompile.rules import RuleSet
@@ -37,7 +37,7 @@ class Run:
     tuned: TunedModule
     example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
-    manifest: dict[str, Any]
+    manifest: JsonObject
     plan: Plan
 
     @property
@@ -47,7 +47,7 @@ class Run:
         return str(base if isinstance(base, str) else base["fingerprint"])
 
 
-def choice_of(folder: Path, manifest: dict[str, Any], model: str | None, trust: bool) -> ModelChoice:
+def choice_of(folder: Path, manifest: JsonObject, model: str | None, trust: bool) -> ModelChoice:
     """How a run's base is built, as its manifest or `-m` says.
 
     Raises:

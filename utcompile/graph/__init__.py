@@ -3,6 +3,7 @@
 from utcompile.graph.affine_norm import affine_batch_norm, set_affine_norms
 from utcompile.graph.classes import CLASSES, is_layout, is_slice
 from utcompile.graph.collector import collector_paused
+from utcompile.graph.context import Context
 from utcompile.graph.evaluate import Cast, as_it_is, run_node
 from utcompile.graph.flop_counts import flops
 from utcompile.graph.fused_attention import fused_arguments, is_fused_attention, set_fused_arguments
@@ -49,6 +50,7 @@ __all__ = [
     "KINDS",
     "Cast",
     "Computed",
+    "Context",
     "Fitter",
     "Frame",
     "GraphView",

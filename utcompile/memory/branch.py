@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
-from utcompile.graph import autocast_dtype, function_of, runs_plainly
+from utcompile.graph import Context, autocast_dtype, function_of, runs_plainly
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.tuners import Lora
 from utcompile.tuners.branches import conv_backward
@@ -59,14 +57,14 @@ class _LinearBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         made: Remade,
         s: float,
         x: torch.Tensor,
         y: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
-        *given: object,
+        *given: torch.Tensor | None,
     ) -> torch.Tensor:
         hidden = a @ x.reshape(-1, x.shape[-1]).to(a.dtype).t()
         total = y.detach()
@@ -76,7 +74,7 @@ class _LinearBranch(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         a, b, *given = ctx.saved_tensors
         shape, dtype = ctx.like
         wanted = ctx.needs_input_grad[2:6]
@@ -99,7 +97,7 @@ class _ConvBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         made: Remade,
         s: float,
         settings: tuple[str, dict[str, object]],
@@ -107,7 +105,7 @@ class _ConvBranch(torch.autograd.Function):
         y: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
-        *given: object,
+        *given: torch.Tensor | None,
     ) -> torch.Tensor:
         hidden = function_of(settings[0])(x, a, None, **settings[1])
         total = y.detach()
@@ -117,7 +115,7 @@ class _ConvBranch(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, a, b, *given = ctx.saved_tensors
         x = ctx.made.make(given).to(a.dtype)
         if torch.is_grad_enabled():
@@ -133,14 +131,16 @@ class _Share(torch.autograd.Function):
     """`B(A(x))` under autocast, by the plain formula."""
 
     @staticmethod
-    def forward(ctx: Any, made: Remade, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *given: Any) -> torch.Tensor:
+    def forward(
+        ctx: Context, made: Remade, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *given: torch.Tensor | None
+    ) -> torch.Tensor:
         hidden = F.linear(x, a)
         ctx.save_for_backward(hidden, a, b, *given)
         ctx.made, ctx.like = made, (x.shape, x.dtype)
         return F.linear(hidden, b)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, a, b, *given = ctx.saved_tensors
         shape, dtype = ctx.like
         _, of_x, of_a, of_b = ctx.needs_input_grad[:4]
@@ -152,7 +152,7 @@ class _Share(torch.autograd.Function):
         return (
             None,
             (h @ a.to(grad.dtype)).view(shape).to(dtype) if of_x else None,
-            (h.t() @ x).to(a.dtype) if of_a else None,
+            (h.t() @ x).to(a.dtype) if of_a and x is not None else None,
             (g.t() @ hidden.reshape(-1, hidden.shape[-1])).to(b.dtype) if of_b else None,
             *[None] * len(given),
         )

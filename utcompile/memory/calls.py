@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utcompile.graph import autocast_dtype, runs_plainly
+from utcompile.graph import Context, autocast_dtype, runs_plainly
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.tuners import recomputed
 from utcompile.tuners.gradients import Call
@@ -44,7 +44,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, made: Remade, weight: WeightRecipe, at: int, count: int, *every: Any
+        ctx: Context, call: Call, made: Remade, weight: WeightRecipe, at: int, count: int, *every: Any
     ) -> torch.Tensor:
         tensors, given = every[:count], every[count:]
         computed = [t for t in weight.given if t is not None and not isinstance(t, nn.Parameter)]
@@ -55,7 +55,7 @@ class _Call(torch.autograd.Function):
         return no_view(call.run(tensors))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors
         count, given, computed = ctx.counts
         dtype, shapes = ctx.like

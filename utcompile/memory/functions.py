@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utcompile.graph import runs_plainly
+from utcompile.graph import Context, runs_plainly
 from utcompile.memory.masks import is_dense, masked, pack_signs
 from utcompile.memory.strides import few_positions
 
@@ -43,7 +43,7 @@ def frozen_conv(
 class _FrozenConv(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -57,7 +57,7 @@ class _FrozenConv(torch.autograd.Function):
         return _CONVS[weight.dim() - 2](x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         shape, strides, dtype = ctx.like
         stride, padding, dilation, groups = ctx.settings
@@ -104,14 +104,14 @@ def bit_relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
 
 class _BitRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, inplace: bool) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, inplace: bool) -> torch.Tensor:
         y = x.detach().relu_() if inplace else x.relu()
         ctx.save_for_backward(pack_signs(y))
         ctx.strides = y.stride()
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         return masked(grad, bits, ctx.strides), None
 
@@ -136,7 +136,7 @@ def small_index_pool(
 
 class _SmallIndexPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, *settings: Any) -> torch.Tensor:
+    def forward(ctx: Context, x: torch.Tensor, *settings: Any) -> torch.Tensor:
         kernel, stride, padding, dilation, ceil_mode = settings
         sides = _each(kernel, 2), _each(stride, 2), _each(padding, 2), _each(dilation, 2)
         y, index = torch.ops.aten.max_pool2d_with_indices(x, *sides, ceil_mode)
@@ -145,7 +145,7 @@ class _SmallIndexPool(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         shape, strides = ctx.like
         x = _no_numbers(shape, strides, grad)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from utcompile.graph import runs_plainly
+from utcompile.graph import Context, runs_plainly
 from utcompile.memory.recipe import Recipe, Remade
 
 
@@ -20,14 +18,14 @@ def remade_product(recipe: Recipe, x: torch.Tensor, other: torch.Tensor, *given:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, made: Remade, x: torch.Tensor, other: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, made: Remade, x: torch.Tensor, other: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
         needs_other = ctx.needs_input_grad[1]
         ctx.save_for_backward(other if needs_other else None, *given)
         ctx.made, ctx.like = made, ((x.shape, x.dtype), (other.shape, other.dtype))
         return x * other
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         other, *given = ctx.saved_tensors
         (shape, dtype), (other_shape, other_dtype) = ctx.like
         _, of_x, of_other = ctx.needs_input_grad[:3]

@@ -13,6 +13,7 @@ from utcompile.graph import flops, origin_of, value_of
 from utcompile.matching import PlanData, Site
 from utcompile.report.dataflow import Flow, Thing, flow_of
 from utcompile.rules import Mark
+from utcompile.tuners import ChainSite, ValueSite
 
 Kind = Literal["module", "operation", "tuner", "sum", "repeat", "group"]
 Part = Literal["", "follows", "index"]
@@ -21,7 +22,11 @@ ENTRY, EXIT = -1, -2
 
 @dataclass(frozen=True)
 class TunerNote:
-    """A tuner as a drawing names it, with all its sites in the copies of a block."""
+    """A tuner as a drawing names it, with all its sites in the copies of a block.
+
+    Attributes:
+        joins: whether its result joins a sum, or is a stage of a side network.
+    """
 
     rule: str
     form: str
@@ -34,6 +39,7 @@ class TunerNote:
     where: str
     config: Mapping[str, object]
     sites: list[str] = field(default_factory=list, compare=False)
+    joins: Literal["sum", "stage", ""] = ""
 
     @property
     def title(self) -> str:
@@ -110,6 +116,15 @@ class Box:
     def has_tuner(self) -> bool:
         """Whether a tuner, or what trains itself, is in it."""
         return bool(self.tuner or self.attached or self.trained or any(c.has_tuner for c in self.children))
+
+
+def _joins(site: Site) -> Literal["sum", "stage", ""]:
+    match site.build_from:
+        case ValueSite(replaces=False):
+            return "sum"
+        case ChainSite():
+            return "stage"
+    return ""
 
 
 def _signature(note: TunerNote) -> tuple[object, ...]:
@@ -204,7 +219,7 @@ class _Tree:
         detail = f"{size[0]}={size[1]}" if size else ""
         how = site.how or ""
         numbers = (site.parameters, site.reads, site.writes, _short(rule.insert.mark), config)
-        return TunerNote(site.rule, site.form, site.tuner, how, detail, *numbers, [site.id])
+        return TunerNote(site.rule, site.form, site.tuner, how, detail, *numbers, [site.id], _joins(site))
 
     def _count(self, box: Box) -> None:
         for child in box.children:

@@ -58,9 +58,9 @@ class Container:
         """Whether a tuner is drawn in a right column: it joins a sum, or is a stage of a side network."""
         if child.kind != "tuner" or child.tuner is None:
             return False
-        if child.tuner.form == "parallel":
+        if child.tuner.joins == "sum":
             return True
-        return child.tuner.form == "chain" and not any(
+        return child.tuner.joins == "stage" and not any(
             line.source == index and not line.is_side for line in self.box.lines
         )
 
@@ -76,8 +76,8 @@ class Container:
         targets = [line.target for line in self.box.lines if line.source == index]
         last = max((self.at.get(line.source, -1) for line in self.box.lines if line.target == index), default=-1)
         child = self.box.children[index]
-        is_parallel = child.tuner is not None and child.tuner.form == "parallel"
-        return is_parallel and bool(targets) and min(targets) == index + 1 and last < len(self.rows) - 1
+        joins = child.tuner is not None and child.tuner.joins == "sum"
+        return joins and bool(targets) and min(targets) == index + 1 and last < len(self.rows) - 1
 
     def _columns(self) -> dict[int, float]:
         """The x of each tuner in a right column; those whose rows overlap get different ones."""

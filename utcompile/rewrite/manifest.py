@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from utcompile.errors import UtcError
 from utcompile.files import path_of
+from utcompile.plain_data import JsonObject
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -94,7 +95,7 @@ class Format1(_Part):
     tensors: dict[str, _Tensor]
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path) -> JsonObject:
     """A checkpoint's manifest, as the plain data that it is.
 
     Raises:

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from utcompile.errors import UtcError
 from utcompile.files import draft, path_of, replace_file, reported, sync_folder, write_new
+from utcompile.plain_data import JsonObject
 from utcompile.rewrite import MANIFEST, TENSORS, move_checkpoint
 from utcompile.train.run_lock import RunLock
 from utcompile.train.run_state import read_state, state_bytes
@@ -82,7 +83,7 @@ class RunFolder:
                 code="train/run",
             )
 
-    def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> JsonObject:
         """Lock the folder, load the last checkpoint into the model and return its state.
 
         Args:

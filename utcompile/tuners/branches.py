@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from utcompile.graph import autocast_dtype, function_of, runs_plainly
+from utcompile.graph import Context, autocast_dtype, function_of, runs_plainly
 from utcompile.ops import Trait, having
 
 _CONVS = having(Trait.CONV)
@@ -98,7 +98,9 @@ class _LinearBranch(torch.autograd.Function):
     """Over the last axis: `h = A xᵀ`, `y += s·hᵀBᵀ`."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, s: float) -> torch.Tensor:
+    def forward(
+        ctx: Context, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, s: float
+    ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         hidden = a @ flat.t()
         total = y.detach()  # in y's memory: no other code reads y; a write to a view that autograd sees would copy it
@@ -108,7 +110,7 @@ class _LinearBranch(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, hidden, a, b = ctx.saved_tensors
         flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         if torch.is_grad_enabled():  # a gradient of gradients passes through A(x), which was made without a graph
@@ -129,7 +131,7 @@ class _ConvBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: torch.Tensor,
         y: torch.Tensor,
         a: torch.Tensor,
@@ -146,7 +148,7 @@ class _ConvBranch(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, hidden, a, b = ctx.saved_tensors
         g = grad.flatten(2)
         if torch.is_grad_enabled():

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from utcompile.graph import autocast_dtype, runs_plainly
+from utcompile.graph import Context, autocast_dtype, runs_plainly
 from utcompile.tuners.gradients import FUNCTIONS, Call
 from utcompile.tuners.precision import Changed, ChangesWeights, changed_in_own_dtype
 
@@ -154,7 +154,7 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, recipe: WeightRecipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, call: Call, recipe: WeightRecipe, at: int, *tensors: torch.Tensor) -> torch.Tensor:
         # parameters stay alive in the model; tensors that were computed on the way to the weight are saved
         computed = [t for t in recipe.given if t is not None and not isinstance(t, nn.Parameter)]
         kept = [i for i in range(len(tensors)) if i not in (at, call.bias_at)]
@@ -164,7 +164,7 @@ class _Recomputed(torch.autograd.Function):
         return no_view(call.run(tensors))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: `checkpoint` gives each tensor once
         found, computed = dict(zip(ctx.kept, saved, strict=False)), iter(saved[len(ctx.kept) :])
         given = [t if own else next(computed) for t, own in zip(ctx.recipe.given, ctx.own, strict=True)]
