@@ -57,19 +57,27 @@ The paper does not state its optimizer, learning rates and epochs, so these are 
 """
 
 
-def write_page(page: Path, out: Path, titles: Mapping[str, str], methods: Mapping[str, Sequence[str]]) -> None:
+def write_page(
+    page: Path,
+    out: Path,
+    titles: Mapping[str, str],
+    methods: Mapping[str, Sequence[str]],
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write the page and its plots.
 
     Args:
         out: where the runs are.
         titles: of the parts.
         methods: of the parts, those without a run too.
+        notes: of the parts, below their tables.
     """
     found = {name: read_part(out / name, methods[name]) for name in titles}
     done = {name: part for name, part in found.items() if part is not None and part.results}
     text = [_INTRO, _ranking(done, titles)]
     for name, part in done.items():
-        text.append(_part(titles[name], part, page.parent / "assets" / "results" / f"{name}.svg", methods[name]))
+        note = (notes or {}).get(name, "")
+        text.append(_part(titles[name], note, part, page.parent / "assets" / "results" / f"{name}.svg", methods[name]))
     missing = [titles[name] for name in titles if name not in done]
     if missing:
         text.append("## Not run yet\n\n" + "\n".join(f"- {title}" for title in missing) + "\n")
@@ -108,7 +116,7 @@ def read_part(folder: Path, methods: Sequence[str]) -> Comparison | None:
     )
 
 
-def _part(title: str, part: Comparison, picture: Path, methods: Sequence[str]) -> str:
+def _part(title: str, note: str, part: Comparison, picture: Path, methods: Sequence[str]) -> str:
     rows = part.rows()
     settings = part.settings
     about = (
@@ -120,6 +128,7 @@ def _part(title: str, part: Comparison, picture: Path, methods: Sequence[str]) -
         lines.append(f"Folded: latency of the folded model. {part.engine}\n")
     if any(row.is_shared for row in rows):
         lines.append("`*` trained on values of one frozen forward of the backbone.\n")
+    lines += [f"{note}\n"] if note else []
     refused = [f"`{name}` ({why.partition(':')[0]})" for name, why in part.left_out.items()]
     waiting = [f"`{m}`" for m in methods if m not in part.left_out and all(r.method != m for r in part.results)]
     if refused:

@@ -1,7 +1,7 @@
 """The pictures of pages under `docs/assets/pages/`: real architectures with random weights, in headless Chromium.
 
     python docs/pictures.py [NAME …]
-    python docs/pictures.py run=RUN/report.html     a picture of the page of a run
+    python docs/pictures.py run=RUN/report.html comparison=CMP/comparison.html      pictures of pages that verbs wrote
 
 The pages are made of `utcompile.report`; no weights are needed, and no network.
 """
@@ -72,6 +72,16 @@ def shoot(page: Path, picture: Path, size: tuple[int, int] = SIZE) -> None:
     Image.open(picture).convert("RGB").quantize(96).save(picture, optimize=True)
 
 
+def both(file: Path, name: str) -> None:
+    """Pictures of a page in both themes."""
+    text = file.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        for theme in ("light", "dark"):
+            page = Path(folder) / f"{theme}.html"
+            page.write_text(text.replace('data-theme="auto"', f'data-theme="{theme}"'), encoding="utf-8")
+            shoot(page, OUT / f"{name}_{theme}.png", (1180, 1500))
+
+
 def draw(name: str) -> None:
     """The page of one model, light and dark, and its drawing."""
     make, rules, top = PAGES[name]
@@ -92,7 +102,7 @@ if __name__ == "__main__":
     for chosen in sys.argv[1:] or PAGES:
         name, _, file = chosen.partition("=")
         if file:
-            shoot(Path(file).resolve(), OUT / f"{name}_light.png", (1180, 1750))
+            both(Path(file), name)
         else:
             draw(name)
         print(chosen)

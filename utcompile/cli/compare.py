@@ -86,7 +86,7 @@ def compare(
     how: dict[str, Any] = asdict(choice.preset())
     loaded = load_data(data, **how, seed=0)
     with _test_data(data, how) as test:
-        if choice.num_classes is None and not choice.source.runs_code:
+        if choice.num_classes is None and choice.source.takes_num_classes():
             choice = replace(choice, num_classes=loaded.num_classes)
         output.progress(str(loaded))
 

@@ -29,6 +29,8 @@ from utcompile.report.comparison import Comparison, Result, comparison_page, csv
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
 from utcompile.train import Data, accuracy, fit
+from utcompile.train.task_file import TaskFile
+from utcompile.train.tasks import make_task
 
 FULL = "full"  # the name of full fine-tuning among methods
 _FULL_RULES = 'version: 1\nname: full\ndescription: Full fine-tuning.\ntrain: ["parameter:**"]\n'
@@ -266,6 +268,7 @@ class Methods:
             load=partial(utc.load_tuners, tuned),
             resume=(folder / "last").is_dir(),
             channels_last=self.task.channels_last,
+            prepare=lambda run: TaskFile.of(self.task.data, make_task(self.task.data)).write(run),
             **training,
         )
         measured = result.best_accuracy if test is None else accuracy(model, test)

@@ -18,6 +18,7 @@ from utcompile.report import Predictions, RunFacts, Speed, look, read_history, r
 from utcompile.rewrite import TENSORS
 
 REPORT = "report.html"
+_MOST = 2e8  # parameters of a model that is folded at the end of a training
 _SHIPPED = "An exported run is faster in ONNX Runtime: export it, and measure it there."
 
 
@@ -34,6 +35,7 @@ def write_report(
     engine: str = "",
     folded: FoldReport | None = None,
     opened: Run | None = None,
+    most: float = float("inf"),
 ) -> dict[str, Any]:
     """Write the page of a run; returns what it says as plain data.
 
@@ -45,6 +47,7 @@ def write_report(
         measured: latencies that are known already, with the name of what measured them.
         folded: the folding report, if it is known already.
         opened: the run, if it is open already.
+        most: parameters of a model that is folded; a folded model needs the memory of another one.
 
     Raises:
         UtcError: no run, no history, or a page that cannot be written. What else fails becomes a note on the page.
@@ -54,15 +57,18 @@ def write_report(
     output.progress(f"looking at {folder}")
     predictions = _noted(notes, "Predictions are left out", lambda: _predictions(opened, data, folder))
     folding: FoldReport | str = folded or ""
+    _, every = opened.tuned.trainable_parameters()
+    if fold and folded is None and every > most:
+        notes.append(f"A model of {every:,} parameters is not folded here: utcompile report {folder}")
+        fold = False
     if fold and folded is None:
         found = _noted(notes, "The folding report is left out", lambda: utc.fold(opened.tuned, check_inputs=None))
         folding = "The tuners could not be folded: see the note in the summary."
         if found is not None:
             module, folding = found
             if not measured:
-                models = {"base": opened.choice.build(), "tuned": opened.tuned, "folded": module}
+                models = {"base": opened.plan.module.eval(), "tuned": opened.tuned, "folded": module}
                 measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
-    _, every = opened.tuned.trainable_parameters()
     facts = RunFacts(
         f"Run {folder.resolve().name}",
         _summary(opened, history),
@@ -91,7 +97,7 @@ def write_report(
 def report_of(folder: Path, model: str, data: Path) -> str | None:
     """The page at the end of a training: where it fails, the run is whole all the same, so that is only a note."""
     try:
-        return str(write_report(folder, model=model, data=data)["page"])
+        return str(write_report(folder, model=model, data=data, most=_MOST)["page"])
     except UtcError as error:
         output.progress(f"note: there is no page of the run: {error.brief()}")
         return None

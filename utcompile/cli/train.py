@@ -232,7 +232,7 @@ def train(
         return
     early = ", stopped early" if result["stopped_early"] else ""
     output.say(f"{result['text']}{early}; saved in {out}")
-    if report:
+    if result.get("report"):
         output.say(f"how it went: {result['report']}")
     output.say(f"next: utcompile evaluate {out}, utcompile export {out} -o model.onnx", "dim")
 
