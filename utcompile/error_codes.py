@@ -316,6 +316,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
         "model/trust": Meaning(
             "Building the model would run code that the run names.", "Look at the code, then pass `--trust`."
         ),
+        "report/comparison": Meaning(
+            "A comparison has no method that fits, or its folder is of a comparison with other settings.",
+            "Name rules that fit the model (`utcompile explain`); go on with the same settings, or give another folder.",
+        ),
         "path/taken": Meaning(
             "The result would replace or lie in something that is to be kept.",
             "Choose another path, or pass `--overwrite` where it is offered.",

@@ -16,10 +16,11 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph.nested import map_tensors, tensors
+from utcompile.graph.values_kept import values_kept
 from utcompile.matching import PlanData, TunerDtype
 from utcompile.memory import MemoryPlan
 from utcompile.recording.example import Example
-from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
+from utcompile.recording.untouched import random_numbers_kept, seed
 from utcompile.rewrite import TunedModule, apply_plan, check_learning
 
 IDENTITY = "identity at the start, on the example inputs"

@@ -38,7 +38,8 @@ def test_train_says_what_it_does(run):
 
 
 def test_train_keeps_all_that_a_later_fold_needs(run):
-    assert names(run) == ["history.jsonl", "last", "manifest.json", "tuners.safetensors"]
+    kept = ["history.jsonl", "last", "manifest.json", "metrics.csv", "task.json", "tuners.safetensors"]
+    assert names(run) == kept
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["model"] == {
         "spec": "timm:test_efficientnet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.input_toys import IDS, MASK, Attend, Base, Boxes, Choose, Nested, P
 from torch import nn
 
 import utcompile as utc
+from utcompile.folding import whole
 from utcompile.folding.inputs import ProofInputs
 from utcompile.folding.proof import relative_error
 from utcompile.folding.whole import _alone
@@ -177,3 +179,90 @@ def test_products_are_exact_whatever_the_process_allows() -> None:
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+# --- found by random programs: guards that exclude a batch of two, outputs that cancel out, state in opaque modules ---
+
+EVERY = "version: 1\nname: t\nrules: [{name: r, match: {op: linear}, insert: {weight: h, tuner: {kind: lora, r: 2}}}]"
+
+
+class Chosen(nn.Module):
+    """Another computation for few samples than for many."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.a = least, nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        return h * 2 if x.shape[0] >= self.least else h.cumsum(0)
+
+
+@pytest.mark.parametrize(("least", "batch"), [(3, 4), (7, 9)])  # of nine rows four are kept, and repeated
+def test_proofs_use_the_examples_batch_where_a_guard_excludes_two(least: int, batch: int) -> None:
+    tuned = utc.compile(Chosen(least).eval(), EVERY, torch.randn(batch, 6))
+    zoo.shake(tuned, 0.3)
+    folded, report = utc.fold(tuned.eval())
+    y = torch.randn(batch + 2, 6)
+    with torch.no_grad():
+        assert report.sites[0].status == "absorbed" and torch.allclose(folded(y), tuned(y), atol=1e-5)
+
+
+class Cancelling(nn.Module):
+    """Its second output is zero but for rounding."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.norm = how, nn.Linear(6, 6), nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.norm(self.a(x))
+        zero = {"mean": h.mean(), "softmax": h.softmax(-1).sum(-1) - 1, "product": (h - h.mean(-1, True)).sum(-1)}
+        return h, zero[self.how]
+
+
+@pytest.mark.parametrize("how", ["mean", "softmax", "product"])
+def test_an_output_that_is_nothing_but_rounding_stops_no_fold(how: str) -> None:
+    tuned = utc.compile(Cancelling(how).eval(), EVERY, torch.randn(4, 6))
+    zoo.shake(tuned, 0.3)
+    folded, report = utc.fold(tuned.eval())
+    assert report.max_error < 1e-3 and report.sites[0].status == "absorbed"
+    # a wrong weight is as wrong in float64
+    with torch.no_grad():
+        folded.a.weight[0] *= 1.01
+    found = whole.compare(tuned, folded, ProofInputs(tuned), as_rounding=True)
+    assert not whole.is_proven(found, torch.float32)
+
+
+class Counting(nn.Module):
+    """Keeps a running value in a plain attribute, which a closed module may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.zeros(())
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        h = torch.stack([p * (i + 1) for i, p in enumerate(h.unbind(1))], 1)  # as many operations as there are rows
+        self.mean += h.mean()
+        return h - self.mean
+
+
+def test_a_closed_module_that_keeps_a_value_is_compared_from_the_same_state() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.inner = nn.Linear(4, 4), Counting()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(self.a(x))
+
+    model = Net().eval()
+    tuned = utc.compile(model, EVERY, torch.randn(4, 8, 4), dynamic={"x": {0: "B", 1: "L"}})
+    zoo.shake(tuned, 0.3)
+    before = tuned.inner.mean.clone()
+    folded, report = utc.fold(tuned.eval())
+    assert report.sites[0].status == "absorbed"
+    assert torch.equal(tuned.inner.mean, before) and torch.equal(model.inner.mean, torch.zeros(()))
+    y = torch.randn(3, 5, 4)
+    with torch.no_grad():
+        assert torch.allclose(copy.deepcopy(folded)(y), copy.deepcopy(tuned)(y), atol=1e-5)

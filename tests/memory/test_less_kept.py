@@ -244,3 +244,30 @@ def test_without_gradients_it_runs_as_it_is() -> None:
     with torch.no_grad():
         tuned(**inputs)
     assert "_planned" not in tuned.__dict__
+
+
+@pytest.mark.parametrize("how", ["layer_norm", "expand", "cat"])
+def test_sizes_inside_an_argument_are_made_again_too(how: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x)
+            if how == "layer_norm":
+                h = nn.functional.layer_norm(h, h.shape[1:])
+            elif how == "expand":
+                h = nn.functional.gelu(h) * h.mean(1, True).expand(h.shape[0], h.shape[1], 4).sigmoid()
+            else:
+                h = nn.functional.gelu(torch.cat([h, h[:, : h.shape[1] // 2]], 1))
+            return self.b(h)
+
+    rules = "version: 1\nname: t\nrules: [{name: r, match: {op: linear}, insert: {weight: h, tuner: {kind: lora}}}]"
+    tuned = utc.compile(Net().eval(), rules, torch.randn(2, 6, 4), dynamic={"x": {0: "B", 1: "L"}})
+    zoo.shake(tuned, 0.2)
+    plain = copy.deepcopy(tuned)
+    plain.memory = None
+    for sizes in ((2, 6), (3, 9)):
+        x = torch.randn(*sizes, 4)
+        assert equal(step(tuned, partial(tuned, x)), step(plain, partial(plain, x)))

@@ -7,13 +7,16 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from support.architectures import ARCHITECTURES, make
 from support.models import captured
 from torch import nn
 
 import utcompile as utc
+from utcompile.errors import UtcError
 from utcompile.report import plan_page, svg_of
 from utcompile.report.boxes import ENTRY, EXIT, Box, boxes_of
 from utcompile.report.repeats import grouped
+from utcompile.rules import shipped_rules
 
 FORMS = {
     "parallel": ("vit", "u_tuning/dual"),
@@ -122,3 +125,25 @@ def test_names_of_users_are_text_and_never_markup():
     ElementTree.fromstring(svg_of(plan))
     page = plan_page(plan)
     assert "<b>" not in page and page.count("</script>") == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_shipped_rule_file_on_every_architecture_has_a_drawing(name):
+    """Windows, rotary embeddings, tied weights, layers that run twice: every site is drawn, and lines go down."""
+    model, inputs = make(name)
+    captured_ = utc.capture(model, inputs, verify="shapes")
+    plans = 0
+    for rules in shipped_rules():
+        try:
+            plan = utc.match(captured_, rules)
+        except UtcError:
+            continue
+        plans += 1
+        ElementTree.fromstring(svg_of(plan))
+        root = grouped(boxes_of(plan))
+        notes = [n for box in inside(root) for n in (box.tuner, *box.attached) if n is not None]
+        assert {site for n in notes for site in n.sites} == {site.id for site in plan.sites}, rules
+        for box in inside(root):
+            assert all(line.target == EXIT or line.source < line.target for line in box.lines), (rules, box.path)
+    assert plans >= 5

@@ -64,6 +64,32 @@ def test_an_output_that_is_no_class_is_counted_apart():
     assert found.confusion == ((1, 0, 0), (0, 0, 1)) and found.worst[0].guess == "2"
 
 
+class Words(Dataset[object]):
+    """Two texts as rows of numbers by name, as a language model takes them."""
+
+    texts = (("a <b>good</b> day", None), ("rain", "and more rain"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], int]:
+        return {"ids": torch.tensor([index, 1]), "mask": torch.ones(2)}, index
+
+
+class Lengths(nn.Module):
+    """Logits by name."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": torch.stack([1 - ids[:, 0], ids[:, 0] * mask.sum(1)], 1).float()}
+
+
+def test_texts_are_shown_as_texts():
+    found = look(Lengths(), Words(), ("good", "bad"))
+    assert [s.text for s in found.best] == ["rain / and more rain", "a <b>good</b> day"]
+    page = run_page(facts(predictions=found))
+    assert "a &lt;b&gt;good&lt;/b&gt; day" in page and "<b>good" not in page
+
+
 def test_the_modes_of_the_model_are_restored():
     model = nn.Sequential(nn.Dropout(), Brightness()).train()
     look(model, Grey([0.0], [0]), ("a", "b", "c"))

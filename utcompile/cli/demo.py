@@ -37,4 +37,5 @@ def demo(
         return
     output.stdout().print(table(report))
     output.say(f"the proven file: {report['files']['folded']}   the run: {report['files']['run']}")
+    output.say(f"how the run went: {report['files']['report']}")
     output.say(f"next: utcompile explain -m demo:efficientnet_lite0 -r {report['rules']} --input-size 64", "dim")

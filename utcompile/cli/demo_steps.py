@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from utcompile.cli.demo_data import TEST, TRAIN, VALIDATION, write_digits
 from utcompile.cli.folders import whole_folder
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.output import progress
+from utcompile.cli.run_report import REPORT, write_report
 from utcompile.cli.runs import open_run
+from utcompile.cli.speeds import onnx_engine
 from utcompile.cli.train import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
 from utcompile.plain_data import JsonObject
+from utcompile.report import Speed
 from utcompile.rewrite import TENSORS
 from utcompile.rules import RuleSet
 from utcompile.train import accuracy, load_data
@@ -75,7 +79,8 @@ def _run(
     progress(f"2/5  tuners by {RULES}: {train:,} digits, {validation} more to choose the epoch by")
     settings = {**SETTINGS, "epochs": epochs, "seed": seed, "workers": 0}
     trained = train_run(choice, RuleSet.load(RULES), digits, draft / "run", settings, recorded_data=out / digits.name)
-    tuned = open_run(draft / "run").tuned  # as `utcompile fold` would
+    opened = open_run(draft / "run")  # as `utcompile fold` would
+    tuned = opened.tuned
 
     progress(f"3/5  folding {len(tuned.sites)} tuners")
     folded, fold_report = utc.fold(tuned, strict=True)
@@ -103,6 +108,10 @@ def _run(
         }
         for name, model in models.items()
     }
+    progress("the page of the run")
+    speeds = [Speed(name, t.median, t.lower, t.upper, t.ratio) for name, t in times.items()]
+    known: dict[str, Any] = {"measured": speeds, "engine": onnx_engine(), "folded": fold_report, "opened": opened}
+    write_report(draft / "run", data=digits, **known)
     statuses = [site.status for site in fold_report.sites]
     return {
         "rules": RULES,
@@ -117,6 +126,7 @@ def _run(
 
 
 _FILES = {"folded": "folded.onnx", "tuned": "tuned.onnx", "base": "base.onnx", "run": "run", "digits": "digits.npz"}
+_FILES["report"] = f"run/{REPORT}"
 
 
 def _test_digits(path: Path) -> Dataset[object]:

@@ -54,13 +54,14 @@ def insertion(rule: Rule, quote: str = "") -> str:
     """
     insert = rule.insert
     target = " -> ".join(insert.named)
-    where = _matched(rule.match, quote)
+    where = matched(rule.match, quote)
     less = f" but {' and '.join(f'{quote}{n}{quote}' for n in rule.exclude)}" if rule.exclude else ""
     few = " (the first)" if rule.select.first == 1 else ""
     return f"{insert.tuner.config.kind} {insert.form} {quote}{target}{quote} at {where}{less}{few}"
 
 
-def _matched(match: Match, quote: str) -> str:
+def matched(match: Match, quote: str = "") -> str:
+    """What a rule looks for: `every linear`, `ffn or gated_ffn`."""
     from utcompile.rules import MatchModule, MatchOperation, MatchPattern
 
     match match:

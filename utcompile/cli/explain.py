@@ -10,7 +10,10 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw
+from utcompile.cli.early import check_model, check_rules
 from utcompile.cli.options import (
+    Example,
+    InputShapes,
     InputSize,
     Json,
     Model,
@@ -19,6 +22,7 @@ from utcompile.cli.options import (
     Trains,
     Var,
     examples,
+    given,
     size_of,
     trained,
     variables,
@@ -50,6 +54,8 @@ def explain(
     train: Trains = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
+    example: Example = None,
+    input_shapes: InputShapes = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Also how much work a training step takes in less and less memory.")
     ] = False,
@@ -60,6 +66,8 @@ def explain(
 ) -> None:
     """Show what each rule finds in a model, what it adds there, and where it nearly matched."""
     check_targets(svg, html)
+    check_model(model)
+    check_rules(rules)
     import utcompile as utc
     from utcompile.cli.memory_curve import show_curve
     from utcompile.cli.models import ModelChoice
@@ -67,8 +75,8 @@ def explain(
     from utcompile.rules import Expect, RuleSet
 
     ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
-    captured = utc.capture(choice.build(), (choice.example(),), verify="shapes")
+    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
+    captured = utc.capture(choice.build(), choice.inputs(), verify="shapes")
     # A rule that finds too little is what this verb is for: it is explained first, and fails at the end.
     lenient = replace(ruleset, rules=tuple(replace(r, expect=Expect(optional=True, at_least=0)) for r in ruleset.rules))
     plan = utc.match(captured, lenient)

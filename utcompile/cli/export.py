@@ -1,32 +1,48 @@
-"""`utcompile export`: fold, export to ONNX, prove; or write the tuners as PEFT does."""
+"""`utcompile export`: fold, export to ONNX, prove; several tasks in one file; or write the tuners as PEFT does."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from utcompile.cli import output
 from utcompile.cli.folders import check_apart, check_file, check_free
-from utcompile.cli.options import BatchSizes, Json, OptionalModel, RunFolder, Trust, Weights, batches_of, examples
+from utcompile.cli.options import BatchSizes, Json, OptionalModel, Trust, Weights, batches_of, examples, tasks_of
+
+if TYPE_CHECKING:
+    from utcompile.deploy import ExportResult
 
 EXAMPLES = examples(
     "utcompile export run/ -o model.onnx",
     "utcompile export run/ -o model.onnx --opset 20 --batch-sizes 1,16",
-    "utcompile export run/ -o model.onnx --no-fold --json",
+    "utcompile export run/ -o model.onnx --dtype float16-weights --no-fold --json",
+    "utcompile export --task cats=run1/ --task dogs=run2/ --routing call -o pets.onnx",
     "utcompile export run/ --peft -o adapter/",
 )
 
 
 def export(
-    run: RunFolder,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX file to write; with --peft, a folder.")
     ],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The folder that `utcompile train -o` wrote.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="NAME=RUN", help="A task of a file with several; instead of RUN."),
+    ] = None,
+    routing: Annotated[
+        str, typer.Option(help="With --task: one task per call, or one per row of a batch (call, row).")
+    ] = "call",
     fold: Annotated[bool, typer.Option(help="Fold the tuners first.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a tuner cannot be folded.")] = False,
     peft: Annotated[bool, typer.Option("--peft", help="Write the LoRA or DoRA tuners for PEFT, and no ONNX.")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="float16-weights (half the size), or float16 (for GPUs).")
+    ] = None,
     opset: Annotated[int | None, typer.Option(min=1, help="Of ONNX operators; the exporter's own by default.")] = None,
     batch_sizes: BatchSizes = None,
     tolerance: Annotated[float | None, typer.Option(help="Relative to the largest output; 1e-4 by default.")] = None,
@@ -37,34 +53,54 @@ def export(
 ) -> None:
     """Fold a run and export it to ONNX; the file appears once ONNX Runtime and PyTorch agree."""
     import utcompile as utc
+    from utcompile.cli.run_facts import labels_of, preprocessing_of
     from utcompile.cli.runs import open_run
-    from utcompile.deploy import export_onnx
 
-    sizes = batches_of(batch_sizes)
-    check_apart(out, run)
+    tasks = tasks_of(task)
+    if (run is None) == (not tasks):
+        raise typer.BadParameter("give a RUN, or tasks", param_hint="RUN, --task")
+    folder = run or next(iter(tasks.values()))
+    for one in [folder, *tasks.values()]:
+        check_apart(out, one)
     if peft:
-        check_free(out, overwrite=False, flag="remove it")
-        path = utc.save_peft(open_run(run, model, weights, trust).tuned, out)
-        if json:
-            output.emit({"path": str(path)})
-        else:
-            output.say(f"{path}: for peft.PeftModel.from_pretrained(model, …)")
+        _peft(folder, out, open_run(folder, model, weights, trust).tuned, json)
         return
     check_file(out)
-    opened = open_run(run, model, weights, trust)
+    opened = open_run(folder, model, weights, trust, load=not tasks)
+    shared: dict[str, Any] = {
+        "batch_sizes": batches_of(batch_sizes),
+        "tolerance": tolerance,
+        "opset": opset,
+        "dtype": dtype,
+        "preprocessing": preprocessing_of(folder, opened) or None,
+    }
+    if tasks:
+        output.progress(f"exporting {len(tasks)} tasks and comparing with ONNX Runtime")
+        result = utc.export_onnx(opened.tuned, out, opened.example, tasks=tasks, routing=routing, **shared)
+        _say(result, None, json)
+        return
     module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
     if report is not None:
         output.progress(str(report))
     output.progress("exporting and comparing with ONNX Runtime")
-    result = export_onnx(
-        module,
-        out,
-        opened.example,
-        batch_sizes=sizes,
-        tolerance=tolerance,
-        opset=opset,
-        metadata={"utcompile.rules": opened.tuned.ruleset.name, "utcompile.base": opened.fingerprint},
-    )
+    rules = opened.tuned.ruleset
+    facts = {"base": opened.fingerprint, "rules": {"name": rules.name, "vars": dict(rules.vars), "text": rules.text}}
+    result = utc.export_onnx(module, out, opened.example, labels=labels_of(opened), facts=facts, **shared)
+    _say(result, report.to_dict() if report else None, json)
+
+
+def _peft(run: Path, out: Path, tuned: Any, json: bool) -> None:
+    import utcompile as utc
+
+    check_free(out, overwrite=False, flag="remove it")
+    path = utc.save_peft(tuned, out)
+    if json:
+        output.emit({"path": str(path)})
+    else:
+        output.say(f"{path}: for peft.PeftModel.from_pretrained(model, …)")
+
+
+def _say(result: ExportResult, fold: dict[str, Any] | None, json: bool) -> None:
     if not json:
         output.say(str(result))
         return
@@ -77,6 +113,11 @@ def export(
             "inputs": result.input_names,
             "outputs": result.output_names,
             "batch_sizes": result.batch_sizes,
-            "fold": report.to_dict() if report else None,
+            "axes": [axis.to_dict() for axis in result.axes],
+            "fixed": result.fixed,
+            "guards": result.guards,
+            "notes": result.notes,
+            "tasks": result.tasks,
+            "fold": fold,
         }
     )

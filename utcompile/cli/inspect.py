@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import InputSize, Json, Model, NumClasses, examples, size_of
+from utcompile.cli.early import check_model
+from utcompile.cli.options import Example, InputShapes, InputSize, Json, Model, NumClasses, examples, given, size_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,20 +29,23 @@ def inspect(
     model: Model,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
+    example: Example = None,
+    input_shapes: InputShapes = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also layout operations, identities and each of several modules alike.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Show a model's operations, shapes and layouts, and the named patterns found in it. Weights are random."""
+    check_model(model)
     import utcompile as utc
     from utcompile.cli.models import ModelChoice
     from utcompile.cli.tree import module_tree
     from utcompile.graph import GraphView
 
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size))
+    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
     output.progress(f"capturing {choice.spec}")
-    captured = utc.capture(choice.build(), (choice.example(),))
+    captured = utc.capture(choice.build(), choice.inputs())
     view = GraphView(captured.graph, captured)
     tree, patterns = module_tree(view, everything=everything), found_patterns(view)
     operations = Counter(op.name for node, op in view.operations.items() if node.op.startswith("call"))

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.cli import output
-from utcompile.cli.sources import Preset, Source, source_of
+from utcompile.cli.given_inputs import Inputs, read_example, sized_inputs
+from utcompile.cli.hf import HuggingFace
+from utcompile.cli.preset import Preset
+from utcompile.cli.sources import Source, source_of
 from utcompile.cli.weights import load_weights, read_weights
 from utcompile.errors import UtcError
 
@@ -30,6 +33,8 @@ class ModelChoice:
         pretrained: whether the library's pretrained weights are fetched.
         seed: of whatever is random: all weights, or the new head.
         input_size: (C, H, W); None for the model's own.
+        example_from: where example inputs come from: `file.npz` or `file.py:function`.
+        sizes: of example inputs by name: `input_ids=2,16`. A run does not keep these two: it has its inputs' shapes.
     """
 
     spec: str
@@ -38,6 +43,8 @@ class ModelChoice:
     pretrained: bool = False
     seed: int = 0
     input_size: tuple[int, ...] | None = None
+    example_from: str | None = None
+    sizes: tuple[str, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -77,11 +84,26 @@ class ModelChoice:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(batch, *self.preset().input_size, generator=generator)
 
+    def inputs(self, batch: int = 2) -> Inputs:
+        """Example inputs of the model: those that were given, or images, or token ids for a model of texts.
+
+        Raises:
+            UtcError: they cannot be read or made.
+        """
+        if self.example_from is not None:
+            return read_example(self.example_from)
+        if self.sizes:
+            return sized_inputs(self.sizes, self.seed)
+        source = self.source
+        texts = source.inputs(batch, self.seed) if isinstance(source, HuggingFace) else None
+        return (self.example(batch),) if texts is None else texts
+
     def as_dict(self) -> dict[str, object]:
         """Plain data for a manifest; paths are absolute, so that the run may be folded from anywhere."""
         weights = str(Path(self.weights).resolve()) if self.weights else None
         size = list(self.preset().input_size)
-        return {**asdict(self), "spec": self.source.spec, "weights": weights, "input_size": size}
+        kept = {k: v for k, v in asdict(self).items() if k not in ("example_from", "sizes")}
+        return {**kept, "spec": self.source.spec, "weights": weights, "input_size": size}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> ModelChoice:

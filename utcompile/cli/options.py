@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-SPECS = "timm:NAME, torchvision:NAME, package.module:factory, file.py:factory or demo:efficientnet_lite0"
+from utcompile.cli.complete import complete_model, complete_rules
+
+SPECS = "timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, file.py:factory or demo:efficientnet_lite0"
 
 
 def examples(*lines: str) -> str:
@@ -36,6 +38,34 @@ def batches_of(text: str | None) -> tuple[int, ...] | None:
     if not sizes:
         raise typer.BadParameter(f"{text!r} is no list of batch sizes; give e.g. 1,3,8", param_hint="--batch-sizes")
     return sizes
+
+
+def tasks_of(given: list[str] | None) -> dict[str, Path]:
+    """`NAME=RUN` texts; no name may come twice."""
+    found: dict[str, Path] = {}
+    for text in given or []:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise typer.BadParameter(f"{text!r} is not NAME=RUN", param_hint="--task")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--task")
+        found[name] = Path(folder)
+    return found
+
+
+def numbers_of(text: str, option: str) -> tuple[int, ...]:
+    """`1,8`: positive integers."""
+    found = _integers(text)
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no list of positive numbers; give e.g. 1,8", param_hint=option)
+    return found
+
+
+def given(example: str | None, shapes: list[str] | None) -> dict[str, Any]:
+    """`--example` and `--input` as fields of a `ModelChoice`."""
+    if example is not None and shapes:
+        raise typer.BadParameter("--example has the inputs already", param_hint="--input")
+    return {"example_from": example, "sizes": tuple(shapes or ())}
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -71,13 +101,28 @@ def trained(given: list[str] | None) -> list[str] | None:
     return given or None
 
 
-Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.")]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help="The model; see below.", autocompletion=complete_model)
+]
 OptionalModel = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="MODEL", help="The model, instead of the run's; see below.")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="The model, instead of the run's; see below.",
+        autocompletion=complete_model,
+    ),
 ]
 Rules = Annotated[
     str,
-    typer.Option("--rules", "-r", metavar="RULES", help="A rule file, or the name of shipped rules."),
+    typer.Option(
+        "--rules",
+        "-r",
+        metavar="RULES",
+        help="A rule file, or the name of shipped rules.",
+        autocompletion=complete_rules,
+    ),
 ]
 Var = Annotated[
     list[str] | None,
@@ -101,6 +146,21 @@ Weights = Annotated[
 ]
 InputSize = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
+]
+Providers = Annotated[
+    str, typer.Option("--providers", metavar="NAMES", help="Of ONNX Runtime: cpu, cuda, or both with a comma.")
+]
+Example = Annotated[
+    str | None,
+    typer.Option(
+        "--example", metavar="SOURCE", help="Example inputs: an .npz file with arrays by name, or file.py:function."
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="NAME=SIZES", help="The sizes of one input: input_ids=2,16 or x=2,3,64,64:float16."
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of random weights, the data's split and training.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the Python code that the run's manifest names.")]

@@ -10,8 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from utcompile.cli import output
+from utcompile.cli.bench import EXAMPLES as BENCH
+from utcompile.cli.bench import bench
+from utcompile.cli.compare import EXAMPLES as COMPARE
+from utcompile.cli.compare import compare
 from utcompile.cli.demo import EXAMPLES as DEMO
 from utcompile.cli.demo import demo
+from utcompile.cli.evaluate import EXAMPLES as EVALUATE
+from utcompile.cli.evaluate import evaluate
 from utcompile.cli.explain import EXAMPLES as EXPLAIN
 from utcompile.cli.explain import explain
 from utcompile.cli.export import EXAMPLES as EXPORT
@@ -21,9 +27,13 @@ from utcompile.cli.fold import fold
 from utcompile.cli.inspect import EXAMPLES as INSPECT
 from utcompile.cli.inspect import inspect
 from utcompile.cli.options import examples
+from utcompile.cli.predict import EXAMPLES as PREDICT
+from utcompile.cli.predict import predict
 from utcompile.cli.report import EXAMPLES as REPORT
 from utcompile.cli.report import report
 from utcompile.cli.rules import app as rules
+from utcompile.cli.suggest import EXAMPLES as SUGGEST
+from utcompile.cli.suggest import suggest
 from utcompile.cli.train import EXAMPLES as TRAIN
 from utcompile.cli.train import train
 from utcompile.cli.verify import EXAMPLES as VERIFY
@@ -81,12 +91,17 @@ def _utcompile(
 
 
 app.command(epilog=INSPECT)(inspect)
+app.command(epilog=SUGGEST)(suggest)
 app.command(epilog=EXPLAIN)(explain)
 app.command(epilog=TRAIN)(train)
+app.command(epilog=EVALUATE)(evaluate)
 app.command(epilog=FOLD)(fold)
 app.command(epilog=EXPORT)(export)
 app.command(epilog=VERIFY)(verify)
+app.command(epilog=PREDICT)(predict)
+app.command(epilog=BENCH)(bench)
 app.command(epilog=REPORT)(report)
+app.command(epilog=COMPARE)(compare)
 app.add_typer(rules, name="rules")
 app.command(epilog=DEMO)(demo)
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.complete import complete_model, complete_rules
 from utcompile.cli.options import Json, examples
 from utcompile.errors import UtcError
 from utcompile.plain_data import JsonObject
@@ -23,9 +24,27 @@ app = typer.Typer(
 )
 
 
-@app.command("list", epilog=examples("utcompile rules list", "utcompile rules list --json"))
-def list_rules(json: Json = False) -> None:
+@app.command(
+    "list",
+    epilog=examples("utcompile rules list", "utcompile rules list -m timm:resnet50", "utcompile rules list --json"),
+)
+def list_rules(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Only those that fit this model, with their costs, by name (`utcompile suggest` ranks them).",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """List the shipped rules: what they do, what folds, their variables, their source."""
+    if model is not None:
+        _list_fitting(model, json)
+        return
     from utcompile.cli import describe
     from utcompile.rules import RuleSet, shipped_rules
 
@@ -38,6 +57,23 @@ def list_rules(json: Json = False) -> None:
         output.say("\n".join(describe.summary(rules)))
 
 
+def _list_fitting(model: str, json: bool) -> None:
+    from utcompile.cli.early import check_model
+    from utcompile.cli.suggest import grouped, table
+
+    check_model(model)
+    from utcompile.cli.models import ModelChoice
+    from utcompile.cli.suggestions import suggestions
+
+    fitting, refused = suggestions(ModelChoice(model))
+    if json:
+        output.emit({"fitting": [vars(s) for s in fitting], "refused": refused})
+        return
+    output.stdout().print(table(fitting))
+    for line in grouped(refused):
+        output.say(line, "dim")
+
+
 @app.command(
     "show",
     epilog=examples(
@@ -47,7 +83,9 @@ def list_rules(json: Json = False) -> None:
     ),
 )
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Shipped rules, or a rule file.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Shipped rules, or a rule file.", autocompletion=complete_rules)
+    ],
     about: Annotated[bool, typer.Option("--about", help="Describe them, without their text.")] = False,
     json: Json = False,
 ) -> None:

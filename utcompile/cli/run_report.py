@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 import utcompile as utc
 from utcompile.cli import output
 from utcompile.cli.drawings import write_page
 from utcompile.cli.runs import Run, open_run
-from utcompile.deploy.timing import in_turns
+from utcompile.cli.speeds import torch_engine, torch_speeds
+from utcompile.cli.training import READING, fitted, read_data
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
 from utcompile.rewrite import TENSORS
-from utcompile.train import load_data
 
 REPORT = "report.html"
-_SECONDS = 4.0  # for each model, of measuring its latency
+_SHIPPED = "An exported run is faster in ONNX Runtime: export it, and measure it there."
 
 
 def write_report(
@@ -38,6 +32,8 @@ def write_report(
     fold: bool = True,
     measured: Sequence[Speed] = (),
     engine: str = "",
+    folded: FoldReport | None = None,
+    opened: Run | None = None,
 ) -> dict[str, Any]:
     """Write the page of a run; returns what it says as plain data.
 
@@ -46,24 +42,26 @@ def write_report(
         out: the page; `report.html` in the run by default.
         data: where the data are, if not where the manifest says.
         fold: fold the tuners and measure latency, which takes a while for large models.
-        measured: latencies that are known already, with what measured them.
+        measured: latencies that are known already, with the name of what measured them.
+        folded: the folding report, if it is known already.
+        opened: the run, if it is open already.
 
     Raises:
         UtcError: no run, no history, or a page that cannot be written. What else fails becomes a note on the page.
     """
     history = read_history(folder)
-    opened, notes = open_run(folder, model, weights, trust), list[str]()
+    opened, notes = opened or open_run(folder, model, weights, trust), list[str]()
     output.progress(f"looking at {folder}")
     predictions = _noted(notes, "Predictions are left out", lambda: _predictions(opened, data, folder))
-    folding: FoldReport | str = ""
-    if fold:
+    folding: FoldReport | str = folded or ""
+    if fold and folded is None:
         found = _noted(notes, "The folding report is left out", lambda: utc.fold(opened.tuned, check_inputs=None))
         folding = "The tuners could not be folded: see the note in the summary."
         if found is not None:
-            folded, folding = found
+            module, folding = found
             if not measured:
-                models = {"base": opened.choice.build(), "tuned": opened.tuned, "folded": folded}
-                measured, engine = _speeds(models, opened.example), _engine()
+                models = {"base": opened.choice.build(), "tuned": opened.tuned, "folded": module}
+                measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
     _, every = opened.tuned.trainable_parameters()
     facts = RunFacts(
         f"Run {folder.resolve().name}",
@@ -90,6 +88,15 @@ def write_report(
     }
 
 
+def report_of(folder: Path, model: str, data: Path) -> str | None:
+    """The page at the end of a training: where it fails, the run is whole all the same, so that is only a note."""
+    try:
+        return str(write_report(folder, model=model, data=data)["page"])
+    except UtcError as error:
+        output.progress(f"note: there is no page of the run: {error.brief()}")
+        return None
+
+
 def _noted(notes: list[str], what: str, make: Any) -> Any:
     """What a function returns; where it fails, None and a note."""
     try:
@@ -109,11 +116,21 @@ def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | 
             fix="name them with -d",
             code="checkpoint/damaged",
         )
-    preset = opened.choice.preset()
-    seed = training.get("seed", 0) if isinstance(training, Mapping) else 0
-    data = load_data(path or Path(str(recorded)), **asdict(preset), seed=int(seed))
-    if getattr(data, "task", "classify") not in ("classify", "text"):
+    training = training if isinstance(training, Mapping) else {}
+    reading = {key: training.get(key, default) for key, default in READING.items()}
+    if reading["task"] not in ("classify", "text"):
         return None
+    data, tokenizer = read_data(
+        opened.choice,
+        path or Path(str(recorded)),
+        {**reading, "check": False},
+        int(training.get("seed", 0)),
+        False,
+        folder,
+    )
+    if tokenizer is not None:
+        data = fitted(data, opened.tuned, tokenizer, opened.choice.spec)
+    preset = opened.choice.preset()
     names = [str(name) for name in data.class_names]
     collate = getattr(data, "collate", None)
     return look(opened.tuned, data.validation, names, mean=preset.mean, std=preset.std, collate=collate)
@@ -137,35 +154,6 @@ def _summary(opened: Run, history: Sequence[Mapping[str, float]]) -> dict[str, s
         "training time": f"{sum(e.get('seconds', 0) for e in history):,.0f} s",
         "utcompile": str(opened.manifest.get("versions", {}).get("utcompile", "")) or "?",
     }
-
-
-def _speeds(models: Mapping[str, nn.Module], example: Any) -> list[Speed]:
-    """Latencies in PyTorch, each round running every model once."""
-    one = {k: v[:1] for k, v in example.items()} if isinstance(example, Mapping) else tuple(v[:1] for v in example)
-    calls = []
-    for model in models.values():
-        model.eval()
-        calls.append(partial(model, **one) if isinstance(one, Mapping) else partial(model, *one))
-    with torch.no_grad():
-        started = time.perf_counter()
-        for call in calls:
-            call()
-        rounds = max(3, min(50, round(_SECONDS * len(calls) / (time.perf_counter() - started))))
-        times = torch.tensor(in_turns(calls, rounds), dtype=torch.float64)
-    quartiles = times.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), dim=1)
-    ratios = (times / times[:1]).median(dim=1).values
-    return [
-        Speed(name, float(quartiles[1, i]), float(quartiles[0, i]), float(quartiles[2, i]), float(ratios[i]))
-        for i, name in enumerate(models)
-    ]
-
-
-def _engine() -> str:
-    threads = torch.get_num_threads()
-    return (
-        f"PyTorch {torch.__version__}, one sample, on a CPU with {threads} {'thread' if threads == 1 else 'threads'}, "
-        "the models in turns. ONNX Runtime is faster, and what is shipped: export the run, and measure it there."
-    )
 
 
 def _size(path: Path) -> int | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,13 +81,16 @@ def rules_of(folder: Path, manifest: dict[str, object]) -> RuleSet:
     return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))
 
 
-def open_run(folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False) -> Run:
+def open_run(
+    folder: Path, model: str | None = None, weights: Path | None = None, trust: bool = False, *, load: bool = True
+) -> Run:
     """Rebuild a run's tuned model.
 
     Args:
         model: instead of the manifest's.
         weights: the base's weights, instead of the manifest's file.
         trust: run the code that the manifest names.
+        load: load the run's tuners; else they are as before training.
 
     Raises:
         UtcError: no run, another base, or code that is not trusted.
@@ -98,14 +104,27 @@ def open_run(folder: Path, model: str | None = None, weights: Path | None = None
         choice = replace(choice, weights=str(weights))
     output.progress(f"building {choice.spec}")
     inputs = manifest.get("inputs")
-    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else (choice.example(),)
-    with torch.random.fork_rng(devices=[]):
+    example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else choice.inputs()
+    with torch.random.fork_rng(devices=[]), _warned_in_training():
         torch.manual_seed(choice.seed)
         plan = utc.match(utc.capture(choice.build(), example), rules)
         tuned = plan.apply()
+    if not load:
+        return Run(tuned.eval(), example, choice, manifest, plan)
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         utc.load_tuners(tuned, folder)
     for note in notes:
         output.progress(f"note: {note.message}")
     return Run(tuned.eval(), example, choice, manifest, plan)
+
+
+@contextmanager
+def _warned_in_training() -> Iterator[None]:
+    """Inside, sites that get no gradient are not warned of: training did, and the run is trained."""
+    logger = logging.getLogger("utcompile.rewrite.reach")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

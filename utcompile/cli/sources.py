@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from torch import nn
 
+from utcompile.cli.hf import HuggingFace
+from utcompile.cli.hub_reach import offline_if_unreachable
 from utcompile.cli.options import SPECS
+from utcompile.cli.preset import Preset
+from utcompile.cli.user_code import called, function_in
 from utcompile.errors import UtcError, did_you_mean
 
 _OFFLINE = "download them elsewhere and pass --weights FILE, or train from random weights with --no-pretrained"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The images that a model was made for."""
-
-    input_size: tuple[int, ...] = (3, 224, 224)
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
 
 
 class Source(Protocol):
@@ -51,6 +40,9 @@ class Source(Protocol):
     def build(self, num_classes: int | None, pretrained: bool, input_size: tuple[int, ...]) -> nn.Module:
         """Make it; random weights come from the global generator."""
 
+    def takes_num_classes(self) -> bool:
+        """Whether `build` can make a head of another size."""
+
 
 def source_of(spec: str) -> Source:
     """What a text such as `timm:resnet50` names.
@@ -65,6 +57,8 @@ def source_of(spec: str) -> Source:
         return _Timm(name)
     if kind == "torchvision":
         return _Torchvision(name)
+    if kind == "hf":
+        return HuggingFace(name)
     if kind == "demo":
         return _Demo(name)
     if kind.endswith(".py") or all(part.isidentifier() for part in kind.split(".")):
@@ -72,9 +66,15 @@ def source_of(spec: str) -> Source:
     raise UtcError(f"{spec!r} names no model", fix=f"give {SPECS}", code="model/unknown")
 
 
-class _Timm:
+class _Library:
     runs_code = False
 
+    def takes_num_classes(self) -> bool:
+        """All of them do."""
+        return True
+
+
+class _Timm(_Library):
     def __init__(self, name: str) -> None:
         import timm
 
@@ -110,28 +110,36 @@ class _Timm:
         if input_size[1:] != own[1:] and self.config and self.config.fixed_input_size:
             options["img_size"] = input_size[1:]
         try:
-            model: nn.Module = timm.create_model(self.name, pretrained=pretrained, **options)
+            with offline_if_unreachable() if pretrained else nullcontext():
+                model: nn.Module = timm.create_model(self.name, pretrained=pretrained, **options)
         except Exception as error:  # the hub's client, its transport and timm raise dozens of classes
             raise _unbuilt(self.spec, error, pretrained, options) from error
         return model
 
 
-class _Torchvision:
-    runs_code = False
-
+class _Torchvision(_Library):
     def __init__(self, name: str) -> None:
         from torchvision import models
 
-        known = models.list_models(module=models)
+        known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
         if name not in known:
             raise UtcError(
-                f"torchvision has no classification model {name!r}", fix=did_you_mean(name, known), code="model/unknown"
+                f"torchvision has no classification or segmentation model {name!r}",
+                fix=did_you_mean(name, known),
+                code="model/unknown",
             )
         self.name, self.spec = name, f"torchvision:{name}"
-        self.weights = models.get_model_weights(name).DEFAULT
+        self.weights, self._builder = models.get_model_weights(name).DEFAULT, models.get_model_builder(name)
+
+    @property
+    def _segments(self) -> bool:
+        return "weights_backbone" in inspect.signature(self._builder).parameters
 
     def preset(self) -> Preset:
         transform = self.weights.transforms()
+        if not hasattr(transform, "crop_size"):  # of segmentation
+            height, mean, std = transform.resize_size[0], tuple(transform.mean), tuple(transform.std)
+            return Preset((3, height, height), mean, std, "bilinear", 1.0)
         height = transform.crop_size[0]
         share = round(height / transform.resize_size[0], 4)
         mean, std = tuple(transform.mean), tuple(transform.std)
@@ -143,7 +151,9 @@ class _Torchvision:
         from utcompile.cli.weights import load_weights
 
         options: dict[str, object] = {} if num_classes is None else {"num_classes": num_classes}
-        if "init_weights" in inspect.signature(models.get_model_builder(self.name)).parameters:
+        if self._segments:
+            options["weights_backbone"] = None
+        if "init_weights" in inspect.signature(self._builder).parameters:
             options["init_weights"] = True  # the default of these warns
         if self.name.startswith("vit_") and input_size[1:] != self.preset().input_size[1:]:
             options["image_size"] = input_size[1]
@@ -154,6 +164,8 @@ class _Torchvision:
         except Exception as error:
             raise _unbuilt(self.spec, error, pretrained, options) from error
         if pretrained:
+            if self._segments:  # what helps training and is not used
+                tensors = {n: t for n, t in tensors.items() if not n.startswith("aux_classifier.")}
             load_weights(model, tensors, f"{self.spec} {self.weights.name}", num_classes)
         return model
 
@@ -181,12 +193,7 @@ class _Factory:
                     code="model/build",
                 )
             options["num_classes"] = num_classes
-        try:
-            model = factory(**options)
-        except Exception as error:  # whatever a user's code raises
-            raise UtcError(
-                "the factory failed", where=self.spec, why=f"{type(error).__name__}: {error}", code="model/build"
-            ) from error
+        model = called(factory, self.spec, "factory", **options)
         if not isinstance(model, nn.Module):
             raise UtcError(
                 f"the factory returned a {type(model).__name__}",
@@ -196,31 +203,15 @@ class _Factory:
             )
         return model
 
+    def takes_num_classes(self) -> bool:
+        """Whether a head of another size can be made: the factory has the parameter."""
+        return _takes(self._factory(), "num_classes")
+
     def _factory(self) -> Callable[..., object]:
-        try:
-            module = _module_of_file(self.module) if self.module.endswith(".py") else _module(self.module)
-        except UtcError:
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise UtcError(
-                "the module of the model cannot be imported", where=self.module, why=why, code="model/build"
-            ) from error
-        factory: object = getattr(module, self.name, None)
-        if not callable(factory):
-            known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-            raise UtcError(
-                f"there is no function {self.name!r}",
-                where=self.module,
-                fix=did_you_mean(self.name, known),
-                code="model/unknown",
-            )
-        return factory
+        return function_in(self.module, self.name, "model")
 
 
-class _Demo:
-    runs_code = False
-
+class _Demo(_Library):
     def __init__(self, name: str) -> None:
         if name != "efficientnet_lite0":
             raise UtcError(f"the demo has no model {name!r}", fix="give demo:efficientnet_lite0", code="model/unknown")
@@ -238,28 +229,6 @@ class _Demo:
 def _takes(factory: Callable[..., object], name: str) -> bool:
     parameters = inspect.signature(factory).parameters.values()
     return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _module(name: str) -> ModuleType:
-    folder = str(Path.cwd())  # as `python -m` does
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(name)
-
-
-def _module_of_file(path: str) -> ModuleType:
-    file = Path(path)
-    if not file.is_file():
-        raise UtcError("there is no such Python file", where=path, code="model/unknown")
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))  # as `python file.py` does
-    # Under a name that no installed package has: the file may have the name of one.
-    spec = importlib.util.spec_from_file_location(f"utcompile_model_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _unbuilt(spec: str, error: Exception, pretrained: bool, options: dict[str, object]) -> UtcError:

@@ -123,7 +123,7 @@ def asked_axes(names: Sequence[str], tensors: Sequence[Tensor], dynamic: Mapping
 
 
 def check_asked(asked: Axes, captured: Axes, names: Sequence[str], model: nn.Module) -> None:
-    """Raise where an axis is to be dynamic that the capture has fixed."""
+    """Raise where a size should vary that the capture has fixed."""
     for name, wanted, known in zip(names, asked, captured, strict=True):
         for dim in wanted:
             if dim not in known:

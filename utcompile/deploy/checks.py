@@ -1,4 +1,4 @@
-"""The checks before an export: models and inputs that cannot be exported are refused."""
+"""Refusals before anything is exported."""
 
 from __future__ import annotations
 

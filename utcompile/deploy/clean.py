@@ -39,7 +39,7 @@ def clean(model: ir.Model, names: Names) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
             if value not in outputs and value.graph is model.graph:
-                # the quantisers of ONNX Runtime take wrong ones for true; code that needs them infers them
+                # the quantisers of ONNX Runtime take wrong ones for true; they can be inferred again
                 value.type = value.shape = None
     for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
         value.metadata_props.clear()

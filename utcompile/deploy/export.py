@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 
-import onnx
 from torch import nn
 
-from utcompile.deploy.axes import BATCH, Axis, bounded, guards_in_words
+from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.checks import check_dtype, check_recurrent, check_target
 from utcompile.deploy.clean import clean, names_of
@@ -20,86 +18,11 @@ from utcompile.deploy.metadata import check_described, check_metadata, facts_of,
 from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
 from utcompile.deploy.references import Expected, references, trace_sizes
 from utcompile.deploy.runtime import session
+from utcompile.deploy.tasks import export_tasks
 from utcompile.deploy.translate import translate
+from utcompile.deploy.written import ExportResult, Options, check_file, finish, fixed_sizes, proven
 from utcompile.errors import UtcError, check_type
 from utcompile.files import draft, path_of, reported
-
-HALF_TOLERANCE = 1e-2  # float16 has 11 bits, and a deep network rounds often
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """The written file, and how well it was proven.
-
-    Attributes:
-        path: the ONNX file.
-        max_error: the largest absolute difference between ONNX Runtime and PyTorch, over all outputs and sizes.
-        opset: the version of the ONNX operator set the file uses.
-        bytes: its size, external data included.
-        input_names, output_names: as a session takes and gives them.
-        batch_sizes: the batch sizes that were compared.
-        parity: every comparison.
-        guards: relations between sizes; where one is not met, the file computes something else than the model.
-            `OnnxModel` checks them. They are in the metadata too, under `utcompile.guards`.
-        axes: the sizes that vary, with their bounds.
-        fixed: the other sizes of the inputs, as `x[1]=3`.
-        notes: what a reader should know: sizes that became fixed, operations that stay in float32.
-        tasks: the names of the tasks.
-    """
-
-    path: Path
-    max_error: float
-    opset: int
-    bytes: int
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    batch_sizes: tuple[int, ...]
-    parity: ParityReport
-    guards: tuple[str, ...] = ()
-    axes: tuple[Axis, ...] = ()
-    fixed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        sizes = ", ".join(map(str, self.batch_sizes))
-        return "\n".join(
-            [
-                f"{self.path}: {self.bytes / 1e6:.1f} MB, opset {self.opset}, "
-                f"({', '.join(self.input_names)}) -> ({', '.join(self.output_names)})",
-                f"  equal in ONNX Runtime at batch sizes {sizes}: largest difference {self.max_error:.1e}",
-                f"  sizes that vary: {'; '.join(map(str, self.axes))}",
-                *([f"  fixed: {', '.join(self.fixed)}"] if self.fixed else []),
-                *([f"  tasks: {', '.join(self.tasks)}"] if self.tasks else []),
-                *(f"  right only for {guard}" for guard in self.guards),
-                *(f"  note: {note}" for note in self.notes),
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a file is written; the arguments of `export_onnx` that are not the model's.
-
-    Attributes:
-        dtype: one of `DTYPES`; None: the model's own.
-        facts: entries of the metadata under `utcompile.`.
-        metadata: further entries.
-    """
-
-    batch_sizes: tuple[int, ...] | None = None
-    tolerance: float | None = None
-    opset: int | None = None
-    dtype: str | None = None
-    check_inputs: object = None
-    facts: Mapping[str, object] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def bound(self) -> float | None:
-        """The tolerance of comparisons."""
-        is_half = self.dtype in ("float16", "float16-weights")
-        return HALF_TOLERANCE if self.tolerance is None and is_half else self.tolerance
 
 
 def export_onnx(
@@ -116,6 +39,7 @@ def export_onnx(
     labels: Sequence[str] | None = None,
     preprocessing: Mapping[str, object] | None = None,
     metadata: Mapping[str, str] | None = None,
+    facts: Mapping[str, object] | None = None,
     check_inputs: object = None,
     tasks: Mapping[str, str | Path] | None = None,
     routing: str = "call",
@@ -149,6 +73,7 @@ def export_onnx(
         preprocessing: plain data for the metadata: size, mean, std, interpolation, crop_pct.
         check_inputs: real samples to compare on as well: one, or a list of them, each as `example_inputs`.
         metadata: written to the file's metadata, e.g. `{"task": "digits"}`.
+        facts: entries of the metadata under `utcompile.`, as JSON, instead of what the model says: `base`, `rules`.
         tasks: runs by the names of tasks, `{"cats": "run1/"}`: one file has the backbone, and each task's tuners and
             head are values that a call chooses. The model is a tuned one, compiled with the rules of the runs; without
             a task, the file computes what it computes.
@@ -167,9 +92,8 @@ def export_onnx(
     """
     path = path_of(path, "path")
     check_type(model, nn.Module, "model", "a torch.nn.Module")
-    options = checked_options(
-        batch_sizes, tolerance, opset, dtype, check_inputs, {"labels": labels, "preprocessing": preprocessing}, metadata
-    )
+    described = {**(facts or {}), "labels": labels, "preprocessing": preprocessing}
+    options = checked_options(batch_sizes, tolerance, opset, dtype, check_inputs, described, metadata)
     with reported("the ONNX file cannot be written", path):
         check_target(path)
     check_dtype(model)
@@ -177,8 +101,6 @@ def export_onnx(
     call = Call.of(model, example_inputs, batch_inputs, dynamic)
     with reported("the ONNX file cannot be written", path), draft(path.parent) as beside:
         if tasks is not None:
-            from utcompile.deploy.tasks import export_tasks
-
             result = export_tasks(model, call, tasks, routing, path, beside, options)
         else:
             result = _with_fallback(model, call, path, beside / path.name, options, asked=dynamic is not None)
@@ -216,7 +138,7 @@ def checked_options(
 def _with_fallback(
     model: nn.Module, call: Call, path: Path, beside: Path, options: Options, *, asked: bool
 ) -> ExportResult:
-    """Write with all axes dynamic; where the exporter fixes one that the caller did not name, with the batch alone."""
+    """Write with all axes dynamic; where the exporter fixes one that `dynamic=` does not name, with the batch alone."""
     try:
         return write(model, call, path, beside, options)
     except UtcError as error:
@@ -292,31 +214,6 @@ def publish(folder: Path, path: Path) -> None:
         file.replace(path.with_name(file.name))
 
 
-def finish(path: Path, entries: Mapping[str, str]) -> None:
-    """Add entries to a written file's metadata, and drop shapes of inner values; its external data stays as it is."""
-    proto = onnx.load(str(path), load_external_data=False)
-    # the quantisers of ONNX Runtime take wrong ones for true; what needs them infers them
-    del proto.graph.value_info[:]
-    for key, value in entries.items():
-        proto.metadata_props.add(key=key, value=value)
-    path.write_bytes(proto.SerializeToString())
-
-
-def proven(axis: Axis, expected: Sequence[Expected]) -> Axis:
-    """An axis from the smallest size on at which the model runs."""
-    return replace(axis, low=max(axis.low, min(one.sizes[axis.name] for one in expected)))
-
-
-def fixed_sizes(call: Call) -> tuple[str, ...]:
-    """The sizes of the inputs that do not vary, as `x[1]=3`."""
-    return tuple(
-        f"{name}[{dim}]={size}"
-        for name, shape, tensor in zip(call.names, call.axes, call.tensors, strict=True)
-        for dim, size in enumerate(tensor.shape)
-        if dim not in shape
-    )
-
-
 def _in_half(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).half()
 
@@ -325,49 +222,3 @@ def _prove(beside: Path, path: Path, call: Call, expected: list[Expected], optio
     opened = session(beside)
     entries = [entry for one in expected for entry in compare_expected(opened, call, one, options.bound)]
     return ParityReport(path, tuple(entries))
-
-
-def check_file(written: Path, call: Call, expected: Sequence[Expected]) -> onnx.ModelProto:
-    """Raise where a file is not valid, or a size that varies is fixed in it."""
-    try:
-        onnx.checker.check_model(str(written), full_check=True)
-    except Exception as error:  # ValidationError or InferenceError, by version
-        raise UtcError(
-            "the exported file is not valid ONNX", why=str(error).strip().splitlines()[0], code="export/unsupported"
-        ) from error
-    proto = onnx.load(str(written), load_external_data=False)
-    inputs = {entry.name: _axes(entry) for entry in proto.graph.input}
-    for name, shape in zip(call.names, call.axes, strict=True):
-        if name not in inputs:
-            raise UtcError(
-                f"the exporter dropped the input {name!r}",
-                why=f"the file has {', '.join(inputs)}",
-                code="export/disagrees",
-            )
-        if any(inputs[name][dim] != axis for dim, axis in shape.items()):
-            raise _fixed(set(shape.values()), "input", name, inputs[name])
-    axes = {entry.name: _axes(entry) for entry in proto.graph.output}
-    for name, shapes in _shapes(expected).items():
-        for axis, sizes in enumerate(zip(*shapes, strict=True)):
-            if len(set(sizes)) > 1 and isinstance(axes[name][axis], int):
-                raise _fixed(set(call.sizes), "output", name, axes[name])
-    return proto
-
-
-def _shapes(expected: Sequence[Expected]) -> dict[str, list[tuple[int, ...]]]:
-    names = expected[0].outputs
-    return {name: [tuple(one.outputs[name].shape) for one in expected if name in one.outputs] for name in names}
-
-
-def _axes(entry: onnx.ValueInfoProto) -> list[str | int]:
-    return [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim]
-
-
-def _fixed(sizes: Collection[object], kind: str, name: str, axes: list[str | int]) -> UtcError:
-    what = "the batch" if set(sizes) <= {BATCH} else "a size"
-    return UtcError(
-        f"{what} of {kind} {name!r} became fixed in the ONNX graph: ({', '.join(map(str, axes))})",
-        why="the model's forward turns the size into a constant, or sets it equal to another",
-        fix="in forward, take sizes from x.shape; or name the inputs that carry the batch in `batch_inputs`",
-        code="export/fixed-size",
-    )

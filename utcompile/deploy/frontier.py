@@ -28,7 +28,7 @@ class Live:
     Attributes:
         name: of the input in the file, after the first trained tensor that it is made of.
         sources: the trained tensors that it is made of.
-        is_scalar: whether the value has no dimension; its input has one of size 1, because adapters contain no other.
+        is_scalar: whether the value has no dimension; its input has one of size 1, because adapters have no other.
     """
 
     name: str

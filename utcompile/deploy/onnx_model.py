@@ -42,6 +42,7 @@ class OnnxModel:
         path: the file that `export_onnx` wrote.
         threads: threads within an operation. None: one per physical core.
         providers: execution providers of ONNX Runtime, in order of preference.
+        spin: whether idle worker threads spin.
 
     Attributes:
         facts: what the file says of itself (`utcompile.deploy.metadata.KEYS`).
@@ -63,9 +64,10 @@ class OnnxModel:
         *,
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        spin: bool = True,
     ) -> None:
         self.path = path_of(path, "path")
-        self.session = session(self.path, threads, providers=providers)
+        self.session = session(self.path, threads, providers=providers, spin=spin)
         self.facts = read(self.session.get_modelmeta().custom_metadata_map)
         self.axes = tuple(_axes_of(self.facts.get("axes"), str(self.path)))
         labels = self.facts.get("labels")
@@ -295,9 +297,9 @@ class OnnxModel:
         """The number of samples in a call."""
         return self.sizes(feeds).get(BATCH, 1)
 
-    def smallest(self) -> dict[str, Tensor]:
-        """Inputs of zeros, of the smallest sizes that the file takes."""
-        low = {axis.name: axis.low for axis in self.axes}
+    def smallest(self, batch: int | None = None) -> dict[str, Tensor]:
+        """Inputs of zeros, of the smallest sizes that the file takes, or at another batch."""
+        low = {axis.name: axis.low for axis in self.axes} | ({BATCH: batch} if batch else {})
         kinds = {f"tensor({name})": dtype for name, dtype in _DTYPES.items()}
         return {
             entry.name: torch.zeros(

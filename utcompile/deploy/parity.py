@@ -117,6 +117,7 @@ def verify_onnx(
     threads: int | None = None,
     check_inputs: object = None,
     seconds: float = SECONDS,
+    provider: str = "CPUExecutionProvider",
 ) -> ParityReport:
     """Compare an ONNX file with its model on the example and on random inputs at several batch sizes.
 
@@ -130,6 +131,7 @@ def verify_onnx(
         batch_inputs: the inputs that carry the batch; see `export_onnx`.
         check_inputs: real samples to compare on as well: one, or a list of them.
         seconds: after which one run of the file is stopped.
+        provider: ONNX Runtime's execution provider.
 
     Returns:
         The report; it does not raise where values differ. Call its `require()` for that.
@@ -139,7 +141,7 @@ def verify_onnx(
     """
     sizes = check_batch_sizes(batch_sizes)
     check_tolerance(tolerance)
-    opened = session(path, threads)
+    opened = session(path, threads, providers=(provider,))
     call = Call.of(model, example_inputs, batch_inputs).within(opened)
     entries = []
     with as_shipped(model):

@@ -24,7 +24,7 @@ _TWO: dict[type, Callable[[Any, Any], Any]] = {
 
 
 def holds(relation: str, sizes: Mapping[str, int]) -> bool | None:
-    """Whether a relation is true of sizes; None where it needs something else than sizes.
+    """Whether a relation is true of sizes; None where it is about something else than sizes.
 
     >>> holds("length <= 16 or batch == 1", {"length": 20, "batch": 1}), holds("length % 8 == 0", {"length": 12})
     (True, False)

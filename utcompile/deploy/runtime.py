@@ -27,6 +27,37 @@ BUILDS = (
 )
 
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def providers_named(text: str) -> tuple[str, ...]:
+    """`cpu,cuda` as ONNX Runtime names them.
+
+    Raises:
+        UtcError: a name that is none, or a provider that this build lacks.
+    """
+    found = []
+    for word in text.split(","):
+        name = PROVIDERS.get(word.strip().lower())
+        if name is None:
+            raise UtcError(f"there is no provider {word!r}", fix=did_you_mean(word, PROVIDERS), code="onnx/runtime")
+        check_provider(name)
+        found.append(name)
+    return tuple(found)
+
+
+def check_provider(provider: str) -> None:
+    """Raise where this build of ONNX Runtime lacks a provider."""
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise UtcError(
+            f"ONNX Runtime has no {provider!r}",
+            why=f"this build offers {', '.join(available)}",
+            fix=onnxruntime_conflict() or did_you_mean(provider, available),
+            code="onnx/runtime",
+        )
+
+
 def session(
     path: str | Path,
     threads: int | None = None,
@@ -48,15 +79,8 @@ def session(
     path = Path(path)
     if not path.is_file():
         raise UtcError("there is no such ONNX file", where=str(path), code="onnx/file")
-    available = ort.get_available_providers()
     for provider in providers:
-        if provider not in available:
-            raise UtcError(
-                f"ONNX Runtime has no {provider!r}",
-                why=f"this build offers {', '.join(available)}",
-                fix=onnxruntime_conflict() or did_you_mean(provider, available),
-                code="onnx/runtime",
-            )
+        check_provider(provider)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
     if threads is not None:
@@ -68,7 +92,7 @@ def session(
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+        opened = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # its classes are private to the extension module
         raise UtcError(
             "ONNX Runtime cannot open the file",
@@ -77,6 +101,14 @@ def session(
             fix="check that it is a whole ONNX file and that no operation in it needs another provider or data type",
             code="onnx/file",
         ) from error
+    if providers and providers[0] not in opened.get_providers():  # it falls back to the CPU in silence
+        raise UtcError(
+            f"ONNX Runtime cannot use {providers[0]!r} on this machine",
+            why="the provider's libraries or the device are missing",
+            fix="use --providers cpu, or install what onnxruntime-gpu needs",
+            code="onnx/runtime",
+        )
+    return opened
 
 
 def run(

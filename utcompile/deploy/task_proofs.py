@@ -38,6 +38,7 @@ def prove_tasks(
     expected: Sequence[Expected],
     path: Path,
     bound: float | None,
+    provider: str = "CPUExecutionProvider",
 ) -> tuple[list[OutputParity], tuple[str, ...]]:
     """Compare a written file with PyTorch for every task at every size.
 
@@ -47,7 +48,7 @@ def prove_tasks(
     Raises:
         UtcError: a task that changes PyTorch's outputs does not change the file's, or the file does not run.
     """
-    model = OnnxModel(path)
+    model = OnnxModel(path, providers=(provider,))
     entries: list[OutputParity] = []
     notes: list[str] = []
     off = [model.run_task(_feeds(call, one.tensors), None) for one in expected]

@@ -26,7 +26,7 @@ Values = dict[str, np.ndarray]
 
 
 class Swapped(nn.Module):
-    """A module with other tensors in place of some of its tensors, in every call; nothing is copied."""
+    """A module with other tensors in place of some tensors, in every call; nothing is copied."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()

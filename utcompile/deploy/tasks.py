@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean, names_of
-from utcompile.deploy.export import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
 from utcompile.deploy.frontier import CLASSES, Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
 from utcompile.deploy.metadata import facts_of, written
@@ -47,6 +46,7 @@ from utcompile.deploy.task_values import (
     serialized,
 )
 from utcompile.deploy.translate import translate
+from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
@@ -189,6 +189,7 @@ def verify_tasks(
     tolerance: float | None = None,
     *,
     check_inputs: object = None,
+    provider: str = "CPUExecutionProvider",
 ) -> ParityReport:
     """Repeat all comparisons of a file with several tasks, from the file and the runs.
 
@@ -196,7 +197,7 @@ def verify_tasks(
         path: the ONNX file; its `.json` and adapters are next to it.
         tuned: compiled with the rules of the runs, as it was when the file was exported.
         runs: the folders of the runs of all tasks, in any order; each is recognised by its tensors.
-        batch_sizes, tolerance, check_inputs: as in `verify_onnx`.
+        batch_sizes, tolerance, check_inputs, provider: as in `verify_onnx`.
 
     Raises:
         UtcError: a run is no task of the file, a task has no run, or a file is missing or damaged.
@@ -228,7 +229,7 @@ def verify_tasks(
     bound = HALF_TOLERANCE if tolerance is None and is_half else tolerance
     with as_shipped(tuned):
         expected = references(tuned, call, check_batch_sizes(batch_sizes), check_inputs)
-        entries, _ = prove_tasks(tuned, call, found, expected, path, bound)
+        entries, _ = prove_tasks(tuned, call, found, expected, path, bound, provider)
     return ParityReport(path, tuple(entries))
 
 

@@ -100,11 +100,15 @@ def latency(
         tensors = feeds_in_order(one, inputs)
         check_feeds(one, tensors)
         feeds[name] = {key: as_numpy(tensor) for key, tensor in tensors.items()}
-    names = list(opened)
-    times = np.array(in_turns([partial(opened[name].run, None, feeds[name]) for name in names], rounds, warmup)).T
+    return paired({name: partial(one.run, None, feeds[name]) for name, one in opened.items()}, rounds, warmup)
+
+
+def paired(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, Latency]:
+    """Time functions in turns; ratios are of the first."""
+    times = np.array(in_turns([*candidates.values()], rounds, warmup)).T
     ratios = np.median(times / times[:, :1], axis=0)
     quartiles = np.percentile(times, (25, 50, 75), axis=0)
     return {
         name: Latency(float(median), float(low), float(high), float(ratio), rounds)
-        for name, low, median, high, ratio in zip(names, *quartiles, ratios, strict=True)
+        for name, low, median, high, ratio in zip(candidates, *quartiles, ratios, strict=True)
     }

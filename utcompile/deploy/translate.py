@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from utcompile.deploy.call import Call
 from utcompile.errors import UtcError
@@ -104,7 +104,7 @@ def _writing_nothing_in_place(model: nn.Module) -> nn.Module:
 @contextmanager
 def _guards_unasked(model: nn.Module) -> Iterator[None]:
     """Guards on sizes are no part of a file: the exporter would make them limits of its symbolic sizes."""
-    graphs = [m.graph for m in model.modules() if isinstance(m, UtcGraphModule)]
+    graphs = [m.graph for m in model.modules() if isinstance(m, fx.GraphModule)]
     checks: list[Any] = [n.target for graph in graphs for n in graph.nodes if hasattr(n.target, "asked")]
     for check in checks:
         check.asked = False

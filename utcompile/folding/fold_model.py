@@ -19,7 +19,7 @@ from utcompile.folding.plain import changes_of_names, drop_tuners, state_read, s
 from utcompile.folding.proof import count_flops
 from utcompile.folding.report import FoldedSite, FoldReport
 from utcompile.folding.site import is_first
-from utcompile.folding.whole import compare, is_proven, refusal
+from utcompile.folding.whole import compare, is_proven, is_rounding, refusal
 from utcompile.graph import (
     UtcGraphModule,
     affine_batch_norm,
@@ -170,6 +170,10 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
             double = copy.deepcopy(tuned).double()
             given = ProofInputs(double)
             in_float64 = compare(double, _fold_sites(double, given, options)[0], given)
+            if is_rounding(found, in_float64):
+                allowed = compare(tuned, folded, inputs, as_rounding=True)
+                if is_proven(allowed, tuned.dtype):
+                    return allowed.error
         except Exception:  # it does not run there, or memory is short: then nothing is known
             in_float64 = None
     raise refusal(found, tuned.dtype, in_float64)

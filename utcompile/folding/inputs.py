@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -9,11 +10,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from utcompile.errors import UtcError
+from utcompile.errors import GuardError, UtcError
 from utcompile.graph import UtcGraphModule, full_precision, value_of
-from utcompile.graph.likeness import Likeness, tables_of, without_example
-from utcompile.graph.memory import KeptMemory
+from utcompile.graph.likeness import Likeness, batch_of, tables_of, without_example
 from utcompile.graph.structure import named_state
+from utcompile.graph.values_kept import values_kept
 from utcompile.modes import evaluating
 
 _BATCH = 2
@@ -36,10 +37,14 @@ class ProofInputs:
         self.tuned = tuned
         found = tuned.example_inputs
         if found is None:
-            self.whole = without_example(tuned.graph, _BATCH)
+            self.whole, batch = without_example(tuned.graph, _BATCH), _BATCH
         else:
-            self.whole = Likeness.of(found.arguments(tuned.dtype, tuned.device), tuned.batch_inputs)
+            arguments = found.arguments(tuned.dtype, tuned.device)
+            self.whole = Likeness.of(arguments, tuned.batch_inputs)
+            batch = batch_of(arguments, tuned.batch_inputs) or _BATCH
         self.example = self.whole.at(_BATCH)
+        if batch != _BATCH and tuned.guards and self._is_refused(self.example):
+            self.example = self.whole.at(batch)
         self.batch = self.example.batch or _BATCH
         self.tables = tables_of(tuned.graph, tuned)
         self.given = [_call_of(i, sample) for i, sample in enumerate(_samples(check_inputs))]
@@ -47,6 +52,17 @@ class ProofInputs:
         chosen = any(isinstance(t, torch.Tensor) and not t.is_floating_point() for t in leaves)
         self.draws = _DRAWS if chosen else _REAL_DRAWS
         self._observed: dict[int, dict[str, object]] = {}
+
+    def _is_refused(self, call: Likeness) -> bool:
+        """Whether a guard refuses a call."""
+        try:
+            with evaluated(self.tuned):
+                self.tuned(**call.on(self.tuned.device))
+        except GuardError:
+            return True
+        except Exception:  # the proof says why
+            return False
+        return False
 
     def calls(self) -> Iterator[tuple[Call, bool]]:
         """Every call of the whole model, and whether it must run: what is drawn may not fit the model."""
@@ -61,6 +77,16 @@ class ProofInputs:
         made = self.example if draw == 0 else self.whole.drawn(draw, self.tables, self.example.batch)
         name = "on the example inputs" if draw == 0 else f"on inputs drawn like the example (draw {draw})"
         return name, (), made.on(self.tuned.device)
+
+    def sizes_read(self, call: Call) -> list[float]:
+        """For each floating-point output, the largest finite number that the operation behind it reads."""
+        _, args, kwargs = copy_of(call)
+        bound = inspect.signature(self.tuned.forward).bind(*args, **kwargs).arguments
+        sizes = _Sizes(self.tuned)
+        torch.manual_seed(0)
+        with values_kept(self.tuned):
+            sizes.run(*_in_order(self.tuned.graph, bound))
+        return sizes.found
 
     def _moved(self, leaf: object) -> object:
         return leaf.to(self.tuned.device) if isinstance(leaf, torch.Tensor) else leaf
@@ -95,6 +121,40 @@ class _Watcher(fx.Interpreter):
         return result
 
 
+class _Sizes(fx.Interpreter):
+    """Runs a graph, and measures what the operations behind its outputs read."""
+
+    def __init__(self, module: UtcGraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.behind = {n for n in pytree.tree_leaves(_returned(module.graph)) if isinstance(n, fx.Node)}
+        self.read: dict[fx.Node, float] = {}
+        self.found: list[float] = []
+
+    def run_node(self, n: fx.Node) -> object:
+        """As fx runs it."""
+        if n in self.behind:
+            self.read[n] = _largest(self.map_nodes_to_values(n.all_input_nodes, n))
+        if n.op == "output":
+            for leaf in pytree.tree_leaves(n.args[0]):
+                values = pytree.tree_leaves(self.env[leaf]) if isinstance(leaf, fx.Node) else []
+                self.found += [self.read.get(leaf, 0.0) for v in values if _is_real(v)]
+        return super().run_node(n)
+
+
+def _returned(graph: fx.Graph) -> object:
+    return next(n for n in graph.nodes if n.op == "output").args[0]
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _largest(values: object) -> float:
+    real = [t.abs() for t in pytree.tree_leaves(values) if _is_real(t)]
+    return max((t[t.isfinite()].max().item() for t in real if t.isfinite().any()), default=0.0)
+
+
 def _chooses(node: fx.Node, result: object) -> bool:
     if isinstance(result, nn.utils.rnn.PackedSequence):
         return True
@@ -111,22 +171,19 @@ def _in_order(graph: fx.Graph, arguments: Mapping[str, object]) -> list[object]:
 @contextmanager
 def evaluated(*modules: nn.Module) -> Iterator[None]:
     """Modules in eval, in full precision; nothing that runs inside leaves a trace in them or in random numbers."""
-    state = [named_state(m).values() for m in modules]
-    memory = KeptMemory([t for found in state for t in found])
-    gpus = sorted({t.device.index or 0 for found in state for t in found if t.device.type == "cuda"})
-    try:
-        with evaluating(*modules), full_precision(), torch.random.fork_rng(gpus), memory:
-            yield
-    finally:
-        memory.put_back()
+    devices = {t.device for m in modules for t in named_state(m).values()}
+    gpus = sorted({d.index or 0 for d in devices if d.type == "cuda"})
+    with evaluating(*modules), full_precision(), torch.random.fork_rng(gpus), values_kept(*modules):
+        yield
 
 
 def outputs_of(module: nn.Module, call: Call) -> list[torch.Tensor]:
-    """The floating-point and complex outputs of a call, with the same random numbers in every one."""
+    """The floating-point and complex outputs of a call, with the same random numbers and state in every one."""
     _, args, kwargs = copy_of(call)
     torch.manual_seed(0)
-    found = [t for t in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, torch.Tensor)]
-    return [t.clone() for t in found if t.is_floating_point() or t.is_complex()]
+    with values_kept(module):  # a folded model may share the state that the tuned one writes into
+        found = [t.clone() for t in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+    return [t for t in found if t.is_floating_point() or t.is_complex()]
 
 
 def copy_of(call: Call) -> Call:

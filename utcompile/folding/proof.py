@@ -290,8 +290,8 @@ def _cone(output: fx.Node, sources: Collection[fx.Node]) -> list[fx.Node]:
     return [n for n in order if n in upward]
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest finite value.
+def relative_error(found: torch.Tensor, expected: torch.Tensor, least: float = 0.0) -> float:
+    """The largest difference, relative to the largest finite value, or to `least` where that is more.
 
     What is not finite is equal where both have the same; it is infinite where they have not, or shapes differ.
     """
@@ -306,7 +306,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
         found, expected = found[finite], expected[finite]
     if not expected.numel():
         return 0.0
-    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=max(least, 1e-30))).item()
 
 
 def count_flops(tuned: UtcGraphModule, folded: UtcGraphModule) -> tuple[int, int] | None:

@@ -6,12 +6,13 @@ forward here is the same call, bit for bit; the backward is `grad · w / √(var
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utcompile.graph.context import Context
-from utcompile.graph.observed import autocast_dtype, runs_plainly
+from utcompile.graph.observed import runs_plainly
 
 
 def affine_batch_norm(
@@ -36,7 +37,7 @@ def affine_batch_norm(
     plain = training or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not input.requires_grad
     others = (running_mean, running_var, weight, bias)
     plain = plain or any(t is not None and t.requires_grad for t in others) or runs_plainly(input, *others)
-    if plain or autocast_dtype(input.device.type) is not None:
+    if plain:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     result: torch.Tensor = _Affine.apply(input, running_mean, running_var, weight, bias, eps)
     return result
@@ -45,7 +46,7 @@ def affine_batch_norm(
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Context,
+        ctx: Any,
         x: torch.Tensor,
         mean: torch.Tensor,
         variance: torch.Tensor,
@@ -58,13 +59,14 @@ class _Affine(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         variance, weight = ctx.saved_tensors
-        factor = (variance + ctx.eps).rsqrt()
+        exact = torch.promote_types(grad.dtype, torch.float32)  # a half is rounded once, at the end
+        factor = (variance.to(exact) + ctx.eps).rsqrt()
         if weight is not None:
             factor = factor * weight
-        factor = factor.to(grad.dtype).reshape(-1, *[1] * (grad.dim() - 2))
-        return grad * factor, None, None, None, None, None
+        factor = factor.to(exact).reshape(-1, *[1] * (grad.dim() - 2))
+        return (grad * factor).to(grad.dtype), None, None, None, None, None
 
 
 class _AffineBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -34,9 +34,7 @@ class Likeness:
     def of(cls, arguments: Mapping[str, object], batch_inputs: Collection[str]) -> Likeness:
         """All rows of the example, or the first few where the rows are independent samples."""
         moved = map_tensors(lambda t: t.detach() if t.is_meta else t.detach().cpu(), dict(arguments))
-        carrying = [t for name in moved if name in batch_inputs for t in tensors(moved[name]) if t.dim()]
-        sizes = Counter(t.shape[0] for t in carrying).most_common(1)
-        batch = sizes[0][0] if sizes else None
+        batch = batch_of(moved, batch_inputs)
         flags = [
             name in batch_inputs and t.dim() > 0 and t.shape[0] == batch for name in moved for t in tensors(moved[name])
         ]
@@ -86,6 +84,13 @@ class Likeness:
     def on(self, device: torch.device) -> dict[str, object]:
         """The arguments on a device."""
         return map_tensors(lambda t: t.to(device), dict(self.arguments))
+
+
+def batch_of(arguments: Mapping[str, object], batch_inputs: Collection[str]) -> int | None:
+    """The commonest size of dimension 0 among the inputs that carry the batch; None where there are none."""
+    carrying = [t for name in arguments if name in batch_inputs for t in tensors(arguments[name]) if t.dim()]
+    sizes = Counter(t.shape[0] for t in carrying).most_common(1)
+    return sizes[0][0] if sizes else None
 
 
 def without_example(graph: fx.Graph, batch: int) -> Likeness:

@@ -11,7 +11,7 @@ from utcompile.tuners import Lora
 from utcompile.tuners.branches import conv_backward
 
 
-def remade_branch(recipe: Recipe, tuner: Lora, x: torch.Tensor, y: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+def remade_branch(recipe: Recipe, tuner: Lora, x: torch.Tensor, y: torch.Tensor, *given: object) -> torch.Tensor:
     """`tuner(x, y)`, with x made again for backward.
 
     Args:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from utcompile.graph import Context, runs_plainly
 from utcompile.memory.masks import is_dense, masked, pack_signs
+from utcompile.memory.strides import few_positions
 
 _SMALL = 2**15  # numbers: below, what would be saved is less than what a call of Python costs
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -61,17 +62,15 @@ class _FrozenConv(torch.autograd.Function):
         shape, strides, dtype = ctx.like
         stride, padding, dilation, groups = ctx.settings
         n = weight.dim() - 2
+        sides = [_each(v, n) for v in (stride, padding, dilation)]
+        x = _no_numbers(shape, strides, grad)
+        positions = few_positions(x, weight, *sides[:2]) if groups == 1 and grad.is_contiguous() else None
+        if positions is not None:
+            x, sides[0] = positions.like(x), [1] * n
         of_x, _, _ = torch.ops.aten.convolution_backward(
-            grad,
-            _no_numbers(shape, strides, grad),
-            weight.to(grad.dtype),
-            None,
-            *(_each(v, n) for v in (stride, padding, dilation)),
-            False,
-            [0] * n,
-            groups,
-            [True, False, False],
+            grad, x, weight.to(grad.dtype), None, *sides, False, [0] * n, groups, [True, False, False]
         )
+        of_x = of_x if positions is None else positions.put(of_x, shape)
         return of_x.to(dtype), *[None] * 6
 
 

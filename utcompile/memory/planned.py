@@ -24,6 +24,7 @@ from utcompile.graph import (
 from utcompile.memory.branch import remade_branch
 from utcompile.memory.calls import remade_call
 from utcompile.memory.functions import bit_relu, frozen_conv, small_index_pool
+from utcompile.memory.one_call import one_calls
 from utcompile.memory.product import remade_product
 from utcompile.memory.reading import Reading
 from utcompile.memory.recipe import Recipe, Ref, Step
@@ -65,8 +66,11 @@ def plan_graph(
     planned = copy_graph(graph)
     writer = _Planner(planned, root, follows_mode)
     changes = [*writer.remade(), *writer.pools(), *writer.convolutions(), *writer.relus()]
+    joined = list(one_calls(writer.reading))
     for change in changes:  # what is read of the graph is read before anything in it changes
         change.make()
+    for call in joined:
+        writer.layers |= {path for path in (call.write(planned, root),) if path is not None}
     planned.lint()
     return planned, tuple(change.saving for change in changes), tuple(sorted(writer.layers))
 
@@ -298,4 +302,5 @@ def _with_recipe(function: Callable[..., object], recipe: Recipe) -> Callable[..
 
     call.__name__ = call.__qualname__ = function.__name__
     call.__module__ = __name__
+    call.recipe = recipe  # type: ignore[attr-defined]
     return call

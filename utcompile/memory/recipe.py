@@ -46,11 +46,22 @@ class Recipe:
         """The value, from what the recipe starts from."""
         known = list(given)
         for step in self.steps:
-            args = [known[a.index] if isinstance(a, Ref) else a for a in step.args]
-            kwargs = {k: known[a.index] if isinstance(a, Ref) else a for k, a in step.kwargs.items()}
+            args = [_filled(a, known) for a in step.args]
+            kwargs = {k: _filled(a, known) for k, a in step.kwargs.items()}
             known.append(step.function(*args, **kwargs))
         made: torch.Tensor = known[-1]
         return made
+
+
+def _filled(value: Any, known: Sequence[Any]) -> Any:
+    """An argument with values in the places of its `Ref`s, also inside sequences (a shape) and slices."""
+    if isinstance(value, Ref):
+        return known[value.index]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_filled(v, known) for v in value)
+    if isinstance(value, slice):
+        return slice(_filled(value.start, known), _filled(value.stop, known), _filled(value.step, known))
+    return value
 
 
 @dataclass(frozen=True)

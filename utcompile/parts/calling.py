@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from utcompile.graph.nested import map_tensors, tensors
-from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
+from utcompile.graph.values_kept import values_kept
+from utcompile.recording.untouched import random_numbers_kept, seed
 
 
 def computed(module: nn.Module, call: Mapping[str, Any]) -> list[torch.Tensor]:

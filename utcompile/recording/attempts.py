@@ -23,6 +23,7 @@ from torch import fx, nn
 from utcompile.errors import UtcError
 from utcompile.graph import BATCH, Symbol, collector_paused, origin_of
 from utcompile.graph.structure import has_own_attributes, structural_copy
+from utcompile.graph.values_kept import values_kept
 from utcompile.recording.active import exclusive
 from utcompile.recording.alike import sizes_alike
 from utcompile.recording.guards import Guard
@@ -39,7 +40,7 @@ from utcompile.recording.samples import (
 from utcompile.recording.survivors import release
 from utcompile.recording.unify import Differs, check_isomorphic, unify
 from utcompile.recording.unrecordable import Opaque, Unrecordable
-from utcompile.recording.untouched import random_numbers_kept, values_kept
+from utcompile.recording.untouched import random_numbers_kept
 from utcompile.recording.watch import Watch
 
 logger = logging.getLogger(__name__)

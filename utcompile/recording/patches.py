@@ -10,6 +10,7 @@ Fast paths of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` need no r
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
@@ -42,6 +43,7 @@ def patched() -> Iterator[None]:
     global _installed
     with exclusive():
         if not _installed:
+            _undo.enter_context(_rules_of_dynamo())
             for owner, name, make in _REPLACEMENTS:
                 _undo.enter_context(_replaced((owner, name, make)))
             _undo.enter_context(_quiet())
@@ -64,6 +66,18 @@ def _replaced(replacement: Replacement) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+@contextmanager
+def _rules_of_dynamo() -> Iterator[None]:
+    """`torch.compile` has a table of torch's functions; made in here, it has replaced ones, so it is made again."""
+    name = "torch._dynamo.trace_rules"
+    there = name in sys.modules
+    try:
+        yield
+    finally:
+        if not there and name in sys.modules:
+            sys.modules[name].get_torch_obj_rule_map.cache_clear()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import info
 from utcompile.graph.nested import tensors
 from utcompile.graph.structure import attribute_tensors, named_state
+from utcompile.graph.values_kept import values_kept
 from utcompile.recording.active import recording
 from utcompile.recording.fakes import Converter
 from utcompile.recording.inputs import Inputs
@@ -24,7 +25,7 @@ from utcompile.recording.rebinding import rebound
 from utcompile.recording.recorder import Recorder
 from utcompile.recording.samples import Sample, other_device
 from utcompile.recording.unrecordable import Unrecordable
-from utcompile.recording.untouched import random_numbers_kept, values_kept
+from utcompile.recording.untouched import random_numbers_kept
 from utcompile.recording.watch import Watch
 
 T = torch.Tensor

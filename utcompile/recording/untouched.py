@@ -8,27 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from utcompile.graph.memory import KeptMemory
-from utcompile.graph.structure import attribute_tensors
-
-
-@contextmanager
-def values_kept(*models: nn.Module) -> Iterator[KeptMemory]:
-    """Put back all values that code inside writes into the models' parameters, buffers and attribute tensors."""
-    weights = [p for m in models for p in m.parameters()]
-    plain = [t for m in models for _, t in attribute_tensors(m).values()]
-    buffers = [b for m in models for b in m.buffers()]
-    leaves = [t for t in [*buffers, *plain] if t.is_leaf and not t.requires_grad]
-    memory = KeptMemory([*weights, *plain], buffers)
-    try:
-        with memory:
-            yield memory
-    finally:
-        memory.put_back()
-        for tensor in leaves:
-            if tensor.requires_grad:  # the values written into it have a gradient
-                tensor.detach_()
-
 
 def random_numbers_kept(model: nn.Module) -> AbstractContextManager[tuple[int, ...]]:
     """Keep torch's random numbers as if nothing had run, on the CPU and on the GPUs of the model, which are yielded.

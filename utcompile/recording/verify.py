@@ -16,6 +16,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, every_name
 from utcompile.graph.nested import map_tensors, tensors
+from utcompile.graph.values_kept import values_kept
 from utcompile.recording.bounds import equal, why_not
 from utcompile.recording.inputs import Inputs
 from utcompile.recording.layouts import comparable
@@ -23,7 +24,7 @@ from utcompile.recording.mode import in_mode, trainable_as
 from utcompile.recording.patches import WithoutFastPath
 from utcompile.recording.samples import Sample, plan_samples, unrecorded
 from utcompile.recording.state import Snapshot
-from utcompile.recording.untouched import random_numbers_kept, seed, values_kept
+from utcompile.recording.untouched import random_numbers_kept, seed
 from utcompile.recording.watch import Watch, lasting_error
 
 T = torch.Tensor

@@ -48,7 +48,7 @@ class _Scale:
         if self.is_log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             return [t for p in powers for t in (10.0**p,) if self.low <= t <= self.high] or [self.low, self.high]
-        raw = (self.high - self.low) / 4 or 1.0
+        raw = (self.high - self.low) / 5 or 1.0
         power = 10.0 ** math.floor(math.log10(raw))
         step = next((power * m for m in (1, 2, 5, 10) if power * m >= raw), power * 10)
         first = math.ceil(self.low / step - 1e-9)
@@ -94,22 +94,38 @@ def scatter(title: str, points: Sequence[Point], unit: str, form: str = "{:.1%}"
     x = _Scale(*ends, _LEFT, _WIDTH + 120 - _RIGHT, is_log)
     y = _scale([v for p in points for v in (p.y - p.spread, p.y + p.spread)])
     parts = [_axes(title, x, y, form, unit, whole=False)]
-    taken: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda p: p.y):
-        cx, cy = x(point.x), y(point.y)
+    places = [(x(p.x), y(p.y)) for p in points]
+    labels = _labels([p.name for p in points], places)
+    for point, (cx, cy), (start, at) in zip(points, places, labels, strict=True):
         top, bottom = y(point.y + point.spread), y(point.y - point.spread)
-        hint = f"{point.name}: {form.format(point.y)} ± {form.format(point.spread)}, {unit} {point.x:,.4g}"
+        value = f"{form.format(point.y)} \N{PLUS-MINUS SIGN} {form.format(point.spread)}"
+        hint = f"{point.name}: {value}, {unit} {point.x:,.4g}"
         parts.append(f'<path class="c1 whisker" d="M{cx},{top}V{bottom}M{cx - 4},{top}h8M{cx - 4},{bottom}h8"/>')
         parts.append(f'<circle class="c1" cx="{cx}" cy="{cy}" r="3.6"><title>{escape(hint)}</title></circle>')
-        wide = 5.6 * len(point.name)
-        ends_here = cx + 8 + wide > _WIDTH + 116
-        start = cx - 8 - wide if ends_here else cx + 8
-        at = cy + 4
-        while any(abs(at - other) < 11 and start < stop and begin < start + wide for begin, stop, other in taken):
-            at -= 11
-        taken.append((start, start + wide, at))
         parts.append(f'<text x="{start:g}" y="{at:g}">{escape(point.name)}</text>')
     return _chart(title, parts, _WIDTH + 120)
+
+
+def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where each name begins: near its point, where it covers no point and no name; else to the right of it."""
+    taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in places]
+    found = []
+    for name, (cx, cy) in zip(names, places, strict=True):
+        wide = 5.8 * len(name)
+        tries = [
+            (start, cy + 4 + shift) for shift in (0, -12, 12, -24, 24, -36, 36) for start in (cx + 8, cx - 8 - wide)
+        ]
+        free = [at for at in tries if _fits(at, wide, taken)]
+        start, at = free[0] if free else tries[0]
+        taken.append((start, at - 10, start + wide, at + 2))
+        found.append((start, at))
+    return found
+
+
+def _fits(at: tuple[float, float], wide: float, taken: Sequence[tuple[float, float, float, float]]) -> bool:
+    left, top, right, bottom = at[0], at[1] - 10, at[0] + wide, at[1] + 2
+    inside = left >= _LEFT and right <= _WIDTH + 118 and top >= _TOP - 12 and bottom <= _HEIGHT - _BOTTOM
+    return inside and all(right < a or c < left or bottom < b or d < top for a, b, c, d in taken)
 
 
 def _scale(values: Sequence[float]) -> _Scale:

@@ -119,6 +119,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "class
         classes,
         names,
         counts=tuple(np.bincount(y, minlength=classes).tolist()),
+        drawn="x_train" not in arrays,
         preprocessing=how.as_dict("squash"),
     )
 
@@ -143,7 +144,15 @@ def _other(path: Path, arrays: dict[str, np.ndarray], how: Preprocessing, seed: 
         parts = [(images[kept], targets[kept]), (images[rest], targets[rest])]
     facts = facts_of_targets(path, [targets for _, targets in parts], task)
     train, validation = (Images(images, targets, how) for images, targets in parts)
-    return Data(train, validation, len(facts["class_names"]), task=task, preprocessing=how.as_dict("squash"), **facts)
+    return Data(
+        train,
+        validation,
+        len(facts["class_names"]),
+        task=task,
+        drawn=held is None,
+        preprocessing=how.as_dict("squash"),
+        **facts,
+    )
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ class Data:
         collate: makes a batch of samples, as a `DataLoader` takes it; None for torch's own.
         counts: training samples per class (pixels for `segment`), where they are known.
         standard: mean and standard deviation of each training target of `regress`.
+        drawn: whether the validation samples were drawn from one set, because the data has no split.
         preprocessing: how an input is made of a file, as plain data: what a run's `task.json` says.
     """
 
@@ -33,6 +34,7 @@ class Data:
     collate: Callable[[list[object]], object] | None = None
     counts: tuple[int, ...] | None = None
     standard: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    drawn: bool = False
     preprocessing: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -133,6 +133,7 @@ def load_folders(
         len(names),
         names,
         counts=tuple(counts[i] for i in range(len(names))),
+        drawn=held is None,
         preprocessing=how.as_dict("crop"),
     )
 

@@ -50,6 +50,7 @@ def load_image_table(
         task,
         counts=found.counts,
         standard=found.standard,
+        drawn=held is None,
         preprocessing=how.as_dict("crop"),
     )
 

@@ -114,6 +114,7 @@ def load_masks(path: Path, how: Preprocessing, *, seed: int, augment: bool, skip
         names,
         "segment",
         counts=counts,
+        drawn=held_root is None,
         preprocessing=how.as_dict("squash"),
     )
 
@@ -191,7 +192,7 @@ def _wrong_with(image: Path, mask: Path, seen: set[int]) -> str | None:
         with Image.open(image) as file:
             file.draft("RGB", (32, 32))
             file.load()
-        with Image.open(image) as file:  # `draft` changes the size that is reported
+        with Image.open(image) as file:  # `draft` changes the size
             size = file.size
         pixels = read_mask(mask)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -57,7 +57,7 @@ def load_own_arrays(path: Path, *, seed: int) -> Data:
         kept, rest = stratified(np.zeros(len(x[1]), dtype=int), seed)
         parts = [(x[1][rows], y[1][rows]) for rows in (kept, rest)]
     train, validation = (Arrays(inputs, targets) for inputs, targets in parts)
-    return Data(train, validation, 0, (), "custom")
+    return Data(train, validation, 0, (), "custom", drawn=held is None)
 
 
 def data_of(made: object, task: str, where: str) -> Data:

@@ -13,7 +13,8 @@ class TrainResult:
     """How a run went.
 
     Attributes:
-        best: the best value of `metric` on the validation data, and `best_epoch`, the first epoch that reached it.
+        best: the best value of `metric` on the validation data.
+        best_epoch: the epoch that reached it, of several the one with the least validation loss.
         history: one entry per epoch: `epoch, train_loss, validation_loss, validation_…, lr, seconds`.
         seconds: the whole run's time, of all its parts where it was resumed.
         metric: what the best epoch was chosen by: `accuracy` for classification.
@@ -53,12 +54,15 @@ SHARES = frozenset("accuracy balanced_accuracy top5_accuracy f1 iou pixel_accura
 
 
 def best_of(history: Sequence[dict[str, float]], metric: str, *, higher: bool) -> dict[str, float]:
-    """The entry of the best epoch, the first of equals; an epoch whose metric is not a number is never the best."""
+    """The entry of the best epoch; of equal ones that with the least validation loss, and then the first.
+
+    An epoch whose metric is not a number is never the best.
+    """
     key = f"validation_{metric}"
 
-    def rank(entry: dict[str, float]) -> float:
+    def rank(entry: dict[str, float]) -> tuple[float, float]:
         value = entry[key] if higher else -entry[key]
-        return value if value == value else float("-inf")
+        return (value if value == value else float("-inf")), -entry.get("validation_loss", 0.0)
 
     return max(history, key=rank)
 

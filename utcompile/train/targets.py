@@ -24,7 +24,7 @@ class Targets:
     """The targets of training and validation rows.
 
     Attributes:
-        `train`, `held`: one target per row of the part: an int, or a float tensor.
+        `train`, `held`: one target for each row in use: an int, or a float tensor.
         rows, held_rows: the indices of these rows in their tables.
         names: of the classes, labels or numbers.
         counts: training samples per class or label.

@@ -138,6 +138,7 @@ def load_texts(
         "text",
         tokens.batch,
         found.counts,
+        drawn=held is None,
         preprocessing=how,
     )
 

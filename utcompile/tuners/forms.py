@@ -47,3 +47,27 @@ def costs(name: str, site: WeightSite, rank: int) -> tuple[float, float]:
     moved = 4.0 * (2 * written + 2 * read) + saved
     branch = _THIN * 6 * positions * rank * (columns + rows) + _BYTE * moved
     return branch, 2 * positions * rows * columns + 8.0 * rank * rows * columns
+
+
+def cheapest_form(weight_shape: tuple[int, ...], rank: int, read: int, written: int) -> str:
+    """`branch`, `reparametrised` or `one`: the tuned operation as one, for convolutions of one group.
+
+    As one operation it makes `W + s·BA` twice, as the reparametrised form does, and takes the gradients of A and B from
+    thin products, as the branch does. It makes no pass over the input's gradient or the result.
+
+    Args:
+        weight_shape: rows first.
+        rank: columns of B.
+        read, written: numbers of the operation's input and result.
+    """
+    rows, *rest = weight_shape
+    columns = prod(rest)
+    positions = written / rows
+    thin = _THIN * 2 * positions * rank * (columns + rows)
+    weights = 2 * (2.0 * rank * rows * columns + _BYTE * 12 * rows * columns)
+    costs = {
+        "one": 2 * thin + weights,
+        "branch": 3 * thin + _BYTE * 4.0 * (2 * written + 2 * read),
+        "reparametrised": 2 * positions * rows * columns + 4.0 * rank * rows * columns + weights,
+    }
+    return min(costs, key=costs.__getitem__)

@@ -67,11 +67,18 @@ class Found:
         return Port(value, self.view.channel_axis[node], name, grid, has_windows(node, self.view))
 
     def check_real(self, values: Sequence[fx.Node]) -> None:
-        """Refuse a tuner of real numbers where a value is complex."""
+        """Refuse a tuner of real numbers where a value is complex, or has integers or truth values."""
         for node in values:
             value = value_of(node)
             if value is not None and value.dtype.is_complex:
                 raise no_complex(self.config.kind, "the value", str(value.dtype))
+            if value is not None and not value.dtype.is_floating_point:
+                raise UtcError(
+                    f"a {self.config.kind} tuner computes with real numbers, and {node.name} is "
+                    f"{str(value.dtype).removeprefix('torch.')}",
+                    fix="tune a value of floating-point numbers near it, or exclude the place in `where:`",
+                    code="match/place",
+                )
 
     def check_unwritten(self, nodes: Sequence[fx.Node]) -> None:
         """Refuse a value whose memory is overwritten later."""

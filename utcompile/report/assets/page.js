@@ -97,7 +97,7 @@
       ["form", [tuner.form, tuner.how].filter(Boolean).join(", ")], ["rule", tuner.rule], ["rule line", tuner.where],
       ["reads", tuner.reads], ["changes", tuner.writes], ["parameters", number(tuner.parameters)], ["sites", tuner.sites.length],
     ]) + (tuner.text ? `<pre class="rule">${escaped(tuner.text)}</pre>` : "") + `<pre>${escaped(config)}</pre>`
-      + `<details><summary>${tuner.sites.length} sites</summary><pre>${escaped(tuner.sites.join("\n"))}</pre></details>`;
+      + `<details><summary>${tuner.sites.length === 1 ? "1 site" : `${tuner.sites.length} sites`}</summary><pre>${escaped(tuner.sites.join("\n"))}</pre></details>`;
   }
 
   function choose(part) {

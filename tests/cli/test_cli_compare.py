@@ -1,0 +1,192 @@
+"""`compare`: one table of methods that goes on where it stopped, and leaves out what does not fit."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.browser import BROWSER, drive
+from support.cli_toys import parsed, passed, refused, utc, write_data
+from torch import nn
+
+import utcompile
+from utcompile.cli import compare_methods
+from utcompile.cli.compare_methods import Budget, Methods, Task
+from utcompile.cli.frozen_forward import FrozenForward, shareable
+from utcompile.errors import UtcError
+from utcompile.train import Data
+
+METHODS = "probe/linear,res_tuning/bypass,lora/all_linear,convnet/inverted_residual_foldable"
+ARGUMENTS = (
+    "--no-pretrained", "--input-size", "64", "--seeds", "2", "--epochs", "2", "--batch-size", "8", "--latency", "torch"
+)  # fmt: skip
+
+
+class Blocks(nn.Module):
+    """Four residual blocks between a stem and a head, on rows of four numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 16)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(4))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def rows(count: int, seed: int) -> list[tuple[torch.Tensor, int]]:
+    """Rows whose class is whether their sum is positive."""
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    return [(row, int(row.sum() > 0)) for row in x]
+
+
+def task() -> Task:
+    def build(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = Blocks()
+            torch.manual_seed(seed)
+            model.head.reset_parameters()
+        return model.eval()
+
+    data = Data(rows(64, 0), rows(16, 1), 2, ("no", "yes"))
+    return Task(build, (torch.randn(2, 4),), data, rows(32, 2), {"data": "rows"}, channels_last=False)
+
+
+BUDGET = Budget(epochs=2, batch_size=16, lrs=(1e-3, 3e-2), seeds=(0, 1))
+NAMES = ("probe/linear", "lora/all_linear", "prefix/prefix", "full")
+
+
+def test_a_table_with_paired_differences_and_what_does_not_fit(tmp_path):
+    found = Methods(tmp_path / "out", task(), BUDGET, latency="none").run(NAMES)
+    assert [row.method for row in found.rows()] == ["probe/linear", "lora/all_linear", "full"]
+    assert list(found.left_out) == ["prefix/prefix"] and "matched 0 places" in found.left_out["prefix/prefix"]
+    assert found.measured_on == "test"
+    base, lora, full = found.rows()
+    assert base.difference is None and base.seeds == lora.seeds == (0, 1)
+    by_seed = {(r.method, r.seed): r.accuracy for r in found.results}
+    differences = [by_seed["lora/all_linear", s] - by_seed["probe/linear", s] for s in (0, 1)]
+    assert (lora.difference.least, lora.difference.most) == (min(differences), max(differences))
+    assert base.parameters == 34 < lora.parameters < full.parameters == sum(p.numel() for p in Blocks().parameters())
+    assert base.is_shared and not full.is_shared
+    assert set(found.tried["full"]) == {"0.001", "0.03"} and full.accuracy.mean > 0.8
+    lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
+    assert len(lines) == 6 and float(lines[0]["accuracy"]) == found.results[0].accuracy
+
+
+def test_an_interrupted_comparison_goes_on_with_the_same_figures(tmp_path):
+    whole = Methods(tmp_path / "whole", task(), BUDGET, latency="none").run(NAMES[:2])
+
+    seen: list[str] = []
+
+    def stop(text: str) -> None:
+        seen.append(text)
+        if len([t for t in seen if "seed" in t]) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Methods(tmp_path / "cut", task(), BUDGET, latency="none", say=stop).run(NAMES[:2])
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("result.json")}
+    assert len(done) == 3
+    damaged = tmp_path / "cut/runs/probe_linear/seed-0-lr-0.001/result.json"
+    damaged.write_text("{")  # its run is whole: it is measured again, and not trained
+    again = Methods(tmp_path / "cut", task(), BUDGET, latency="none").run(NAMES[:2])
+    kept = [path for path, time in done.items() if path.stat().st_mtime_ns == time]
+    assert len(kept) == 2
+
+    def figures(found):
+        return [(r.method, r.seed, r.lr, r.accuracy, r.validation, r.epoch) for r in found.results]
+
+    assert figures(again) == figures(whole)
+
+
+def test_other_settings_and_a_folder_of_something_else_are_refused(tmp_path):
+    Methods(tmp_path / "out", task(), BUDGET, latency="none")
+    with pytest.raises(UtcError, match="other settings") as caught:
+        Methods(tmp_path / "out", task(), Budget(epochs=3, lrs=(1e-3,)), latency="none")
+    assert "epochs was 2, is 3" in str(caught.value) and caught.value.code == "report/comparison"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UtcError, match="has no comparison"):
+        Methods(tmp_path / "mine", task(), BUDGET)
+    (tmp_path / "out" / "comparison.json").write_text("[]")
+    with pytest.raises(UtcError, match="damaged"):
+        Methods(tmp_path / "out", task(), BUDGET)
+
+
+def test_where_no_method_fits_it_is_one_error(tmp_path):
+    with pytest.raises(UtcError, match="no method gave a result") as caught:
+        Methods(tmp_path / "out", task(), BUDGET, latency="none").run(["prefix/prefix", "no/such"])
+    assert "no/such" in str(caught.value) and "prefix/prefix" in str(caught.value)
+
+
+def test_a_method_that_fails_in_training_is_listed_and_the_others_go_on(tmp_path, monkeypatch):
+    fit = compare_methods.fit
+
+    def failing(model, *args, **options):
+        if "lora" in str(options["out"]):
+            raise UtcError("the loss is nan at step 3", code="train/loss")
+        return fit(model, *args, **options)
+
+    monkeypatch.setattr(compare_methods, "fit", failing)
+    found = Methods(tmp_path / "out", task(), BUDGET, latency="none").run(["probe/linear", "lora/all_linear"])
+    assert found.left_out == {"lora/all_linear": "the loss is nan at step 3"}
+
+
+@pytest.mark.parametrize("rules", ["probe/linear", "res_tuning/bypass", "side/lst"])
+def test_the_frozen_forward_gives_what_the_whole_model_gives(rules):
+    from support.models import captured
+
+    model = captured("resnet")
+    tuned = utcompile.match(model, rules).apply().eval()
+    method = shareable(tuned, model)
+    x = torch.randn(3, 3, 32, 32)
+    data = Data([(row, 0) for row in x], [(x[0], 1)], 2, ("a", "b"))
+    frozen = FrozenForward(model, data)
+    frozen.fill(method.names)
+    with torch.no_grad():
+        found = frozen.model(method)(torch.arange(4))
+        # batches of another size may add in another order
+        torch.testing.assert_close(found, tuned(torch.cat((x, x[:1]))), rtol=1e-4, atol=1e-5)
+    assert not FrozenForward(model, data, budget=100.0).has_room(method.names)
+
+
+def test_what_changes_the_backbone_is_not_shared():
+    from support.models import captured
+
+    model = captured("resnet")
+    assert shareable(utcompile.match(model, "lora/all_conv").apply(), model) is None
+
+
+def test_wrong_options_are_refused_before_any_work(tmp_path):
+    base = ("compare", "-m", "timm:test_vit", "-d", tmp_path / "none", "-o", tmp_path / "out")
+    refused(*base, "-r", "probe/linear", says=("the data path does not exist",))
+    for wrong in (("--lr", "fast"), ("--lr", "-1"), ("--latency", "gpu"), ("-r", ",")):
+        arguments = wrong if "-r" in wrong else ("-r", "probe/linear", *wrong)
+        assert utc(*base, *arguments).exit_code == 2
+
+
+@pytest.mark.full
+def test_compare_writes_a_page_and_runs_that_other_verbs_open(tmp_path):
+    data, out = write_data(tmp_path / "data.npz"), tmp_path / "out"
+    arguments = ("compare", "-m", "timm:test_vit", "-d", data, "-r", METHODS, "-o", out, *ARGUMENTS)
+    found = parsed(*arguments)
+    assert [row["method"] for row in found["rows"]] == METHODS.split(",")[:3] and found["measured_on"] == "validation"
+    assert set(found["latency_ms"]) == {"base", *METHODS.split(",")[:3]}
+    page = (out / "comparison.html").read_text()
+    assert "inverted_residual" in page and page.count('class="chart"') == 4
+    if BROWSER is not None:
+        assert drive(page, "return document.querySelectorAll('tbody tr').length", tmp_path) >= 3
+    text = passed(*arguments).stdout
+    assert "to the first" in text and "left out: convnet" in text
+    run = next(Path(out / "runs" / "lora_all_linear").iterdir())
+    said = parsed("report", run)
+    result = json.loads((run / "result.json").read_text())
+    assert said["accuracy"] == pytest.approx(result["validation"]) and not said["notes"]

@@ -1,0 +1,138 @@
+"""Recipes, `key=value` and flags; what is checked before torch is imported; what the shell completes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli_toys import refused, utc
+
+from utcompile.cli import train as train_verb
+from utcompile.cli.complete import complete_model, complete_recipe, complete_rules
+from utcompile.cli.names import recipe_files, rule_names, timm_names, torchvision_names
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The values with which `train` would start."""
+    found: list[dict[str, Any]] = []
+
+    def start(values: dict[str, Any]) -> dict[str, Any]:
+        found.append(dict(values))
+        values["report"] = False  # there is no run
+        return {"run": "run", "stopped_early": False, "text": "done"}
+
+    monkeypatch.setattr(train_verb, "_start", start)
+    return found
+
+
+def test_a_flag_wins_over_key_value_over_the_file_over_the_default(
+    settled: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "about: Mine.\nepochs: 7\nlr: 1e-4\nbatch-size: 5\nvar: {r: 2}\nrate: {train: 1e-2}\nlabel_column: [a, b]\n"
+        "skip_bad: on\npatience: none\ntrain: pattern:head\n"
+    )
+    result = utc("train", "--recipe", recipe, "--epochs", "9", "lr=3e-4", "epochs=8", "seed=4", "input-size=32")
+    assert result.exit_code == 0, result.output
+    values = settled[0]
+    assert (values["epochs"], values["lr"], values["batch_size"], values["seed"]) == (9, 3e-4, 5, 4)
+    assert (values["var"], values["rate"], values["label_column"]) == (["r=2"], ["train=1e-2"], ["a", "b"])
+    assert (values["skip_bad"], values["patience"], values["input_size"]) == (True, None, "32")
+    assert values["train_"] == ["pattern:head"] and values["schedule"] == "cosine"  # the default
+
+
+@pytest.mark.parametrize("name", recipe_files())
+def test_shipped_recipes(name: str, settled: list[dict[str, Any]]) -> None:
+    assert utc("train", "--task", name).exit_code == 0 and utc("train", "--recipe", name).exit_code == 0
+    assert settled[0]["task"] == settled[1]["task"] == name
+    assert settled[0] | {"recipe": None} == settled[1] | {"recipe": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "says"),
+    [
+        (("epohcs=3",), "", ("epohcs=3: there is no option 'epohcs'", "did you mean 'epochs'")),
+        (("epochs=many",), "", ("'epochs' cannot be 'many'", "a whole number")),
+        (("augment=perhaps",), "", ("true or false",)),
+        (("epochs",), "", ("'epochs' is not key=value",)),
+        (("lr=1", "lr=2"), "", ("'lr' is given twice",)),
+        ((), "epohcs: 3\n", (".yaml:1:1: there is no option 'epohcs'",)),
+        ((), "lr: 1\nlr: 2\n", (".yaml:2:1: 'lr' is given twice",)),
+        ((), "lr: {a: {b: 1}}\n", ("nested too deep",)),
+        ((), "- a\n", ("a recipe is a mapping",)),
+        ((), "lr: [\n", ("the recipe cannot be read",)),
+        ((), "resume: true\n", ("there is no option 'resume'",)),
+        (("--recipe", "segmnt"), None, ("no recipe 'segmnt'", "did you mean 'segment'")),
+        (("--task", "segmnt"), None, ("unknown task 'segmnt'", "did you mean 'segment'")),
+    ],
+)
+def test_mistakes(arguments: tuple[str, ...], text: str | None, says: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text or "")
+    refused("train", *arguments, *(() if text is None else ("--recipe", recipe)), says=says)
+
+
+CHEAP = [
+    (("train", "-m", "timm:resnet1811", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "timm has no model"),
+    (("train", "-m", "resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "write timm:resnet18"),
+    (("train", "-m", "torchvision:resnet81", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "did you mean"),
+    (("train", "-m", "net.py:make", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "no such Python file"),
+    (("train", "-m", "timm:resnet18", "-r", "lora/all_cov", "-d", "DATA", "-o", "run"), "did you mean 'lora/all_conv'"),
+    (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "nowhere", "-o", "run"), "path does not exist"),
+    (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "no class folders"),
+    (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "OLD"), "contains a run already"),
+    (("train", "epohcs=3"), "did you mean 'epochs'"),
+    (("inspect", "-m", "timm:resnet1811"), "did you mean"),
+    (("explain", "-m", "timm:resnet18", "-r", "lora/all_cov"), "did you mean"),
+    (("suggest", "-m", "timm:resnet18", "--for", "speed"), "known: accuracy, latency, memory, parameters"),
+    (("evaluate", "nowhere"), "there is no checkpoint here"),
+]
+
+
+def test_cheap_checks_come_before_torch(tmp_path: Path) -> None:
+    (tmp_path / "DATA").mkdir()
+    (tmp_path / "OLD").mkdir()
+    (tmp_path / "OLD" / "history.jsonl").write_text("")
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from utcompile.cli import app
+for arguments, says in {CHEAP!r}:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1 and says in result.stderr, (arguments, result.output, result.exception)
+    assert "torch" not in sys.modules, arguments
+"""
+    package = str(Path(train_verb.__file__).parents[2])
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {package!r})\n{code}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["DATA", "OLD"]
+
+
+@pytest.mark.full
+def test_names_are_those_of_the_packages() -> None:
+    import timm
+    from torchvision import models
+
+    from utcompile.rules import shipped_rules
+
+    assert set(timm_names()) == set(timm.list_models())
+    known = {*models.list_models(module=models), *models.list_models(module=models.segmentation)}
+    assert known <= set(torchvision_names())
+    assert list(rule_names()) == list(shipped_rules())
+
+
+def test_completion_of_values() -> None:
+    assert complete_model([], "ti") == ["timm:"]
+    assert "timm:resnet18" in complete_model([], "timm:resnet1")
+    # bash makes words of `timm`, `:` and what follows
+    assert "resnet18" in complete_model(["train", "-m", "timm", ":"], "resnet1")
+    assert complete_rules("lora/all_") == ["lora/all_conv", "lora/all_linear"]
+    assert complete_recipe("seg") == ["segment"]

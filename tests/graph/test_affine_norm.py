@@ -1,0 +1,38 @@
+"""A frozen BatchNorm keeps nothing for backward, and its gradient is torch's, in every precision."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd.graph import saved_tensors_hooks
+
+from utcompile.graph.affine_norm import affine_batch_norm
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowered"),
+    [(torch.float32, False), (torch.float64, False), (torch.bfloat16, False), (torch.bfloat16, True)],
+)
+def test_the_gradient_is_torchs_and_nothing_is_kept(dtype: torch.dtype, lowered: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 5, 5, dtype=dtype, requires_grad=True)
+    own = torch.float32 if lowered else dtype  # of the norm's own numbers
+    given = (torch.randn(6), torch.rand(6) + 0.5, torch.randn(6), torch.randn(6))
+    mean, variance, weight, bias = (t.to(own) for t in given)
+    kept: list[torch.Tensor] = []
+    with torch.autocast("cpu", torch.bfloat16) if lowered else nullcontext():
+        with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            y = affine_batch_norm(x, mean, variance, weight, bias)
+        plain = F.batch_norm(x, mean, variance, weight, bias)
+    assert y.dtype == plain.dtype and torch.equal(y, plain)
+    assert {t.untyped_storage()._cdata for t in kept} <= {t.untyped_storage()._cdata for t in (variance, weight)}
+    g = torch.randn_like(y)
+    (found,), (expected,) = (torch.autograd.grad(r, x, g) for r in (y, plain))
+    exact = g.double() * (weight.double() / (variance.double() + 1e-5).sqrt()).view(-1, 1, 1)
+    assert found.dtype == expected.dtype
+    # one rounding of the result, as torch's own has it
+    bound = torch.finfo(dtype).eps * exact.abs().max() * (1 if dtype == torch.bfloat16 else 4)
+    assert (found.double() - exact).abs().max() <= bound

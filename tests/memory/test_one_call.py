@@ -1,0 +1,144 @@
+"""A convolution and its LoRA as one operation: the gradients of the two, up to rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support import models as zoo
+from torch import Tensor, nn
+
+import utcompile as utc
+from utcompile.memory import one_call, strides
+from utcompile.memory.planned import plan_graph
+from utcompile.memory.units import units_of
+
+RULES = """\
+version: 1
+name: convolutions
+tuners:
+  l: {kind: lora, r: 2, how: HOW, dropout: DROP}
+rules:
+  - name: conv
+    match: {op: conv}
+    insert: {weight: h, tuner: l}
+    on_refusal: skip
+"""
+
+
+class Net(nn.Module):
+    """Convolutions of one and two axes, with strides, padding, dilation and biases, and one of groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1, dilation=2)
+        self.point = nn.Conv2d(8, 6, 1, bias=False)
+        self.few = nn.Conv2d(6, 8, 1, stride=(2, 1))
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.wide = nn.Conv2d(8, 4, (1, 3), padding=(0, 1))
+        self.line = nn.Conv1d(4, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(self.grouped(self.few(self.point(self.first(x).relu())).relu()))
+        return self.line(x.flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_call, "cheapest_form", lambda *_: "one")
+    monkeypatch.setattr(strides, "_FEWEST", 0)
+
+
+def pair(how: str, drop: float = 0.0) -> tuple[utc.TunedModule, utc.TunedModule, Tensor]:
+    """A tuned module, the same one as torch runs it, and its input; in float64, where a wrong formula shows."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 17, 17)
+    rules = RULES.replace("HOW", how).replace("DROP", str(drop))
+    tuned = utc.compile(Net().eval(), rules, (x,), verify="shapes").double()
+    zoo.shake(tuned, 0.1)
+    plain = copy.deepcopy(tuned)
+    plain.memory = None
+    return tuned, plain, x.double()
+
+
+def step(module: nn.Module, x: Tensor) -> list[Tensor]:
+    result = module(x)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [result.detach(), *torch.autograd.grad(result.square().sum(), parameters)]
+
+
+def close(found: list[Tensor], expected: list[Tensor], bound: float = 1e-12) -> bool:
+    """Within a share of the largest number: the same sums in another order."""
+    return all(float((a - b).abs().max()) <= bound * float(b.abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def joined(tuned: utc.TunedModule) -> int:
+    graph, _, _ = plan_graph(tuned.graph, tuned, tuned.follows_mode)
+    return sum(getattr(n.target, "__name__", "") == "tuned_call" for n in graph.nodes)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("how", "expected"), [("branch", 5), ("reparametrised", 5)])
+def test_results_and_gradients(how: str, expected: int, layout: torch.memory_format) -> None:
+    tuned, plain, x = pair(how)
+    assert joined(tuned) == expected  # all but the one with groups
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    assert close(step(tuned, x), step(plain, x))
+    (of_x,), (other,) = (torch.autograd.grad(m(x).square().sum(), x) for m in (tuned, plain))
+    assert close([of_x], [other])
+
+
+def test_gradients_of_gradients() -> None:
+    tuned, plain, x = pair("branch")
+
+    def second(module: nn.Module) -> list[Tensor]:
+        given = [p for p in module.parameters() if p.requires_grad]
+        first = torch.autograd.grad(module(x).square().sum(), given, create_graph=True)
+        return list(torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), given))
+
+    assert close(second(tuned), second(plain))
+
+
+def test_where_it_does_not_apply_it_is_two_operations() -> None:
+    tuned, plain, x = pair("branch", 0.5)
+    plain.train(), tuned.train()
+    outputs = []
+    for module in (tuned, plain):
+        torch.manual_seed(3)
+        outputs.append(step(module, x))
+    assert close(*outputs)
+    tuned, plain, x = pair("reparametrised")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, step(tuned.float(), x.float()), step(plain.float(), x.float())))
+    for module in (tuned, plain):
+        module.requires_grad_(True)
+    assert close(step(tuned, x.float()), step(plain, x.float()), 1e-4)  # float32
+
+
+def test_a_budget_runs_it_again() -> None:
+    tuned, plain, x = pair("branch")
+    units = units_of(tuned.graph, tuned, tuned.follows_mode)
+    assert units
+    tuned.memory = type(tuned.memory)(again=tuple((u.first, u.last) for u in units))
+    assert close(step(tuned, x), step(plain, x))
+
+
+@pytest.mark.parametrize("kind", ["resnet", pytest.param("convnext", marks=pytest.mark.full)])
+def test_real_models(kind: str) -> None:
+    _, tuned, x = zoo.compiled(kind, "lora/all_conv")
+    zoo.shake(tuned, 0.1)
+    tuned = copy.deepcopy(tuned).double()
+    plain = copy.deepcopy(tuned)
+    plain.memory = None
+    assert joined(tuned)
+    assert close(step(tuned, x.double()), step(plain, x.double()), 1e-9)  # norms and depth amplify rounding
+
+
+def test_the_form_with_the_least_work_is_taken() -> None:
+    """As measured on a CPU at batch 8: a few channels at many positions; many channels at few positions."""
+    from utcompile.tuners.forms import cheapest_form
+
+    assert cheapest_form((64, 64, 3, 3), 8, 8 * 64 * 56**2, 8 * 64 * 56**2) == "one"
+    assert cheapest_form((512, 512, 3, 3), 8, 8 * 512 * 7**2, 8 * 512 * 7**2) == "branch"
+    assert cheapest_form((8, 8, 1, 1), 64, 8 * 8 * 32**2, 8 * 8 * 32**2) == "reparametrised"

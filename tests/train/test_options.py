@@ -1,0 +1,160 @@
+"""The options of the loop: what each one changes, and that runs resume with them bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.train_toys import SMALL, hooks, images, toy_data, toy_model
+from torch import nn
+
+import utcompile as utc
+from utcompile.errors import UtcError
+from utcompile.train import Data, TrainResult, fit, load_data
+from utcompile.train.optimizers import rules_of_parameters
+from utcompile.train.result import best_of, stops_early
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return toy_data(tmp_path_factory.mktemp("data"))
+
+
+def train(model: nn.Module, data: Data, out: Path, **changes: Any) -> TrainResult:
+    options: dict[str, Any] = {"epochs": 3, "batch_size": 16, "lr": 1e-2, "progress": False, "cpu": True}
+    return fit(model, data, out=out, **hooks(model), **options | changes)
+
+
+def test_accumulated_batches_are_one_large_batch(data: Data, tmp_path: Path) -> None:
+    large, small = toy_model(), toy_model()
+    train(large, data, tmp_path / "a", batch_size=32, optimizer="sgd", lr=0.1)
+    train(small, data, tmp_path / "b", batch_size=8, accumulate=4, optimizer="sgd", lr=0.1)
+    # the same sums in another order; 72 samples leave a last step of one batch
+    assert torch.allclose(large[5].weight, small[5].weight, rtol=1e-4, atol=1e-6)
+
+
+def test_an_average_is_validated_and_kept(data: Data, tmp_path: Path) -> None:
+    model = toy_model()
+    result = train(model, data, tmp_path / "run", ema=0.9)
+    best = torch.load(tmp_path / "run" / "tuners.pt", weights_only=True)
+    last = torch.load(tmp_path / "run" / "last" / "tuners.pt", weights_only=True)
+    assert result.best_epoch == 3 or best
+    assert not torch.equal(best["5.weight"], last["5.weight"])
+    assert torch.equal(model[5].weight, best["5.weight"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema": 0.9, "accumulate": 2, "schedule": "linear"},
+        {"optimizer": "lion", "schedule": "step", "class_weights": "balanced"},
+        {"schedule": "poly", "decays": {"train": 0.1}, "rates": {"train": 5e-3}},
+        {"schedule": "constant", "patience": 2},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_resumes_bit_for_bit(options: dict[str, Any], data: Data, tmp_path: Path) -> None:
+    whole = toy_model(dropout=0.2)
+    expected = train(whole, data, tmp_path / "whole", **options)
+
+    def stop(history: Any) -> None:
+        if len(history) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_model(dropout=0.2), data, tmp_path / "run", on_epoch=stop, **options)
+    resumed = toy_model(dropout=0.2)
+    result = train(resumed, data, tmp_path / "run", resume=True, **options)
+    assert [e["validation_loss"] for e in result.history] == [e["validation_loss"] for e in expected.history]
+    assert torch.equal(resumed[5].weight, whole[5].weight)
+
+
+def test_stops_early() -> None:
+    history = [{"epoch": i + 1, "validation_iou": v} for i, v in enumerate((0.1, 0.3, float("nan"), 0.2))]
+    assert best_of(history, "iou", higher=True)["epoch"] == 2
+    assert stops_early(history, "iou", higher=True, patience=2)
+    assert not stops_early(history, "iou", higher=True, patience=3)
+    assert best_of(history, "iou", higher=False)["epoch"] == 1
+
+
+def test_a_run_that_stopped_early_is_loaded_when_it_is_resumed(data: Data, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 9, "patience": 1, "lr": 1e-30}  # nothing changes
+    first = train(toy_model(), data, tmp_path / "run", **options)
+    assert len(first.history) < 9
+    assert train(toy_model(), data, tmp_path / "run", resume=True, **options) == first
+
+
+def test_rates_and_decays_of_rules(data: Data, tmp_path: Path) -> None:
+    model = utc.compile(toy_model(), "lora/all_conv", (torch.randn(2, 3, 12, 12),), vars={"r": 2})
+    assert set(rules_of_parameters(model).values()) == {"conv", "train"}
+
+    def save(folder: Path) -> None:
+        torch.save({}, folder / "tuners.pt")
+
+    options: dict[str, Any] = {"save": save, "load": print, "epochs": 1, "batch_size": 16, "progress": False}
+    rates = {"conv": 0.004, "train": 0.02}
+    fit(
+        model,
+        data,
+        out=tmp_path / "run",
+        rates=rates,
+        decays={"conv": 0.3},
+        schedule="constant",
+        warmup=0,
+        lr=0.01,
+        **options,
+    )
+    state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
+    groups = state["optimizer"]["param_groups"]
+    assert sorted({round(g["lr"], 6) for g in groups}) == [0.004, 0.02]
+    assert {g["weight_decay"] for g in groups if round(g["lr"], 6) == 0.004} == {0.3}
+    with pytest.raises(UtcError, match="rates names 'convs', which trains nothing\n  fix: did you mean 'conv'"):
+        fit(model, data, out=tmp_path / "other", rates={"convs": 1.0}, **options)
+
+
+def test_class_weights_count_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=images(40)[0], y=np.where(np.arange(40) < 30, 0, 1))
+    from utcompile.train import make_task
+
+    data = load_data(tmp_path / "d.npz", **SMALL)
+    task: Any = make_task(data, class_weights="balanced")
+    assert data.counts == (27, 9) and task.weights.tolist() == pytest.approx([36 / 54, 36 / 18])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimizer": "adamv"}, "timm has no optimizer 'adamv'\n  fix: did you mean 'adam"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"class_weights": "balance"}, "unknown class_weights 'balance'\n  fix: did you mean 'balanced'"),
+        ({"rates": {"train": -1.0}}, r"rates\['train'\] is -1.0"),
+        ({"rates": {"train": "fast"}}, "must be a number"),
+    ],
+)
+def test_options_out_of_range(changes: dict[str, Any], says: str, data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UtcError, match=says):
+        train(toy_model(), data, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bar_stays_whole_and_lines_appear_above_it(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from rich.console import Console
+
+    from utcompile.train import progress_bar
+
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, highlight=False)
+    monkeypatch.setattr(progress_bar, "Console", lambda **_: console)
+    train(toy_model(), data, tmp_path / "run", epochs=2, progress=True, on_epoch=lambda h: f"epoch {len(h)} done")
+    lines = text.getvalue().replace("\r", "\n").split("\n")
+    for epoch in (1, 2):
+        assert [line for line in lines if f"epoch {epoch} done" in line and "━" not in line]

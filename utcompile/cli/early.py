@@ -1,0 +1,98 @@
+"""Checks that cost nothing, made before torch is imported and the model is built."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from utcompile.cli.folders import MANIFEST, is_run
+from utcompile.cli.names import rule_names, timm_names, torchvision_names
+from utcompile.cli.options import SPECS
+from utcompile.errors import UtcError, did_you_mean
+
+_STATE = Path("last") / "training_state.pt"
+
+
+def check_packages() -> None:
+    """Refuse to train without accelerate."""
+    if importlib.util.find_spec("accelerate") is None:
+        from utcompile.train.needs import check_accelerate
+
+        check_accelerate()
+
+
+def check_model(spec: str) -> None:
+    """Raise where a model's name is none: no such kind, name, or file.
+
+    Names of pretrained weights (`resnet50.a1_in1k`), modules and folders are looked at when the model is built.
+    """
+    kind, colon, name = spec.rpartition(":") if ".py:" in spec else spec.partition(":")
+    if not colon or not kind or not name:
+        fix = f"give {SPECS}"
+        if spec in timm_names():
+            fix = f"write timm:{spec}"
+        raise UtcError(f"{spec!r} names no model", fix=fix, code="model/unknown")
+    if kind == "timm" and timm_names() and name.partition(".")[0] not in timm_names():
+        fix = did_you_mean(name.partition(".")[0], timm_names())
+        raise UtcError(
+            f"timm has no model {name!r}", fix=f"{fix} List them with timm.list_models()", code="model/unknown"
+        )
+    if kind == "torchvision" and torchvision_names() and name not in torchvision_names():
+        raise UtcError(
+            f"torchvision has no model {name!r}", fix=did_you_mean(name, torchvision_names()), code="model/unknown"
+        )
+    if kind.endswith(".py") and not Path(kind).is_file():
+        raise UtcError("there is no such Python file", where=kind, code="model/unknown")
+
+
+def check_rules(source: str) -> None:
+    """Raise where rules are neither a file nor shipped."""
+    if "\n" not in source and not Path(source).is_file() and source not in rule_names():
+        why = "it is neither a file nor the name of shipped rules; YAML text would have more than one line"
+        raise UtcError(
+            f"no rules {source!r:.200}", why=why, fix=did_you_mean(source, rule_names()), code="rule/not-found"
+        )
+
+
+def check_data(path: Path, task: str) -> None:
+    """Raise where there is no data, or no class folder where there must be some."""
+    if ".py:" in str(path):
+        return
+    if not path.exists():
+        raise UtcError(
+            "the data path does not exist",
+            where=str(path),
+            fix="correct the path given to --data",
+            code="data/not-found",
+        )
+    if task == "classify" and path.is_dir():
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        if not any(e.is_dir() or e.name.startswith("train.") or e.suffix == ".json" for e in entries):
+            raise UtcError(
+                "the folder contains no class folders",
+                where=str(path),
+                why=f"{len(entries)} files lie in it directly" if entries else "it is empty",
+                fix="put the images of each class into a folder named for it",
+                code="data/not-found",
+            )
+
+
+def check_new_run(out: Path) -> None:
+    """Raise where a new run would be written over another."""
+    if out.exists() and not out.is_dir():
+        raise UtcError("the run folder is a file", where=str(out), fix="give another path", code="train/run")
+    if (out / _STATE).exists() or (out / "history.jsonl").exists():
+        raise UtcError(
+            "the folder contains a run already",
+            where=str(out),
+            fix="continue it with --resume, or give another folder",
+            code="train/run",
+        )
+    if is_run(out):
+        raise UtcError(
+            "the folder contains a checkpoint already",
+            where=str(out),
+            why=f"{out / MANIFEST} exists",
+            fix="give another folder",
+            code="train/run",
+        )

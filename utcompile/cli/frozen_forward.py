@@ -1,0 +1,182 @@
+"""One frozen forward for many methods: side networks and heads read values of the backbone that no method changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+import utcompile as utc
+from utcompile.errors import UtcError
+from utcompile.graph import GraphView, UtcGraphModule, flops, info, tensor, value_of
+from utcompile.memory.segments import out_of_place
+from utcompile.modes import evaluating
+from utcompile.rewrite import TunedModule
+from utcompile.train import Data
+
+_MOST = 0.25  # of the model's FLOPs in what trains: of more, the frozen forward is not most of the work
+
+
+@dataclass(frozen=True)
+class Shareable:
+    """A method whose backbone computes what it would compute without the method.
+
+    Attributes:
+        names: of the values of the backbone that it reads.
+        rest: from these values to the model's output; it shares its parameters with the tuned module.
+    """
+
+    names: tuple[str, ...]
+    rest: nn.Module
+
+
+def shareable(tuned: TunedModule, captured: UtcGraphModule) -> Shareable | None:
+    """What of a tuned module trains, where that is a small part and reads tensors of the backbone alone."""
+    try:
+        prefix, rest = utc.split_prefix(tuned)
+    except UtcError:
+        return None
+    nodes = {node.name: node for node in captured.graph.nodes}
+    (returned,) = (node for node in prefix.graph.nodes if node.op == "output")
+    border = [node.name for node in returned.args[0]]
+    if any(name not in nodes or value_of(nodes[name]) is None for name in border):
+        return None
+    if any(tensor(nodes[name]).sizes(n)[:1] != (n,) for name in border for n in (2, 3)):
+        return None
+    view, whole = GraphView(rest.graph, rest), GraphView(captured.graph, captured)
+    own = sum(flops(node, op) for node, op in view.operations.items())
+    every = sum(flops(node, op) for node, op in whole.operations.items())
+    return Shareable(tuple(border), rest) if own <= _MOST * every else None
+
+
+@dataclass
+class FrozenForward:
+    """The values of the backbone that several methods read, of every sample, computed once.
+
+    Attributes:
+        captured: the model without tuners.
+        data: the data; and more datasets of the same kind.
+        budget: bytes that the values may take.
+        seconds: how long computing them took.
+    """
+
+    captured: UtcGraphModule
+    data: Data
+    more: Sequence[Dataset[object]] = ()
+    budget: float = 4e9
+    seconds: float = 0.0
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[Dataset[object]]:
+        """All datasets, in the order of the rows."""
+        return [self.data.train, self.data.validation, *self.more]
+
+    @property
+    def samples(self) -> int:
+        """Of all datasets."""
+        return sum(map(_length, self.parts))
+
+    def has_room(self, names: Sequence[str]) -> bool:
+        """Whether the values of these names fit, with those of methods before."""
+        nodes = {node.name: node for node in self.captured.graph.nodes}
+        each = sum(
+            prod(tensor(nodes[name]).sizes(1)) * tensor(nodes[name]).dtype.itemsize for name in {*names, *self.values}
+        )
+        return each * self.samples <= self.budget
+
+    def fill(self, names: Sequence[str], channels_last: bool = False) -> None:
+        """Compute the values that are missing, in one pass."""
+        missing = [name for name in dict.fromkeys(names) if name not in self.values]
+        if not missing:
+            return
+        started, at = time.perf_counter(), 0
+        model = _up_to(self.captured, missing)
+        collate: Any = getattr(self.data, "collate", None)
+        loader: Any = DataLoader(ConcatDataset(self.parts), 64, collate_fn=collate)
+        with evaluating(model):
+            for inputs, _ in loader:
+                found: Any = model(*_inputs(inputs, channels_last))
+                for name, value in zip(missing, found, strict=True):
+                    if name not in self.values:
+                        self.values[name] = value.new_empty((self.samples, *value.shape[1:]))
+                    self.values[name][at : at + len(value)] = value
+                at += len(found[0])
+        self.seconds += time.perf_counter() - started
+
+    def model(self, method: Shareable) -> nn.Module:
+        """A module from rows of the data to the model's output."""
+        return _OnRows(method.rest, [self.values[name] for name in method.names])
+
+    def rows(self) -> tuple[Data, list[Dataset[object]]]:
+        """The data as rows, for `model`."""
+        starts, at = [], 0
+        for part in self.parts:
+            starts.append(_Rows(part, at))
+            at += _length(part)
+        train, validation, *more = starts
+        return Data(train, validation, self.data.num_classes, self.data.class_names), list(more)
+
+
+class _OnRows(nn.Module):
+    def __init__(self, rest: nn.Module, values: list[Tensor]) -> None:
+        super().__init__()
+        self.rest, self.values = rest, values
+
+    def forward(self, rows: Tensor) -> Any:
+        return self.rest(*(value[rows] for value in self.values))
+
+
+class _Rows(Dataset[object]):
+    """The labels of a dataset, with its rows among all."""
+
+    def __init__(self, dataset: Any, start: int) -> None:
+        self.labels, self.start = _labels(dataset), start
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.start + index, self.labels[index]
+
+
+def _labels(dataset: Any) -> list[int]:
+    for name in ("y", "labels"):
+        if hasattr(dataset, name):
+            return [int(label) for label in getattr(dataset, name)]
+    if hasattr(dataset, "samples"):
+        return [int(label) for _, label in dataset.samples]
+    return [int(dataset[i][1]) for i in range(len(dataset))]
+
+
+def _length(dataset: Any) -> int:
+    return len(dataset)
+
+
+def _inputs(inputs: Any, channels_last: bool) -> tuple[Any, ...]:
+    if isinstance(inputs, Tensor) and inputs.ndim == 4 and channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _up_to(captured: UtcGraphModule, names: Sequence[str]) -> UtcGraphModule:
+    """The captured module up to some of its values."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in captured.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if info(node).inplace is not None:  # else a later layer may write over what is kept
+                out_of_place(copies[node], captured)
+    named = {node.name: copy for node, copy in copies.items()}
+    graph.output(tuple(named[name] for name in names))
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not info(node).check:
+            graph.erase_node(node)
+    graph.lint()
+    return UtcGraphModule(captured, graph, "FrozenForward").eval()

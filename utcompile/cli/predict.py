@@ -1,0 +1,56 @@
+"""`utcompile predict`: what an exported file, or a run, says of images, arrays and texts."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from utcompile.cli import output
+from utcompile.cli.options import Json, OptionalModel, Providers, Trust, Weights, examples
+
+EXAMPLES = examples(
+    "utcompile predict model.onnx cat.jpg dog.jpg",
+    "utcompile predict run/ cat.jpg --top 1 --json",
+    "utcompile predict pets.onnx --task cats cat.jpg",
+    "utcompile predict texts.onnx 'a fine film' 'a dull one' --csv",
+)
+
+
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="An ONNX file, or the folder of a run.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Images, .npz or .npy arrays; texts, with a tokenizer.")
+    ],
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Of a file with several tasks.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    providers: Providers = "cpu",
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV to stdout.")] = False,
+    model: OptionalModel = None,
+    weights: Weights = None,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Predict the most likely classes and their probabilities, by the labels and the preprocessing that are stored."""
+    from utcompile.cli.predictors import predictor_of
+    from utcompile.deploy import providers_named
+
+    if csv and json:
+        raise typer.BadParameter("give one of the two", param_hint="--csv, --json")
+    predictor = predictor_of(source, task, providers_named(providers), model, weights, trust)
+    found = [(name, label, p) for name, ranked in predictor.ranked(inputs, top) for label, p in ranked]
+    if json:
+        whole: dict[str, list[dict[str, object]]] = {}
+        for name, label, p in found:
+            whole.setdefault(name, []).append({"label": label, "probability": p})
+        output.emit([{"input": name, "top": entries} for name, entries in whole.items()])
+    elif csv:
+        writer = csv_module.writer(sys.stdout)
+        writer.writerow(["input", "label", "probability"])
+        writer.writerows((name, label, f"{p:.6f}") for name, label, p in found)
+    else:
+        for name, label, p in found:
+            output.say(f"{name}: {label} {p:.2%}")
