@@ -14,7 +14,7 @@ QUICK := tests/test_architecture.py tests/recording/test_capture_any.py tests/re
 	tests/folding/test_through.py tests/deploy/test_parity.py tests/train/test_data.py \
 	tests/train/test_fit.py tests/cli/test_cli_app.py 'tests/test_main_job.py::test_the_main_job[vit]' \
 	tests/parts/test_within.py::test_a_plan_counts_over_all_parts \
-	tests/report/test_boxes.py::test_copies_of_a_block_are_one_and_a_parallel_tuner_goes_around_what_it_is_parallel_to
+	tests/report/test_boxes.py::test_names_of_users_are_text_and_never_markup
 ifndef SEED
 SEED := $(shell date +%s)
 endif

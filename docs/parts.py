@@ -307,7 +307,7 @@ API: dict[str, tuple[str, ...]] = {
     ),
     "Fold and export": ("fold", "FoldReport", "export_onnx", "ExportResult", "OnnxModel", "add_task", "UtcError"),
     "Training and evaluation": (
-        *(f"train.{name}" for name in ("fit", "TrainResult", "load_data", "Data", "accuracy")),
+        *(f"train.{name}" for name in ("fit", "TrainResult", "load_data", "Data", "accuracy", "trainer_of_tuners")),
         *(
             f"deploy.{name}"
             for name in ("verify_onnx", "ParityReport", "accuracy_onnx", "latency", "Latency", "session")

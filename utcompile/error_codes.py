@@ -191,6 +191,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "A parameter that is tuned or trained, or lies in a region, is used elsewhere too.",
             "Let one part or region contain all its uses, exclude it, or untie it in the model.",
         ),
+        "parts/region": Meaning(
+            "A region of a graph cannot be a module: it is left and entered again, or writes into what others read.",
+            "Name the module around it, or leave it out.",
+        ),
         "parts/unsupported": Meaning(
             "The code around a part needs more of it than its calls, or the part cannot be a graph.",
             "Name the submodules that this code calls.",

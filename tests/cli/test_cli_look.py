@@ -93,7 +93,10 @@ def test_variables_are_yaml_scalars(tmp_path):
     [
         ("timm:resnet5", ("timm has no model 'resnet5'", "did you mean 'resnet")),
         ("timm:resnet18.nowhere_in1k", ("timm has no weights 'resnet18.nowhere_in1k'", "did you mean")),
-        ("torchvision:resnet19", ("torchvision has no classification model 'resnet19'", "did you mean 'resnet1")),
+        (
+            "torchvision:resnet19",
+            ("torchvision has no classification or segmentation model 'resnet19'", "did you mean 'resnet1"),
+        ),
         ("resnet50", ("'resnet50' names no model", "timm:NAME")),
         ("demo:resnet", ("the demo has no model 'resnet'", "demo:efficientnet_lite0")),
         ("nowhere.py:make", ("nowhere.py: there is no such Python file",)),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.cli_toys import refused, utc
 
 from utcompile.cli import train as train_verb
-from utcompile.cli.complete import complete_model, complete_recipe, complete_rules
+from utcompile.cli.complete import complete_model, complete_override, complete_recipe, complete_rules
 from utcompile.cli.names import recipe_files, rule_names, timm_names, torchvision_names
 
 
@@ -130,9 +131,12 @@ def test_names_are_those_of_the_packages() -> None:
 
 
 def test_completion_of_values() -> None:
-    assert complete_model([], "ti") == ["timm:"]
-    assert "timm:resnet18" in complete_model([], "timm:resnet1")
-    # bash makes words of `timm`, `:` and what follows
-    assert "resnet18" in complete_model(["train", "-m", "timm", ":"], "resnet1")
+    assert complete_model("ti") == ["timm:"]
+    assert "timm:resnet18" in complete_model("timm:resnet1")
+    options = [SimpleNamespace(name=name) for name in ("epochs", "ema", "json")]
+    context = SimpleNamespace(command=SimpleNamespace(params=options), params={})
+    assert complete_override(context, "e") == ["epochs=", "ema="]
+    context.params = {"model": "timm", "overrides": [":"]}  # as bash makes words of `timm:resnet1`
+    assert "resnet18" in complete_override(context, "resnet1")
     assert complete_rules("lora/all_") == ["lora/all_conv", "lora/all_linear"]
     assert complete_recipe("seg") == ["segment"]

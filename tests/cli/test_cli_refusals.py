@@ -108,6 +108,8 @@ def test_resume_takes_no_other_settings(run):
     assert result.exit_code == 2
     assert "--epochs" in result.stderr
     assert "with its own settings" in result.stderr
+    for given in ("--no-augment", "epochs=20"):
+        assert utc("train", "--resume", "-o", run, given).exit_code == 2
 
 
 def test_resume_of_a_manifest_that_does_not_say_how(copy):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from . import tuning
 from .campaign import Tally, minimal, run
 from .generate import generate
+from .oracle import judge
 
 
 def main() -> int:
@@ -21,14 +23,18 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--scripts", type=int, default=5, help="how many wrong programs to print as minimal scripts")
     parser.add_argument("--out", type=Path, help="a folder for the scripts; printed if left out")
+    parser.add_argument("--tuning", action="store_true", help="tune each by random rules: gradients and folds")
     parser.add_argument("--show", action="store_true", help="print the program of --seed, and stop")
     options = parser.parse_args()
     if options.show:
         print(generate(options.seed).script)
         return 0
     torch.set_num_threads(1)
+    check = tuning.judge if options.tuning else judge
     tally, begun = Tally(), time.monotonic()
-    for i, (seed, outcome) in enumerate(run(range(options.seed, options.seed + options.programs), options.jobs), 1):
+    for i, (seed, outcome) in enumerate(
+        run(range(options.seed, options.seed + options.programs), options.jobs, check), 1
+    ):
         tally.add(seed, outcome)
         for where, what in outcome.wrong[:1]:
             print(f"WRONG seed {seed}, {where}: {what}", file=sys.stderr, flush=True)
@@ -38,7 +44,7 @@ def main() -> int:
             )
     print(tally)
     for seed, where, what in tally.wrong[: options.scripts]:
-        text = f"# seed {seed}, {where}: {what}\n{minimal(seed).script}"
+        text = f"# seed {seed}, {where}: {what}\n{minimal(seed, check).script}"
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / f"{seed}.py").write_text(text)

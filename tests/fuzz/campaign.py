@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from .generate import generate
-from .oracle import Capture, Outcome, judge
+from .oracle import Outcome, judge
 from .program import Program
 from .shrink import shrink
 
@@ -60,26 +61,32 @@ class Tally:
         return "\n".join([*lines, *(f"{n:8} {reason}" for reason, n in self.reasons.most_common(40))])
 
 
-def run(seeds: Iterable[int], jobs: int = 1) -> Iterator[tuple[int, Outcome]]:
+def run(
+    seeds: Iterable[int], jobs: int = 1, check: Callable[[Program], Outcome] = judge
+) -> Iterator[tuple[int, Outcome]]:
     """The outcome of each seed, in order."""
+    one = partial(_one, check)
     if jobs == 1:
-        yield from map(_one, seeds)
+        yield from map(one, seeds)
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs, initializer=torch.set_num_threads, initargs=(1,), maxtasksperchild=2000) as pool:
-        yield from pool.imap(_one, seeds, chunksize=8)
+        yield from pool.imap(one, seeds, chunksize=8)
 
 
-def _one(seed: int) -> tuple[int, Outcome]:
-    return seed, judge(generate(seed))
+def _one(check: Callable[[Program], Outcome], seed: int) -> tuple[int, Outcome]:
+    return seed, check(generate(seed))
 
 
-def minimal(seed: int, capture: Capture | None = None) -> Program:
+def minimal(seed: int, check: Callable[[Program], Outcome] = judge) -> Program:
     """The smallest program that fails as the program of a seed does."""
-    check = judge if capture is None else lambda p: judge(p, capture)
     program = generate(seed)
     (where, what), *_ = check(program).wrong
-    calls = tuple(s for s in program.calls if any(c.label == where for c in s)) if where != "capture" else ()
+    calls = (
+        tuple(s for s in program.calls if any(c.label == where for c in s))
+        if where not in ("capture", "tuning")
+        else ()
+    )
     sign = _sign(what)
 
     def fails(smaller: Program) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 
 import utcompile as utc
 
+from . import tuning
 from .campaign import Tally, minimal, run
 from .generate import generate
 from .oracle import judge
@@ -76,7 +77,7 @@ def test_the_oracle_sees_a_model_that_was_changed() -> None:
 
 def test_a_failing_program_shrinks_to_what_fails() -> None:
     seed = next(s for s in range(100) if judge(generate(s), baked).wrong and len(generate(s).body) > 3)
-    small = minimal(seed, baked)
+    small = minimal(seed, lambda program: judge(program, baked))
     assert judge(small, baked).wrong
     assert len(small.body) <= 1 and sum(len(sequence) for sequence in small.calls) == 1
 
@@ -101,3 +102,20 @@ def test_ten_thousand_programs() -> None:
     torch.set_num_threads(threads)
     _check(tally)
     assert tally.rate >= 0.6, str(tally)  # of sixty programs the share is chance: 57 % of the first sixty, 61 % of 235
+
+
+def test_a_slice_of_programs_is_tuned_and_folded() -> None:
+    tally = Tally()
+    for seed, outcome in run(range(40, 46), check=tuning.judge):
+        tally.add(seed, outcome)
+    assert tally.wrong == [] and tally.calls["equal"] > 10, str(tally)
+
+
+@pytest.mark.full
+def test_a_thousand_programs_are_tuned_and_folded() -> None:
+    first = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(1, 1000) * 100_000))
+    tally, threads = Tally(), torch.get_num_threads()
+    for seed, outcome in run(range(first, first + 1000), jobs=os.cpu_count() or 1, check=tuning.judge):
+        tally.add(seed, outcome)
+    torch.set_num_threads(threads)
+    assert tally.wrong == [], f"{tally}\npython -m tests.fuzz --tuning --programs 1 --seed {tally.wrong[0][0]}"

@@ -132,6 +132,14 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
             read_table(tmp_path / name)
 
 
+def test_policies_of_timm(tmp_path: Path) -> None:
+    path = table(tmp_path, ["path", "label"], lambda i: [i % 2])
+    data = load_data(path, augment="rand-m9-n2-mstd0.5-inc1", **SMALL)
+    assert data.train[0][0].shape == (3, 8, 8)  # type: ignore[index]
+    for policy in ("rand-x", "rand-m", "augmx", "original-m3"):
+        assert f"timm has no augmentation '{policy}'" in refused(path, augment=policy)
+
+
 def test_damaged_images_of_folders_are_all_named(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_images(tmp_path / name, 6)

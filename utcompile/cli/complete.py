@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from utcompile.cli import names
 
 KINDS = ("timm:", "torchvision:", "hf:", "demo:efficientnet_lite0")
 
 
-def complete_model(args: list[str], incomplete: str) -> list[str]:
-    """Models: the kind first, then its names. bash splits words at a colon, so there the kind is a word before."""
+def complete_model(incomplete: str) -> list[str]:
+    """Models: the kind first, then its names."""
     kind, colon, name = incomplete.partition(":")
     if colon:
         return [f"{kind}:{found}" for found in _names(kind) if found.startswith(name)]
-    words = [word for word in args if word]
-    if words and words[-1].endswith(":"):
-        kind = words[-1].rstrip(":") or (words[-2] if len(words) > 1 else "")
-        return [found for found in _names(kind) if found.startswith(incomplete)]
-    if len(words) > 1 and words[-2].endswith(":") and words[-1] == incomplete:
-        kind = words[-2].rstrip(":") or (words[-3] if len(words) > 2 else "")
-        return [found for found in _names(kind) if found.startswith(incomplete)]
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
@@ -31,6 +25,17 @@ def _names(kind: str) -> Sequence[str]:
         "demo": lambda: ("efficientnet_lite0",),
     }
     return tables[kind]() if kind in tables else ()
+
+
+def complete_override(ctx: Any, incomplete: str) -> list[str]:
+    """Keys of `key=value`; or, in bash, what follows a colon in a model's name."""
+    if list(ctx.params.get("overrides") or ())[-1:] == [":"]:
+        return [name for name in _names(str(ctx.params.get("model"))) if name.startswith(incomplete)]
+    keys = [str(option.name).rstrip("_") for option in ctx.command.params if str(option.name) not in _NO_KEYS]
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+_NO_KEYS = frozenset({"overrides", "recipe", "resume", "json", "trust", "help"})
 
 
 def complete_rules(incomplete: str) -> list[str]:

@@ -13,6 +13,16 @@ from utcompile.errors import UtcError, did_you_mean
 _STATE = Path("last") / "training_state.pt"
 
 
+def check_tensorboard() -> None:
+    """Refuse to write for TensorBoard without its package."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UtcError(
+            "--tensorboard needs the package tensorboard",
+            fix="pip install tensorboard, or read metrics.csv",
+            code="train/needs",
+        )
+
+
 def check_packages() -> None:
     """Refuse to train without accelerate."""
     if importlib.util.find_spec("accelerate") is None:
@@ -30,7 +40,7 @@ def check_model(spec: str) -> None:
     if not colon or not kind or not name:
         fix = f"give {SPECS}"
         if spec in timm_names():
-            fix = f"write timm:{spec}"
+            fix = f"write timm:{spec}; other models are {SPECS}"
         raise UtcError(f"{spec!r} names no model", fix=fix, code="model/unknown")
     if kind == "timm" and timm_names() and name.partition(".")[0] not in timm_names():
         fix = did_you_mean(name.partition(".")[0], timm_names())
@@ -39,7 +49,9 @@ def check_model(spec: str) -> None:
         )
     if kind == "torchvision" and torchvision_names() and name not in torchvision_names():
         raise UtcError(
-            f"torchvision has no model {name!r}", fix=did_you_mean(name, torchvision_names()), code="model/unknown"
+            f"torchvision has no classification or segmentation model {name!r}",
+            fix=did_you_mean(name, torchvision_names()),
+            code="model/unknown",
         )
     if kind.endswith(".py") and not Path(kind).is_file():
         raise UtcError("there is no such Python file", where=kind, code="model/unknown")

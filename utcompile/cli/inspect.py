@@ -52,7 +52,7 @@ def inspect(
     if json:
         report = {k: getattr(captured.report, k) for k in captured.report.__dataclass_fields__}
         report["opaque"] = [vars(o) for o in captured.report.opaque]
-        size = list(choice.preset().input_size)
+        size = list(choice.preset().input_size) if choice.takes_images else None
         parts = {"patterns": patterns, "operations": operations, "report": report, "tree": tree.to_dict()}
         output.emit(
             {"model": choice.spec, "input_size": size, "parameters": tree.parameters, "flops": tree.flops, **parts}

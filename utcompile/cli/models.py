@@ -84,6 +84,16 @@ class ModelChoice:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(batch, *self.preset().input_size, generator=generator)
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the example inputs are images; not where others are given, nor for models of texts."""
+        source = self.source
+        return (
+            self.example_from is None
+            and not self.sizes
+            and not (isinstance(source, HuggingFace) and not source.is_vision)
+        )
+
     def inputs(self, batch: int = 2) -> Inputs:
         """Example inputs of the model: those that were given, or images, or token ids for a model of texts.
 

@@ -33,16 +33,31 @@ def as_json(data: object) -> str:
 
 def emit(data: object) -> None:
     """Write one JSON document to stdout."""
+    if not leads():
+        return
     sys.stdout.write(as_json(data))
 
 
 def say(text: str, style: str = "") -> None:
     """A result for a person, on stdout, as it is."""
-    stdout().print(Text(text, style), soft_wrap=True)
+    if leads():
+        stdout().print(Text(text, style), soft_wrap=True)
+
+
+def leads() -> bool:
+    """Whether this process reports: the only one, or the first of those that a launcher (`torchrun`) has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_alone() -> bool:
+    """Whether a launcher has started no other processes."""
+    return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def progress(text: str) -> None:
     """Report progress on stderr."""
+    if not leads():
+        return
     stderr().print(Text(text, "dim"), soft_wrap=True)
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.complete import choices, complete_model, complete_recipe, complete_rules
-from utcompile.cli.early import check_data, check_model, check_new_run, check_packages, check_rules
+from utcompile.cli.complete import choices, complete_model, complete_override, complete_recipe, complete_rules
+from utcompile.cli.early import check_data, check_model, check_new_run, check_packages, check_rules, check_tensorboard
 from utcompile.cli.options import (
     Example,
     InputShapes,
@@ -54,7 +54,10 @@ _SINCE_FIRST = frozenset("epochs batch_size lr weight_decay schedule label_smoot
 def train(
     ctx: typer.Context,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Options as in a recipe; a flag wins.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]…", help="Options as in a recipe; a flag wins.", autocompletion=complete_override
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help="The folder to write.")] = None,
     model: Annotated[
@@ -219,6 +222,7 @@ def train(
         values = chosen(ctx, get_type_hints(train), recipe, overrides or [], task)
         result, report = _start(values), values["report"]
         out = Path(result["run"])
+    report &= output.leads()
     if report:
         from utcompile.cli.run_report import report_of
 
@@ -244,6 +248,8 @@ def _start(values: dict[str, Any]) -> dict[str, Any]:
     check_model(values["model"])
     check_rules(values["rules"])
     check_data(path, task)
+    if values["tensorboard"]:
+        check_tensorboard()
     settings = _settings(values)
     reading = {key: _plain(values[key]) for key in READING if key != "task"} | {"task": task}
     for key in CODE:
@@ -319,7 +325,7 @@ def _resume(ctx: typer.Context, out: Path) -> dict[str, Any]:
 
 
 def _cache(size: str) -> str | None:
-    return None if size == "none" else size
+    return None if size == "none" or not output.is_alone() else size
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
@@ -399,5 +405,6 @@ def _refuse_settings(ctx: typer.Context) -> None:
     for option in ctx.command.params:
         name = option.name or ""
         source = ctx.get_parameter_source(name)
-        if name not in free and source is not None and source.name == "COMMANDLINE" and ctx.params.get(name):
+        given_now = source is not None and source.name == "COMMANDLINE" and ctx.params.get(name) not in (None, [])
+        if name not in free and given_now:
             raise typer.BadParameter("a run is resumed with its own settings", param_hint=option.opts[0])

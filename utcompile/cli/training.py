@@ -104,7 +104,7 @@ def train_run(
             tokenizer.save_pretrained(str(folder / TOKENIZER))
 
     fitting = {k: v for k, v in settings.items() if k != "metrics"}
-    cached = None if augmented(augment, reading, data_path) else prefix_cache
+    cached = None if data.task == "text" or augmented(augment, reading, data_path) else prefix_cache
     with log_lines("utcompile.train.prefix_cache") if cached else nullcontext():
         result = fit(
             tuned,
@@ -316,7 +316,7 @@ def _size_of(choice: ModelChoice, data: Data) -> str:
 
 def _reporter(out: Path, epochs: int, tensorboard: bool) -> Callable[[Sequence[dict[str, float]]], str]:
     """Writes `metrics.csv` (and for TensorBoard) after each epoch; returns the epoch's line."""
-    writer = _tensorboard(out) if tensorboard else None
+    writer = _tensorboard(out) if tensorboard and output.leads() else None
 
     def report(history: Sequence[dict[str, float]]) -> str:
         from utcompile.files import replace_file, reported
@@ -335,15 +335,8 @@ def _reporter(out: Path, epochs: int, tensorboard: bool) -> Callable[[Sequence[d
 
 
 def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UtcError(
-            "--tensorboard needs the package tensorboard",
-            why=str(error),
-            fix="pip install tensorboard, or read metrics.csv",
-            code="train/needs",
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(out / "tensorboard"))
 
 

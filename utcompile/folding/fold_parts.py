@@ -20,7 +20,7 @@ from utcompile.graph import UtcGraphModule, every_name, full_precision, owner_of
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned
-from utcompile.rewrite import KEPT, Whole, count_parameters
+from utcompile.rewrite import KEPT, Whole, count_parameters, replace_module
 
 FoldOne = Callable[[nn.Module], tuple[UtcGraphModule, FoldReport]]
 
@@ -57,12 +57,7 @@ def _with(whole: Whole, parts: Mapping[str, UtcGraphModule]) -> nn.Module:
     model = structural_copy(whole.module)
     vars(model).pop(KEPT)
     for path, new in parts.items():
-        old = model.get_submodule(path)
-        back = _as_original(new, whole.kept.originals[path]) or new
-        for owner in list(model.modules()):
-            for name, child in owner._modules.items():
-                if child is old:
-                    owner._modules[name] = back
+        replace_module(model, path, _as_original(new, whole.kept.originals[path]) or new)
     model.requires_grad_(False)
     return model
 

@@ -79,6 +79,10 @@ class UtcGraphModule(fx.GraphModule):
             fitting = self.signature.fitting(self.forward, args, kwargs, error)
         return super().__call__(**fitting)
 
+    def as_one_graph(self) -> UtcGraphModule:
+        """The module as one graph, with its present parameters: what verbs work on."""
+        return self
+
     def recompile(self) -> PythonCode:
         """Generate `forward` again from the graph."""
         quote_keywords(self._graph)

@@ -13,7 +13,7 @@ from utcompile.graph.ties import clones
 from utcompile.matching import PlanData
 from utcompile.parts.calling import computed, same_outputs
 from utcompile.parts.captured import CapturedParts, copy_with_modes
-from utcompile.rewrite import KEPT, Kept, TunedModule, read_tensors, tensors_of
+from utcompile.rewrite import KEPT, Kept, TunedModule, read_tensors, replace_module, tensors_of
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rules import RuleSet
 
@@ -55,15 +55,6 @@ def insert_parts(
     vars(model)[KEPT] = kept
     kept.proven = _prove(captured, model, tuned)
     return model
-
-
-def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put a module in the place of another, wherever that is in the tree."""
-    old = model.get_submodule(path)
-    for owner in list(model.modules()):
-        for name, child in owner._modules.items():
-            if child is old:
-                owner._modules[name] = new
 
 
 def retie(model: nn.Module, ties: Sequence[tuple[str, ...]]) -> None:

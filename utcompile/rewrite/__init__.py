@@ -28,7 +28,7 @@ from utcompile.rewrite.tuned_site import (
 )
 from utcompile.rewrite.unwrap import KEPT, unwrapped
 from utcompile.rewrite.weights import written_again
-from utcompile.rewrite.whole import Kept, Whole, site_in, tensors_of
+from utcompile.rewrite.whole import Kept, Whole, replace_module, site_in, tensors_of
 
 __all__ = [
     "KEPT",
@@ -57,6 +57,7 @@ __all__ = [
     "peft_rules",
     "read_manifest",
     "read_tensors",
+    "replace_module",
     "save_peft",
     "save_tuners",
     "set_task",

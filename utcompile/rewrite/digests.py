@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from utcompile.errors import UtcError
+from utcompile.graph.shared import read_only
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -67,6 +68,7 @@ def update(digest: _Hash, piece: torch.Tensor) -> None:
     """Add numbers to a digest."""
     if piece.is_complex():
         piece = torch.view_as_real(piece.resolve_conj())
+    piece = read_only(piece)
     digest.update(piece.contiguous().flatten().view(torch.uint8).numpy().data)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.whole import Whole
 
 
@@ -35,6 +36,9 @@ def set_task(tuned: nn.Module, name: str) -> None:
         UtcError: there is no such task.
     """
     whole = Whole.of(tuned, "set_task")
+    for module in tuned.modules():
+        if isinstance(module, TunedModule) and module._flat is not None:
+            module.set_task(name)  # which is refused
     whole.tasks.put(whole.module, name)
     if not whole.is_one_graph:  # a copy of the user's class copies what it finds, and the places are others there
         whole.module.__dict__.pop("_task_slots", None)

@@ -35,6 +35,10 @@ class Tasks:
         self.waiting: dict[str, Tensors] = {}
         self._tensors_of, self._read_tensors = tensors_of, read_tensors
 
+    def alike(self) -> Tasks:
+        """New ones, that read and write as these do."""
+        return Tasks(self._tensors_of, self._read_tensors)
+
     @property
     def names(self) -> tuple[str, ...]:
         """All tasks, the current one first."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -16,9 +17,11 @@ from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
+from utcompile.graph.shared import lazy_copy
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.memory_protocol import Memory
 from utcompile.rewrite.originals import NAME, Originals
+from utcompile.rewrite.regions import nest, pull
 from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned_site import TunedSite
@@ -27,6 +30,7 @@ from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
+_CHECKPOINTED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class TunedModule(UtcGraphModule):
@@ -57,6 +61,8 @@ class TunedModule(UtcGraphModule):
     _switch: Switch
     proven: str = "unproven"
     memory: Memory | None = None
+    _flat: TunedModule | None = None
+    _moved: Mapping[str, str] = MappingProxyType({})
     kept_attributes = (
         *UtcGraphModule.inherited,
         "sites",
@@ -66,6 +72,8 @@ class TunedModule(UtcGraphModule):
         "tasks",
         "proven",
         "memory",
+        "_flat",
+        "_moved",
     )
 
     @property
@@ -81,6 +89,15 @@ class TunedModule(UtcGraphModule):
         result = super().__new__(cls, *args, **kwargs)
         result.__dict__["_switch"] = make_switch()
         return result
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """A copy whose frozen parameters share this module's memory until one of both is written."""
+        for parameter in self.parameters():
+            if not parameter.requires_grad and id(parameter) not in memo:
+                shared = lazy_copy(parameter)
+                if shared is not None:
+                    memo[id(parameter)] = shared
+        return super().__deepcopy__(memo)
 
     def recompile(self) -> PythonCode:
         """Generate the tuned `forward` again from the graph."""
@@ -145,6 +162,13 @@ class TunedModule(UtcGraphModule):
         Raises:
             UtcError: there is no such task.
         """
+        if self._flat is not None:
+            raise UtcError(
+                "tasks of a nested module cannot be exchanged",
+                why="its parameters may be sharded, each in its region",
+                fix="set the task first, and then nest: tuned.set_task(name); tuned.nested(…)",
+                code="checkpoint/task",
+            )
         self.tasks.put(self, name)
 
     @property
@@ -191,6 +215,62 @@ class TunedModule(UtcGraphModule):
         self.memory = self.memory.within(self, budget, example_inputs)
         return self.memory
 
+    def activation_checkpointing_enable(self, *_: object, **__: object) -> None:
+        """What Hugging Face's Trainer calls: let blocks run again in backward, as far as that saves memory.
+
+        The same as `plan_memory` with the smallest of a few budgets that fits; options are those of the plan alone.
+        """
+        if self.memory is None:
+            return
+        for budget in _CHECKPOINTED:
+            try:
+                self.plan_memory(budget)
+            except UtcError as error:
+                if error.code != "memory/budget":
+                    raise
+            else:
+                return
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
+    def nested(self, *regions: str) -> TunedModule:
+        """The same module, one graph per region: for sharding, running again, or compiling block by block.
+
+        Each region is a `TunedModule` at its path, which reads only its own parameters, its tuners among them. It
+        computes the same, bit for bit. The result has the parameters of this module, and every verb takes it
+        (`utc.save_tuners`, `utc.load_tuners`, `utc.disable_tuners`, `utc.fold`): use it instead of this module.
+
+        Args:
+            regions: globs of module paths, as `blocks.*`.
+
+        Raises:
+            UtcError: a glob names nothing that is called; regions share a parameter, or lie in one another; or a region
+                is no single call.
+
+        Example:
+            >>> import torch, utcompile as utc
+            >>> blocks = [torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU()) for _ in range(2)]
+            >>> tuned = utc.compile(torch.nn.Sequential(*blocks), "lora/all_linear", torch.randn(2, 4), train=[])
+            >>> nested = tuned.nested("*")
+            >>> [n.target for n in nested.graph.nodes if n.op == "call_module"]
+            ['0', '1']
+        """
+        if self._flat is not None:
+            raise UtcError(
+                "this module is nested already",
+                fix="nest the module that it was made of",
+                code="arguments/value",
+            )
+        found: TunedModule = nest(self, regions, TunedModule)
+        return found
+
+    def as_one_graph(self) -> TunedModule:
+        """The flat module, with the present parameters of this one."""
+        if self._flat is None:
+            return self
+        pull(self, self._flat, self._moved)
+        return self._flat
+
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad), count_parameters(self)
@@ -202,6 +282,8 @@ class TunedModule(UtcGraphModule):
 
     def originals(self) -> dict[str, torch.Tensor]:
         """The frozen values of what `train:` clones, by name."""
+        if self._flat is not None:
+            return self._flat.originals()
         store = self._originals()
         return {name: store.get_parameter(str(i)).detach() for i, name in enumerate(store.names)}
 
@@ -306,7 +388,7 @@ def _chosen(modules: list[TunedModule], *, off: bool) -> Iterator[None]:
 
 def count_parameters(module: nn.Module) -> int:
     """How many numbers a model's parameters have, without the base's values of what `train:` cloned."""
-    return sum(p.numel() for n, p in module.named_parameters() if not n.startswith(f"{NAME}."))
+    return sum(p.numel() for n, p in module.named_parameters() if f".{NAME}." not in f".{n}")
 
 
 def site_nodes(graph: fx.Graph, site_id: str) -> dict[Role, list[fx.Node]]:

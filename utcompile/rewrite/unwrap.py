@@ -52,7 +52,7 @@ def unwrapped(model: object, verb: str) -> object:
             break
         found = inner
     if is_ours(found):
-        return found
+        return found.as_one_graph() if isinstance(found, UtcGraphModule) else found
     for owner in (found, model):
         if (fix := _way_in(owner, verb)) is not None:
             raise UtcError(f"{verb} takes a TunedModule, not {type(owner).__name__}", fix=fix, code="tune/wrapped")

@@ -78,7 +78,9 @@ class Whole:
                 fix="compile the model first: utc.compile",
                 code="checkpoint/write",
             )
-        return cls(found, {n: m for n, m in found.named_modules() if isinstance(m, TunedModule)}, kept)
+        every = {n: m for n, m in found.named_modules() if isinstance(m, TunedModule)}
+        outermost = {n: m for n, m in every.items() if not any(n.startswith(f"{other}.") for other in every)}
+        return cls(found, {n: m.as_one_graph() for n, m in outermost.items()}, kept)
 
     @property
     def is_one_graph(self) -> bool:
@@ -135,6 +137,15 @@ class Whole:
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that a checkpoint of a tuned model has, by their names there."""
     return Whole.of(model, "save_tuners").tensors()
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in the place of another, wherever that is in the tree."""
+    old = model.get_submodule(path)
+    for owner in list(model.modules()):
+        for name, child in owner._modules.items():
+            if child is old:
+                owner._modules[name] = new
 
 
 def site_in(path: str, site: TunedSite) -> TunedSite:

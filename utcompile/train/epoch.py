@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from utcompile.errors import UtcError
 from utcompile.train.averages import Averages
 from utcompile.train.dataset import Data
 from utcompile.train.metrics import called, measure, moved
 from utcompile.train.optimizers import base_rate
+from utcompile.train.processes import Processes
 from utcompile.train.randomness import seed_epoch
 from utcompile.train.schedule import Schedule
 from utcompile.train.settings import Settings
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+ONE = Processes()
+
+
 class Epochs:
     """Runs epochs of one model; keeps what lasts longer than one epoch.
 
@@ -33,6 +37,7 @@ class Epochs:
         model, optimizer: as `accelerator.prepare` returned them.
         schedule: sets the learning rate after each step.
         averages: of the parameters, which are validated in their place.
+        processes: that share each batch.
         memory_format: of the images the model is given.
     """
 
@@ -47,16 +52,19 @@ class Epochs:
         settings: Settings,
         *,
         averages: Averages | None = None,
+        processes: Processes = ONE,
         workers: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.schedule = accelerator, model, optimizer, schedule
         self.settings, self.task, self.averages, self.memory_format = settings, task, averages, memory_format
-        self.order = torch.Generator()
+        self.order, self.processes = torch.Generator(), processes
         # pin_memory warns where there is no accelerator.
         pin = accelerator.device.type == "cuda"
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin, "collate_fn": data.collate}
-        self.train = DataLoader(data.train, settings.batch_size, shuffle=True, generator=self.order, **options)
+        order = RandomSampler(data.train, generator=self.order)  # type: ignore[arg-type]
+        batches = processes.batches(order, settings.batch_size)
+        self.train = DataLoader(data.train, batch_sampler=batches, generator=self.order, **options)
         self.validation = DataLoader(data.validation, settings.batch_size, **options)
 
     def run(self, epoch: int, advance: Callable[[str], None]) -> dict[str, float]:
@@ -73,7 +81,8 @@ class Epochs:
             step = (epoch - 1) * self.settings.steps + index // self.settings.accumulate + 1
             lr = base_rate(self.optimizer)
             loss = self._learn(inputs, targets, index, step, lr)
-            total, seen = total + loss * len(targets), seen + len(targets)
+            samples = self._samples_of_batch(index)
+            total, seen = total + loss * samples, seen + samples
             advance(f"epoch {epoch}/{self.settings.epochs}, loss {loss:.3f}")
         with self.averages.in_place() if self.averages else nullcontext():
             measured = measure(self.model, self._batches(self.validation), self.task)
@@ -89,7 +98,8 @@ class Epochs:
         """Add a batch's gradient, and step where the batches of one step are complete; returns the loss."""
         predictions = self.task.predictions(called(self.model, inputs), targets)
         loss = self.task.loss(predictions, targets)
-        value = float(loss.detach())
+        samples = self._samples_of_batch(index)
+        value = self.processes.mean(loss, samples)
         if not math.isfinite(value):
             raise UtcError(
                 f"the loss is {value} at step {step}",
@@ -101,7 +111,8 @@ class Epochs:
         if not place:
             self.optimizer.zero_grad(set_to_none=True)
         # Weighted by samples, so that the gradient is that of one large batch.
-        self.accelerator.backward(loss if every == 1 else loss * (len(targets) / self._samples_of_step(index)))
+        shared = self.processes.weighted(loss, samples)
+        self.accelerator.backward(shared if every == 1 else shared * (samples / self._samples_of_step(index)))
         if place + 1 == every or index + 1 == self.settings.batches:
             self._step(step)
         return value
@@ -113,6 +124,9 @@ class Epochs:
         self.schedule.after(step)
         if self.averages is not None:
             self.averages.update()
+
+    def _samples_of_batch(self, index: int) -> int:
+        return min(self.settings.batch_size, self.settings.samples - index * self.settings.batch_size)
 
     def _samples_of_step(self, index: int) -> int:
         size = self.settings.batch_size * self.settings.accumulate

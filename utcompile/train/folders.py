@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 
 Sample = tuple[Path, int]
 Source = Path | Callable[[], Image.Image]
+_POLICY = re.compile(
+    r"rand(-(m|n|w|p|t|mstd|mmax|inc)\d+(\.\d+)?)*|augmix(-(m|w|d|b|mstd)\d+(\.\d+)?)*|"
+    r"(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?"
+)
 _SCALE = (0.35, 1.0)  # of the area: timm's 0.08 is meant for hundreds of epochs
 
 
@@ -80,16 +85,14 @@ def transforms(
     plain = create_transform(how.input_size, is_training=False, **options)
     if not augment:
         return plain, plain
-    more: dict[str, Any] = {"auto_augment": augment, "re_prob": 0.25} if isinstance(augment, str) else {}
-    try:
-        return plain, create_transform(how.input_size, is_training=True, scale=_SCALE, **options, **more)
-    except Exception as error:  # timm asserts
+    if isinstance(augment, str) and not _POLICY.fullmatch(augment):  # timm leaves out what it does not know
         raise UtcError(
             f"timm has no augmentation {augment!r}",
-            why=reason_of(error),
             fix="give e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a",
             code="train/settings",
-        ) from error
+        )
+    more: dict[str, Any] = {"auto_augment": augment, "re_prob": 0.25} if isinstance(augment, str) else {}
+    return plain, create_transform(how.input_size, is_training=True, scale=_SCALE, **options, **more)
 
 
 def load_folders(

@@ -17,6 +17,7 @@ from utcompile.train.epoch import Epochs
 from utcompile.train.needs import check_accelerate
 from utcompile.train.optimizers import create_optimizer
 from utcompile.train.prefix_cache import How, keep_prefix
+from utcompile.train.processes import FollowedFolder, Processes
 from utcompile.train.progress_bar import progress_bar
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.result import TrainResult, best_of, stops_early
@@ -128,7 +129,9 @@ def fit(
     )
     _check(model, data)
     accelerator = _accelerator(precision, cpu)
-    folder, mode = RunFolder(out, save, load), model.training
+    processes = Processes.of(accelerator, batch_size, prefix_cache)
+    folder = (RunFolder if processes.leads else FollowedFolder)(out, save, load)
+    mode = model.training
     stepper = create_optimizer(model, settings)
     rate = create_schedule(schedule, stepper, lr=lr, steps=epochs * settings.steps, warmup=warmup)
     model.to(accelerator.device)
@@ -145,6 +148,7 @@ def fit(
     history: list[dict[str, float]] = []
     try:
         with folder:
+            processes.wait_for_the_first()
             if resume:
                 state = folder.resume(settings.as_dict(), tuple(stateful))
                 for name, part in stateful.items():
@@ -152,7 +156,8 @@ def fit(
                 history = state["history"]
             else:
                 folder.start()
-            if prepare is not None:
+            processes.wait_for_the_others()
+            if prepare is not None and processes.leads:
                 prepare(folder.out)
             runner = Epochs(
                 accelerator,
@@ -163,28 +168,30 @@ def fit(
                 task,
                 settings,
                 averages=averages,
+                processes=processes,
                 workers=0 if run.settings else workers,
                 memory_format=memory_format,
             )
             done, total = len(history) * settings.batches, epochs * settings.batches
-            with caller_keeps_its_state(), progress_bar(progress, done, total) as bar:
+            with caller_keeps_its_state(), progress_bar(progress and processes.leads, done, total) as bar:
                 for epoch in range(len(history) + 1, epochs + 1):
                     if stops_early(history, settings.metric, higher=task.higher, patience=patience):
                         break
                     filled = run.fill()  # at first
-                    history.append(runner.run(epoch, bar.step))
+                    history.append(processes.agreed(runner.run(epoch, bar.step)))
                     history[-1]["seconds"] = round(history[-1]["seconds"] + filled, 3)
                     if best_of(history, settings.metric, higher=task.higher)["epoch"] == epoch:
                         with averages.in_place() if averages is not None else nullcontext():
                             folder.keep_best()
                     parts = {name: part.state_dict() for name, part in stateful.items()}
                     folder.keep_last({"settings": {**settings.as_dict(), **run.settings}, **parts}, history)
-                    if on_epoch is not None and (text := on_epoch(history)):
+                    if on_epoch is not None and processes.leads and (text := on_epoch(history)):
                         bar.line(text)
     finally:
         # Takes off the wrapper for autocast, which cannot be pickled.
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
         model.train(mode)
+    processes.wait()
     folder.load_best()
     best = best_of(history, settings.metric, higher=task.higher)
     seconds = sum(entry["seconds"] for entry in history)
@@ -211,11 +218,4 @@ def _accelerator(precision: str, cpu: bool) -> Accelerator:
 
     # accelerate keeps one state per process and would refuse another precision than the first.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
-    if accelerator.num_processes > 1:
-        raise UtcError(
-            f"fit runs in one process, not {accelerator.num_processes}",
-            fix="train the model in your own distributed loop: it is an ordinary nn.Module",
-            code="train/model",
-        )
-    return accelerator
+    return Accelerator(mixed_precision=precision, cpu=cpu)

@@ -64,7 +64,6 @@ CASES = (
     ),
 )
 
-_BATCH = 2
 _SAME = having(Trait.SAME | Trait.DROPOUT)
 _MOVES = having(Trait.MOVES | Trait.PADS)
 _HOMOGENEOUS = having(Trait.HOMOGENEOUS)
@@ -170,11 +169,11 @@ def forward(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Ma
 def seen(model: Folding, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
     """Which numbers of `source` the last of `path` sees, as a mask of its shape; only for what moves numbers about."""
     if operation(path[-1], model.root).name not in _MOVES:
-        return torch.ones(tensor(source).sizes(_BATCH), dtype=torch.bool)
+        return torch.ones(tensor(source).sizes(model.batch), dtype=torch.bool)
     index = _indices(model, path, source)
-    mask = torch.zeros(tensor(source).sizes(_BATCH), dtype=torch.bool).flatten()
+    mask = torch.zeros(tensor(source).sizes(model.batch), dtype=torch.bool).flatten()
     mask[index[index > 0] - 1] = True
-    return mask.reshape(tensor(source).sizes(_BATCH))
+    return mask.reshape(tensor(source).sizes(model.batch))
 
 
 def _pair(m: Elementwise) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,7 +233,7 @@ def _homogeneous(node: fx.Node, op: Operation, m: Elementwise) -> Elementwise:
 
 def _indices(model: Folding, path: Sequence[fx.Node], source: fx.Node) -> torch.Tensor:
     """For every number that the path yields, the place in `source` that it comes from, from 1; 0 for a padded zero."""
-    sizes = tensor(source).sizes(_BATCH)
+    sizes = tensor(source).sizes(model.batch)
     index = torch.arange(1, torch.Size(sizes).numel() + 1, dtype=torch.float64).reshape(sizes)
     return _run(model, path, {source: index}).long()
 
@@ -247,11 +246,11 @@ def _moved_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, afte
     found = []
     for t, rest in ((after.factor, 1.0), (after.shift, 0.0)):
         spread = t.expand(index.shape)
-        flat = torch.full((torch.Size(tensor(source).sizes(_BATCH)).numel(),), torch.nan, dtype=torch.float64)
+        flat = torch.full((torch.Size(tensor(source).sizes(model.batch)).numel(),), torch.nan, dtype=torch.float64)
         flat[index[~padded] - 1] = spread[~padded]
         if not torch.equal(flat[index[~padded] - 1], spread[~padded]):
             raise Unfoldable(f"{path[-1].name} repeats numbers that the tuner treats differently")
-        whole = flat.reshape(tensor(source).sizes(_BATCH))
+        whole = flat.reshape(tensor(source).sizes(model.batch))
         if bool(whole.isnan().any()):  # what the path does not see stays as it is
             whole = whole.nan_to_num(rest)
         found.append(compressed(whole))
@@ -259,7 +258,7 @@ def _moved_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, afte
 
 
 def _moved_after(model: Folding, path: Sequence[fx.Node], source: fx.Node, before: Elementwise) -> Elementwise:
-    sizes = tensor(source).sizes(_BATCH)
+    sizes = tensor(source).sizes(model.batch)
     ones = torch.ones(sizes, dtype=torch.float64)
     factor = _run(model, path, {source: before.factor.expand(sizes)}, 1.0)
     shift = _run(model, path, {source: before.shift.expand(sizes)}, 0.0)
@@ -273,7 +272,7 @@ def _mixed(model: Folding, path: Sequence[fx.Node], source: fx.Node, axis: int) 
     Raises:
         Unfoldable: it is no whole axis any more, or zeros were padded to other axes.
     """
-    sizes = tensor(source).sizes(_BATCH)
+    sizes = tensor(source).sizes(model.batch)
     generator = torch.Generator().manual_seed(0)
     labels = 1 + torch.rand(sizes[axis], generator=generator, dtype=torch.float64)  # an average of labels is none
     spread = labels.reshape([-1 if a == axis else 1 for a in range(len(sizes))]).expand(sizes)
@@ -287,7 +286,7 @@ def _mixed(model: Folding, path: Sequence[fx.Node], source: fx.Node, axis: int) 
 
 
 def _mixed_before(model: Folding, path: Sequence[fx.Node], source: fx.Node, after: Mixing) -> Mixing:
-    sizes = tensor(source).sizes(_BATCH)
+    sizes = tensor(source).sizes(model.batch)
     for axis, size in enumerate(sizes):
         if size != len(after.shift) or len(after.shift) == 1:
             continue
@@ -318,13 +317,13 @@ def _run(
         if node in found:
             return found[node]
         if (size := info(node).size) is not None:
-            return size.at(_BATCH)
+            return size.at(model.batch)
         if is_state(node):
             return model.evaluate(node)
         value = value_of(node)
         if value is None or other is None:
             raise Unfoldable(f"{path[-1].name} reads {node.name} too")
-        return torch.full(value.sizes(_BATCH), other, dtype=torch.float64)
+        return torch.full(value.sizes(model.batch), other, dtype=torch.float64)
 
     for node in path:
         op = operation(node, model.root)

@@ -1,0 +1,187 @@
+"""Two processes with gloo on a CPU: what each does with a sharded or replicated model is compared with one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import utcompile as utc
+from support import models as zoo
+from support.transformer_toys import Transformer
+
+NEAR = 1e-5  # of gradients: sums over processes are in another order
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(3))
+
+
+def tuned_of(rules: str = "lora/all_linear", seed: int = 0) -> utc.TunedModule:
+    """The same in every process."""
+    torch.manual_seed(0)
+    tuned = utc.compile(Transformer().eval(), rules, torch.randn(2, 5, 6), verify="shapes")
+    torch.manual_seed(seed)
+    zoo.shake(tuned, 0.3)
+    return tuned
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a mean over samples, whole, by the tuner's name or that in the base."""
+    model.zero_grad()
+    model(x).square().mean().backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gather = getattr(parameter.grad, "full_tensor", lambda grad=parameter.grad: grad)
+            found[name.rpartition("tuners.")[2].removeprefix("module.")] = gather().float()
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def run_both(work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Run a function with rank and count in several processes; an error of one is an error here."""
+    mp.start_processes(_begin, (work, count, free_port(), arguments), nprocs=count, start_method="spawn")
+
+
+def _begin(rank: int, work: Callable[..., None], count: int, port: int, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
+    try:
+        work(rank, count, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def launched(count: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`torchrun`, on loopback."""
+    root = Path(utc.__file__).parents[1]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={count}",
+        f"--master-port={free_port()}",
+    ]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+    )
+
+
+# --- what the processes do
+
+
+def check_gradients(rank: int, count: int, kind: str, folder: Path) -> None:
+    """Wrap a model, compare its gradients with one process, save it from all, and load what another number saved."""
+    x = inputs()
+    expected = gradients(_half(tuned_of(), _mesh(alone=True)) if kind == "half" else tuned_of(), x)
+    tuned = tuned_of()
+    model = WRAPPED[kind](tuned)
+    found = gradients(model, x.chunk(count)[rank])
+    tolerance = 3e-2 if kind == "half" else NEAR  # in bfloat16, of 8 bits, a share of a batch is rounded by itself
+    assert found.keys() == expected.keys() and found
+    for name, gradient in expected.items():
+        scale = gradient.abs().max()
+        error = float((found[name] - gradient).abs().max() / scale)
+        assert error <= tolerance, (kind, name, error)
+    with torch.no_grad(), utc.disable_tuners(model):
+        torch.testing.assert_close(model(x), Transformer.forward(_original(), x), rtol=tolerance, atol=tolerance)
+    utc.save_tuners(model, folder / kind)
+    dist.barrier()
+    again = tuned_of(seed=1)
+    utc.load_tuners(again, folder / kind)
+    for name, value in tuned_of().state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    utc.load_tuners(model, folder / "of_one")  # saved by one process
+    other = tuned_of(seed=2)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), other(x), rtol=tolerance, atol=tolerance)
+
+
+def _original() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer().eval()
+
+
+def _ddp(tuned: utc.TunedModule) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(tuned)
+
+
+def _root(tuned: utc.TunedModule) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(tuned, mesh=_mesh())
+    return tuned
+
+
+def _blocks(tuned: utc.TunedModule) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    nested = tuned.nested("blocks.*")
+    for block in nested.get_submodule("blocks").children():
+        fully_shard(block, mesh=_mesh())
+    fully_shard(nested, mesh=_mesh())
+    return nested
+
+
+def _half(tuned: utc.TunedModule, mesh: Any = None) -> nn.Module:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = mesh or _mesh()
+    nested = tuned.nested("blocks.*")
+    for block in nested.get_submodule("blocks").children():
+        fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    whole = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
+    fully_shard(nested, mesh=mesh, mp_policy=whole)
+    return nested
+
+
+def _hybrid(tuned: utc.TunedModule) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(tuned, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards")))
+    return tuned
+
+
+def _mesh(*, alone: bool = False) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if alone:  # each process by itself
+        return init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("apart", "one"))["one"]
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+WRAPPED: dict[str, Callable[[utc.TunedModule], nn.Module]] = {
+    "ddp": _ddp,
+    "fsdp": _root,
+    "fsdp by block": _blocks,
+    "half": _half,
+    "hsdp": _hybrid,
+}
+
+
+def check_all(rank: int, count: int, folder: Path) -> None:
+    """Every way of wrapping, in one start of two processes."""
+    for kind in WRAPPED:
+        check_gradients(rank, count, kind, folder)
