@@ -117,6 +117,7 @@ def suggestions(choice: ModelChoice) -> tuple[list[Suggestion], dict[str, str]]:
 
 def _suggestion(name: str, rules: RuleSet, captured: CapturedModule) -> Suggestion:
     import utcompile as utc
+    from utcompile.tuners import ChainSite
 
     plan = utc.match(captured, rules)
     head = sum(plan.sizes.values())
@@ -130,7 +131,7 @@ def _suggestion(name: str, rules: RuleSet, captured: CapturedModule) -> Suggesti
         flops / plan.cost.model_flops if flops and plan.cost.model_flops else 0.0,
         plan.cost.saved_bytes if plan.sites else 0,
         _folds(plan, rules),
-        bool(plan.sites) and all(site.form == "chain" for site in plan.sites),
+        bool(plan.sites) and all(isinstance(site.build_from, ChainSite) for site in plan.sites),
     )
 
 

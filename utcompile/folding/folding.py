@@ -52,6 +52,7 @@ class Folding:
         seen_as: nodes that were copied from the tuned graph -> their names there.
         changed: parameter name -> the dtype and device that it has in the end.
         gone: nodes that a patch on trial has taken out; they are erased when it is kept.
+        rescaling: for the nodes that were asked, whether each scales its weight down in place, in each call.
     """
 
     graph: fx.Graph
@@ -62,6 +63,7 @@ class Folding:
     seen_as: dict[fx.Node, str] = field(default_factory=dict)
     changed: dict[str, Home] = field(default_factory=dict)
     gone: dict[fx.Node, None] = field(default_factory=dict)
+    rescaling: dict[fx.Node, bool] = field(default_factory=dict)
     _view: GraphView | None = None
     _is_rewired: bool = False
     _others: set[fx.Node] = field(default_factory=set)  # whose operation the view does not know
@@ -93,6 +95,8 @@ class Folding:
         """The graph has been rewired; some of its nodes have become other operations."""
         self._is_rewired = True
         self._others |= set(others)
+        for node in others:
+            self.rescaling.pop(node, None)
 
     def observed(self, node: fx.Node, draw: int) -> object:
         """What a node that chooses yields in the tuned model, on the CPU and in float64; None where it was not seen."""

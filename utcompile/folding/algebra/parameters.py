@@ -49,20 +49,27 @@ def of_parameters(node: fx.Node) -> bool:
 
 def check_readers(model: Folding, name: str, mine: set[fx.Node]) -> None:
     """Every reader of a parameter must be part of the site; a tie to another name is cut by the new parameter."""
-    owner = owner_path(name)
+    owner, weight = owner_path(name), model.raw(name)
     for node in model.graph.nodes:
         reads = node.op == "call_module" and str(node.target) == owner
         reads |= node.op == "get_attr" and str(node.target) == name and not set(node.users) <= mine
         if reads and node not in mine:
             raise Unfoldable(f"the weight {name} is shared with {node.name}, which is not tuned")
-        if _written_by(model, node) is model.raw(name):
+        if node not in model.rescaling:
+            model.rescaling[node] = _has_max_norm(model, node)
+        if model.rescaling[node] and _table_of(model, node) is weight:
             raise Unfoldable(f"{node.name} writes into the weight {name} in each call (max_norm)")
 
 
-def _written_by(model: Folding, node: fx.Node) -> torch.Tensor | None:
-    """The weight that a lookup scales down in place, in each call."""
+def _has_max_norm(model: Folding, node: fx.Node) -> bool:
+    """Whether a lookup scales its table down in place, in each call."""
     if node.op == "call_module":
-        layer = model.root.get_submodule(str(node.target))
-        return layer._parameters.get("weight") if getattr(layer, "max_norm", None) is not None else None
-    table = operand(node, "weight") if operand(node, "max_norm") is not None else None
+        return getattr(model.root.get_submodule(str(node.target)), "max_norm", None) is not None
+    return operand(node, "max_norm") is not None
+
+
+def _table_of(model: Folding, node: fx.Node) -> torch.Tensor | None:
+    if node.op == "call_module":
+        return model.root.get_submodule(str(node.target))._parameters.get("weight")
+    table = operand(node, "weight")
     return model.raw(str(table.target)) if isinstance(table, fx.Node) and table.op == "get_attr" else None
