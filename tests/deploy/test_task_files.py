@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -299,3 +300,27 @@ def test_threads_with_tasks_of_their_own_get_their_own_rows(routing: str, tmp_pa
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(call, range(5000))) == 0
+
+
+@pytest.mark.full
+def test_batch_norms_whose_bias_is_the_task_become_part_of_their_convolutions(tmp_path: Path) -> None:
+    class Normed(Pixels):
+        def __init__(self, classes: int = 3) -> None:
+            super().__init__(classes)
+            torch.manual_seed(1)
+            self.b = nn.Sequential(
+                nn.Conv2d(16, 16, 1, bias=False),
+                nn.BatchNorm2d(16),
+                nn.Conv2d(16, 16, 1, bias=False),
+                nn.BatchNorm2d(16),
+            )
+            for norm in (self.b[1], self.b[3]):
+                nn.init.uniform_(norm.weight, 0.5, 2)
+                nn.init.uniform_(norm.running_var, 0.5, 2)
+                nn.init.normal_(norm.running_mean)
+
+    found = made(tmp_path, Normed, "bitfit/biases", (IMAGES,))
+    assert exported(found, "call").parity.passed
+    nodes = [node.op_type for node in onnx.load(found[0]).graph.node]
+    assert "BatchNormalization" not in nodes and nodes.count("Conv") == 3
+    check_all(found, utc.OnnxModel(found[0]), ("cats", "dogs"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
+from utcompile.deploy.batch_norms import fold_into_convolutions
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean, names_of
 from utcompile.deploy.frontier import CLASSES, Live, cut, set_defaults, without_reader
@@ -95,6 +96,8 @@ def export_tasks(
         sizes = trace_sizes(tuned, call)
         program = translate(tuned, call, tuple(expected[0].outputs), options.opset, sizes, optimize=False)
         names = parameters_of(tuned)
+        if routing == "call":
+            fold_into_convolutions(program.model.graph, set(names.values()))
         lives, builder_model = cut(program.model, names.values(), heads)
         text = serialized(builder_model)
         builder = Builder(text, lives)
