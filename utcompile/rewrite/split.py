@@ -197,7 +197,7 @@ class _Cut:
         graph, own = fx.Graph(), dict[fx.Node, fx.Node]()
         for source in given:
             own[source] = graph.create_node("placeholder", source.name, name=source.name)
-            own[source].meta = {"value": source.meta["value"]} if "value" in source.meta else {}
+            info(own[source]).value = info(source).value
         for node in nodes:
             own[node] = graph.node_copy(node, own.__getitem__)
             own[node].meta = dict(node.meta)
