@@ -288,6 +288,8 @@ def test_in_a_submodule_it_is_one_node(name: str) -> None:
     model = Around(Runs(OPERATORS[name])).eval().requires_grad_(False)
     captured = utc.capture(model, SEQUENCE)
     assert [o.path for o in captured.report.opaque] == ["function"]
+    if torch.__version__ < "2.12":  # cond that ran under a dispatch mode fails there until then: docs/capture.md
+        torch._dynamo.reset()
     for x in (SEQUENCE, torch.randn(5, 6, 8)):
         assert torch.equal(captured(x), model(x))
 
