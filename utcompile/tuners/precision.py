@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 HALVES = (torch.float16, torch.bfloat16)
+# looked up once: torch 2.11's compiler does not trace the question
+_AUTOCASTING = frozenset(d for d in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia") if torch.amp.is_autocast_available(d))
 
 
 _Forward = TypeVar("_Forward", bound=Callable[..., object])
@@ -72,7 +74,7 @@ def _half_tensor(values: tuple[object, ...]) -> torch.Tensor | None:
 
 
 def _autocasts(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCASTING and torch.is_autocast_enabled(device)
 
 
 def own_dtype(tuner: ChangesWeights | nn.Module) -> torch.dtype | None:
