@@ -32,12 +32,12 @@ class PartsPlan:
 
     Example:
         >>> import torch, utcompile as utc
-        >>> model = torch.nn.ModuleDict({"body": torch.nn.Linear(4, 8), "head": torch.nn.Linear(8, 2)})
-        >>> model.forward = lambda x: model["head"](model["body"](x)).softmax(-1)
-        >>> captured = utc.capture_parts(model, torch.randn(2, 4), within="body")
+        >>> body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> model = torch.nn.Sequential(body, torch.nn.Linear(8, 2), torch.nn.Softmax(-1))
+        >>> captured = utc.capture_parts(model, torch.randn(2, 4), within="0")
         >>> plan = utc.match(captured, "lora/all_linear", vars={"r": 2})
         >>> [site.id for site in plan.sites]
-        ['linear/body/0']
+        ['linear/0.0/0']
     """
 
     captured: CapturedParts = field(repr=False)

@@ -85,9 +85,9 @@ def export_onnx(
         UtcError: the folder is missing, the exporter fails, a size is not dynamic, or the outputs differ.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     result = export_onnx(nn.Linear(4, 2), f"{folder}/linear.onnx", torch.ones(1, 4))
+        ...     result = export_onnx(torch.nn.Linear(4, 2), f"{folder}/linear.onnx", torch.ones(1, 4))
         >>> result.input_names, result.output_names, result.batch_sizes
         (('input',), ('output',), (1, 3, 8))
     """

@@ -105,7 +105,7 @@ def _of_branch(reading: Reading, node: fx.Node) -> OneCall | None:
 
 
 def _of_weight(reading: Reading, node: fx.Node) -> OneCall | None:
-    name, changed = node.args[0], node.args[2]
+    name, changed = node.args[0], node.args[2] if len(node.args) > 2 else None  # a weight may be named
     if name not in _CONVS or node.kwargs or not isinstance(changed, fx.Node) or set(changed.users) != {node}:
         return None
     tuner = reading.tuner(changed)
