@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import functools
 import gc
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
