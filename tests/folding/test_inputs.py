@@ -208,6 +208,28 @@ def test_proofs_use_the_examples_batch_where_a_guard_excludes_two(least: int, ba
         assert report.sites[0].status == "absorbed" and torch.allclose(folded(y), tuned(y), atol=1e-5)
 
 
+def test_what_else_reads_a_value_is_looked_at_in_the_examples_batch_too() -> None:
+    class Parts(nn.Module):
+        """A sum whose first operand is read elsewhere, in as many parts as there are samples."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.a(x)
+            y = h + self.b(x)
+            return y + torch.cat([p * i for i, p in enumerate(h.chunk(3, 0))], 0)
+
+    rules = "version: 1\nname: t\nrules: [{name: r, match: {op: add}, insert: {sequential: h, tuner: {kind: ssf}}, select: {first: 1}}]"
+    tuned = utc.compile(Parts().eval(), rules, torch.randn(6, 6))
+    zoo.shake(tuned, 0.3)
+    folded, _ = utc.fold(tuned.eval())
+    y = torch.randn(6, 6)
+    with torch.no_grad():
+        assert torch.allclose(folded(y), tuned(y), atol=1e-5)
+
+
 class Cancelling(nn.Module):
     """Its second output is zero but for rounding."""
 

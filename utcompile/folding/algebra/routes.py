@@ -206,7 +206,7 @@ def _check_others(model: Folding, value: fx.Node, m: Map, path: list[fx.Node]) -
     if not others:
         return
     if isinstance(m, Elementwise):
-        sizes = tensor(value).sizes(2)
+        sizes = tensor(value).sizes(model.batch)
         changed = ((m.factor != 1) | (m.shift != 0)).expand(sizes)
         others = [p for p in others if bool((seen(model, p, value) & changed).any())]
     if others:
