@@ -223,6 +223,16 @@ def test_a_scripted_model_is_refused() -> None:
         utc.capture(scripted(inner()), torch.randn(2, 8))
 
 
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb"])
+@pytest.mark.parametrize("table", [nn.ModuleDict, nn.ParameterDict])
+def test_a_name_that_no_code_can_have_is_refused(table: Any, name: str) -> None:
+    model = nn.Module()
+    model.parts = table({name: nn.Linear(4, 4) if table is nn.ModuleDict else nn.Parameter(torch.ones(4))})
+    with pytest.raises(utc.UtcError, match="a part of the model has the name") as caught:
+        utc.capture(model, torch.randn(2, 4))
+    assert "parts" in str(caught.value.where)
+
+
 # --- operators that take functions --------------------------------------------------------------------------------
 
 

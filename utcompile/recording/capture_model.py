@@ -32,6 +32,7 @@ from utcompile.recording.value_checks import join_value_checks
 from utcompile.recording.verify import check
 from utcompile.recording.watch import Watch
 
+_UNWRITABLE = frozenset('"\\\n\r')
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
     "signature tuners base_values shape_env dtype device example_inputs proven ties is_part nested as_one_graph".split()
@@ -133,8 +134,22 @@ def _checked(model: nn.Module, base: str, verify: str) -> nn.Module:
             fix="wrap the model in a module that keeps it under another name",
             code="capture/unsupported",
         )
+    _check_names(model)
     check_layers(model)
     return model
+
+
+def _check_names(model: nn.Module) -> None:
+    """Refuse a name that torch.fx cannot write into a graph's code."""
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if any(character in _UNWRITABLE for character in name):
+                raise UtcError(
+                    f"a part of the model has the name {name!r}, which the code of a graph cannot have",
+                    where=path or type(model).__name__,
+                    fix="give it a name without quotation marks, backslashes and line ends",
+                    code="capture/unsupported",
+                )
 
 
 def _finish(recorded: Recorded, asked: Inputs, root: nn.Module) -> tuple[fx.Node, ...]:
