@@ -81,6 +81,22 @@ def test_a_text_run_has_all_that_a_prediction_needs(text_run: Path, home: Path) 
 
 
 @pytest.mark.full
+def test_an_exported_text_run_predicts_from_texts(text_run: Path, tmp_path: Path) -> None:
+    passed("export", text_run, "-o", tmp_path / "reviews.onnx")
+    assert (tmp_path / "reviews.tokenizer" / "tokenizer.json").is_file()
+    (tmp_path / "two.txt").write_text("the film was fine\nthe film was poor\n")
+    texts = ("the film was fine", "the film was poor " * 60)  # the second is cut at 40 tokens
+    of_file = parsed("predict", tmp_path / "reviews.onnx", *texts, tmp_path / "two.txt", "--json")
+    of_run = parsed("predict", text_run, *texts, tmp_path / "two.txt", "--json")
+    assert [e["input"] for e in of_file] == [*texts, "the film was fine", "the film was poor"]
+    for a, b in zip(of_file, of_run, strict=True):
+        assert a["top"][0]["label"] == b["top"][0]["label"]
+        assert a["top"][0]["probability"] == pytest.approx(b["top"][0]["probability"], abs=1e-4)
+    (tmp_path / "t.csv").write_text("text\nfine\n")
+    refused("predict", tmp_path / "reviews.onnx", tmp_path / "t.csv", says=("a text is needed, and this is a file",))
+
+
+@pytest.mark.full
 def test_evaluate_measures_as_training_did(text_run: Path, home: Path) -> None:
     found = parsed("evaluate", text_run)
     history = [json.loads(line) for line in (text_run / "history.jsonl").read_text().splitlines()]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.folders import check_apart, check_file, check_free
+from utcompile.cli.folders import TOKENIZER, check_apart, check_file, check_free
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, Trust, Weights, batches_of, examples, tasks_of
+from utcompile.files import reported
 
 if TYPE_CHECKING:
     from utcompile.deploy import ExportResult
@@ -72,11 +74,12 @@ def export(
         "tolerance": tolerance,
         "opset": opset,
         "dtype": dtype,
-        "preprocessing": preprocessing_of(folder, opened) or None,
+        "preprocessing": _with_tokenizer(preprocessing_of(folder, opened), folder, out) or None,
     }
     if tasks:
         output.progress(f"exporting {len(tasks)} tasks and comparing with ONNX Runtime")
         result = utc.export_onnx(opened.tuned, out, opened.example, tasks=tasks, routing=routing, **shared)
+        _copy_tokenizer(folder, out)
         _say(result, None, json)
         return
     module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
@@ -86,7 +89,23 @@ def export(
     rules = opened.tuned.ruleset
     facts = {"base": opened.fingerprint, "rules": {"name": rules.name, "vars": dict(rules.vars), "text": rules.text}}
     result = utc.export_onnx(module, out, opened.example, labels=labels_of(opened), facts=facts, **shared)
+    _copy_tokenizer(folder, out)
     _say(result, report.to_dict() if report else None, json)
+
+
+def _with_tokenizer(preprocessing: dict[str, Any], run: Path, out: Path) -> dict[str, Any]:
+    """What the file says of a tokenizer: the name of the folder that is written next to it."""
+    return {**preprocessing, "tokenizer": _tokenizer_of(out).name} if (run / TOKENIZER).is_dir() else preprocessing
+
+
+def _copy_tokenizer(run: Path, out: Path) -> None:
+    if (run / TOKENIZER).is_dir():
+        with reported("the tokenizer cannot be written", _tokenizer_of(out)):
+            shutil.copytree(run / TOKENIZER, _tokenizer_of(out), dirs_exist_ok=True)
+
+
+def _tokenizer_of(out: Path) -> Path:
+    return out.with_suffix(".tokenizer")
 
 
 def _peft(run: Path, out: Path, tuned: Any, json: bool) -> None:

@@ -11,6 +11,7 @@ from utcompile.errors import UtcError
 from utcompile.files import draft, reported, sync_folder
 
 MANIFEST, TENSORS = "manifest.json", "tuners.safetensors"  # of `rewrite`, which needs seconds to import
+TOKENIZER = "tokenizer"  # of `train`: the folder of a text run's tokenizer
 _ELSEWHERE = "write it to another folder"
 
 

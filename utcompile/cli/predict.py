@@ -41,12 +41,12 @@ def predict(
     if csv and json:
         raise typer.BadParameter("give one of the two", param_hint="--csv, --json")
     predictor = predictor_of(source, task, providers_named(providers), model, weights, trust)
-    found = [(name, label, p) for name, ranked in predictor.ranked(inputs, top) for label, p in ranked]
+    samples = list(predictor.ranked(inputs, top))
+    found = [(name, label, p) for name, ranked in samples for label, p in ranked]
     if json:
-        whole: dict[str, list[dict[str, object]]] = {}
-        for name, label, p in found:
-            whole.setdefault(name, []).append({"label": label, "probability": p})
-        output.emit([{"input": name, "top": entries} for name, entries in whole.items()])
+        output.emit(
+            [{"input": name, "top": [{"label": label, "probability": p} for label, p in r]} for name, r in samples]
+        )
     elif csv:
         writer = csv_module.writer(sys.stdout)
         writer.writerow(["input", "label", "probability"])

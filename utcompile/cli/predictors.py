@@ -65,7 +65,9 @@ class Predictor:
         for text in arrays:
             yield from self._of_arrays(Path(text))
         others = [text for text in inputs if text not in arrays]
-        make = self._texts if "tokenizer" in self.preprocessing else self._images
+        is_text = "tokenizer" in self.preprocessing
+        make = self._texts if is_text else self._images
+        others = [line for text in others for line in _lines(text)] if is_text else others
         for start in range(0, len(others), self.batch):
             chunk = others[start : start + self.batch]
             yield chunk, make(chunk)
@@ -122,8 +124,28 @@ class Predictor:
                 fix="put its files into a folder of this name next to the ONNX file",
                 code="onnx/inputs",
             ) from error
-        found = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
+        most = self.preprocessing.get("max_length")
+        found = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True, max_length=most)
         return {key: found[key] for key in self.names if key in found}
+
+
+def _lines(text: str) -> list[str]:
+    """A text; of a `.txt` file, its lines."""
+    path = Path(text)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        is_file = False
+    if not is_file:
+        return [text]
+    if path.suffix != ".txt":
+        raise UtcError(
+            "a text is needed, and this is a file",
+            where=text,
+            fix="give the texts themselves, or a .txt file with one text per line; `utcompile evaluate` reads tables",
+            code="onnx/inputs",
+        )
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
