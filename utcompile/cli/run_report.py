@@ -16,6 +16,8 @@ from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
 from utcompile.rewrite import TENSORS
+from utcompile.train.result import best_of
+from utcompile.train.task_file import TASK_FILE, read_task_file
 
 REPORT = "report.html"
 _MOST = 2e8  # parameters of a model that is folded at the end of a training
@@ -71,7 +73,7 @@ def write_report(
                 measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
     facts = RunFacts(
         f"Run {folder.resolve().name}",
-        _summary(opened, history),
+        _summary(opened, history, folder),
         history,
         opened.plan,
         every,
@@ -142,14 +144,18 @@ def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | 
     return look(opened.tuned, data.validation, names, mean=preset.mean, std=preset.std, collate=collate)
 
 
-def _summary(opened: Run, history: Sequence[Mapping[str, float]]) -> dict[str, str]:
+def _summary(opened: Run, history: Sequence[Mapping[str, float]], folder: Path) -> dict[str, str]:
     keys = [k for k in history[-1] if k.startswith("validation_") and k != "validation_loss"]
-    key = keys[0] if keys else "validation_loss"
-    lower = key == "validation_loss" or "error" in key
-    best = (min if lower else max)(history, key=lambda e: e.get(key, float("inf") if lower else float("-inf")))
+    metric = (keys or ["validation_loss"])[0].removeprefix("validation_")
+    higher = metric != "loss"
+    if (folder / TASK_FILE).is_file():
+        described = read_task_file(folder)
+        metric, higher = described.metrics[0], described.higher_is_better
+    key = f"validation_{metric}"
+    best = best_of([dict(entry) for entry in history], metric, higher=higher)
     value = best.get(key, float("nan"))
     shown = f"{value:.2%}" if "accuracy" in key else f"{value:.4g}"
-    name = key.removeprefix("validation_").replace("_", " ")
+    name = metric.replace("_", " ")
     return {
         "model": opened.choice.spec,
         "rules": opened.plan.ruleset.name,
