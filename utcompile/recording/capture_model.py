@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -141,15 +142,17 @@ def _checked(model: nn.Module, base: str, verify: str) -> nn.Module:
 
 def _check_names(model: nn.Module) -> None:
     """Refuse a name that torch.fx cannot write into a graph's code."""
-    for path, module in model.named_modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
-            if any(character in _UNWRITABLE for character in name):
-                raise UtcError(
-                    f"a part of the model has the name {name!r}, which the code of a graph cannot have",
-                    where=path or type(model).__name__,
-                    fix="give it a name without quotation marks, backslashes and line ends",
-                    code="capture/unsupported",
-                )
+    modules = (name for name, _ in model.named_modules(remove_duplicate=False))
+    parameters = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    for whole in chain(modules, parameters, (name for name, _ in model.named_buffers(remove_duplicate=False))):
+        if any(character in _UNWRITABLE for character in whole):
+            path, _, name = whole.rpartition(".")
+            raise UtcError(
+                f"a part of the model has the name {name!r}, which the code of a graph cannot have",
+                where=path or type(model).__name__,
+                fix="give it a name without quotation marks, backslashes and line ends",
+                code="capture/unsupported",
+            )
 
 
 def _finish(recorded: Recorded, asked: Inputs, root: nn.Module) -> tuple[fx.Node, ...]:
