@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from support import models as zoo
+from support.processes import one_process_group
 from support.transformer_toys import RULES, Block, Transformer
 from torch import nn
 
@@ -132,14 +131,8 @@ def test_regions_obey_the_mode() -> None:
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    try:
+    with one_process_group():
         yield
-    finally:
-        dist.destroy_process_group()
 
 
 def test_regions_are_sharded_one_by_one(made: Made, group: None, tmp_path: Path) -> None:

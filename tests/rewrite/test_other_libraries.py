@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
 from support import models as zoo
+from support.processes import one_process_group
 from support.transformer_toys import RULES, Transformer
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -108,14 +107,8 @@ def test_accelerate_keeps_the_forward_of_a_model_and_sees_the_choice(made: Made)
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    try:
+    with one_process_group():
         yield
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

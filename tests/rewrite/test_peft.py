@@ -1,4 +1,4 @@
-"""PEFT's checkpoints, against the real package: both ways, and equal outputs."""
+"""PEFT's checkpoints with the real package: both ways, and equal outputs."""
 
 from __future__ import annotations
 

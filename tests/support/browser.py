@@ -44,7 +44,7 @@ def drive(page: str, steps: str, folder: Path) -> Any:
     """
     assert BROWSER is not None
     file = folder / "page.html"
-    # the policy comes first, so that it holds for what the test adds
+    # the policy comes first, so that it is in force for what the test adds
     opened = page.replace("<title>", f"{_BEFORE}<title>", 1).replace("</body>", f"{_AFTER % steps}</body>")
     file.write_text(opened, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

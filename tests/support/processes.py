@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from support import models as zoo
 from support.transformer_toys import Transformer
 
 NEAR = 1e-5  # of gradients: sums over processes are in another order
+
+
+@contextmanager
+def one_process_group() -> Iterator[None]:
+    """This process as the only one of a group."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def inputs() -> torch.Tensor:

@@ -170,12 +170,12 @@ def prove_model(tuned: UtcGraphModule, folded: UtcGraphModule, inputs: ProofInpu
             double = copy.deepcopy(tuned).double()
             given = ProofInputs(double)
             in_float64 = compare(double, _fold_sites(double, given, options)[0], given)
-            if is_rounding(found, in_float64):
-                allowed = compare(tuned, folded, inputs, as_rounding=True)
-                if is_proven(allowed, tuned.dtype):
-                    return allowed.error
         except Exception:  # it does not run there, or memory is short: then nothing is known
             in_float64 = None
+    if in_float64 is not None and is_rounding(found, in_float64):
+        allowed = compare(tuned, folded, inputs, as_rounding=True)
+        if is_proven(allowed, tuned.dtype):
+            return allowed.error
     raise refusal(found, tuned.dtype, in_float64)
 
 

@@ -27,7 +27,14 @@ def split_arrays(
     first = ("x", "y") if whole else ("x_train", "y_train")
     held = None if whole else next((n for n in HELD_OUT if f"x_{n}" in arrays or f"y_{n}" in arrays), "val")
     wanted = [first] + ([] if held is None else [(f"x_{held}", f"y_{held}")])
-    missing = [name for pair in wanted for name in pair if name not in arrays]
+    need_arrays(path, arrays, *(name for pair in wanted for name in pair))
+    pairs = [((x, arrays[x]), (y, arrays[y])) for x, y in wanted]
+    return pairs[0], pairs[1] if len(pairs) > 1 else None
+
+
+def need_arrays(path: Path, arrays: Mapping[str, np.ndarray], *names: str) -> None:
+    """Refuse a file without arrays of these names."""
+    missing = [name for name in names if name not in arrays]
     if missing:
         raise UtcError(
             f"the .npz file lacks {' and '.join(map(repr, missing))}",
@@ -36,8 +43,6 @@ def split_arrays(
             fix="save x and y, or x_train, y_train with x_val, y_val (or x_test, y_test)",
             code="data/shape",
         )
-    pairs = [((x, arrays[x]), (y, arrays[y])) for x, y in wanted]
-    return pairs[0], pairs[1] if len(pairs) > 1 else None
 
 
 def array_targets(path: Path, name: str, y: np.ndarray, task: str, size: Sequence[int]) -> np.ndarray:

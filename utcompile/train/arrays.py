@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.train.array_sizes import check_sizes
-from utcompile.train.array_targets import array_targets, facts_of_targets, split_arrays
+from utcompile.train.array_targets import array_targets, facts_of_targets, need_arrays, split_arrays
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.split import stratified
 
@@ -88,7 +88,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "class
     if "x_train" in arrays or "y_train" in arrays:
         held = next((name for name in HELD_OUT if f"x_{name}" in arrays or f"y_{name}" in arrays), None)
         if held is None:
-            _need(path, arrays, "x_val", "y_val")
+            need_arrays(path, arrays, "x_val", "y_val")
         x, y = _checked(path, arrays, "x_train", "y_train", how)
         x_held, y_held = _checked(path, arrays, f"x_{held}", f"y_{held}", how)
         if y_held.max() > y.max():
@@ -189,22 +189,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _need(path: Path, arrays: dict[str, np.ndarray], *keys: str) -> None:
-    missing = [key for key in keys if key not in arrays]
-    if missing:
-        raise UtcError(
-            f"the .npz file lacks {' and '.join(map(repr, missing))}",
-            where=str(path),
-            why=f"it holds {', '.join(sorted(arrays)) or 'nothing'}",
-            fix="save x and y, or x_train, y_train with x_val, y_val (or x_test, y_test)",
-            code="data/shape",
-        )
-
-
 def _checked(
     path: Path, arrays: dict[str, np.ndarray], x_name: str, y_name: str, how: Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
-    _need(path, arrays, x_name, y_name)
+    need_arrays(path, arrays, x_name, y_name)
     y = _labels(path, y_name, arrays[y_name])
     x = _images(path, x_name, arrays[x_name], how.input_size[0])
     if len(x) != len(y):
