@@ -16,7 +16,7 @@ Within = str | Sequence[str]
 
 
 def find_parts(model: nn.Module, within: Within) -> dict[str, nn.Module]:
-    """The modules that globs name, by path, in the order of the model.
+    """The modules that globs name, by path, in the order of the model; a shared one is found at its first path.
 
     Raises:
         UtcError: a glob is none, or names no module, or names the root or a graph; or a part is inside another.
@@ -28,12 +28,12 @@ def find_parts(model: nn.Module, within: Within) -> dict[str, nn.Module]:
             fix='write within="backbone", or within=["encoder.layers.*", "decoder"]',
             code="arguments/type",
         )
-    modules = {path: m for path, m in model.named_modules() if path}
-    found: dict[str, nn.Module] = {}
+    modules = {path: m for path, m in model.named_modules(remove_duplicate=False) if path}
+    chosen: set[nn.Module] = set()
     for glob in globs:
         _check_glob(glob, list(modules))
-        found |= {path: m for path, m in modules.items() if glob_match(glob, path)}
-    found = {path: m for path, m in modules.items() if path in found}
+        chosen |= {m for path, m in modules.items() if glob_match(glob, path)}
+    found = {path: m for path, m in model.named_modules() if m in chosen}
     _check_apart(found)
     for path, module in found.items():
         if any(isinstance(m, UtcGraphModule) for m in module.modules()):
@@ -56,9 +56,9 @@ def _check_glob(glob: str, paths: Sequence[str]) -> None:
 
 def _check_apart(parts: dict[str, nn.Module]) -> None:
     """No part lies inside another one."""
-    for path in parts:
-        outer = next((p for p in parts if path.startswith(f"{p}.")), None)
-        if outer is not None:
+    around = {inner: path for path, module in parts.items() for inner in module.modules() if inner is not module}
+    for path, module in parts.items():
+        if (outer := around.get(module)) is not None:
             raise UtcError(
                 f"the part {path} is inside the part {outer}",
                 why="a submodule is captured once, in one graph",

@@ -177,7 +177,7 @@ def _region(tuned: Any, path: str, cut: Split, base: Split, make: Make, cls: str
     keep_state(root, region, again=True)
     region.inherit(tuned)
     region.batch_inputs, region.aliased, region.guards, region.ties = (), (), (), ()
-    region.model_attributes, region.signature, region.example_inputs = {}, Signature(), None
+    region.model_attributes, region.signature, region.example_inputs, region.part_path = {}, Signature(), None, ""
     _set(region, tuned, base.inner[path], cut, path)
     return region
 
