@@ -151,10 +151,13 @@ def read_data(
     seed: int,
     augment: bool | str | None,
     run: Path | None = None,
+    *,
+    measured: bool = False,
 ) -> tuple[Data, Any]:
     """The data, and the tokenizer of a text task.
 
     Args:
+        measured: as for `load_data`.
         run: a run's folder, whose tokenizer is taken.
     """
     from dataclasses import asdict
@@ -183,6 +186,7 @@ def read_data(
         max_length=reading["max_length"] or _usual_length(choice),
         check=bool(reading["check"]),
         skip_bad=bool(reading["skip_bad"]),
+        measured=measured,
     )
     return data, tokenizer
 

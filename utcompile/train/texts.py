@@ -109,6 +109,7 @@ def load_texts(
     label_columns: Sequence[str],
     skip_bad: bool,
     inputs: Sequence[str] | None = None,
+    measured: bool = False,
 ) -> Data:
     """Make data of tables of texts and labels; a column `text_pair` has second texts.
 
@@ -124,7 +125,7 @@ def load_texts(
     labels = columns_of(train, "text", label_columns, (column,))
     keep = _usable(train, column, labels, skip_bad)
     keep_held = [] if held is None else _usable(held, column, labels, skip_bad)
-    found = make_targets("text", train, held, labels, keep, keep_held, seed)
+    found = make_targets("text", train, held, labels, keep, keep_held, seed, measured=measured)
     made = list(inputs or tokenizer("a").keys())
     tokens = Tokens(tokenizer, max_length, made)
     trained = [_texts(train, i, column, pair) for i in found.rows]
