@@ -74,7 +74,7 @@ def test_a_run_with_tuned_parts_goes_the_whole_way(model: tuple[str, str], tmp_p
     assert manifest["model"]["within"] == ["body"] and list(manifest["parts"]) == ["body"]
     assert manifest["inputs"] == {"x": {"shape": [2, 1, 12, 12], "dtype": "float32"}}
     measured = parsed("evaluate", run, "--trust", "-d", data)
-    assert measured["metrics"]["accuracy"] == pytest.approx(manifest_accuracy(run), abs=0.2)
+    assert measured["accuracy"] == pytest.approx(manifest_accuracy(run), abs=0.2)
     report = parsed("fold", run, "-o", tmp_path / "folded", "--trust")
     assert [site["status"] for site in report["sites"]] == ["absorbed"] * 2
     sys.path.insert(0, str(tmp_path))
