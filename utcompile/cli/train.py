@@ -23,6 +23,7 @@ from utcompile.cli.options import (
     Trust,
     Var,
     Weights,
+    Within,
     examples,
     given,
     size_of,
@@ -40,6 +41,7 @@ EXAMPLES = examples(
     "utcompile train -m timm:vit_base_patch16_224 -r u_tuning/dual -d data.npz -o run/ epochs=20 lr=5e-4",
     "utcompile train -m hf:bert/ -r lora/all_linear --task text -d reviews.csv -o run/",
     "utcompile train -m torchvision:deeplabv3_resnet50 -r lora/all_conv --task segment -d scenes/ -o run/",
+    "utcompile train -m net.py:make -r lora/all_conv --within backbone --train module:head -d photos/ -o run/",
     "utcompile train --recipe mine.yaml -o run/",
     "utcompile train --resume -o run/",
 )
@@ -96,6 +98,7 @@ def train(
         ),
     ] = None,
     var: Var = None,
+    within: Within = None,
     train_: Trains = None,
     num_classes: NumClasses = None,
     weights: Weights = None,
@@ -270,6 +273,7 @@ def _start(values: dict[str, Any]) -> dict[str, Any]:
         values["seed"],
         size_of(values["input_size"]),
         **given(values["example"], values["input_shapes"]),
+        within=tuple(values["within"] or ()),
     )
     with going_on(out):
         cache = _cache(values["cache"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utcompile.cli.models import ModelChoice
-    from utcompile.rewrite import TunedModule
+    from utcompile.rules import RuleSet
     from utcompile.train import Data
     from utcompile.train.tasks import Task
 
@@ -44,7 +44,7 @@ CODE = ("loss", "metrics_function")  # which name functions of a user's files
 
 def train_run(
     choice: ModelChoice,
-    rules: Any,
+    rules: RuleSet,
     data_path: Path,
     out: Path,
     settings: dict[str, Any],
@@ -58,7 +58,7 @@ def train_run(
     """Compile, train and save; returns what happened as plain data.
 
     Args:
-        rules: a `RuleSet` or what makes one.
+        rules: what is inserted.
         settings: arguments of `fit`.
         augment: random changes of images; None for those of image files in classification, and none elsewhere.
         recorded_data: where the manifest says the data lies, if that is not where it lies now.
@@ -70,6 +70,8 @@ def train_run(
     import torch
 
     import utcompile as utc
+    from utcompile.cli.parts import plan_of
+    from utcompile.rewrite import Whole, trainable_parameters
     from utcompile.train import fit
     from utcompile.train.task_file import TaskFile
 
@@ -85,7 +87,7 @@ def train_run(
     example = example_of_data(choice, data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.seed)
-        tuned = utc.compile(model, rules, example)
+        tuned = plan_of(model, example, rules, choice.within).apply()
     output.progress(summary(tuned))
     recorded = recorded_data or data_path
     kept = {k: v for k, v in settings.items() if k != "workers"}
@@ -104,7 +106,8 @@ def train_run(
             tokenizer.save_pretrained(str(folder / TOKENIZER))
 
     fitting = {k: v for k, v in settings.items() if k != "metrics"}
-    cached = None if data.task == "text" or augmented(augment, reading, data_path) else prefix_cache
+    is_uncached = data.task == "text" or augmented(augment, reading, data_path) or choice.within
+    cached = None if is_uncached else prefix_cache
     with log_lines("utcompile.train.prefix_cache") if cached else nullcontext():
         result = fit(
             tuned,
@@ -120,7 +123,7 @@ def train_run(
             on_epoch=_reporter(out, settings["epochs"], bool(reading["tensorboard"])),
             **fitting,
         )
-    trained, every = tuned.trainable_parameters()
+    trained, every = trainable_parameters(tuned)
     accuracy = {"best_accuracy": result.best_accuracy} if "validation_accuracy" in result.history[0] else {}
     return {
         "run": str(out),
@@ -133,7 +136,7 @@ def train_run(
         "best_epoch": result.best_epoch,
         "stopped_early": len(result.history) < result.epochs,
         "seconds": result.seconds,
-        "sites": len(tuned.sites),
+        "sites": len(Whole.of(tuned, "train").sites),
         "trainable_parameters": trained,
         "parameters": every,
         "history": list(result.history),
@@ -367,9 +370,12 @@ def line_of(entry: Mapping[str, float], epochs: int) -> str:
     )
 
 
-def summary(tuned: TunedModule) -> str:
+def summary(tuned: nn.Module) -> str:
     """`41 sites (9 block, 32 pointwise), 259,530 of 3,640,000 parameters to train`."""
-    counts = ", ".join(f"{n} {rule}" for rule, n in Counter(s.rule for s in tuned.sites).items())
-    trained, every = tuned.trainable_parameters()
-    sites = f"{len(tuned.sites)} sites ({counts})" if counts else "no sites"
+    from utcompile.rewrite import Whole, trainable_parameters
+
+    found = Whole.of(tuned, "train").sites
+    counts = ", ".join(f"{n} {rule}" for rule, n in Counter(s.rule for s in found).items())
+    trained, every = trainable_parameters(tuned)
+    sites = f"{len(found)} sites ({counts})" if counts else "no sites"
     return f"{sites}, {trained:,} of {every:,} parameters to train"
