@@ -199,7 +199,9 @@ class _Both:
                     self._call(module, arguments, gradients, outcome)
                 # outputs in memory that is put back must be copied first
                 outcome.outputs = [o.clone() if memory.shares(o) else o for o in outcome.outputs]
-                now = {n: t for n, t in every_name(module) if n not in self.watch.assigned}  # caches, and what is unread
+                now = {
+                    n: t for n, t in every_name(module) if n not in self.watch.assigned
+                }  # caches, and what is unread
                 outcome.written = _written(now, before, memory.is_written)
                 return outcome
         finally:
