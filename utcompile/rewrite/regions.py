@@ -16,11 +16,11 @@ from utcompile.graph.ties import ties_of
 from utcompile.rewrite.chosen import Chooser
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.split import Split, split_graph
+from utcompile.rewrite.unwrap import plain_path
 from utcompile.rules import glob_match
 
 Make = Callable[[nn.Module, fx.Graph, str], Any]
 REGIONS = Chooser("nested", "region", 'tuned.nested("blocks.*")')
-_WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")  # segments of names that wrappers of regions add
 
 
 def nest(tuned: Any, globs: Sequence[str], make: Make) -> Any:
@@ -57,7 +57,7 @@ def nest(tuned: Any, globs: Sequence[str], make: Make) -> Any:
 def pull(nested: nn.Module, flat: nn.Module, moved: Mapping[str, str]) -> None:
     """Give a flat module the present parameters and buffers of the nested one: sharded, moved or cast."""
     now = {
-        _plain(name): tensor
+        plain_path(nested, name): tensor
         for name, tensor in (
             *nested.named_parameters(remove_duplicate=False),
             *nested.named_buffers(remove_duplicate=False),
@@ -71,10 +71,6 @@ def pull(nested: nn.Module, flat: nn.Module, moved: Mapping[str, str]) -> None:
             owner, attribute = owner_of(flat, name)
             table: dict[str, Any] = owner._parameters if attribute in owner._parameters else owner._buffers
             table[attribute] = value
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _moved(name: str, moved: Mapping[str, str]) -> str:
