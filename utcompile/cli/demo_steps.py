@@ -21,7 +21,7 @@ from utcompile.cli.output import progress
 from utcompile.cli.run_report import REPORT, write_report
 from utcompile.cli.runs import open_run
 from utcompile.cli.speeds import onnx_engine
-from utcompile.cli.train import train_run
+from utcompile.cli.training import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
 from utcompile.plain_data import JsonObject
 from utcompile.report import Speed

@@ -11,7 +11,8 @@ from utcompile.cli import output
 from utcompile.cli.drawings import write_page
 from utcompile.cli.runs import Run, open_run
 from utcompile.cli.speeds import torch_engine, torch_speeds
-from utcompile.cli.training import READING, fitted, read_data
+from utcompile.cli.train_data import READING, read_data
+from utcompile.cli.train_texts import fitted
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
