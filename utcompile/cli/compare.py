@@ -124,7 +124,7 @@ def compare(
     from utcompile.cli.compare_methods import Budget, Methods
     from utcompile.cli.hf import with_head
     from utcompile.cli.models import ModelChoice
-    from utcompile.cli.training import READING
+    from utcompile.cli.train_data import READING
 
     budget = Budget(epochs, batch_size, rates, tuple(range(seeds)), weight_decay, schedule)
     choice = ModelChoice(
