@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +98,37 @@ def test_every_door_takes_a_nested_module(made: Made, tmp_path: Path) -> None:
     double = copy.deepcopy(nested).double()
     utc.save_tuners(double, tmp_path / "double")
     assert all(p.dtype == torch.float64 for p in double.parameters())
+
+
+def test_the_values_of_the_base_stay_those_of_the_base(made: Made, tmp_path: Path) -> None:
+    """Those of what trains inside of regions and outside of them have numbers of their own in each."""
+    model, x = made[0], made[2]
+    train = ["parameter:blocks.0.norm1.*", "module:head", "parameter:blocks.1.norm1.*"]
+    tuned = tuned_of(made, train=train)
+    before = {name: value.clone() for name, value in tuned.originals().items()}
+    zoo.shake(tuned, 0.5)
+    nested = tuned.nested("blocks.*")
+    for _ in range(2):
+        utc.save_tuners(nested, tmp_path)
+        for module in (nested, nested.as_one_graph(), tuned, copy.deepcopy(nested)):
+            assert before.keys() == module.originals().keys()
+            assert all(torch.equal(value, before[name]) for name, value in module.originals().items())
+            with utc.disable_tuners(module):
+                torch.testing.assert_close(module(x), model(x))
+        zoo.shake(nested, 0.5)
+
+
+def test_weights_that_were_sharded_are_in_memory_no_more(made: Made) -> None:
+    tuned = tuned_of(made)
+    nested = tuned.nested("blocks.*")
+    region = nested.get_submodule("blocks.0")
+    name = next(n for n, p in region.named_parameters() if p.requires_grad)
+    whole = weakref.ref(region.get_parameter(name))
+    owner, _, attribute = name.rpartition(".")
+    region.get_submodule(owner)._parameters[attribute] = nn.Parameter(torch.zeros(1))  # as sharding does
+    del tuned
+    gc.collect()
+    assert whole() is None
 
 
 class Dropping(nn.Module):
