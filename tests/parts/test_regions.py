@@ -184,15 +184,43 @@ def test_regions_are_sharded_one_by_one(made: Made, group: None, tmp_path: Path)
     named = {n.rpartition("tuners.")[2]: p.grad for n, p in nested.named_parameters() if p.grad is not None}
     assert all(torch.equal(named[n].full_tensor(), g) for n, g in grads.items())  # type: ignore[attr-defined]
     utc.save_tuners(nested, tmp_path)
+    first = (tmp_path / "manifest.json").read_bytes()
     again = utc.match(made[1], "lora/all_linear").apply()
     utc.load_tuners(again, tmp_path)
     assert torch.equal(again(x), out)
+    assert gathered_by(nested, tmp_path) == sum(p.requires_grad for p in nested.parameters())
+    assert (tmp_path / "manifest.json").read_bytes() == first
+    frozen = next(p for p in nested.parameters() if not p.requires_grad)
+    with torch.no_grad():
+        frozen.mul_(2)
+    assert gathered_by(nested, tmp_path) == len(list(nested.parameters())) - len(tuned.originals())
+    with pytest.raises(utc.UtcError, match="another base"):
+        utc.load_tuners(again, tmp_path)
+    with torch.no_grad():
+        frozen.div_(2)
     zoo.shake(again, 0.1)
     utc.save_tuners(again, tmp_path / "other")
     utc.load_tuners(nested, tmp_path / "other")
     torch.testing.assert_close(nested(x), again(x))
     with pytest.raises(utc.UtcError, match="distributed over processes"):
         utc.fold(nested)
+
+
+def gathered_by(nested: nn.Module, folder: Path) -> int:
+    """How many tensors are gathered to save a model whose base was saved before."""
+    from torch.distributed.tensor import DTensor
+
+    gather, count = DTensor.full_tensor, 0
+
+    def counting(tensor: DTensor, **options: bool) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return gather(tensor, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DTensor, "full_tensor", counting)
+        utc.save_tuners(nested, folder)
+    return count
 
 
 def kept(model: nn.Module, x: torch.Tensor) -> tuple[int, torch.Tensor]:
