@@ -123,6 +123,6 @@ def test_a_task_without_one_class_per_image_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_step_that_ruins_the_parameters_is_an_error_in_the_last_epoch_too(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(UtcError, match="the validation loss is (nan|inf) after epoch 1"):
+    with pytest.raises(UtcError, match=r"the validation loss is (nan|inf) after epoch 1"):
         run(data, tmp_path / "run", epochs=1, batch_size=80, lr=3e37)
     assert not (tmp_path / "run").exists()
