@@ -80,7 +80,7 @@ def _run(
     settings = {**SETTINGS, "epochs": epochs, "seed": seed, "workers": 0}
     trained = train_run(choice, RuleSet.load(RULES), digits, draft / "run", settings, recorded_data=out / digits.name)
     opened = open_run(draft / "run")  # as `utcompile fold` would
-    tuned = opened.tuned
+    tuned, _ = opened.one_graph("the demo")
 
     progress(f"3/5  folding {len(tuned.sites)} tuners")
     folded, fold_report = utc.fold(tuned, strict=True)

@@ -22,6 +22,7 @@ from utcompile.cli.options import (
     Trust,
     Var,
     Weights,
+    Within,
     examples,
 )
 from utcompile.cli.recipe import chosen
@@ -34,6 +35,7 @@ EXAMPLES = examples(
     "utcompile train -m timm:vit_base_patch16_224 -r u_tuning/dual -d data.npz -o run/ epochs=20 lr=5e-4",
     "utcompile train -m hf:bert/ -r lora/all_linear --task text -d reviews.csv -o run/",
     "utcompile train -m torchvision:deeplabv3_resnet50 -r lora/all_conv --task segment -d scenes/ -o run/",
+    "utcompile train -m net.py:make -r lora/all_conv --within backbone --train module:head -d photos/ -o run/",
     "utcompile train --recipe mine.yaml -o run/",
     "utcompile train --resume -o run/",
 )
@@ -84,6 +86,7 @@ def train(
         ),
     ] = None,
     var: Var = None,
+    within: Within = None,
     train_: Trains = None,
     num_classes: NumClasses = None,
     weights: Weights = None,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from utcompile.cli import output
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from utcompile.cli.models import ModelChoice
-    from utcompile.rewrite import TunedModule
     from utcompile.train import Data
 
 METRICS_CSV = "metrics.csv"
@@ -74,9 +75,12 @@ def line_of(entry: Mapping[str, float], epochs: int) -> str:
     )
 
 
-def summary(tuned: TunedModule) -> str:
+def summary(tuned: nn.Module) -> str:
     """`41 sites (9 block, 32 pointwise), 259,530 of 3,640,000 parameters to train`."""
-    counts = ", ".join(f"{n} {rule}" for rule, n in Counter(s.rule for s in tuned.sites).items())
-    trained, every = tuned.trainable_parameters()
-    sites = f"{len(tuned.sites)} sites ({counts})" if counts else "no sites"
+    from utcompile.rewrite import Whole, trainable_parameters
+
+    found = Whole.of(tuned, "train").sites
+    counts = ", ".join(f"{n} {rule}" for rule, n in Counter(s.rule for s in found).items())
+    trained, every = trainable_parameters(tuned)
+    sites = f"{len(found)} sites ({counts})" if counts else "no sites"
     return f"{sites}, {trained:,} of {every:,} parameters to train"

@@ -61,6 +61,7 @@ def start_run(values: dict[str, Any]) -> dict[str, Any]:
         values["seed"],
         size_of(values["input_size"]),
         **given(values["example"], values["input_shapes"]),
+        within=tuple(values["within"] or ()),
     )
     with going_on(out, trust=trusting(path, reading, choice)):
         cache = cache_of(values["cache"])

@@ -16,11 +16,12 @@ from utcompile.cli.watch import log_lines
 
 if TYPE_CHECKING:
     from utcompile.cli.models import ModelChoice
+    from utcompile.rules import RuleSet
 
 
 def train_run(
     choice: ModelChoice,
-    rules: Any,
+    rules: RuleSet,
     data_path: Path,
     out: Path,
     settings: dict[str, Any],
@@ -34,7 +35,7 @@ def train_run(
     """Compile, train and save; returns what happened as plain data.
 
     Args:
-        rules: a `RuleSet` or what makes one.
+        rules: what is inserted.
         settings: arguments of `fit`.
         augment: random changes of images; None for those of image files in classification, and none elsewhere.
         recorded_data: where the manifest says the data lies, if that is not where it lies now.
@@ -46,6 +47,8 @@ def train_run(
     import torch
 
     import utcompile as utc
+    from utcompile.cli.parts import plan_of
+    from utcompile.rewrite import Whole, trainable_parameters
     from utcompile.train import fit
     from utcompile.train.task_file import TaskFile
 
@@ -61,7 +64,7 @@ def train_run(
     example = example_of_data(choice, data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(choice.seed)
-        tuned = utc.compile(model, rules, example)
+        tuned = plan_of(model, example, rules, choice.within).apply()
     output.progress(summary(tuned))
     recorded = recorded_data or data_path
     kept = {k: v for k, v in settings.items() if k != "workers"}
@@ -81,7 +84,8 @@ def train_run(
 
     fitting = {k: v for k, v in settings.items() if k != "metrics"}
     mixed = settings.get("mixup") or settings.get("cutmix")
-    cached = None if data.task == "text" or mixed or augmented(augment, reading, data_path) else prefix_cache
+    is_uncached = data.task == "text" or mixed or augmented(augment, reading, data_path) or choice.within
+    cached = None if is_uncached else prefix_cache
     with log_lines("utcompile.train.prefix_cache") if cached else nullcontext():
         result = fit(
             tuned,
@@ -97,7 +101,7 @@ def train_run(
             on_epoch=reporter(out, settings["epochs"], bool(reading["tensorboard"])),
             **fitting,
         )
-    trained, every = tuned.trainable_parameters()
+    trained, every = trainable_parameters(tuned)
     accuracy = {"best_accuracy": result.best_accuracy} if "validation_accuracy" in result.history[0] else {}
     return {
         "run": str(out),
@@ -110,7 +114,7 @@ def train_run(
         "best_epoch": result.best_epoch,
         "stopped_early": len(result.history) < result.epochs,
         "seconds": result.seconds,
-        "sites": len(tuned.sites),
+        "sites": len(Whole.of(tuned, "train").sites),
         "trainable_parameters": trained,
         "parameters": every,
         "history": list(result.history),

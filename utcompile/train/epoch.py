@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from utcompile.train.randomness import seed_epoch
 from utcompile.train.schedule import Schedule
 from utcompile.train.settings import Settings
 from utcompile.train.tasks import Task
+from utcompile.train.tasks.base import Counts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,7 +108,7 @@ class Epochs:
         predictions = self.task.predictions(called(self.model, inputs), targets)
         loss = self.task.loss(predictions, targets)
         samples = self._samples_of_batch(index)
-        value = self.processes.mean(loss, samples)
+        value, shared = self.processes.joined(loss, samples, partial(self._counted, targets, samples))
         if not math.isfinite(value):
             if not all_finite((inputs, targets)):
                 raise UtcError(
@@ -120,7 +122,6 @@ class Epochs:
         if not place:
             self.optimizer.zero_grad(set_to_none=True)
         # Weighted by samples, so that the gradient is that of one large batch.
-        shared = self.processes.weighted(loss, samples)
         self.accelerator.backward(shared if every == 1 else shared * (samples / self._samples_of_step(index)))
         if place + 1 == every or index + 1 == self.settings.batches:
             self._step(step)
@@ -133,6 +134,9 @@ class Epochs:
         self.schedule.after(step)
         if self.averages is not None:
             self.averages.update()
+
+    def _counted(self, targets: Tensor, samples: int) -> float:
+        return self.task.counted(targets) if isinstance(self.task, Counts) else float(self.processes.size(samples))
 
     def _samples_of_batch(self, index: int) -> int:
         return min(self.settings.batch_size, self.settings.samples - index * self.settings.batch_size)

@@ -49,9 +49,10 @@ class Tokens:
         found = self.tokenizer(text, pair, truncation=True, max_length=self.max_length)
         return {name: found[name] for name in self.inputs}
 
-    def batch(self, samples: list[Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """Samples as a batch, padded to the longest."""
-        padded = self.tokenizer.pad([inputs for inputs, _ in samples], return_tensors="pt")
+    def batch(self, samples: list[Any], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Samples as a batch, padded to the longest, or to a length that none exceeds."""
+        how = {"padding": "max_length", "max_length": length} if length is not None else {}
+        padded = self.tokenizer.pad([inputs for inputs, _ in samples], return_tensors="pt", **how)
         return {name: padded[name] for name in self.inputs}, torch.tensor([label for _, label in samples])
 
 

@@ -49,6 +49,10 @@ class Classify:
             return soft_cross_entropy(predictions, targets, weights, self.label_smoothing)
         return F.cross_entropy(predictions, targets, weights, label_smoothing=self.label_smoothing)
 
+    def counted(self, targets: Tensor) -> float:
+        """The sum of the weights of a batch's classes."""
+        return float(len(targets) if self.weights is None else self.weights.to(targets.device)[targets].sum())
+
     def meter(self) -> Meter:
         others = tuple(name for name in self.metrics if name != "accuracy")
         return Accuracy(Measures(F.cross_entropy, classification(others, self.num_classes)), self)
