@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.browser import BROWSER, drive
 from support.cli_toys import MODEL, RULES, parsed, passed, refused, write_data
@@ -38,3 +40,16 @@ def test_train_ends_with_a_page_and_report_writes_it_again(tmp_path):
     said = parsed("report", run, "--no-fold")
     assert said["accuracy"] is None and "Predictions are left out" in said["notes"][0] and page.exists()
     assert "note: Predictions" in passed("report", run, "--no-fold").stdout
+
+
+@pytest.mark.full
+def test_other_data_and_damaged_runs_leave_a_page_with_a_note(tmp_path):
+    data, run = write_data(tmp_path / "data.npz"), tmp_path / "run"
+    parsed("train", *MODEL, *RULES, "-d", data, "-o", run, "--epochs", "1", "--no-report")
+    said = parsed("report", run, "--no-fold", "-d", write_data(tmp_path / "five.npz", 50, 5))
+    assert "the data has the class '2', which the run does not have" in said["notes"][0]
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "training": {"seed": "x"}}))
+    assert "Predictions are left out" in parsed("report", run, "--no-fold")["notes"][0]
+    (run / "history.jsonl").write_text('{"epoch": 1, "train_loss": NaN}\n{"epoch": 2, "train_loss": 1}\n')
+    assert parsed("report", run, "--no-fold")["epochs"] == 2

@@ -109,6 +109,7 @@ def test_a_history_is_read_without_the_line_that_is_being_written(tmp_path):
         ("[1]\n", "the history is damaged"),
         ('{"epoch": 1, "train_loss": "much"}\n', "the history is damaged"),
         ('{"lr": 1}\n', "the history is damaged"),
+        ('{"epoch": NaN, "train_loss": 1}\n', "the history is damaged"),
         ("\x00\xff\n", "the history is damaged"),
     ],
 )

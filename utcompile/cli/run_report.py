@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import utcompile as utc
 from utcompile.cli import output
 from utcompile.cli.drawings import write_page
+from utcompile.cli.evaluate import run_task
 from utcompile.cli.runs import Run, open_run
 from utcompile.cli.speeds import torch_engine, torch_speeds
-from utcompile.cli.train_data import READING, read_data
+from utcompile.cli.train_data import READING, read_data, task_of
 from utcompile.cli.train_texts import fitted
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
 from utcompile.rewrite import TENSORS
+from utcompile.train.renumbered import Renumbered, with_classes
 from utcompile.train.result import best_of
 from utcompile.train.task_file import TASK_FILE, read_task_file
 
 REPORT = "report.html"
 _MOST = 2e8  # parameters of a model that is folded at the end of a training
+T = TypeVar("T")
 _SHIPPED = "An exported run is faster in ONNX Runtime: export it, and measure it there."
 
 
@@ -104,16 +107,20 @@ def report_of(folder: Path, model: str, data: Path) -> str | None:
         return str(write_report(folder, model=model, data=data, most=_MOST)["page"])
     except UtcError as error:
         output.progress(f"note: there is no page of the run: {error.brief()}")
-        return None
+    except Exception as error:  # of whatever a model does: the run is saved, and its figures are still to be printed
+        output.progress(f"note: there is no page of the run: {type(error).__name__}: {error}")
+    return None
 
 
-def _noted(notes: list[str], what: str, make: Any) -> Any:
+def _noted(notes: list[str], what: str, make: Callable[[], T]) -> T | None:
     """What a function returns; where it fails, None and a note."""
     try:
         return make()
     except UtcError as error:
         notes.append(f"{what}: {error.brief()}{f' - {error.why}' if error.why else ''}")
-        return None
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # no memory; a manifest with odd values
+        notes.append(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return None
 
 
 def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | None:
@@ -128,7 +135,7 @@ def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | 
         )
     training = training if isinstance(training, Mapping) else {}
     reading = {key: training.get(key, default) for key, default in READING.items()}
-    if reading["task"] not in ("classify", "text"):
+    if reading["task"] == "custom":
         return None
     data, tokenizer = read_data(
         opened.choice,
@@ -141,9 +148,18 @@ def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | 
     if tokenizer is not None:
         data = fitted(data, opened.tuned, tokenizer, opened.choice.spec)
     preset = opened.choice.preset()
-    names = [str(name) for name in data.class_names]
-    collate = getattr(data, "collate", None)
-    return look(opened.tuned, data.validation, names, mean=preset.mean, std=preset.std, collate=collate)
+    names = tuple(str(name) for name in manifest.get("classes") or data.class_names)
+    own = {**training, "class_weights": "none", "metrics": ()}
+    return look(
+        opened.tuned,
+        Renumbered(data.validation, data, names),
+        names,
+        task=run_task(folder, task_of(with_classes(data, names), reading, own)),
+        shown=data.validation,
+        mean=preset.mean,
+        std=preset.std,
+        collate=data.collate,
+    )
 
 
 def _summary(opened: Run, history: Sequence[Mapping[str, float]], folder: Path) -> dict[str, str]:
@@ -154,7 +170,7 @@ def _summary(opened: Run, history: Sequence[Mapping[str, float]], folder: Path) 
         described = read_task_file(folder)
         metric, higher = described.metrics[0], described.higher_is_better
     key = f"validation_{metric}"
-    best = best_of([dict(entry) for entry in history], metric, higher=higher)
+    best = best_of([{key: float("nan"), **entry} for entry in history], metric, higher=higher)
     value = best.get(key, float("nan"))
     shown = f"{value:.2%}" if "accuracy" in key else f"{value:.4g}"
     name = metric.replace("_", " ")

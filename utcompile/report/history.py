@@ -35,8 +35,8 @@ def read_history(run: Path) -> list[dict[str, float]]:
             raise _damaged(path, number, str(error)) from error
         if not isinstance(entry, dict) or not all(type(v) in (int, float) for v in entry.values()):
             raise _damaged(path, number, "it is no mapping of names to numbers")
-        if not {"epoch", "train_loss"} <= entry.keys():
-            raise _damaged(path, number, "it has no epoch or no train_loss")
+        if type(entry.get("epoch")) is not int or "train_loss" not in entry:
+            raise _damaged(path, number, "it has no number of an epoch or no train_loss")
         entries.append(entry)
     if not entries:
         raise UtcError(

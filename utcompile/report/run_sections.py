@@ -67,7 +67,8 @@ def run_page(facts: RunFacts) -> str:
         sections.append(_latency(facts))
     sections.append(_folding(facts.fold))
     if facts.predictions is not None:
-        sections += [_confusion(facts.predictions), _samples(facts.predictions)]
+        sections += [_confusion(facts.predictions)] if facts.predictions.confusion else []
+        sections.append(_samples(facts.predictions))
     sections.append(graph_section(facts.plan))
     return page(facts.title, sections)
 
@@ -126,7 +127,7 @@ def _chart(
 
 
 def _confusion(found: Predictions) -> Section:
-    title = f"Confusion: {found.accuracy:.2%} of {sum(map(sum, found.confusion)):,} right"
+    title = f"Confusion: {found.accuracy or 0:.2%} of {sum(map(sum, found.confusion)):,} right"
     pairs = [(row, i, j) for i, counts in enumerate(found.confusion) for j, row in enumerate(counts) if i != j and row]
     pairs.sort(reverse=True)
     names = (*found.names, "no class")
@@ -171,14 +172,15 @@ def _samples(found: Predictions) -> Section:
 
 
 def _figure(sample: Sample) -> str:
-    hint = f"loss {sample.loss:.3g}; the true class has probability {sample.share:.1%}"
     is_right = sample.truth == sample.guess
+    share = "" if sample.share is None else f"; {sample.share:.1%} {'right' if not sample.truth else 'for the truth'}"
+    hint = f"loss {sample.loss:.3g}{share}"
     said = escape(sample.truth) if is_right else f"{escape(sample.truth)} as <b>{escape(sample.guess)}</b>"
-    shown = f'<img alt="{escape(sample.truth)}" src="{sample.image}">' if sample.image else ""
-    shown = shown or f"<blockquote>{escape(sample.text)}</blockquote>"
+    shown = f'<img alt="{escape(sample.truth or "image, true and predicted classes")}" src="{sample.image}">'
+    shown = shown if sample.image else f"<blockquote>{escape(sample.text)}</blockquote>"
     kind = " ".join(filter(None, ("" if is_right else "wrong", "" if sample.image else "text")))
-    share = f'<span class="soft">{sample.share:.0%}</span>'
-    return f'<figure class="{kind}" title="{escape(hint)}">{shown}{said} {share}</figure>'
+    part = "" if sample.share is None else f'<span class="soft">{sample.share:.0%}</span>'
+    return f'<figure class="{kind}" title="{escape(hint)}">{shown}{said} {part}</figure>'
 
 
 def _cost(facts: RunFacts) -> Section:
