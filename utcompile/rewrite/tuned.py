@@ -115,7 +115,7 @@ class TunedModule(UtcGraphModule):
             self.__dict__["_base_of"] = self.base_graph
 
     def base_module(self) -> fx.GraphModule:
-        """The base as a module of its own, without tuners; it shares the parameters."""
+        """The base as a separate module, without tuners; it shares the parameters."""
         graph = self._originals().redirected(self.base_graph)
         quote_keywords(graph)
         return fx.GraphModule(self, graph)
