@@ -110,3 +110,26 @@ def test_an_exported_run_carries_labels_and_preprocessing(home: Path, tmp_path: 
     assert facts["base"] == json.loads((home / "cats" / "manifest.json").read_text())["base"]["fingerprint"]
     assert set(facts["rules"]) == {"name", "vars", "text"}  # type: ignore[call-overload]
     assert "MB" in passed("bench", tmp_path / "m.onnx", "--batch-sizes", "1", "--rounds", "1").stdout
+
+
+def test_arrays_that_are_no_samples_or_give_no_classes(tmp_path: Path) -> None:
+    for name, classes in (("m", 3), ("one", 1)):
+        export_onnx(torch.nn.Linear(4, classes), tmp_path / f"{name}.onnx", torch.ones(2, 4), batch_sizes=(2,))
+    np.save(tmp_path / "x.npy", np.zeros((2, 4), ">f4"))
+    assert len(parsed("predict", tmp_path / "m.onnx", tmp_path / "x.npy")) == 2
+    refused(
+        "predict", tmp_path / "one.onnx", tmp_path / "x.npy", says=("is one number per sample, and not one per class",)
+    )
+    np.savez(tmp_path / "text.npz", x=np.array(["a", "b"]))
+    np.savez(tmp_path / "scalar.npz", x=np.float32(1))
+    np.save(tmp_path / "nan.npy", np.full((2, 4), np.nan, np.float32))
+    np.save(tmp_path / "double.npy", np.zeros((2, 4)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "text.npz").read_bytes()[:60])
+    for file, why in {
+        "text.npz": "the array 'x' is of <U1",
+        "scalar.npz": "the array 'x' is one number",
+        "cut.npz": "the file of arrays cannot be read",
+        "nan.npy": "contains nan for",
+        "double.npy": "is float64, and the file takes float32",
+    }.items():
+        refused("predict", tmp_path / "m.onnx", tmp_path / file, says=(why,))

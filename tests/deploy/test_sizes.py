@@ -113,6 +113,38 @@ def test_height_and_width(folds: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, expected, atol=0.1 * np.abs(expected).max())
 
 
+class Halves(nn.Module):
+    """Halves the sizes `count` times, doubles them as often and joins both: it fails at other sizes, without a guard."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.ModuleList(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(count))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(3, 3, 2, 2) for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for layer in [*self.down, *self.up]:
+            y = layer(y)
+        return torch.cat([x, y], 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("count", [1, 3])
+def test_steps_that_no_guard_names_are_found(count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    x, step = torch.randn(2, 3, 16, 24), 2**count
+    captured = utc.capture(Halves(count).eval(), (x,), dynamic={"x": {0: "B", 2: "H", 3: "W"}})
+    capfd.readouterr()
+    result = utc.export_onnx(captured, tmp_path / "m.onnx", (x,))
+    assert [str(axis) for axis in result.axes[1:]] == [f"{name} from {step} in steps of {step}" for name in "HW"]
+    assert {"H=16, W=24", "H=32, W=24", "H=16, W=48"} <= {entry.sizes for entry in result.parity.outputs}
+    assert capfd.readouterr().err == ""  # sizes that are tried leave no traceback
+    model = utc.OnnxModel(result.path)
+    assert model(torch.randn(1, 3, 4 * step, step)).shape == (1, 6, 4 * step, step)  # type: ignore[union-attr]
+    with pytest.raises(utc.UtcError, match="H is 17"):
+        model(torch.randn(1, 3, 17, step))
+
+
 @pytest.mark.full
 def test_the_batch_may_be_anywhere_and_a_guard_may_exclude_one(tmp_path: Path) -> None:
     x = torch.randn(6, 3, 8)

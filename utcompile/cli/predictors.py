@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,15 +51,21 @@ class Predictor:
         """For each sample its name, and its most likely classes with their probabilities."""
         for names, feeds in self.batches(inputs):
             logits = self.logits(feeds)
-            if logits.ndim != 2 or len(logits) != len(names):
-                raise UtcError(
-                    f"the first output is of shape {logits.shape}, and no logits per sample",
-                    where=self.where,
-                    fix="call the model in Python: utc.OnnxModel",
-                    code="onnx/inputs",
-                )
+            self._check(names, logits)
             for name, row in zip(names, logits, strict=True):
                 yield name, self._top(row, top)
+
+    def _check(self, names: Sequence[str], logits: np.ndarray) -> None:
+        """Raise where outputs are no logits of classes, of which one is the most likely."""
+        what = None
+        if logits.ndim != 2 or len(logits) != len(names):
+            what = f"the first output is of shape {logits.shape}, and no logits per sample"
+        elif logits.shape[1] < 2:
+            what = "the first output is one number per sample, and not one per class"
+        elif np.isnan(logits).any():
+            what = f"the first output contains nan for {names[int(np.isnan(logits).any(1).argmax())]}"
+        if what is not None:
+            raise UtcError(what, where=self.where, fix="call the model in Python: utc.OnnxModel", code="onnx/inputs")
 
     def _top(self, row: np.ndarray, top: int) -> Ranked:
         wide = row.astype(np.float64)
@@ -88,7 +95,7 @@ class Predictor:
             found = {self.names[0]: next(iter(found.values()))}
         if wrong := sorted(found.keys() ^ set(self.names)):
             raise UtcError(
-                f"the arrays are {', '.join(found)}, and the model takes {', '.join(self.names)}",
+                f"the arrays are {', '.join(found) or 'none'}, and the model takes {', '.join(self.names)}",
                 where=str(path),
                 fix=did_you_mean(wrong[0], self.names),
                 code="onnx/inputs",
@@ -161,14 +168,23 @@ def _lines(text: str) -> list[str]:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, by name; no pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            return {"x": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-    except AttributeError:  # an .npy is an array, which is no context
-        return {"x": np.load(path, allow_pickle=False)}
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:  # numpy leaves a damaged one open
+            loaded = np.load(file, allow_pickle=False)
+            is_one = isinstance(loaded, np.ndarray)
+            found = {"x": loaded} if is_one else {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UtcError(
             "the file of arrays cannot be read", where=str(path), why=str(error).partition("\n")[0], code="data/damaged"
         ) from error
+    for name, array in found.items():
+        if array.dtype.kind not in "biufc" or not array.ndim:
+            raise UtcError(
+                f"the array {name!r} is " + (f"of {array.dtype}" if array.ndim else "one number"),
+                where=str(path),
+                fix="give arrays of numbers, with one row per sample",
+                code="onnx/inputs",
+            )
+    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in found.items()}
 
 
 def open_image(path: str, mode: str) -> object:

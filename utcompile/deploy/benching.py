@@ -103,7 +103,7 @@ def bench_run(
     """
     call = Call.of(tuned, example_inputs)
     folded, _ = fold(tuned)
-    base = tuned._base_module()
+    base = tuned.base_module()
     modules: dict[str, nn.Module] = {"base": base, "tuned": tuned, "folded": folded}
     paths = {kind: folder / f"{kind}.onnx" for kind in modules}
     axes = {name: dict(shape) for name, shape in zip(call.names, call.axes, strict=True) if shape}

@@ -17,11 +17,11 @@ from utcompile.deploy.clean import clean, names_of
 from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
 from utcompile.deploy.metadata import check_described, check_labels, check_metadata, facts_of, written
 from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
-from utcompile.deploy.references import Expected, references, trace_sizes
+from utcompile.deploy.references import Expected, references, refined, trace_sizes
 from utcompile.deploy.runtime import session
 from utcompile.deploy.tasks import export_tasks
 from utcompile.deploy.translate import translate
-from utcompile.deploy.written import ExportResult, Options, check_file, finish, fixed_sizes, proven
+from utcompile.deploy.written import ExportResult, Options, check_file, finish, fixed_sizes
 from utcompile.errors import UtcError, check_type
 from utcompile.files import draft, path_of, reported
 
@@ -179,7 +179,8 @@ def write(model: nn.Module, call: Call, path: Path, beside: Path, options: Optio
     if options.dtype == "float16-weights":
         notes += store_in_half(program.model)
     fixed = fixed_sizes(call)
-    axes = tuple(axis if axis.name == BATCH else proven(axis, expected) for axis in axes)
+    with as_shipped(model):
+        axes = tuple(axis if axis.name == BATCH else refined(model, call, axis, expected) for axis in axes)
     facts = {
         **facts_of(model),
         "axes": [axis.to_dict() for axis in axes],

@@ -293,7 +293,11 @@ class OnnxModel:
         return self.sizes(feeds).get(BATCH, 1)
 
     def smallest(self, batch: int | None = None) -> dict[str, Tensor]:
-        """Inputs of zeros, of the smallest sizes that the file takes, or at another batch."""
+        """Inputs of zeros, of the smallest sizes that the file takes, or at another batch.
+
+        Raises:
+            UtcError: the file has another batch, which is fixed; or an input is no tensor of numbers.
+        """
         low = {axis.name: axis.low for axis in self.axes} | ({BATCH: batch} if batch else {})
         found = {}
         for entry in self.session.get_inputs():
@@ -306,8 +310,21 @@ class OnnxModel:
                     code="onnx/inputs",
                 )
             sizes = [size if isinstance(size, int) else low.get(size, 1) for size in entry.shape]
+            if batch is not None and not any(BATCH in other.shape for other in self.session.get_inputs()):
+                sizes = self._with_batch(entry, sizes, batch)
             found[entry.name] = torch.zeros(sizes, dtype=DTYPES[entry.type])
         return found
+
+    def _with_batch(self, entry: ort.NodeArg, sizes: list[int], batch: int) -> list[int]:
+        """Sizes with a batch in front, in a file that another program wrote, or where the batch is fixed."""
+        if entry.shape and isinstance(entry.shape[0], int) and entry.shape[0] != batch:
+            raise UtcError(
+                f"input {entry.name!r} takes no batch of {batch}: it is of shape {tuple(entry.shape)}",
+                where=str(self.path),
+                fix=f"measure at {entry.shape[0]}",
+                code="onnx/inputs",
+            )
+        return [batch, *sizes[1:]] if sizes else sizes
 
     def __repr__(self) -> str:
         return f"OnnxModel({str(self.path)!r}: ({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}))"

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from utcompile.deploy.call import Call
 from utcompile.errors import GuardError, UtcError
 
 _BATCH_SIZES = (1, 3, 8)
+_FACTORS = (1, 2, 4, 8, 16, 32)  # of the step of the guards, in which a model may run
 _TRIES = 6  # sizes of an axis that are tried until one runs
 _MOST = 2**22  # numbers in an input at the largest size that is tried, or 16 times the example's
 
@@ -104,6 +105,31 @@ def _at_other_sizes(model: nn.Module, call: Call, axis: Axis, seed: int) -> list
     return found
 
 
+def refined(model: nn.Module, call: Call, axis: Axis, expected: Sequence[Expected]) -> Axis:
+    """An axis from the smallest size on at which the model runs, in the steps in which it runs.
+
+    A model that halves a size and joins the halves fails at some sizes by itself, and no guard says so.
+    """
+    seen = [one.sizes[axis.name] for one in expected]
+    axis = replace(axis, low=max(axis.low, min(seen)))
+    steps = (axis.step * factor for factor in _FACTORS)
+    step = next((step for step in steps if _runs(model, call, axis, step)), axis.step)
+    fits = all((size - axis.low) % step == 0 for size in [*seen, axis.example])
+    return replace(axis, step=step) if fits else axis
+
+
+def _runs(model: nn.Module, call: Call, axis: Axis, step: int) -> bool:
+    """Whether the model runs one step above the example's size, or below it where that is the largest."""
+    size = axis.example + step
+    if axis.high is not None and size > axis.high:
+        size = axis.example - step
+    try:
+        _drawn(model, call, {axis.name: size}, 0)
+    except UtcError:
+        return size < axis.low
+    return True
+
+
 def _small(axis: Axis) -> list[int]:
     """Sizes from the smallest on, in growing steps."""
     found, size = [axis.low], axis.low
@@ -123,7 +149,8 @@ def _large(axis: Axis, call: Call) -> list[int]:
         if name == axis.name
     )
     room = max(_MOST, 16 * most * axis.example) // most
-    sizes = [*([axis.high] if axis.high else []), 2 * axis.example + axis.step, axis.example + axis.step]
+    odd = [2 * axis.example + axis.step, axis.example + axis.step, 2 * axis.example]
+    sizes = [*([axis.high] if axis.high else []), *odd]
     return [n for n in sizes if axis.example < n <= min(room, 4096)]
 
 

@@ -19,7 +19,7 @@ from utcompile.deploy.half import store_in_half
 from utcompile.deploy.metadata import facts_of, written
 from utcompile.deploy.onnx_model import OnnxModel
 from utcompile.deploy.parity import ParityReport, check_batch_sizes
-from utcompile.deploy.references import references, trace_sizes
+from utcompile.deploy.references import references, refined, trace_sizes
 from utcompile.deploy.task_axes import CLASSES, Varying, axes_in, fits, heads_of, outputs_along, sizes_in, with_one_more
 from utcompile.deploy.task_files import (
     ADAPTER,
@@ -48,7 +48,7 @@ from utcompile.deploy.task_values import (
     serialized,
 )
 from utcompile.deploy.translate import translate
-from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes, proven
+from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
@@ -139,7 +139,8 @@ def export_tasks(
         set_defaults(program.model, defaults)
         _check_readers(program.model, lives)
         notes += _slow(program.model, lives)
-    axes = tuple(a if a.name == BATCH else proven(a, expected) for a in bounded(tuned, call.sizes))
+    with as_shipped(tuned):
+        axes = tuple(a if a.name == BATCH else refined(tuned, call, a, expected) for a in bounded(tuned, call.sizes))
     fixed, guards = fixed_sizes(call), guards_in_words(tuned)
     facts = {
         **facts_of(tuned),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -110,11 +110,6 @@ def fixed_sizes(call: Call) -> tuple[str, ...]:
         for dim, size in enumerate(tensor.shape)
         if dim not in shape
     )
-
-
-def proven(axis: Axis, expected: Sequence[Expected]) -> Axis:
-    """An axis from the smallest size on at which the model runs."""
-    return replace(axis, low=max(axis.low, min(one.sizes[axis.name] for one in expected)))
 
 
 def check_file(written: Path, call: Call, expected: Sequence[Expected]) -> onnx.ModelProto:

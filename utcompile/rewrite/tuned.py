@@ -112,17 +112,18 @@ class TunedModule(UtcGraphModule):
     def prepare_base(self) -> None:
         """Generate the base's `forward`, once."""
         if self.__dict__.get("_base_of") is not self.base_graph:
-            self.__dict__["_base_forward"] = type(self._base_module()).forward
+            self.__dict__["_base_forward"] = type(self.base_module()).forward
             self.__dict__["_base_of"] = self.base_graph
 
-    def _base_module(self) -> fx.GraphModule:
+    def base_module(self) -> fx.GraphModule:
+        """The base as a separate module, without tuners; it shares the parameters."""
         graph = self._originals().redirected(self.base_graph)
         quote_keywords(graph)
         return fx.GraphModule(self, graph)
 
     def _replicate_for_data_parallel(self) -> fx.GraphModule:
         """A replica runs in a thread that sees no context: it is made of the graph that is chosen here."""
-        replica = self._base_module() if is_off(self._switch) else super()._replicate_for_data_parallel()
+        replica = self.base_module() if is_off(self._switch) else super()._replicate_for_data_parallel()
         replica.__dict__["_is_replica"] = True
         return replica
 
