@@ -50,6 +50,14 @@ class Model:
             before += self.kept[i]
         return highest
 
+    def least(self) -> frozenset[int]:
+        """Every unit that can run again, without those whose running again raises the peak."""
+        chosen = self.every
+        for unit in sorted(self.every, key=lambda i: self.savings[i]):
+            fewer = chosen - {unit}
+            chosen = fewer if self.peak(fewer) < self.peak(chosen) else chosen
+        return chosen
+
     def within(self, budget: int) -> frozenset[int] | None:
         """The units whose running again takes the least work for a peak up to a budget; None where none suffice."""
         need = self.peak(frozenset()) - budget
