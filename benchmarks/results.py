@@ -4,7 +4,7 @@
     python -m benchmarks.results --part digits        one part alone
     python -m benchmarks.results --only-page          write the page from what is there
 
-What has been run is kept in `results-output/`, so the command goes on where it stopped.
+What has been run is kept in `results-output/` (`--out`), so the command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class Part:
     title: str
     methods: tuple[str, ...]
     budget: Budget
-    make: Callable[[], Task]
+    make: Callable[[Path], Task]
     note: str = ""
 
 
-def _images(name: str, write: Callable[[Path], None], size: int, notes: str) -> Task:
+def _images(name: str, write: Callable[[Path], None], size: int, notes: str, out: Path) -> Task:
     """A task of images in an `.npz` file with validation and test data."""
-    OUT.mkdir(exist_ok=True)
-    path = OUT / f"{name}.npz"
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.npz"
     if not path.exists():
         write(path)
     how: dict[str, Any] = {"input_size": (3, size, size)}
@@ -141,22 +141,21 @@ def write_mnist(path: Path) -> None:
 
 def write_fashion(path: Path) -> None:
     """800 of the 60,000 pictures of clothes in the Debian package `dataset-fashion-mnist`."""
-    folder = next((found for found in _FASHION if found.is_dir()), None)
-    if folder is None:
+    if not _FASHION.is_dir():
         raise UtcError(
             "Fashion-MNIST is not there",
-            where=" or ".join(map(str, _FASHION)),
+            where=str(_FASHION),
             fix="apt-get install dataset-fashion-mnist",
             code="data/not-found",
         )
-    with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
+    with gzip.open(_FASHION / "train-images-idx3-ubyte.gz") as file:
         x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    with gzip.open(folder / "train-labels-idx1-ubyte.gz") as file:
+    with gzip.open(_FASHION / "train-labels-idx1-ubyte.gz") as file:
         y = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
     np.savez_compressed(path, **_split(x, y, (200, 100, 500)))
 
 
-_FASHION = (Path("/usr/share/datasets/fashion-mnist"), OUT / "fashion-mnist")
+_FASHION = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
 _SHORT = (
     "A run has 100 steps. `res_tuning/bypass` needs more: its side network starts at random, and its last state "
     "replaces that of the backbone, where `side/lst` joins it."
@@ -173,8 +172,8 @@ def _image_part(name: str, title: str, write: Callable[[Path], None]) -> Part:
 
 def _text_part(kind: str) -> Part:
     """MiniLM on 200 snippets to train on, 100 to validate, 400 to test."""
-    budget = Budget(epochs=3, batch_size=20, lrs=(1e-4, 1e-3, 5e-3), schedule="onecycle")
-    return Part(f"MiniLM on {kind}", TEXT_METHODS, budget, partial(text_task, kind, OUT, (200, 100, 400)))
+    budget = Budget(epochs=3, batch_size=20, lrs=(3e-4, 2e-3, 1e-2), schedule="onecycle")
+    return Part(f"MiniLM on {kind}", TEXT_METHODS, budget, partial(text_task, kind, (200, 100, 400)))
 
 
 PARTS = {
@@ -217,7 +216,7 @@ def count(out: Path) -> None:
         trained, _ = tuned.trainable_parameters()
         rows.append({"rules": rules, "parameters": trained, "paper": printed, "loss": float(loss.detach())})
         print(f"{COUNTS}: {rules} {trained:,}", file=sys.stderr, flush=True)
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
@@ -225,7 +224,7 @@ class _Enough(Exception):
     """The time of this call is over; the next one goes on."""
 
 
-def run(name: str, part: Part, until: float) -> None:
+def run(name: str, part: Part, out: Path, until: float) -> None:
     """Run a part's methods until it is done or the time is over."""
 
     def say(text: str) -> None:
@@ -233,16 +232,16 @@ def run(name: str, part: Part, until: float) -> None:
         if time.monotonic() > until:
             raise _Enough
 
-    Methods(OUT / name, part.make(), part.budget, say=say).run(part.methods)
+    Methods(out / name, part.make(out), part.budget, say=say).run(part.methods)
 
 
-def _attempt(name: str, until: float) -> None:
+def _attempt(name: str, out: Path, until: float) -> None:
     """Run a part; one whose data or model is not there is reported, and the others go on."""
     try:
         if name == COUNTS:
-            count(OUT)
+            count(out)
         else:
-            run(name, PARTS[name], until)
+            run(name, PARTS[name], out, until)
     except UtcError as error:
         print(f"{name}: {error}", file=sys.stderr)
 
@@ -253,17 +252,18 @@ def main() -> None:
     parser.add_argument("--part", choices=[*PARTS, COUNTS], action="append", help="this part alone")
     parser.add_argument("--minutes", type=float, default=15.0, help="stop after so many; the next call goes on")
     parser.add_argument("--only-page", action="store_true", help="write the page from what is there")
+    parser.add_argument("--out", type=Path, default=OUT, help="the folder of what has been run")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     given = parser.parse_args()
     until = time.monotonic() + 60 * given.minutes
     if not given.only_page:
         try:
             for name in given.part or [COUNTS, *PARTS]:
-                _attempt(name, until)
+                _attempt(name, given.out, until)
         except _Enough:
             print("the time is over; the same command goes on", file=sys.stderr)
     titles, methods = {n: p.title for n, p in PARTS.items()}, {n: p.methods for n, p in PARTS.items()}
-    write_page(given.page, OUT, titles, methods, {n: p.note for n, p in PARTS.items()})
+    write_page(given.page, given.out, titles, methods, {n: p.note for n, p in PARTS.items()})
     print(given.page)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,10 @@ def read_part(folder: Path, methods: Sequence[str]) -> Comparison | None:
         return None
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     seeds = known["settings"]["seeds"]
-    names = {field.name for field in fields(Result)}
     every: dict[str, list[Result]] = {}
     for file in sorted(folder.glob("runs/*/*/result.json")):
         entry = json.loads(file.read_text(encoding="utf-8"))
-        every.setdefault(entry["method"], []).append(Result(**{k: v for k, v in entry.items() if k in names}))
+        every.setdefault(entry["method"], []).append(Result.of(entry))
     results: list[Result] = []
     for method in methods:
         runs = every.get(method, [])
@@ -175,7 +173,7 @@ def _said(title: str, rows: Mapping[str, Row]) -> str:
     same, other, open_ = [], [], 0
     for i, low in enumerate(known):
         for high in known[i + 1 :]:
-            a, b = rows[low].accuracy, rows[high].accuracy
+            a, b = rows[low].value, rows[high].value
             if a.most < b.least:
                 same.append((low, high))
             elif b.most < a.least:

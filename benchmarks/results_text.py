@@ -57,7 +57,7 @@ class Tokens(Dataset[object]):
         return self.ids[index], self.labels[index]
 
 
-def text_task(kind: str, out: Path, sizes: tuple[int, int, int]) -> Task:
+def text_task(kind: str, sizes: tuple[int, int, int], out: Path) -> Task:
     """A task of one of the four sets: is the mean human rating above zero?"""
     folder = _model_folder()
     texts, labels = _snippets(_source(out), SETS[kind])

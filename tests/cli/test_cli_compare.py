@@ -71,14 +71,14 @@ def test_a_table_with_paired_differences_and_what_does_not_fit(tmp_path):
     assert found.measured_on == "test"
     base, lora, full = found.rows()
     assert base.difference is None and base.seeds == lora.seeds == (0, 1)
-    by_seed = {(r.method, r.seed): r.accuracy for r in found.results}
+    by_seed = {(r.method, r.seed): r.value for r in found.results}
     differences = [by_seed["lora/all_linear", s] - by_seed["probe/linear", s] for s in (0, 1)]
     assert (lora.difference.least, lora.difference.most) == (min(differences), max(differences))
     assert base.parameters == 34 < lora.parameters < full.parameters == sum(p.numel() for p in Blocks().parameters())
     assert base.is_shared and not full.is_shared
-    assert set(found.tried["full"]) == {"0.001", "0.03"} and full.accuracy.mean > 0.8
+    assert set(found.tried["full"]) == {"0.001", "0.03"} and full.value.mean > 0.8
     lines = list(csv.DictReader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
-    assert len(lines) == 6 and float(lines[0]["accuracy"]) == found.results[0].accuracy
+    assert len(lines) == 6 and float(lines[0]["accuracy"]) == found.results[0].value
 
 
 def test_an_interrupted_comparison_goes_on_with_the_same_figures(tmp_path):
@@ -102,7 +102,7 @@ def test_an_interrupted_comparison_goes_on_with_the_same_figures(tmp_path):
     assert len(kept) == 2
 
     def figures(found):
-        return [(r.method, r.seed, r.lr, r.accuracy, r.validation, r.epoch) for r in found.results]
+        return [(r.method, r.seed, r.lr, r.value, r.validation, r.epoch) for r in found.results]
 
     assert figures(again) == figures(whole)
 
@@ -190,3 +190,70 @@ def test_compare_writes_a_page_and_runs_that_other_verbs_open(tmp_path):
     said = parsed("report", run)
     result = json.loads((run / "result.json").read_text())
     assert said["accuracy"] == pytest.approx(result["validation"]) and not said["notes"]
+
+
+def test_a_rate_at_which_the_loss_is_not_finite_is_not_chosen(tmp_path, monkeypatch):
+    fit = compare_methods.fit
+
+    def failing(model, *args, **options):
+        if options["lr"] > 1:
+            raise UtcError("the loss is nan at step 3", code="train/loss")
+        return fit(model, *args, **options)
+
+    monkeypatch.setattr(compare_methods, "fit", failing)
+    budget = Budget(epochs=1, batch_size=16, lrs=(3e-2, 1e9), seeds=(0, 1))
+    found = Methods(tmp_path / "out", task(), budget, latency="none").run(["probe/linear"])
+    assert not found.left_out and [r.lr for r in found.results] == [3e-2, 3e-2]
+    assert found.tried["probe/linear"]["1e+09"] is None
+    assert "not finite" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+RULES = 'version: 1\nname: mine\ntrain: ["parameter:{}"]\n'
+
+
+def test_a_rule_file_that_has_changed_is_run_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    budget, mine = Budget(epochs=1, batch_size=16, seeds=(0,)), tmp_path / "mine.yaml"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine.yaml").write_text(RULES.format("head.weight"))
+    mine.write_text(RULES.format("head.bias"))
+    names = ["mine.yaml", "a/mine.yaml"]
+    first = Methods(tmp_path / "out", task(), budget, latency="none").run(names)
+    assert [row.parameters for row in first.rows()] == [2, 32]
+    mine.write_text(RULES.format("head.**"))
+    again = Methods(tmp_path / "out", task(), budget, latency="none").run(names)
+    assert [row.parameters for row in again.rows()] == [34, 32]
+
+
+def test_values_of_several_methods_fit_together_or_the_last_ones_run_alone(tmp_path):
+    data = task().data
+    samples = len(data.train) + len(data.validation) + 32
+    # the head reads 16 numbers of each sample, the last layer 32 and 16 others
+    last = tmp_path / "last.yaml"
+    last.write_text(RULES.format("blocks.3.2.**"))
+    budget = Budget(epochs=1, batch_size=16, seeds=(0,))
+    methods = Methods(tmp_path / "out", task(), budget, latency="none", cache=4 * 48 * samples)
+    found = methods.run(["probe/linear", str(last)])
+    assert [row.is_shared for row in found.rows()] == [True, False]
+
+
+def test_a_model_that_is_not_exported_leaves_the_others_their_latency(tmp_path, monkeypatch):
+    from utcompile.cli import speeds
+
+    export = speeds.export_onnx
+
+    def failing(model, path, example):
+        if path.name == "1.onnx":
+            raise UtcError("an operation has no equal in ONNX", code="export/failed")
+        return export(model, path, example)
+
+    monkeypatch.setattr(speeds, "export_onnx", failing)
+    budget = Budget(epochs=1, batch_size=16, seeds=(0,))
+    found = Methods(tmp_path / "out", task(), budget).run(["probe/linear", "full"])
+    assert set(found.latencies) == {"base", "full"} and "Not measured: probe/linear (an operation" in found.engine
+
+
+def test_results_of_an_earlier_version_are_read():
+    entry = {"method": "full", "seed": 0, "accuracy": 0.5, "validation": 0.6, "lr": 1e-3, "epoch": 1, "seconds": 1.0}
+    found = compare_methods.Result.of({**entry, "parameters": 3, "saved_bytes": 4, "unknown": 1})
+    assert found.value == 0.5 and not found.is_shared

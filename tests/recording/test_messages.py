@@ -25,10 +25,29 @@ class By(nn.Module):
         return x * self.number(x.shape[0])
 
 
+def compilable_check(condition: bool, message: str) -> int:
+    """As transformers names its own."""
+    if not condition:
+        raise ValueError(message)
+    return len(message)
+
+
+def ensure(condition: bool, *, message: str) -> None:
+    compilable_check(condition, message)
+
+
+def validate_rows(condition: bool, message: str, kind: type[Exception]) -> None:
+    if not condition:
+        raise kind(message)
+
+
 def told(n: int) -> float:
     assert n < 4000, f"too many: {n}"
     torch._assert(n < 4000, f"too many: {n}")
     torch._check(n < 4000, lambda: f"too many: {n}")
+    compilable_check(n < 4000, f"too many: {n}")
+    ensure(n < 4000, message=f"too many: {n}")
+    validate_rows(n < 4000, f"too many: {n}", ValueError)
     logger.debug("%s rows", n)
     logger.debug(
         f"{n} rows"  # over several lines
@@ -55,6 +74,18 @@ def of_an_assertion(n: int) -> float:
     return 1.0
 
 
+def of_a_check(n: int) -> float:
+    return 1.0 + compilable_check(n < 4000, f"{n}")  # the length of the text
+
+
+def checkpoint(run: Callable[[str], float], text: str) -> float:
+    return run(text)
+
+
+def of_a_checkpoint(n: int) -> float:
+    return checkpoint(lambda text: float(text[-1]), f"{n}")
+
+
 def key(n: int) -> float:
     return {"2": 1.0, "3": 1.0, "5": 1.0}.get(f"{n}", 2.0)
 
@@ -65,7 +96,7 @@ def test_the_text_of_a_message_is_no_guard(capsys: pytest.CaptureFixture[str]) -
     assert [g.relation for g in captured.guards] == ["B <= 3999"]
 
 
-@pytest.mark.parametrize("number", [first_digit, last_digit, of_an_assertion, key])
+@pytest.mark.parametrize("number", [first_digit, last_digit, of_an_assertion, of_a_check, of_a_checkpoint, key])
 def test_any_other_text_of_a_size_is(number: Callable[[int], float]) -> None:
     model = By(number)
     captured = utc.capture(model, torch.randn(3, 4))

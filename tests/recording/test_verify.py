@@ -223,6 +223,74 @@ def test_no_message_advises_to_switch_the_check_off_where_the_model_is_determini
     assert "the model is deterministic" in str(caught.value) and "verify" not in str(caught.value)
 
 
+# --- the rounding of other kernels ------------------------------------------------------------------------------------------
+
+
+class AddsInAnotherOrder(Linear):
+    """The same sum by another kernel where it is traced (Dia: a causal mask that its eager forward leaves out)."""
+
+    def forward(self, x: T, y: T | None = None) -> T:
+        wide = self.linear(x).repeat(1, 999) * torch.linspace(0.1, 7, 4 * 999)
+        return wide.sum(-1) if type(x) is T else wide.flip(-1).cumsum(-1)[:, -1]
+
+
+class AddsInFloat32(Linear):
+    """It names float32 on the way, as norms of language models do."""
+
+    def forward(self, x: T, y: T | None = None) -> T:
+        wide = self.linear(x).to(torch.float32).repeat(1, 999) * torch.linspace(0.1, 7, 4 * 999)
+        return (wide.float().sum(-1) if type(x) is T else wide.float().flip(-1).cumsum(-1)[:, -1]).to(x.dtype)
+
+
+class WritesItsSum(AddsInAnotherOrder):
+    """The rounding is in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: T, y: T | None = None) -> T:
+        self.seen.copy_(super().forward(x).mean())
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("verify", ["values", "full"])
+@pytest.mark.parametrize("kind", [AddsInAnotherOrder, AddsInFloat32, WritesItsSum])
+def test_other_roundings_are_no_difference_and_are_reported(kind: type[nn.Module], verify: str) -> None:
+    model = kind().eval()
+    captured = utc.capture(model, X, verify=verify)
+    assert "the same in float64, with other roundings at the example inputs" in captured.report.verified
+    torch.testing.assert_close(captured(X * 2), model(X * 2), rtol=1e-5, atol=1e-5)
+    assert all(p.dtype == torch.float32 for m in (model, captured) for p in m.parameters())
+
+
+class AnotherEpsilon(Linear):
+    """Traced, it has another constant: as small as roundings, and the same in float64."""
+
+    def forward(self, x: T, y: T | None = None) -> T:
+        return self.linear(x) + (0.0 if type(x) is T else 3e-7)
+
+
+class AnotherEpsilonInANorm(Linear):
+    def forward(self, x: T, y: T | None = None) -> T:
+        return F.layer_norm(self.linear(x).to(torch.float32), (4,), eps=1e-5 if type(x) is T else 1.1e-5)
+
+
+class OnlyInFloat32(AddsInAnotherOrder):
+    """Whether it is rounding cannot be seen: it does not run in float64."""
+
+    def forward(self, x: T, y: T | None = None) -> T:
+        assert self.linear.weight.dtype == torch.float32 or type(x) is not T
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [AnotherEpsilon, AnotherEpsilonInANorm, OnlyInFloat32])
+def test_a_difference_as_small_as_roundings_that_may_be_none_is_refused(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(utc.UtcError, match=r"output 0 of the capture differs from the model's by \d"):
+        utc.capture(kind().eval(), X)
+
+
 class Unrepeatable(Linear):
     """A source of numbers that no seed reaches."""
 

@@ -319,6 +319,40 @@ class PositionCache(Base):
         return self.linear(x) + self.previous[: x.shape[1]]
 
 
+class BufferCache(Base):
+    """A cache in a registered buffer, which it replaces (ConViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1, 1), persistent=False)
+
+    def forward(self, x: T) -> T:
+        if self.table.shape[0] != x.shape[1]:
+            self.table = torch.eye(x.shape[1]).to(x.dtype)
+        return self.linear(x) @ self.table
+
+
+class UnsetBufferCache(Base):
+    """The same in a buffer that is None before the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", None)
+
+    def forward(self, x: T) -> T:
+        if self.table is None:
+            self.table = self.linear.weight.detach().tril()
+        return self.linear(x) @ self.table
+
+
+class BufferShown(Base):
+    """A buffer that is replaced in each call, and that no code here reads."""
+
+    def forward(self, x: T) -> T:
+        self.mean = x.mean(0)
+        return self.linear(x)
+
+
 class Logs(Base):
     def forward(self, x: T) -> T:
         self.log.append(self.linear(x))
@@ -357,7 +391,8 @@ class HooksItself(Base):
 
 UNREAD: dict[type[Base], tuple[str, ...]] = {
     Shows: ("previous",), Counts: ("n",), Sizes: ("n", "step"), BiasCache: ("cache['bias']",),
-    PositionCache: ("n", "previous"), Moves: ("mean",), HooksItself: ("hooks of its modules", "hooked", "log"), Logs: ("log", "box.seen"),
+    PositionCache: ("n", "previous"), Moves: ("mean",), BufferCache: ("table",),
+    UnsetBufferCache: ("table",), BufferShown: ("mean",), HooksItself: ("hooks of its modules", "hooked", "log"), Logs: ("log", "box.seen"),
     GlobalLog: ("support.state_toys.LOG", "support.state_toys.TABLE['last']"),
 }  # fmt: skip
 

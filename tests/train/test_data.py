@@ -173,7 +173,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
         {"x": X, "y": Y + 0.5},
         "y is float64\n  fix: give integers from 0 on: y.astype(np.int64)",
     ),
-    "one-hot": ({"x": X, "y": np.eye(4)[Y]}, "y is of shape (8, 4)\n  fix: give one integer a sample: (N,)"),
+    "one-hot": ({"x": X, "y": np.eye(4)[Y]}, "y is of shape (8, 4)\n  fix: give one integer per sample: (N,)"),
     "gaps": (
         {"x": X, "y": Y * 2},
         "the labels leave gaps: 4 distinct values up to 6\n  why: without training samples: 1, 3, 5\n"

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.options import InputSize, Json, Model, NumClasses, Weights, examples, size_of
-from utcompile.errors import UtcError
+from utcompile.cli.complete import choices
+from utcompile.cli.early import check_data, check_model, check_packages
+from utcompile.cli.options import (
+    Example,
+    InputShapes,
+    InputSize,
+    Json,
+    Model,
+    NumClasses,
+    Weights,
+    examples,
+    given,
+    size_of,
+)
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
     from utcompile.report.comparison import Comparison
 
 EXAMPLES = examples(
     "utcompile compare -m timm:vit_small_patch16_224 -d photos/ -r probe/linear,lora/all_linear,u_tuning/dual -o cmp/",
     "utcompile compare -m demo:efficientnet_lite0 -d digits.npz -r probe/linear,bitfit/biases,full --seeds 3 -o cmp/",
     "utcompile compare -m timm:resnet18 -d data.npz -r probe/linear,lora/all_conv --lr 1e-3,3e-3,1e-2 -o cmp/",
+    "utcompile compare -m hf:bert/ --task text -d reviews.csv -r probe/linear,lora/all_linear --metric f1 -o cmp/",
 )
 LATENCIES = ("onnx", "torch", "none")
+TASKS = ("classify", "multilabel", "regress", "segment", "text", "custom")
 
 
 def compare(
     model: Model,
     data: Annotated[
-        Path, typer.Option("--data", "-d", metavar="DATA", help="A folder of class folders, or an .npz file.")
+        Path,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DATA",
+            help="As for train: a folder, a table (.csv .tsv .jsonl), an .npz file, or file.py:function.",
+        ),
     ],
     rules: Annotated[
         list[str],
@@ -48,6 +62,12 @@ def compare(
             "--out", "-o", metavar="FOLDER", help="The folder to write; one of an unfinished comparison goes on."
         ),
     ],
+    task: Annotated[
+        str, typer.Option(help="classify, multilabel, regress, segment, text, custom.", autocompletion=choices(*TASKS))
+    ] = "classify",
+    metric: Annotated[
+        str | None, typer.Option(help="The metric that is compared; by default the first one of the task.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each method gets.")] = 3,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
@@ -61,6 +81,24 @@ def compare(
     weights: Weights = None,
     pretrained: Annotated[bool, typer.Option(help="Fetch the library's pretrained weights.")] = True,
     input_size: InputSize = None,
+    input_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of a table: the path or the text.")] = None,
+    label_column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of a table: the label; several for labels of 0 and 1.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The local folder of a tokenizer; of an hf: model, its own.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Of texts, in tokens.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="Of a custom task: loss(output, target).")
+    ] = None,
+    metrics_function: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.py:NAME", help="Of a custom task: metrics(outputs, targets) returns a dict."),
+    ] = None,
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Of the metric of a custom task.")] = False,
+    example: Example = None,
+    input_shapes: InputShapes = None,
     latency: Annotated[str, typer.Option(help="Of the folded models: onnx, torch or none.")] = "onnx",
     cache: Annotated[float, typer.Option(min=0, help="GB for values of the frozen backbone that methods share.")] = 4.0,
     json: Json = False,
@@ -70,38 +108,49 @@ def compare(
     FOLDER/comparison.html, .csv and .json have the table. Methods that do not fit the model are listed, the others go
     on. Interrupted, the same command goes on where it stopped.
     """
-    from utcompile.cli.compare_methods import Budget, Methods, Task
-    from utcompile.cli.models import ModelChoice
-    from utcompile.train import load_data
-    from utcompile.train.needs import check_accelerate
-
-    check_accelerate()
-    if latency not in LATENCIES:
-        raise typer.BadParameter(f"{latency!r} is none of {', '.join(LATENCIES)}", param_hint="--latency")
-    budget = Budget(epochs, batch_size, rates_of(lr), tuple(range(seeds)), weight_decay, schedule)
+    check_packages()
     names = [name for text in rules for name in text.split(",") if name]
     if not names:
         raise typer.BadParameter("no rules are named", param_hint="--rules")
-    choice = ModelChoice(model, num_classes, str(weights) if weights else None, pretrained, 0, size_of(input_size))
-    how: dict[str, Any] = asdict(choice.preset())
-    loaded = load_data(data, **how, seed=0)
-    with _test_data(data, how) as test:
-        if choice.num_classes is None and choice.source.takes_num_classes():
-            choice = replace(choice, num_classes=loaded.num_classes)
-        output.progress(str(loaded))
+    rates = rates_of(lr)
+    for value, known, option in ((latency, LATENCIES, "--latency"), (task, TASKS, "--task")):
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
+    check_model(model)
+    data = Path(absolute(str(data)))
+    check_data(data, task)
 
-        def extra(seed: int) -> dict[str, object]:
-            return {"model": choice.as_dict(), "data": str(data.resolve()), "classes": list(loaded.class_names)}
+    from utcompile.cli.compare_data import compared_task
+    from utcompile.cli.compare_methods import Budget, Methods
+    from utcompile.cli.hf import with_head
+    from utcompile.cli.models import ModelChoice
+    from utcompile.cli.train_data import READING
 
-        task = Task(
-            lambda seed: replace(choice, seed=seed).build(),
-            (choice.example(),),
-            loaded,
-            test,
-            {"model": choice.as_dict(), "data": str(data.resolve())},
-            extra,
-        )
-        methods = Methods(out, task, budget, latency=latency, cache=1e9 * cache, say=output.progress)
+    budget = Budget(epochs, batch_size, rates, tuple(range(seeds)), weight_decay, schedule)
+    choice = ModelChoice(
+        with_head(model, task),
+        num_classes,
+        str(weights) if weights else None,
+        pretrained,
+        0,
+        size_of(input_size),
+        **given(example, input_shapes),
+    )
+    reading = {
+        **READING,
+        "task": task,
+        "input_column": input_column,
+        "label_column": list(label_column or ()),
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "check": False,
+        "loss": loss and absolute(loss),
+        "metrics_function": metrics_function and absolute(metrics_function),
+        "lower_is_better": lower_is_better,
+    }
+    with compared_task(choice, data, reading, (metric,) if metric else ()) as compared:
+        output.progress(str(compared.data))
+        methods = Methods(out, compared, budget, latency=latency, cache=1e9 * cache, say=output.progress)
         found = methods.run(names)
     if json:
         output.emit(found.to_dict())
@@ -109,16 +158,22 @@ def compare(
     _show(found, out)
 
 
+def absolute(text: str) -> str:
+    """`file.py:function` with the file's whole path; other paths as they are."""
+    file, colon, name = text.rpartition(":")
+    return f"{Path(file).resolve()}:{name}" if colon and file.endswith(".py") else text
+
+
 def _show(found: Comparison, out: Path) -> None:
     from rich.table import Table
 
-    from utcompile.report.comparison import HEADS, cells, notes_of
+    from utcompile.report.comparison import cells, heads, notes_of
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, head in enumerate(HEADS):
+    for index, head in enumerate(heads(found.metric)):
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
     for row in found.rows():
-        table.add_row(*cells(row))
+        table.add_row(*cells(row, found.metric))
     output.stdout().print(table)
     for note in notes_of(found):
         output.say(note, "dim")
@@ -136,40 +191,3 @@ def rates_of(text: str) -> tuple[float, ...]:
     if not found or not all(0 < rate < float("inf") for rate in found):
         raise typer.BadParameter(f"{text!r} is no list of learning rates; give e.g. 1e-3,5e-3", param_hint="--lr")
     return found
-
-
-@contextmanager
-def _test_data(path: Path, how: dict[str, Any]) -> Iterator[Dataset[object] | None]:
-    """The test part of data that have a validation part too; read as validation data are, with all checks."""
-    import numpy as np
-
-    from utcompile.train import load_data
-
-    with tempfile.TemporaryDirectory() as folder:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                names = set(file.files)
-                if not {"x_val", "x_test", "y_test", "x_train", "y_train"} <= names:
-                    yield None
-                    return
-                parts = {k: file[k] for k in ("x_train", "y_train", "x_test", "y_test")}
-            made = Path(folder) / "test.npz"
-            np.savez(made, **parts)
-            yield load_data(made, **how, seed=0).validation
-            return
-        held = [path / name for name in ("val", "validation") if (path / name).is_dir()]
-        if not (held and (path / "train").is_dir() and (path / "test").is_dir()):
-            yield None
-            return
-        try:
-            for name, source in (("train", path / "train"), ("val", path / "test")):
-                (Path(folder) / name).symlink_to(source.resolve(), target_is_directory=True)
-        except OSError as error:
-            raise UtcError(
-                "the test data cannot be read next to the validation data",
-                where=str(path / "test"),
-                why=str(error),
-                fix="compare on the validation data: move the folder `test` away",
-                code="data/not-found",
-            ) from error
-        yield load_data(Path(folder), **how, seed=0).validation

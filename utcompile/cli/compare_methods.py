@@ -9,32 +9,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader, Dataset
 
 import utcompile as utc
 from utcompile.cli.frozen_forward import FrozenForward, Shareable, shareable
+from utcompile.cli.kept_bytes import kept_bytes
 from utcompile.cli.speeds import onnx_engine, onnx_speeds, torch_engine, torch_speeds
 from utcompile.errors import UtcError
 from utcompile.files import replace_file, reported
 from utcompile.plan import Plan
-from utcompile.report.comparison import Comparison, Result, comparison_page, csv_of
+from utcompile.report.comparison import Comparison, Result, comparison_page, csv_of, shown
 from utcompile.rewrite import TunedModule
 from utcompile.rules import RuleSet
-from utcompile.train import Data, accuracy, fit
+from utcompile.train import Data, fit
+from utcompile.train.metrics import measure
 from utcompile.train.task_file import TaskFile
+from utcompile.train.tasks import Task as Goal
 from utcompile.train.tasks import make_task
 
 FULL = "full"  # the name of full fine-tuning among methods
 _FULL_RULES = 'version: 1\nname: full\ndescription: Full fine-tuning.\ntrain: ["parameter:**"]\n'
 _LINE = 120
+_BATCH = 64  # of measuring
 RESULT, TABLE, CSV, PAGE = "result.json", "comparison.json", "comparison.csv", "comparison.html"
 
 
@@ -70,9 +74,12 @@ class Task:
         build: the model for a seed: the backbone is the same for all, new heads differ.
         example: inputs of the model.
         data: one split.
-        test: what accuracy is measured on; None for the validation data.
+        test: what methods are measured on; None for the validation data.
         about: the model and the data as plain data; a comparison is resumed with the same.
         extra: what the manifest of a run must say so that it can be opened again, by seed.
+        goal: the loss and the metrics, of which the first is compared; those of the data by default.
+        reading: how the data were read, for the manifest.
+        prepare: called with the folder of a run before its first epoch.
     """
 
     build: Callable[[int], nn.Module]
@@ -82,6 +89,19 @@ class Task:
     about: Mapping[str, object] | None = None
     extra: Callable[[int], Mapping[str, object]] | None = None
     channels_last: bool = True
+    goal: Goal | None = None
+    reading: Mapping[str, object] = field(default_factory=dict)
+    prepare: Callable[[Path], object] = lambda run: None
+
+
+def folder_name(method: str) -> str:
+    """The folder of a method's runs; that of a rule file has its digest, so that no run of old rules is taken."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in method)
+    if method == FULL or not Path(method).is_file():
+        return safe
+    rules = RuleSet.load(method)
+    text = json.dumps([str(Path(method).resolve()), rules.text, dict(rules.included)])
+    return f"{safe}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 def rules_named(name: str) -> RuleSet:
@@ -112,11 +132,13 @@ class Methods:
         self.out, self.task, self.budget, self.latency, self.say = out, task, budget, latency, say
         self.settings = {**(task.about or {}), **_plain(asdict(budget))}
         self.left_out: dict[str, str] = {}
-        self.tried: dict[str, dict[str, float]] = {}
+        self.tried: dict[str, dict[str, float | None]] = {}
+        self.goal = task.goal or make_task(task.data)
         self._claim()
         self.captured = utc.capture(task.build(0), task.example)
         self.frozen = FrozenForward(self.captured, task.data, [task.test] if task.test is not None else [], cache)
         self.heads: dict[int, dict[str, Tensor]] = {}
+        self.sharing: set[str] = set()
 
     def run(self, names: Sequence[str]) -> Comparison:
         """Run what has not been run, and write the table.
@@ -149,6 +171,7 @@ class Methods:
             measured_on="test" if self.task.test is not None else "validation",
             forward_seconds=self.frozen.seconds,
             tried=self.tried,
+            metric=self.goal.metrics[0],
         )
         found = self._with_latencies(found, plans)
         self._write(found)
@@ -200,52 +223,69 @@ class Methods:
         return plans
 
     def _fill(self, plans: Mapping[str, Plan]) -> None:
-        """The values of the backbone that methods with runs to do read, in one pass."""
-        names: list[str] = []
-        for name, plan in plans.items():
-            if all(self._done(name, seed, lr) for seed, lr in self._first_runs()) and self._is_complete(name):
-                continue
-            method = self._shareable(plan.apply())
-            if method is not None:
-                names += method.names
-        if names:
-            self.say(f"one frozen forward of {self.frozen.samples:,} samples for all that read the backbone alone")
-            self.frozen.fill(names, self.task.channels_last)
+        """Choose which methods share values of the backbone, and compute those of methods with runs to do, in one pass.
 
-    def _shareable(self, tuned: TunedModule) -> Shareable | None:
-        method = shareable(tuned, self.captured)
-        return method if method is not None and self.frozen.has_room(method.names) else None
+        The choice does not depend on what has been run, so a comparison that goes on gives the same figures.
+        """
+        read: list[str] = []
+        needed: list[str] = []
+        for name, plan in plans.items():
+            try:
+                method = shareable(plan.apply(), self.captured)
+            except UtcError:
+                continue  # running it says why
+            if method is None or not self.frozen.has_room([*read, *method.names]):
+                continue
+            read += method.names
+            self.sharing.add(name)
+            needed += [] if self._is_complete(name) else method.names
+        if needed:
+            self.say(f"one frozen forward of {self.frozen.samples:,} samples for all that read the backbone alone")
+            self.frozen.fill(needed, self.task.channels_last)
 
     def _first_runs(self) -> list[tuple[int, float]]:
         return [(self.budget.seeds[0], lr) for lr in self.budget.lrs]
 
     def _is_complete(self, name: str) -> bool:
-        lr = self._best(name)
-        return all(self._done(name, seed, lr) for seed in self.budget.seeds)
+        runs = [*self._first_runs(), *((seed, self._best(name)) for seed in self.budget.seeds)]
+        return all(self._done(name, seed, lr) is not None for seed, lr in runs)
 
     def _best(self, name: str) -> float:
-        """The rate with the best validation accuracy at the first seed; the first of equals."""
-        found = {lr: self._done(name, seed, lr) for seed, lr in self._first_runs()}
-        self.tried[name] = {f"{lr:g}": r.validation for lr, r in found.items() if r is not None}
-        return max(self.budget.lrs, key=lambda lr: r.validation if (r := found[lr]) is not None else -1.0)
+        """The rate with the best validation figure at the first seed; the first of equals."""
+        found = {lr: r for seed, lr in self._first_runs() if (r := self._done(name, seed, lr)) is not None}
+        self.tried[name] = {f"{lr:g}": r.validation if (r := found.get(lr)) else None for lr in self.budget.lrs}
+        better = max if self.goal.higher else min
+        return better(found, key=lambda lr: found[lr].validation) if found else self.budget.lrs[0]
 
     def _method(self, name: str, plan: Plan) -> list[Result]:
-        for seed, lr in self._first_runs():
-            self._run(name, plan, seed, lr)
+        self._try_rates(name, plan)
         lr = self._best(name)
         return [self._run(name, plan, seed, lr) for seed in self.budget.seeds]
 
+    def _try_rates(self, name: str, plan: Plan) -> None:
+        """Run the first seed with every rate; one at which the loss is not finite is not chosen."""
+        failed: list[UtcError] = []
+        for seed, lr in self._first_runs():
+            try:
+                self._run(name, plan, seed, lr)
+            except UtcError as error:
+                if error.code != "train/loss":
+                    raise
+                failed.append(error)
+                self.say(f"{name}, seed {seed}, lr {lr:g}: {_why(error)}")
+        if len(failed) == len(self.budget.lrs):
+            raise failed[0]
+
     def _folder(self, name: str, seed: int, lr: float) -> Path:
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-        return self.out / "runs" / safe / f"seed-{seed}-lr-{lr:g}"
+        return self.out / "runs" / folder_name(name) / f"seed-{seed}-lr-{lr:g}"
 
     def _done(self, name: str, seed: int, lr: float) -> Result | None:
         path = self._folder(name, seed, lr) / RESULT
         if not path.is_file():
             return None
         try:
-            return Result(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return Result.of(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, AttributeError):
             return None  # it was not written whole by us: the run is finished, and its result is measured again
 
     def _run(self, name: str, plan: Plan, seed: int, lr: float) -> Result:
@@ -254,29 +294,31 @@ class Methods:
             return known
         folder = self._folder(name, seed, lr)
         tuned = self._tuned(plan, seed)
-        method = self._shareable(tuned)
+        method = shareable(tuned, self.captured) if name in self.sharing else None
         model, data, test = self._on(tuned, method)
-        saved_bytes = _saved_bytes(model, data, self.budget.batch_size)
+        saved_bytes = kept_bytes(model, data, self.budget.batch_size)
         extra = dict(self.task.extra(seed)) if self.task.extra is not None else {}
         training = {k: v for k, v in asdict(self.budget).items() if k not in ("lrs", "seeds")}
         training = {**training, "lr": lr, "seed": seed}
+        said = {**training, "metrics": list(self.goal.metrics), "augment": False, **self.task.reading}
         result = fit(
             model,
             data,
             out=folder,
-            save=partial(utc.save_tuners, tuned, extra={**extra, "training": {**training, "augment": False}}),
+            save=partial(utc.save_tuners, tuned, extra={**extra, "training": said}),
             load=partial(utc.load_tuners, tuned),
             resume=(folder / "last").is_dir(),
             channels_last=self.task.channels_last,
-            prepare=lambda run: TaskFile.of(self.task.data, make_task(self.task.data)).write(run),
+            task=self.goal,
+            prepare=self._prepare,
             **training,
         )
-        measured = result.best_accuracy if test is None else accuracy(model, test)
+        measured = result.best if test is None else self._measured(model, test, data)
         found = Result(
             name,
             seed,
             measured,
-            result.best_accuracy,
+            result.best,
             lr,
             result.best_epoch,
             round(result.seconds, 2),
@@ -286,8 +328,16 @@ class Methods:
         )
         with reported("the result cannot be written", folder / RESULT):
             replace_file(folder / RESULT, _json(asdict(found)))
-        self.say(f"{name}, seed {seed}, lr {lr:g}: {measured:.2%} ({result.seconds:.0f} s)")
+        self.say(f"{name}, seed {seed}, lr {lr:g}: {shown(measured, self.goal.metrics[0])} ({result.seconds:.0f} s)")
         return found
+
+    def _measured(self, model: nn.Module, test: Dataset[object], data: Data) -> float:
+        batches = DataLoader(test, _BATCH, collate_fn=data.collate)
+        return measure(model, batches, self.goal)[self.goal.metrics[0]]
+
+    def _prepare(self, run: Path) -> None:
+        TaskFile.of(self.task.data, self.goal).write(run)
+        self.task.prepare(run)
 
     def _on(self, tuned: TunedModule, method: Shareable | None) -> tuple[nn.Module, Data, Dataset[object] | None]:
         """What trains, and on what."""
@@ -325,40 +375,22 @@ class Methods:
                 self.say(f"{row.method} is measured unfolded: {_why(error)}")
                 models[row.method] = tuned.eval()
         self.say(f"latency of {len(models)} models")
-        measure, engine = (onnx_speeds, onnx_engine) if self.latency == "onnx" else (torch_speeds, torch_engine)
-        speeds = {speed.name: round(speed.median, 4) for speed in measure(models, self.task.example)}
-        base = f" The model without tuners: {speeds['base']:.2f} ms."
-        return replace(found, latencies=speeds, engine=engine() + base)
+        refused: dict[str, UtcError] = {}
+        if self.latency == "onnx":
+            measured, engine = onnx_speeds(models, self.task.example, refused.__setitem__), onnx_engine()
+        else:
+            measured, engine = torch_speeds(models, self.task.example), torch_engine()
+        speeds = {speed.name: round(speed.median, 4) for speed in measured}
+        if "base" in speeds:
+            engine += f" The model without tuners: {speeds['base']:.2f} ms."
+        engine += "".join(f" Not measured: {name} ({_why(error)})." for name, error in refused.items())
+        return replace(found, latencies=speeds, engine=engine)
 
     def _write(self, found: Comparison) -> None:
         with reported("the comparison cannot be written", self.out):
             replace_file(self.out / CSV, csv_of(found).encode())
             replace_file(self.out / PAGE, comparison_page(found).encode())
             replace_file(self.out / TABLE, _json(found.to_dict()))
-
-
-def _saved_bytes(model: nn.Module, data: Data, batch_size: int) -> int:
-    """The bytes that one sample's forward keeps for backward, parameters and buffers apart; measured on a batch."""
-    collate: Any = getattr(data, "collate", None)
-    inputs, _ = next(iter(DataLoader(data.train, batch_size, collate_fn=collate)))
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
-    mode = model.training
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return saved
-
-    model.train()
-    try:
-        with torch.random.fork_rng(devices=[]), saved_tensors_hooks(keep, lambda saved: saved):
-            output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-        del output
-    finally:
-        model.train(mode)
-    return sum(storage.nbytes() for storage in kept.values()) // len(inputs)
 
 
 def _why(error: UtcError) -> str:

@@ -83,10 +83,11 @@ def evaluate_run(
     trust: bool,
 ) -> tuple[Evaluation, str]:
     """Measure a run; returns the figures, and what was read."""
-    from torch.utils.data import ConcatDataset, DataLoader
+    from torch.utils.data import DataLoader
 
     from utcompile.cli.runs import open_run
-    from utcompile.cli.training import CODE, READING, fitted, read_data, task_of
+    from utcompile.cli.train_data import CODE, READING, read_data, task_of
+    from utcompile.cli.train_texts import fitted
     from utcompile.rewrite import read_manifest
     from utcompile.train.evaluation import evaluate_model
     from utcompile.train.renumbered import Renumbered, with_classes
@@ -110,14 +111,13 @@ def evaluate_run(
     opened = open_run(run, model, weights, trust)
     path = data_path or Path(manifest["data"])
     augment = False if reading["task"] != "custom" else None
-    data, tokenizer = read_data(opened.choice, path, reading, int(training.get("seed", 0)), augment, run)
+    seed = int(training.get("seed", 0))
+    data, tokenizer = read_data(opened.choice, path, reading, seed, augment, run, measured=data_path is not None)
     if tokenizer is not None:
         data = fitted(data, opened.tuned, tokenizer, opened.choice.spec)
     classes = tuple(str(name) for name in manifest.get("classes") or data.class_names)
+    chosen = Renumbered(data.validation, data, classes)
     whole = data_path is not None and data.drawn
-    parts: list[Any] = [data.train, data.validation] if whole else [data.validation]
-    renamed = [Renumbered(part, data, classes) for part in parts]
-    chosen: Any = ConcatDataset(renamed) if whole else renamed[0]
     said = f"{len(chosen)} samples of {path}{'' if whole else ', its validation part'}"
     output.progress(said)
     task = run_task(run, task_of(with_classes(data, classes), reading, {**training, "class_weights": "none"}))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,11 +15,12 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 import utcompile as utc
 from utcompile.errors import UtcError
-from utcompile.graph import GraphView, UtcGraphModule, flops, info, tensor, value_of
+from utcompile.graph import GraphView, Size, UtcGraphModule, flops, info, tensor, value_of
 from utcompile.memory.segments import out_of_place
 from utcompile.modes import evaluating
 from utcompile.rewrite import TunedModule
 from utcompile.train import Data
+from utcompile.train.metrics import called
 
 _MOST = 0.25  # of the model's FLOPs in what trains: of more, the frozen forward is not most of the work
 
@@ -72,6 +74,7 @@ class FrozenForward:
     budget: float = 4e9
     seconds: float = 0.0
     values: dict[str, Tensor] = field(default_factory=dict)
+    targets: list[Tensor] = field(default_factory=list)
 
     @property
     def parts(self) -> list[Dataset[object]]:
@@ -83,13 +86,24 @@ class FrozenForward:
         """Of all datasets."""
         return sum(map(_length, self.parts))
 
+    @cached_property
+    def tokens(self) -> int:
+        """The length that all texts are padded to: that of the longest; 0 where samples are no texts."""
+        if self.data.task != "text":
+            return 0
+        return max(len(next(iter(inputs.values()))) for part in self.parts for inputs, _ in _samples(part))
+
     def has_room(self, names: Sequence[str]) -> bool:
-        """Whether the values of these names fit, with those of methods before."""
+        """Whether the values of these names fit."""
         nodes = {node.name: node for node in self.captured.graph.nodes}
-        each = sum(
-            prod(tensor(nodes[name]).sizes(1)) * tensor(nodes[name]).dtype.itemsize for name in {*names, *self.values}
-        )
+        each = sum(self._bytes(nodes[name]) for name in set(names))
         return each * self.samples <= self.budget
+
+    def _bytes(self, node: fx.Node) -> int:
+        """Of one sample's value, where each size that is not the batch's is at most that of the longest text."""
+        value = tensor(node)
+        each = zip(value.shape[1:], value.sizes(1)[1:], strict=True)
+        return prod(max(self.tokens, n) if isinstance(d, Size) else n for d, n in each) * value.dtype.itemsize
 
     def fill(self, names: Sequence[str], channels_last: bool = False) -> None:
         """Compute the values that are missing, in one pass."""
@@ -97,31 +111,40 @@ class FrozenForward:
         if not missing:
             return
         started, at = time.perf_counter(), 0
-        model = _up_to(self.captured, missing)
-        collate: Any = getattr(self.data, "collate", None)
-        loader: Any = DataLoader(ConcatDataset(self.parts), 64, collate_fn=collate)
+        model, targets, kept = _up_to(self.captured, missing), list[Tensor](), dict[str, Tensor]()
+        loader: DataLoader[object] = DataLoader(ConcatDataset(self.parts), 64, collate_fn=self._collate())
         with evaluating(model):
-            for inputs, _ in loader:
-                found: Any = model(*_inputs(inputs, channels_last))
+            for inputs, wanted in cast(Iterable[tuple[Any, Tensor]], loader):
+                found = cast(tuple[Tensor, ...], called(model, _placed(inputs, channels_last)))
+                targets.append(wanted)
                 for name, value in zip(missing, found, strict=True):
-                    if name not in self.values:
-                        self.values[name] = value.new_empty((self.samples, *value.shape[1:]))
-                    self.values[name][at : at + len(value)] = value
-                at += len(found[0])
+                    if name not in kept:
+                        kept[name] = value.new_empty((self.samples, *value.shape[1:]))
+                    kept[name][at : at + len(value)] = value
+                at += len(wanted)
+        self.values |= kept
+        self.targets = [torch.cat(targets)]
         self.seconds += time.perf_counter() - started
+
+    def _collate(self) -> Callable[[list[Any]], object] | None:
+        """Makes batches; of texts, all of one length."""
+        if not self.tokens:
+            return self.data.collate
+        tokens: Any = self.data.train.tokens  # type: ignore[attr-defined]
+        return partial(tokens.batch, length=self.tokens)
 
     def model(self, method: Shareable) -> nn.Module:
         """A module from rows of the data to the model's output."""
         return _OnRows(method.rest, [self.values[name] for name in method.names])
 
     def rows(self) -> tuple[Data, list[Dataset[object]]]:
-        """The data as rows, for `model`."""
+        """The data as rows, for `model`; after `fill`."""
         starts, at = [], 0
         for part in self.parts:
-            starts.append(_Rows(part, at))
+            starts.append(_Rows(self.targets[0][at : at + _length(part)], at))
             at += _length(part)
         train, validation, *more = starts
-        return Data(train, validation, self.data.num_classes, self.data.class_names), list(more)
+        return replace(self.data, train=train, validation=validation, collate=None), list(more)
 
 
 class _OnRows(nn.Module):
@@ -134,35 +157,30 @@ class _OnRows(nn.Module):
 
 
 class _Rows(Dataset[object]):
-    """The labels of a dataset, with its rows among all."""
+    """The targets of a dataset, with its rows among all."""
 
-    def __init__(self, dataset: Any, start: int) -> None:
-        self.labels, self.start = _labels(dataset), start
+    def __init__(self, targets: Tensor, start: int) -> None:
+        self.targets, self.start = targets, start
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self.start + index, self.labels[index]
-
-
-def _labels(dataset: Any) -> list[int]:
-    for name in ("y", "labels"):
-        if hasattr(dataset, name):
-            return [int(label) for label in getattr(dataset, name)]
-    if hasattr(dataset, "samples"):
-        return [int(label) for _, label in dataset.samples]
-    return [int(dataset[i][1]) for i in range(len(dataset))]
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return self.start + index, self.targets[index]
 
 
-def _length(dataset: Any) -> int:
-    return len(dataset)
+def _length(dataset: Dataset[object]) -> int:
+    return len(cast(Sized, dataset))
 
 
-def _inputs(inputs: Any, channels_last: bool) -> tuple[Any, ...]:
+def _samples(dataset: Dataset[object]) -> Iterator[tuple[Mapping[str, Any], object]]:
+    return (cast(tuple[Mapping[str, Any], object], dataset[i]) for i in range(_length(dataset)))
+
+
+def _placed(inputs: Any, channels_last: bool) -> Any:
     if isinstance(inputs, Tensor) and inputs.ndim == 4 and channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return tuple(inputs) if isinstance(inputs, list) else inputs
 
 
 def _up_to(captured: UtcGraphModule, names: Sequence[str]) -> UtcGraphModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from utcompile.deploy import export_onnx, latency
 from utcompile.deploy.timing import in_turns
+from utcompile.errors import UtcError
 from utcompile.report import Speed
 
 _SECONDS = 4.0  # for each model
@@ -40,13 +41,22 @@ def torch_speeds(models: Mapping[str, nn.Module], example: Any) -> list[Speed]:
     ]
 
 
-def onnx_speeds(models: Mapping[str, nn.Module], example: Any) -> list[Speed]:
-    """Latencies of one sample in ONNX Runtime, of files that are proven equal and then removed."""
+def onnx_speeds(
+    models: Mapping[str, nn.Module], example: Any, refused: Callable[[str, UtcError], object]
+) -> list[Speed]:
+    """Latencies of one sample in ONNX Runtime, of files that are proven equal and then removed.
+
+    Args:
+        refused: called for each model that is not exported, which the others are measured without.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for index, (name, model) in enumerate(models.items()):
-            files[name] = export_onnx(model.eval(), Path(folder) / f"{index}.onnx", example).path
-        found = latency(files, example)
+            try:
+                files[name] = export_onnx(model.eval(), Path(folder) / f"{index}.onnx", example).path
+            except UtcError as error:
+                refused(name, error)
+        found = latency(files, example) if files else {}
     return [Speed(name, s.median, s.lower, s.upper, s.ratio) for name, s in found.items()]
 
 

@@ -6,12 +6,11 @@ forward here is the same call, bit for bit; the backward is `grad · w / √(var
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utcompile.graph.context import Context
 from utcompile.graph.observed import runs_plainly
 
 
@@ -46,7 +45,7 @@ def affine_batch_norm(
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         x: torch.Tensor,
         mean: torch.Tensor,
         variance: torch.Tensor,
@@ -59,7 +58,7 @@ class _Affine(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         variance, weight = ctx.saved_tensors
         exact = torch.promote_types(grad.dtype, torch.float32)  # a half is rounded once, at the end
         factor = (variance.to(exact) + ctx.eps).rsqrt()

@@ -22,6 +22,7 @@ from utcompile.graph.node_info import info
 from utcompile.graph.spellings import FUNCTIONS, METHODS, Spelling, spelling_of_module
 from utcompile.ops import Trait, having
 
+Attributes = Mapping[str, Any]  # of a call, by schema name
 ACTIVATIONS = having(Trait.ACTIVATION)
 
 
@@ -41,7 +42,7 @@ class Operation:
 
     name: str
     inputs: tuple[fx.Node, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     operands: Mapping[str, fx.Node] = field(default_factory=dict, compare=False)
 
@@ -230,7 +231,7 @@ def _arguments(node: fx.Node, spelling: Spelling) -> dict[str, Argument]:
     return given
 
 
-def _finished(spelling: Spelling, attributes: dict[str, Any], weight: tuple[Any, ...]) -> dict[str, Any]:
+def _finished(spelling: Spelling, attributes: Attributes, weight: tuple[Any, ...]) -> dict[str, Any]:
     """Attributes as every spelling gives them."""
     result = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()} | dict(spelling.fixed)
     if spelling.spatial:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, reduce
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,13 +173,14 @@ MODULES: Mapping[type, Spelling] = MappingProxyType(modules)
 
 
 @cache
-def function_of(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., torch.Tensor]:
     """The function of torch that is an operation, of `torch.nn.functional` where there is one.
 
     >>> function_of("conv2d") is F.conv2d, function_of("einsum") is torch.einsum
     (True, True)
     """
-    return next(value for kind, value in _spelled_by(name) if kind == "function")
+    found = next(value for kind, value in _spelled_by(name) if kind == "function")
+    return cast(Callable[..., torch.Tensor], found)
 
 
 @cache
@@ -189,10 +190,11 @@ def module_of(name: str) -> type[nn.Module] | None:
     >>> module_of("silu"), module_of("add")
     (<class 'torch.nn.modules.activation.SiLU'>, None)
     """
-    return next((value for kind, value in _spelled_by(name) if kind == "module"), None)
+    found = (value for kind, value in _spelled_by(name) if kind == "module")
+    return next((value for value in found if isinstance(value, type)), None)
 
 
-def _spelled_by(name: str) -> Iterator[tuple[str, Any]]:
+def _spelled_by(name: str) -> Iterator[tuple[str, object]]:
     for _, words in ROWS[name].spellings:
         for word in words.split():
             yield from spelled(word)

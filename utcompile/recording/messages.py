@@ -20,9 +20,9 @@ from utcompile.recording.source import own_frame
 _SHOWN = re.compile(
     r"_?(print|pprint|log|debug|info|warn(ing)?(_once)?|error|exception|critical|\w+Error|\w+Warning|Exception)$"
 )
-_CHECKED = re.compile(
-    r"_?(assert\w*|check\w*|\w+Error|\w+Warning|Exception)$"
-)  # the first argument may be the condition
+# calls whose first argument may be the condition; those that check something stand alone, as statements
+_CHECKS = re.compile(r"(\w*_)?(assert\w*|(check|verify|validate|require|ensure|expect)s?(_\w+)?)$")
+_ERROR = re.compile(r"(\w+Error|\w+Warning|Exception)$")
 _MODULES = ("logging", "warnings")
 
 
@@ -33,12 +33,12 @@ def in_message() -> bool:
         return False
     if frame.f_globals.get("__name__", "").partition(".")[0] in _MODULES:
         return True
-    around = [*_around(frame), None]
-    return any(_is_message(outer, inner) for outer, inner in itertools.pairwise(around))
+    around = [None, *_around(frame), None]
+    return any(_is_message(*three) for three in zip(around, around[1:], around[2:], strict=False))
 
 
-def _is_message(outer: ast.AST | None, inner: ast.AST | None) -> bool:
-    """Whether one node of a syntax tree is the text of the node around it; None: the node around it makes the text."""
+def _is_message(statement: ast.AST | None, outer: ast.AST | None, inner: ast.AST | None) -> bool:
+    """Whether a node of a syntax tree is the text of the node around it, which another one is around."""
     if isinstance(outer, ast.Raise):
         return True
     if isinstance(outer, ast.Assert):
@@ -48,7 +48,8 @@ def _is_message(outer: ast.AST | None, inner: ast.AST | None) -> bool:
     name = outer.func.attr if isinstance(outer.func, ast.Attribute) else getattr(outer.func, "id", "")
     if _SHOWN.match(name):
         return not _is_of_numbers(outer.func)
-    return bool(_CHECKED.match(name)) and inner not in (None, *outer.args[:1])
+    checks = _ERROR.match(name) or (_CHECKS.match(name) and isinstance(statement, ast.Expr))
+    return bool(checks) and inner not in (None, *outer.args[:1])
 
 
 def _is_of_numbers(function: ast.AST) -> bool:

@@ -6,9 +6,10 @@ random numbers, is put back after it, and is compared too.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from utcompile.graph import UtcGraphModule, every_name
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.graph.values_kept import values_kept
 from utcompile.recording.bounds import equal, why_not
+from utcompile.recording.double import ROUNDED, SMALL, InFloat64, error, in_float64
 from utcompile.recording.inputs import Inputs
 from utcompile.recording.layouts import comparable
 from utcompile.recording.mode import in_mode, trainable_as
@@ -29,6 +31,7 @@ from utcompile.recording.watch import Watch, lasting_error
 
 T = torch.Tensor
 _EXAMPLE = "at the example inputs"
+_UNRECORDED = ", a size that was not recorded"
 _SMALL = 2**16  # numbers in the inputs
 _FAST = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
@@ -54,19 +57,22 @@ def check(model: nn.Module, captured: UtcGraphModule, inputs: Inputs, verify: st
         if other is not None and verify != "full" and not _is_cheap(inputs, other):
             other = None
         if other is not None:
-            both.compare([inputs.at(other.sizes)], f"at {other}, a size that was not recorded")
+            both.compare([inputs.at(other.sizes)], f"at {other}{_UNRECORDED}")
         if watch.assigned or both.written:
             both.compare_calls(inputs.arguments, inputs.at(other.sizes) if other else inputs.arguments)
         if verify != "full":
-            return "values at the example inputs" + (f" and at {other}" if other else "")
+            return "values at the example inputs" + (f" and at {other}" if other else "") + both.by_rounding()
         samples = plan_samples(inputs.symbols, follow=False)
         for i, sample in enumerate(samples[:: max(1, len(inputs.symbols))]):
             both.compare([inputs.at(sample.sizes)], f"at {sample}", gradients=i == 0)
     if captured.follows_mode:
         with in_mode(model, training=True) as own:
-            _Both(own, captured.train(), inputs, watch).compare([inputs.arguments], "in training", gradients=True)
+            trained = _Both(own, captured.train(), inputs, watch)
+            trained.compare([inputs.arguments], "in training", gradients=True)
+            both.rounded += trained.rounded
         captured.eval()
-    return "values and gradients at several sizes" + (", in both modes" if captured.follows_mode else "")
+    modes = ", in both modes" if captured.follows_mode else ""
+    return f"values and gradients at several sizes{modes}{both.by_rounding()}"
 
 
 def _is_cheap(inputs: Inputs, sample: Sample) -> bool:
@@ -96,10 +102,13 @@ class _Both:
     def __init__(self, model: nn.Module, captured: nn.Module, inputs: Inputs, watch: Watch) -> None:
         self.model, self.captured, self.inputs, self.watch = model, captured, inputs, watch
         self.written: dict[str, None] = {}  # names of what the model's calls write into
+        self.rounded: list[str] = []  # the calls in which they differ by roundings, which vanish in float64
         self._fast = any(isinstance(m, _FAST) for m in model.modules())
 
     def compare(self, calls: Sequence[dict[str, object]], what: str, *, gradients: bool = False) -> bool:
         """Compare outputs, gradients and written state: bit for bit on a CPU, elsewhere within rounding.
+
+        A difference on a CPU that vanishes in float64 is the rounding of other kernels, and is noted.
 
         At sizes of our own making a model may refuse the values, and a guard of the capture too; there is nothing to
         compare then.
@@ -134,9 +143,33 @@ class _Both:
                 "the capture fails", where=where, why=f"{type(error).__name__}: {error}", code="capture/differs"
             ) from error
         difference = _difference(expected, found)
+        if difference is not None and self._is_rounding(expected, found, calls):
+            self.rounded.append(what)
+            difference = _difference(*(replace(o, outputs=[], written={}) for o in (expected, found)))
         if difference is not None:
             raise self._error(difference, what, expected, calls, gradients)
         return True
+
+    def by_rounding(self) -> str:
+        """Where the two differ by roundings, for the report."""
+        if not self.rounded:
+            return ""
+        first, *rest = self.rounded
+        where = first.removesuffix(_UNRECORDED) + (" and elsewhere" if rest else "")
+        return f"; the same in float64, with other roundings {where}"
+
+    def _is_rounding(self, expected: _Outcome, found: _Outcome, calls: Sequence[dict[str, object]]) -> bool:
+        """Whether a difference is small, and vanishes in float64."""
+        if not _is_within(expected, found, SMALL):
+            return False
+        try:
+            model, captured = (copy.deepcopy(m).double() for m in (self.model, self.captured))
+            twice, given = _Both(model, captured, self.inputs, self.watch), [in_float64(c) for c in calls]
+            with InFloat64():
+                expected, found = (twice._run(module, given, gradients=False) for module in (model, captured))
+        except Exception:  # a model that cannot be copied, or does not run in float64, proves nothing
+            return False
+        return _is_within(expected, found, ROUNDED)
 
     def compare_calls(self, first: dict[str, object], second: dict[str, object]) -> None:
         """A series of calls, each in the state that the one before it left; the second call may be refused.
@@ -199,7 +232,10 @@ class _Both:
                     self._call(module, arguments, gradients, outcome)
                 # outputs in memory that is put back must be copied first
                 outcome.outputs = [o.clone() if memory.shares(o) else o for o in outcome.outputs]
-                outcome.written = _written(dict(every_name(module)), before, memory.is_written)
+                now = {
+                    n: t for n, t in every_name(module) if n not in self.watch.assigned
+                }  # caches, and what is unread
+                outcome.written = _written(now, before, memory.is_written)
                 return outcome
         finally:
             own.put_back()
@@ -262,6 +298,15 @@ class _Difference:
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{self.name} of the capture is {b.dtype} {list(b.shape)}, the model's {a.dtype} {list(a.shape)}"
         return f"{self.name} of the capture differs from the model's {self.short()}"
+
+
+def _is_within(expected: _Outcome, found: _Outcome, bound: float) -> bool:
+    """Whether outputs and written state differ by no more than a share of their largest values."""
+    if len(expected.outputs) != len(found.outputs) or expected.written.keys() != found.written.keys():
+        return False
+    pairs = list(zip(expected.outputs, found.outputs, strict=True))
+    pairs += [(t, found.written[name]) for name, t in expected.written.items()]
+    return all(equal(a, b) or (a.is_floating_point() and error(a, b) <= bound) for a, b in pairs)
 
 
 def _difference(expected: _Outcome, found: _Outcome) -> _Difference | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from utcompile.errors import UtcError
+from utcompile.train.mask_classes import check_classes
 from utcompile.train.tasks import IGNORED
 
 HELD_OUT = ("val", "test")
@@ -81,16 +82,23 @@ def array_targets(path: Path, name: str, y: np.ndarray, task: str, size: Sequenc
     return y.astype(np.float32)
 
 
-def facts_of_targets(path: Path, parts: Sequence[np.ndarray], task: str) -> dict[str, Any]:
-    """Names, counts and the standard of training targets, as fields of `Data`."""
+def facts_of_targets(path: Path, parts: Sequence[np.ndarray], task: str, *, measured: bool = False) -> dict[str, Any]:
+    """Names, counts and the standard of training targets, as fields of `Data`.
+
+    Args:
+        measured: the data is measured and not trained on, so it may lack classes, and samples to train on.
+    """
     train, held = parts
-    if not len(train) or not len(held):
+    if not len(held) or (not len(train) and not measured):
         raise UtcError("there is no sample", where=str(path), code="data/not-found")
+    if not len(train):
+        train = held
     if task == "segment":
-        classes = max(int(part[part != IGNORED].max(initial=0)) for part in parts) + 1
+        counted = np.sum([np.bincount(part.ravel(), minlength=IGNORED + 1) for part in parts], axis=0)[:IGNORED]
+        classes = int(np.flatnonzero(counted).max(initial=0)) + 1
+        if not measured:
+            check_classes(set(np.flatnonzero(counted).tolist()), classes, path)
         counts = np.bincount(train.ravel(), minlength=IGNORED + 1)[:classes]
-        if classes < 2:
-            raise UtcError("all pixels of all masks are of one class", where=str(path), code="data/labels")
         return {"class_names": tuple(map(str, range(classes))), "counts": tuple(counts.tolist())}
     if train.shape[1] != held.shape[1]:
         raise UtcError(
@@ -100,8 +108,16 @@ def facts_of_targets(path: Path, parts: Sequence[np.ndarray], task: str) -> dict
         )
     names = tuple(map(str, range(train.shape[1])))
     if task == "multilabel":
+        if not measured and not train.any(0).all():
+            missing = int(train.any(0).argmin())
+            raise UtcError(
+                f"no training sample has the label {missing}",
+                where=str(path),
+                fix="give more samples, or leave out the label",
+                code="data/labels",
+            )
         return {"class_names": names, "counts": tuple(train.sum(0).astype(int).tolist())}
     mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    if (std == 0).any():
+    if (std == 0).any() and not measured:
         raise UtcError(f"all values of target {int(std.argmin())} are the same", where=str(path), code="data/labels")
     return {"class_names": names, "standard": (tuple(mean.tolist()), tuple(std.tolist()))}

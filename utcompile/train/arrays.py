@@ -18,7 +18,7 @@ from utcompile.errors import UtcError, did_you_mean
 from utcompile.train.array_sizes import check_sizes
 from utcompile.train.array_targets import array_targets, facts_of_targets, need_arrays, split_arrays
 from utcompile.train.dataset import Data, Preprocessing
-from utcompile.train.split import stratified
+from utcompile.train.split import check_several, stratified
 
 HELD_OUT = ("val", "test")
 MODES = ("bicubic", "bilinear", "nearest")
@@ -70,8 +70,11 @@ class Images(Dataset[tuple[Tensor, Any]]):
         return list(targets)
 
 
-def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "classify") -> Data:
+def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "classify", measured: bool = False) -> Data:
     """Read an `.npz` file; see `load_data` for what it contains.
+
+    Args:
+        measured: the data is measured and not trained on, so it may lack classes, and need not be split.
 
     Raises:
         UtcError: not an `.npz`, missing keys, pickled objects, wrong ranks, lengths, channels, ranges or labels.
@@ -84,7 +87,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "class
         )
     arrays = read_arrays(path)
     if task != "classify":
-        return _other(path, arrays, how, seed, task)
+        return _other(path, arrays, how, seed, task, measured)
     if "x_train" in arrays or "y_train" in arrays:
         held = next((name for name in HELD_OUT if f"x_{name}" in arrays or f"y_{name}" in arrays), None)
         if held is None:
@@ -100,10 +103,11 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "class
             )
     else:
         x, y = _checked(path, arrays, "x", "y", how)
-        train, validation = stratified(y, seed)
+        train, validation = stratified(y, seed, whole=measured)
         x, y, x_held, y_held = x[train], y[train], x[validation], y[validation]
-    present, classes = np.unique(y), int(y.max()) + 1
-    if len(present) != classes:
+    classes = int(max(labels.max(initial=0) for labels in (y, y_held))) + 1
+    present = np.unique(y)
+    if len(present) != classes and not measured:
         missing = sorted(set(range(classes)) - set(present.tolist())) if classes < 10_000 else []
         raise UtcError(
             f"the labels leave gaps: {len(present)} distinct values up to {classes - 1}",
@@ -113,6 +117,8 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "class
             code="data/labels",
         )
     names = tuple(str(label) for label in range(classes))
+    if not measured:
+        check_several(names, path)
     return Data(
         Images(x, y, how),
         Images(x_held, y_held, how),
@@ -124,7 +130,7 @@ def load_arrays(path: Path, how: Preprocessing, *, seed: int, task: str = "class
     )
 
 
-def _other(path: Path, arrays: dict[str, np.ndarray], how: Preprocessing, seed: int, task: str) -> Data:
+def _other(path: Path, arrays: dict[str, np.ndarray], how: Preprocessing, seed: int, task: str, measured: bool) -> Data:
     """Data of the tasks other than `classify`: `y` is `(N, K)` of 0 and 1, of numbers, or `(N, H, W)` of classes."""
     (x, y), held = split_arrays(path, arrays)
     parts = []
@@ -140,9 +146,9 @@ def _other(path: Path, arrays: dict[str, np.ndarray], how: Preprocessing, seed: 
         parts.append((images, targets))
     images, targets = parts[0]
     if len(parts) == 1:
-        kept, rest = stratified(np.zeros(len(images), dtype=int), seed)
+        kept, rest = stratified(np.zeros(len(images), dtype=int), seed, whole=measured)
         parts = [(images[kept], targets[kept]), (images[rest], targets[rest])]
-    facts = facts_of_targets(path, [targets for _, targets in parts], task)
+    facts = facts_of_targets(path, [targets for _, targets in parts], task, measured=measured)
     train, validation = (Images(images, targets, how) for images, targets in parts)
     return Data(
         train,
@@ -252,13 +258,15 @@ def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1:
         raise UtcError(
-            f"{name} is of shape {y.shape}", where=str(path), fix="give one integer a sample: (N,)", code="data/shape"
+            f"{name} is of shape {y.shape}", where=str(path), fix="give one integer per sample: (N,)", code="data/shape"
         )
     if y.dtype.kind not in "iu":
         raise UtcError(
             f"{name} is {y.dtype}",
             where=str(path),
-            fix=f"give integers from 0 on: {name}.astype(np.int64)",
+            fix=f"number the classes from 0 on: np.unique({name}, return_inverse=True)[1]"
+            if y.dtype.kind in "USO"
+            else f"give integers from 0 on: {name}.astype(np.int64)",
             code="data/shape",
         )
     if y.size and y.min() < 0:
@@ -267,5 +275,9 @@ def _labels(path: Path, name: str, y: np.ndarray) -> np.ndarray:
             where=str(path),
             fix="number the classes from 0 on",
             code="data/labels",
+        )
+    if y.size and y.max() > np.iinfo(np.int64).max:
+        raise UtcError(
+            f"{name} has the label {y.max()}", where=str(path), fix="number the classes from 0 on", code="data/labels"
         )
     return y.astype(np.int64)

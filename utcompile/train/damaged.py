@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-
-from PIL import Image
+from typing import TypeVar
 
 from utcompile.errors import UtcError
+from utcompile.train.pictures import FAILURES, Source, check_picture, reason_of
 
 _SHOWN = 5
 _THREADS = 8  # decoding an image lets other threads run
@@ -46,27 +45,23 @@ def refuse(bad: Sequence[Bad], total: int, *, skip: bool) -> None:
     )
 
 
-def unreadable(paths: Sequence[Path], look: Callable[[Path], str | None] | None = None) -> list[Bad]:
-    """The image files that cannot be decoded, found by decoding each once, JPEGs at a fraction of their size.
+T = TypeVar("T")
 
-    Args:
-        look: instead of decoding: returns what is wrong with a file, or None.
-    """
+
+def unreadable(sources: Sequence[Source]) -> list[Bad]:
+    """The images that cannot be decoded, found by decoding each once, JPEGs at a fraction of their size."""
+    return looked_at(sources, _wrong_with)
+
+
+def looked_at(samples: Sequence[T], look: Callable[[T], str | None]) -> list[Bad]:
+    """The samples of which `look` says what is wrong; it runs in several threads."""
     with ThreadPoolExecutor(_THREADS) as threads:
-        reasons: Iterable[str | None] = threads.map(look or _wrong_with, paths)
-        return [Bad(i, str(paths[i]), why) for i, why in enumerate(reasons) if why]
+        return [Bad(i, str(samples[i]), why) for i, why in enumerate(threads.map(look, samples)) if why]
 
 
-def _wrong_with(path: Path) -> str | None:
+def _wrong_with(source: Source) -> str | None:
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (32, 32))
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        check_picture(source)
+    except FAILURES as error:
         return reason_of(error)
     return None
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

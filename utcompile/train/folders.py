@@ -8,21 +8,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError
-from utcompile.train.damaged import reason_of, refuse, unreadable
+from utcompile.train.damaged import refuse, unreadable
 from utcompile.train.dataset import Data, Preprocessing
-from utcompile.train.split import stratified
+from utcompile.train.pictures import FAILURES, Source, damaged, read_picture
+from utcompile.train.split import check_several, stratified
 
 HELD_OUT = ("val", "validation", "test")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
 
 Sample = tuple[Path, int]
-Source = Path | Callable[[], Image.Image]
 _POLICY = re.compile(
     r"rand(-(m|n|w|p|t|mstd|mmax|inc)\d+(\.\d+)?)*|augmix(-(m|w|d|b|mstd)\d+(\.\d+)?)*|"
     r"(original|originalr|v0|v0r|3a)(-mstd\d+(\.\d+)?)?"
@@ -51,16 +50,9 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         path, label = self.samples[index]
         try:
-            with Image.open(path) if isinstance(path, Path) else path() as image:
-                pixels = image.convert(self.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UtcError(
-                "the image file cannot be read",
-                where=str(path) if isinstance(path, Path) else f"image {index}",
-                why=reason_of(error),
-                fix="replace it or take it away",
-                code="data/damaged",
-            ) from error
+            pixels = read_picture(path, self.mode)
+        except FAILURES as error:
+            raise damaged(path, index, error) from error
         return self.transform(pixels), label
 
 
@@ -96,13 +88,23 @@ def transforms(
 
 
 def load_folders(
-    path: Path, how: Preprocessing, *, seed: int, augment: bool | str, check: bool = False, skip_bad: bool = False
+    path: Path,
+    how: Preprocessing,
+    *,
+    seed: int,
+    augment: bool | str,
+    check: bool = False,
+    skip_bad: bool = False,
+    measured: bool = False,
 ) -> Data:
     """Read image folders; see `load_data` for how they are laid out.
 
+    Args:
+        measured: the data is measured and not trained on, so it may lack classes, and need not be split.
+
     Raises:
-        UtcError: no class folder, no image in one, or other classes in validation than in training; with `check`, an
-            image that cannot be decoded.
+        UtcError: no class folder, a single one, no image in one, or other classes in validation than in training; with
+            `check`, an image that cannot be decoded.
     """
     held = next((path / name for name in HELD_OUT if (path / name).is_dir()), None)
     if (path / "train").is_dir():
@@ -111,21 +113,26 @@ def load_folders(
         if held is not None:
             held_names, validation = _samples(held)
             _check_same(names, held_names, held)
-    elif held is not None:
+    elif held is None:
+        names, train = _samples(path)
+        validation = []
+    elif measured:
+        names, validation = _samples(held)
+        train = []
+    else:
         raise UtcError(
             f"there is a folder {held.name!r} but no folder 'train'",
             where=str(path),
             fix=f"move the training classes to {path / 'train'}",
             code="data/not-found",
         )
-    else:
-        names, train = _samples(path)
-        validation = []
+    if not measured:
+        check_several(names, path)
     if check:
-        train = _readable(train, names, skip_bad)
+        train = _readable(train, () if measured else names, skip_bad)
         validation = [] if held is None else _readable(validation, (), skip_bad)
     if held is None:
-        kept, held_out = stratified([label for _, label in train], seed)
+        kept, held_out = stratified([label for _, label in train], seed, whole=measured)
         train, validation = [train[i] for i in kept], [train[i] for i in held_out]
     mode = "RGB" if how.input_size[0] == 3 else "L"
     plain, random = transforms(how, augment)

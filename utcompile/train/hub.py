@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from utcompile.errors import UtcError
-from utcompile.train.damaged import reason_of
+from utcompile.train.pictures import reason_of
 from utcompile.train.tables import HELD_OUT, Table
 
 _MARKS = ("dataset_dict.json", "state.json")
@@ -21,7 +21,7 @@ def is_saved_dataset(path: Path) -> bool:
     return any((path / name).is_file() for name in _MARKS)
 
 
-def read_hub(path: Path) -> tuple[Table, Table | None]:
+def read_hub(path: Path, *, measured: bool = False) -> tuple[Table, Table | None]:
     """The training rows and the held-out rows, where the folder has splits.
 
     Images are not read: a cell of theirs is a function that opens one. Class labels are names.
@@ -47,6 +47,9 @@ def read_hub(path: Path) -> tuple[Table, Table | None]:
         ) from error
     if not isinstance(found, Mapping):
         return _table(path, found), None
+    held = next((name for name in HELD_OUT if name in found), None)
+    if measured and held is not None and "train" not in found:
+        return _table(path / held, found[held]), None
     if "train" not in found:
         raise UtcError(
             "the data set has no split 'train'",
@@ -54,7 +57,6 @@ def read_hub(path: Path) -> tuple[Table, Table | None]:
             why=f"it has {', '.join(found)}",
             code="data/not-found",
         )
-    held = next((name for name in HELD_OUT if name in found), None)
     return _table(path / "train", found["train"]), None if held is None else _table(path / held, found[held])
 
 

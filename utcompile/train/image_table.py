@@ -8,11 +8,12 @@ from pathlib import Path
 
 from utcompile.train.damaged import Bad, refuse, unreadable
 from utcompile.train.dataset import Data, Preprocessing
-from utcompile.train.folders import ImageFiles, Source, transforms
+from utcompile.train.folders import ImageFiles, transforms
+from utcompile.train.pictures import Source
 from utcompile.train.tables import Table
 from utcompile.train.targets import check_cells, columns_of, make_targets
 
-_PATH = ("image", "path", "file", "filename", "image_path", "file_name", "img")
+PATH = ("image", "path", "file", "filename", "image_path", "file_name", "img")
 
 
 def load_image_table(
@@ -26,6 +27,7 @@ def load_image_table(
     label_columns: Sequence[str],
     check: bool,
     skip_bad: bool,
+    measured: bool = False,
 ) -> Data:
     """Make data of tables of images: of paths, relative to the table's folder, or of functions that open an image.
 
@@ -33,11 +35,11 @@ def load_image_table(
         UtcError: a column is missing, files are missing or damaged, or labels do not fit.
     """
     train, held = tables
-    column = train.column(input_column, _PATH, "input")
+    column = train.column(input_column, PATH, "input")
     labels = columns_of(train, task, label_columns, (column,))
     keep = _usable(train, column, labels, task, check, skip_bad)
     keep_held = [] if held is None else _usable(held, column, labels, task, check, skip_bad)
-    found = make_targets(task, train, held, labels, keep, keep_held, seed)
+    found = make_targets(task, train, held, labels, keep, keep_held, seed, measured=measured)
     plain, random = transforms(how, augment)
     mode = "RGB" if how.input_size[0] == 3 else "L"
     trained = [(_path(train, i, column), t) for i, t in zip(found.rows, found.train, strict=True)]
@@ -67,14 +69,22 @@ def _usable(table: Table, column: str, labels: Sequence[str], task: str, check: 
         UtcError: some cannot, and they are not to be skipped.
     """
     bad = {sample.index: sample for sample in check_cells(table, labels, task)}
-    paths = [_path(table, i, column) for i in range(len(table.rows))]
-    files = {i: path for i, path in enumerate(paths) if isinstance(path, Path)}
-    for index, path in files.items():
-        if index not in bad and not path.is_file():
-            bad[index] = Bad(index, table.places[index], f"there is no file {path}")
+    sources = {i: _path(table, i, column) for i in range(len(table.rows)) if i not in bad}
+    bad |= {i: Bad(i, table.places[i], why) for i, source in sources.items() if (why := missing(source))}
     if check:
-        left = [i for i in files if i not in bad]
-        for sample in unreadable([files[i] for i in left]):
-            bad[left[sample.index]] = Bad(left[sample.index], sample.where, sample.why)
-    refuse([bad[i] for i in sorted(bad)], len(paths), skip=skip_bad)
-    return [i for i in range(len(paths)) if i not in bad]
+        left = [i for i in sources if i not in bad]
+        for sample in unreadable([sources[i] for i in left]):
+            index = left[sample.index]
+            where = sample.where if isinstance(sources[index], Path) else table.places[index]
+            bad[index] = Bad(index, where, sample.why)
+    refuse([bad[i] for i in sorted(bad)], len(table.rows), skip=skip_bad)
+    return [i for i in range(len(table.rows)) if i not in bad]
+
+
+def missing(source: Source) -> str | None:
+    """Why a source is no file, where it should be one."""
+    try:
+        is_there = not isinstance(source, Path) or source.is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null
+        is_there = False
+    return None if is_there else f"there is no file {source!s:.200}"

@@ -17,7 +17,8 @@ _LAYOUTS = {
     "arrays x and y",
     "multilabel": "a table of image paths (.csv), or an .npz file with arrays x and y",
     "regress": "a table of image paths (.csv), or an .npz file with arrays x and y",
-    "segment": "a folder with the folders images and masks, or an .npz file with arrays x and y",
+    "segment": "a folder with the folders images and masks, a table of paths with columns path and mask (.csv), or an "
+    ".npz file with arrays x and y",
     "text": "a table of texts (.csv, .tsv or .jsonl)",
     "custom": "an .npz file with arrays x and y, or file.py:function",
 }
@@ -40,6 +41,7 @@ def load_data(
     max_length: int = 128,
     check: bool = False,
     skip_bad: bool = False,
+    measured: bool = False,
 ) -> Data:
     """Read training and validation data from `path`.
 
@@ -51,7 +53,8 @@ def load_data(
     `cat;dog`, or columns of 0 and 1; `regress` reads numbers.
 
     Masks (`segment`): `path/images` and `path/masks` with files of the same names, or both in `path/train` and
-    `path/val`; a mask has the class of each pixel, or 0 and 255. `path/classes.txt` names the classes.
+    `path/val`; a mask has the class of each pixel, or 0 and 255. `path/classes.txt` names the classes. Or a table with
+    columns `path` and `mask`.
 
     An `.npz` file: `x_train`, `y_train` with `x_val`, `y_val` or `x_test`, `y_test`; or `x`, `y`, of which a tenth
     is held out. `x` is `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`, uint8 or float in [0, 1]; grey images are
@@ -68,6 +71,8 @@ def load_data(
         max_length: in tokens; longer texts are cut.
         check: decode every image before anything else.
         skip_bad: leave out samples that cannot be used.
+        measured: the data is measured and not trained on: it may lack classes, and without a split all of it is
+            validation data.
 
     Raises:
         UtcError: anything about the data that would not train as meant, with the file and the reason.
@@ -90,9 +95,17 @@ def load_data(
         raise UtcError(
             "the data path does not exist", where=str(path), fix=f"give {_LAYOUTS[task]}", code="data/not-found"
         )
+    if (input_column is not None or label_columns) and not _is_table(path):
+        raise UtcError(
+            "a column is named, and the data is no table",
+            where=str(path),
+            fix="leave out input_column and label_column, or give a .csv, .tsv or .jsonl file",
+            code="train/settings",
+        )
     if path.suffix == ".npz" and not path.is_dir():
-        return _arrays(path, how, seed, task, augment)
-    columns: dict[str, Any] = {"input_column": input_column, "label_columns": label_columns, "skip_bad": skip_bad}
+        return _arrays(path, how, seed, task, augment, measured)
+    shared: dict[str, Any] = {"seed": seed, "skip_bad": skip_bad, "measured": measured}
+    columns: dict[str, Any] = {"input_column": input_column, "label_columns": label_columns, **shared}
     if task == "text":
         from utcompile.train.texts import load_texts, read_tokenizer
 
@@ -102,24 +115,39 @@ def load_data(
             )
         if isinstance(tokenizer, str | Path):
             tokenizer = read_tokenizer(tokenizer)
-        return load_texts(_tables(path, task), tokenizer=tokenizer, seed=seed, max_length=max_length, **columns)
-    if task == "segment" and path.is_dir():
-        from utcompile.train.masks import load_masks
-
-        return load_masks(path, how, seed=seed, augment=bool(augment), skip_bad=skip_bad)
+        tables = _tables(path, task, measured)
+        return load_texts(tables, tokenizer=tokenizer, max_length=max_length, **columns)
+    if task == "segment":
+        return _masks(path, how, augment, shared, columns)
     if task == "classify" and path.is_dir() and not _has_tables(path):
         from utcompile.train.folders import load_folders
 
-        return load_folders(path, how, seed=seed, augment=augment, check=check, skip_bad=skip_bad)
-    if task in ("custom", "segment"):
+        return load_folders(path, how, augment=augment, check=check, **shared)
+    if task == "custom":
         raise _unreadable(path, task)
     from utcompile.train.image_table import load_image_table
 
-    options: dict[str, Any] = {"task": task, "seed": seed, "augment": augment, "check": check, **columns}
-    return load_image_table(_tables(path, task), how, **options)
+    tables = _tables(path, task, measured)
+    return load_image_table(tables, how, task=task, augment=augment, check=check, **columns)
 
 
-def _arrays(path: Path, how: Preprocessing, seed: int, task: str, augment: bool | str) -> Data:
+def _masks(
+    path: Path, how: Preprocessing, augment: bool | str, shared: dict[str, Any], columns: dict[str, Any]
+) -> Data:
+    from utcompile.train.mask_files import load_mask_table, load_masks
+
+    if isinstance(augment, str):
+        raise UtcError(
+            f"the augmentation {augment!r} would change images without their masks",
+            fix="leave out the policy: segment flips and cuts out both alike",
+            code="train/settings",
+        )
+    if path.is_dir() and not _has_tables(path):
+        return load_masks(path, how, augment=augment, **shared)
+    return load_mask_table(_tables(path, "segment", shared["measured"]), how, augment=augment, **columns)
+
+
+def _arrays(path: Path, how: Preprocessing, seed: int, task: str, augment: bool | str, measured: bool) -> Data:
     if augment:
         raise UtcError(
             "augment works on image folders only", where=str(path), fix="train without it", code="train/settings"
@@ -127,22 +155,26 @@ def _arrays(path: Path, how: Preprocessing, seed: int, task: str, augment: bool 
     if task == "custom":
         from utcompile.train.own_data import load_own_arrays
 
-        return load_own_arrays(path, seed=seed)
+        return load_own_arrays(path, seed=seed, measured=measured)
     if task == "text":
         raise _unreadable(path, task)
     from utcompile.train.arrays import load_arrays
 
-    return load_arrays(path, how, seed=seed, task=task)
+    return load_arrays(path, how, seed=seed, task=task, measured=measured)
 
 
-def _tables(path: Path, task: str) -> tuple[Table, Table | None]:
+def _tables(path: Path, task: str, measured: bool) -> tuple[Table, Table | None]:
     from utcompile.train.hub import is_saved_dataset, read_hub
 
     if path.is_dir() and is_saved_dataset(path):
-        return read_hub(path)
+        return read_hub(path, measured=measured)
     if not path.is_dir() and path.suffix not in SUFFIXES:
         raise _unreadable(path, task)
-    return tables_in(path)
+    return tables_in(path, measured=measured)
+
+
+def _is_table(path: Path) -> bool:
+    return _has_tables(path) if path.is_dir() else path.suffix in SUFFIXES
 
 
 def _has_tables(path: Path) -> bool:

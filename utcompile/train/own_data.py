@@ -35,7 +35,7 @@ class Arrays(Dataset[tuple[Any, Tensor]]):
         return torch.from_numpy(np.asarray(self.inputs[index])), self.targets[index]
 
 
-def load_own_arrays(path: Path, *, seed: int) -> Data:
+def load_own_arrays(path: Path, *, seed: int, measured: bool = False) -> Data:
     """Read an `.npz` file with `x` and `y` (or `x_train` …) of any shape and kind of number.
 
     Raises:
@@ -43,7 +43,8 @@ def load_own_arrays(path: Path, *, seed: int) -> Data:
     """
     (x, y), held = split_arrays(path, read_arrays(path))
     for (x_name, x_array), (y_name, y_array) in filter(None, ((x, y), held)):
-        if x_array.dtype.kind not in "iubf" or y_array.dtype.kind not in "iubf" or len(x_array) != len(y_array):
+        sizes = {array.shape[0] if array.ndim else -1 for array in (x_array, y_array)}
+        if x_array.dtype.kind not in "iubf" or y_array.dtype.kind not in "iubf" or len(sizes) > 1 or -1 in sizes:
             raise UtcError(
                 f"{x_name} and {y_name} do not fit each other",
                 where=str(path),
@@ -54,7 +55,7 @@ def load_own_arrays(path: Path, *, seed: int) -> Data:
     if held is not None:
         parts = [(x[1], y[1]), (held[0][1], held[1][1])]
     else:
-        kept, rest = stratified(np.zeros(len(x[1]), dtype=int), seed)
+        kept, rest = stratified(np.zeros(len(x[1]), dtype=int), seed, whole=measured)
         parts = [(x[1][rows], y[1][rows]) for rows in (kept, rest)]
     train, validation = (Arrays(inputs, targets) for inputs, targets in parts)
     return Data(train, validation, 0, (), "custom", drawn=held is None)

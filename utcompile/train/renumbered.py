@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError
 from utcompile.train.dataset import Data
+from utcompile.train.tasks import IGNORED
 
 
 def with_classes(data: Data, classes: tuple[str, ...]) -> Data:
@@ -19,15 +22,16 @@ def with_classes(data: Data, classes: tuple[str, ...]) -> Data:
 
 
 class Renumbered(Dataset[Any]):
-    """A dataset whose labels are those of a run, matched by the names of the classes."""
+    """A dataset whose labels are those of a run, matched by the names of the classes.
+
+    Masks whose classes have no names of their own have the run's numbers already.
+    """
 
     def __init__(self, dataset: Any, data: Data, classes: tuple[str, ...]) -> None:
         self.dataset = dataset
         self.map: list[int] | None = None
-        if data.task in ("regress", "custom") or data.class_names == classes:
+        if data.task in ("regress", "custom") or data.class_names == classes or _is_numbered(data, classes):
             return
-        if data.task == "segment" and len(data.class_names) <= len(classes):
-            return  # masks have numbers, and the data may lack the last classes
         strangers = [name for name in data.class_names if name not in classes]
         if strangers:
             raise UtcError(
@@ -37,7 +41,7 @@ class Renumbered(Dataset[Any]):
                 code="data/labels",
             )
         self.map = [classes.index(name) for name in data.class_names]
-        self.multilabel, self.count = data.task == "multilabel", len(classes)
+        self.task, self.count = data.task, len(classes)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -46,8 +50,21 @@ class Renumbered(Dataset[Any]):
         inputs, target = self.dataset[index]
         if self.map is None:
             return inputs, target
-        if self.multilabel:
+        if self.task == "multilabel":
             placed = target.new_zeros(self.count)
             placed[self.map] = target
             return inputs, placed
-        return inputs, self.map[int(target)]
+        return inputs, _mask(target, self.map) if self.task == "segment" else self.map[int(target)]
+
+
+def _is_numbered(data: Data, classes: tuple[str, ...]) -> bool:
+    """Whether the classes of masks are their numbers, all of which the run has."""
+    numbers = tuple(map(str, range(len(data.class_names))))
+    binary = data.class_names == ("background", "object") and classes == ("0", "1")
+    return data.task == "segment" and len(data.class_names) <= len(classes) and (data.class_names == numbers or binary)
+
+
+def _mask(target: Tensor, numbers: list[int]) -> Tensor:
+    table = torch.arange(IGNORED + 1)
+    table[: len(numbers)] = torch.tensor(numbers)
+    return table[target]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -33,16 +34,26 @@ class Table:
         Raises:
             UtcError: there is none.
         """
-        names = {name.lower(): name for name in self.columns}
         if given is not None:
             if given not in self.columns:
                 raise self._no_column(f"there is no column {given!r}", did_you_mean(given, self.columns))
             return given
-        found = next((names[name] for name in usual if name in names), None)
+        found = next((found for name in usual if (found := self.like(name)) is not None), None)
         if found is None:
             fix = f"name the column of the {what} with --{what}-column, or call it {usual[0]!r}"
             raise self._no_column(f"no column has the {what}", fix)
         return found
+
+    def like(self, name: str) -> str | None:
+        """The column of this name in any case; None where there is none.
+
+        Raises:
+            UtcError: there are several.
+        """
+        alike = [column for column in self.columns if column.lower() == name]
+        if len(alike) > 1:
+            raise self._no_column(f"the columns {alike[0]!r} and {alike[1]!r} differ in case alone", "rename one")
+        return alike[0] if alike else None
 
     def _no_column(self, what: str, fix: str) -> UtcError:
         why = f"its columns are {', '.join(self.columns)}"
@@ -72,7 +83,9 @@ def read_table(path: Path) -> Table:
 
 
 def _csv(path: Path, text: str) -> Table:
-    reader = csv.reader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
+    # Lines end where CSV says so: not at the form feeds and separators of Unicode that `splitlines` takes for ends.
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     rows: list[Mapping[str, object]] = []
     places: list[str] = []
     try:
@@ -94,7 +107,11 @@ def _csv(path: Path, text: str) -> Table:
             places.append(f"{path}:{reader.line_num}")
     except csv.Error as error:
         raise UtcError(
-            "the row cannot be read", where=f"{path}:{reader.line_num}", why=str(error), code="data/damaged"
+            "the row cannot be read",
+            where=f"{path}:{reader.line_num}",
+            why=str(error),
+            fix='close every quote, and write a quote inside of quotes twice: "she said ""no"""',
+            code="data/damaged",
         ) from error
     return Table(path, tuple(header), tuple(rows), tuple(places))
 
@@ -107,7 +124,7 @@ def _json_lines(path: Path, text: str) -> Table:
             continue
         try:
             row: object = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UtcError(
                 "the line is no JSON", where=f"{path}:{number}", why=str(error), code="data/damaged"
             ) from error
@@ -123,11 +140,14 @@ def _json_lines(path: Path, text: str) -> Table:
     return Table(path, tuple(dict.fromkeys(name for row in rows for name in row)), tuple(rows), tuple(places))
 
 
-def tables_in(path: Path) -> tuple[Table, Table | None]:
+def tables_in(path: Path, *, measured: bool = False) -> tuple[Table, Table | None]:
     """The training rows of a file or folder, and the rows that are held out, where there are any.
 
     A folder has `train.csv` (or another suffix) with `val.csv`, `validation.csv` or `test.csv` next to it. A file may
     have a column `split` with `train` and `val`; rows with `test` are held out where there is no `val`.
+
+    Args:
+        measured: the rows are measured and not trained on, so a column `split` need not have `train`.
     """
     if path.is_dir():
         train = next((path / f"train{s}" for s in SUFFIXES if (path / f"train{s}").is_file()), None)
@@ -141,10 +161,13 @@ def tables_in(path: Path) -> tuple[Table, Table | None]:
         held = next((path / f"{h}{s}" for h in HELD_OUT for s in SUFFIXES if (path / f"{h}{s}").is_file()), None)
         return read_table(train), None if held is None else read_table(held)
     table = read_table(path)
-    if "split" not in table.columns:
+    column = table.like("split")
+    if column is None:
         return table, None
-    parts = [_split_of(row.get("split"), place) for row, place in zip(table.rows, table.places, strict=True)]
+    parts = [_split_of(row.get(column), place) for row, place in zip(table.rows, table.places, strict=True)]
     held_name = "val" if "val" in parts else "test"
+    if measured and "train" not in parts:
+        return _part(table, parts, held_name), None
     return _part(table, parts, "train"), _part(table, parts, held_name) if held_name in parts else None
 
 
@@ -174,7 +197,12 @@ def label_of(value: object) -> str:
     """A label as a text; whole numbers are written alike, whatever the file made of them."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    text = str(value).strip()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+_WHOLE = re.compile(r"(-?\d+)\.0+")  # pandas writes 1.0 for 1 where a row of the column is empty
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:

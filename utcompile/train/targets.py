@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utcompile.errors import UtcError
 from utcompile.train.damaged import Bad
-from utcompile.train.split import stratified
+from utcompile.train.split import check_several, stratified
 from utcompile.train.tables import Table, class_names, is_missing, label_of, number_of, several
 
 LABEL = ("label", "labels", "class", "target", "category", "sentiment", "y")
@@ -59,14 +59,15 @@ def columns_of(table: Table, task: str, given: Sequence[str], inputs: Sequence[s
 
 
 def check_cells(table: Table, columns: Sequence[str], task: str) -> list[Bad]:
-    """The rows whose target is missing or is no number where it must be one."""
+    """The rows whose target is missing or is no number (of several columns of labels: 0 or 1) where it must be one."""
     bad = []
     for index, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
         for name in columns:
             value = row.get(name)
             if task == "regress" or (task == "multilabel" and len(columns) > 1):
-                if number_of(value) is None:
-                    why = "is missing" if is_missing(value) else f"is {value!r:.40}, which is no number"
+                number, wanted = number_of(value), "no number" if task == "regress" else "neither 0 nor 1"
+                if number is None or (task == "multilabel" and number not in (0, 1)):
+                    why = "is missing" if is_missing(value) else f"is {value!r:.40}, which is {wanted}"
                     bad.append(Bad(index, place, f"{name} {why}"))
                     break
             elif is_missing(value) and task != "multilabel":
@@ -83,8 +84,13 @@ def make_targets(
     keep: list[int],
     keep_held: list[int],
     seed: int,
+    *,
+    measured: bool = False,
 ) -> Targets:
     """Targets of the rows that are kept; without held-out rows a tenth of them is held out.
+
+    Args:
+        measured: the rows are measured and not trained on, so they may lack classes, and all are held out.
 
     Raises:
         UtcError: a validation label that no training row has, a single class, or too few rows.
@@ -92,28 +98,23 @@ def make_targets(
     rows = [train.rows[i] for i in keep]
     held_rows = [] if held is None else [held.rows[i] for i in keep_held]
     if task == "multilabel":
-        return _multilabel(train, held, rows, held_rows, columns, keep, keep_held, seed)
+        return _multilabel(train, held, rows, held_rows, columns, keep, keep_held, seed, measured)
     if task == "regress":
         values = [torch.tensor([float(row[c]) for c in columns]) for row in rows]  # type: ignore[arg-type]
         others = [torch.tensor([float(row[c]) for c in columns]) for row in held_rows]  # type: ignore[arg-type]
         if held is None:
-            values, others, keep, keep_held = _halved(values, keep, [0] * len(values), seed)
-        stacked = torch.stack(values)
+            values, others, keep, keep_held = _halved(values, keep, [0] * len(values), seed, measured)
+        stacked = torch.stack(values or others)
         mean, std = stacked.mean(0), stacked.std(0, correction=0)
-        if bool((std == 0).any()):
+        if bool((std == 0).any()) and not measured:
             name = columns[int((std == 0).nonzero()[0])]
             raise UtcError(f"all values of {name!r} are the same", where=str(train.path), code="data/labels")
         standard = (tuple(mean.tolist()), tuple(std.tolist()))
         return Targets(values, others, keep, keep_held, tuple(columns), standard=standard)
     labels = [label_of(row[columns[0]]) for row in rows]
     names = class_names(labels)
-    if len(names) < 2:
-        raise UtcError(
-            f"all samples have the label {names[0]!r}",
-            where=str(train.path),
-            fix="give samples of two classes or more, or name another column with --label-column",
-            code="data/labels",
-        )
+    if not measured:
+        check_several(names, train.path)
     number = {name: i for i, name in enumerate(names)}
     found = [number[label] for label in labels]
     found_held: list[int] = []
@@ -123,8 +124,8 @@ def make_targets(
             raise _unseen(label, held.places[i], names)
         found_held.append(number[label])
     if held is None:
-        found, found_held, keep, keep_held = _halved(found, keep, found, seed)
-    counts = tuple(np.bincount(found, minlength=len(names)).tolist())
+        found, found_held, keep, keep_held = _halved(found, keep, found, seed, measured)
+    counts = tuple(np.bincount(np.array(found, dtype=int), minlength=len(names)).tolist())
     return Targets(found, found_held, keep, keep_held, names, counts)
 
 
@@ -137,6 +138,7 @@ def _multilabel(
     keep: list[int],
     keep_held: list[int],
     seed: int,
+    measured: bool,
 ) -> Targets:
     names: tuple[str, ...]
     if len(columns) > 1:
@@ -156,9 +158,9 @@ def _multilabel(
     if not names:
         raise UtcError("no sample has a label", where=str(train.path), code="data/labels")
     if held is None:
-        values, others, keep, keep_held = _halved(values, keep, [int(v.argmax()) for v in values], seed)
-    counts = tuple(int(n) for n in torch.stack(values).sum(0))
-    if 0 in counts:
+        values, others, keep, keep_held = _halved(values, keep, [int(v.argmax()) for v in values], seed, measured)
+    counts = tuple(int(n) for n in torch.stack(values or others).sum(0))
+    if 0 in counts and not measured:
         raise UtcError(
             f"no training sample has the label {names[counts.index(0)]!r}",
             where=str(train.path),
@@ -168,8 +170,10 @@ def _multilabel(
     return Targets(values, others, keep, keep_held, names, counts)
 
 
-def _halved(targets: list[Any], keep: list[int], labels: Sequence[int], seed: int) -> tuple[Any, Any, Any, Any]:
-    chosen, held = stratified(labels, seed)
+def _halved(
+    targets: list[Any], keep: list[int], labels: Sequence[int], seed: int, whole: bool
+) -> tuple[Any, Any, Any, Any]:
+    chosen, held = stratified(labels, seed, whole=whole)
     parts = [[values[i] for i in part] for values in (targets, keep) for part in (chosen, held)]
     return parts[0], parts[1], parts[2], parts[3]
 

@@ -49,9 +49,10 @@ class Tokens:
         found = self.tokenizer(text, pair, truncation=True, max_length=self.max_length)
         return {name: found[name] for name in self.inputs}
 
-    def batch(self, samples: list[Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """Samples as a batch, padded to the longest."""
-        padded = self.tokenizer.pad([inputs for inputs, _ in samples], return_tensors="pt")
+    def batch(self, samples: list[Any], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Samples as a batch, padded to the longest, or to a length that none exceeds."""
+        how = {"padding": "max_length", "max_length": length} if length is not None else {}
+        padded = self.tokenizer.pad([inputs for inputs, _ in samples], return_tensors="pt", **how)
         return {name: padded[name] for name in self.inputs}, torch.tensor([label for _, label in samples])
 
 
@@ -109,6 +110,7 @@ def load_texts(
     label_columns: Sequence[str],
     skip_bad: bool,
     inputs: Sequence[str] | None = None,
+    measured: bool = False,
 ) -> Data:
     """Make data of tables of texts and labels; a column `text_pair` has second texts.
 
@@ -124,7 +126,7 @@ def load_texts(
     labels = columns_of(train, "text", label_columns, (column,))
     keep = _usable(train, column, labels, skip_bad)
     keep_held = [] if held is None else _usable(held, column, labels, skip_bad)
-    found = make_targets("text", train, held, labels, keep, keep_held, seed)
+    found = make_targets("text", train, held, labels, keep, keep_held, seed, measured=measured)
     made = list(inputs or tokenizer("a").keys())
     tokens = Tokens(tokenizer, max_length, made)
     trained = [_texts(train, i, column, pair) for i in found.rows]
