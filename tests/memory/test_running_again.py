@@ -12,7 +12,7 @@ from support import models as zoo
 from torch import nn
 
 import utcompile as utc
-from utcompile.memory import read_budget
+from utcompile.memory import MemoryPlan, read_budget
 from utcompile.memory.units import units_of
 
 
@@ -118,3 +118,13 @@ def test_where_nothing_trains_there_is_no_step() -> None:
     tuned.requires_grad_(False)
     with pytest.raises(utc.UtcError, match="none of its parameters trains"):
         tuned.plan_memory(0.9, (x,))
+
+
+def test_a_plan_of_another_graph_is_refused() -> None:
+    x = torch.randn(8, 4)
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(2)]
+    tuned = utc.compile(nn.Sequential(*blocks), "lora/all_linear", (x,), vars={"r": 2})
+    tuned.memory = MemoryPlan((("linear_9", "gelu_9"),))
+    for call in (partial(tuned, x), partial(tuned.nested, "*")):
+        with pytest.raises(utc.UtcError, match="the memory plan is that of another graph"):
+            call()

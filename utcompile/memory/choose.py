@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utcompile.memory.simulate import Simulated
+from utcompile.memory.simulate import RANDOM_STATE, Simulated
 
 _STEPS = 2_000  # how finely the bytes of the knapsack are counted
 
@@ -21,7 +21,7 @@ class Model:
         self.step = step
         self.kept = [m.after - m.before for m in step.forward]
         self.savings = [
-            max(kept - moment.result, 0) if can else 0
+            max(kept - moment.result - RANDOM_STATE, 0) if can else 0
             for kept, moment, can in zip(self.kept, step.forward, [*runnable, False], strict=False)
         ]
         self.work = [m.flops for m in step.forward]

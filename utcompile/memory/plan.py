@@ -16,6 +16,7 @@ from utcompile.graph.nested import tensors
 from utcompile.memory.choose import Model
 from utcompile.memory.execution import planned_forward
 from utcompile.memory.marked import marked_forward
+from utcompile.memory.segments import nodes_of_unit
 from utcompile.memory.simulate import Simulated, simulate
 from utcompile.memory.sizes import read_budget, shown, shown_up
 from utcompile.memory.units import Unit, units_of
@@ -66,9 +67,8 @@ class MemoryPlan:
     def of_part(self, tuned: UtcGraphModule, part: UtcGraphModule) -> MemoryPlan:
         """The plan of a part of a tuned module, whose nodes have the names that they have in the whole."""
         own = {n.name for n in part.graph.nodes if n.op not in ("placeholder", "output")}
-        order = [n.name for n in tuned.graph.nodes]
-        units = [order[order.index(first) : order.index(last) + 1] for first, last in self.again]
-        inside = [[name for name in unit if name in own] for unit in units]
+        units = [nodes_of_unit(tuned.graph, first, last) for first, last in self.again]
+        inside = [[n.name for n in unit if n.name in own] for unit in units]
         return MemoryPlan(tuple((names[0], names[-1]) for names in inside if names))
 
     def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: object = None) -> MemoryPlan:

@@ -13,6 +13,7 @@ from torch.fx.node import Argument, Target
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from utcompile.errors import UtcError
 from utcompile.graph import function_of, info, module_operation
 from utcompile.memory.functions import bit_relu
 
@@ -28,9 +29,26 @@ def recompute(graph: fx.Graph, root: nn.Module, units: Iterable[tuple[str, str]]
         units: the names of the first and the last node of each, in order.
     """
     for number, (first, last) in enumerate(units):
-        nodes = list(graph.nodes)
-        names = [n.name for n in nodes]
-        _Segment(graph, root, nodes[names.index(first) : names.index(last) + 1]).replace(number)
+        _Segment(graph, root, nodes_of_unit(graph, first, last)).replace(number)
+
+
+def nodes_of_unit(graph: fx.Graph, first: str, last: str) -> list[fx.Node]:
+    """The nodes from one name to another.
+
+    Raises:
+        UtcError: the graph has them not, or not in this order: it was changed since it was planned.
+    """
+    nodes = list(graph.nodes)
+    places = {n.name: i for i, n in enumerate(nodes)}
+    start, end = places.get(first, len(nodes)), places.get(last, -1)
+    if start > end:
+        raise UtcError(
+            "the memory plan is that of another graph",
+            why=f"this one has no nodes from {first} to {last}; it was changed after it was planned",
+            fix="plan it again: tuned.plan_memory(budget)",
+            code="memory/inputs",
+        )
+    return nodes[start : end + 1]
 
 
 class _Segment:

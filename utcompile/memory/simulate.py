@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
@@ -58,6 +58,13 @@ class Simulated:
     flops: int
     forward: tuple[Moment, ...] = ()
     backward: Mapping[int, Moment] = field(default_factory=dict)
+
+    def with_aside(self, count: int) -> Simulated:
+        """The same with more bytes that are alive from forward to backward."""
+        return replace(self, kept=self.kept + count, peak=self.peak + count)
+
+
+RANDOM_STATE = torch.get_rng_state().nbytes  # of the CPU, which a checkpoint keeps to draw the same numbers again
 
 
 class _Ledger(TorchDispatchMode):
@@ -140,7 +147,7 @@ def simulate(
         try:
             there = [mode.from_tensor(t) for t in (*tuned.parameters(), *tuned.buffers())]
             with _statistics_apart(tuned, mode), _silent():
-                return _run(tuned, graph, given, marks, there)
+                return _run(tuned, graph, given, marks, there).with_aside(len(again) * RANDOM_STATE)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UtcError(
                 "the memory of this model cannot be planned",
