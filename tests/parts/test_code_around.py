@@ -211,3 +211,55 @@ def test_a_shared_module_is_found_at_each_of_its_places(within: str | list[str],
     folded, report = utc.fold(copy.deepcopy(tuned))
     assert report.is_original and folded.a is folded.b is folded.l[0]
     torch.testing.assert_close(folded(X), tuned(X), rtol=1e-5, atol=1e-5)
+
+
+class Levels(nn.Linear):
+    """Reads a list of feature maps and a mapping, as the head of a detector does; or as many arguments as there are."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, *levels: object, **more: object) -> torch.Tensor:  # type: ignore[override]
+        maps = levels[0] if isinstance(levels[0], list) else levels
+        scale = more.get("scale", {"by": torch.ones(())})
+        assert isinstance(scale, dict)
+        total = torch.stack([super(Levels, self).forward(m).mean(1) for m in maps]).sum(0) * scale["by"]
+        return total[:, None].expand(-1, 5, -1)
+
+
+LEVELS: dict[str, Forward] = {
+    "a list": lambda m, x: m.p([x, x[:, :3]]) + m.p([x[:, 1:], x[:, :2]]),
+    "a list of several lengths outside": lambda m, x: m.p([x, x[:, :3]]),
+    "a mapping": lambda m, x: m.p(x, scale={"by": x.mean()}) + m.p(x[:, 1:], scale={"by": x.sum()}),
+    "any number": lambda m, x: m.p(x, x[:, :2]) + m.p(x[:, 1:], x[:, :4]),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_sizes_of_nested_inputs_vary(name: str) -> None:
+    tuned = utc.compile(Around(Levels(), LEVELS[name]), RULES, X, within="p")
+    zoo.shake(tuned, 0.3)
+    folded, _ = utc.fold(tuned)
+    for x in (X, torch.randn(3, 8 if "outside" in name else 5, 4)):
+        torch.testing.assert_close(folded(x), tuned(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_part_that_is_wrapped_afterwards_is_saved_under_its_own_name(inside: bool, tmp_path: Path) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = Around(nn.Sequential(line(), line()), lambda m, x: m.p(x))
+    within, train = ("p.0", ["module:p.1"]) if inside else ("p", [])
+    tuned = utc.compile(model, RULES, X, within=within, train=train)
+    zoo.shake(tuned, 0.3)
+    expected = tuned(X)
+    for wrap in (checkpoint_wrapper, lambda m: torch.compile(m, backend="eager")):
+        wrapped = copy.deepcopy(tuned)
+        wrapped.p = wrap(wrapped.p)
+        utc.save_tuners(wrapped, tmp_path)
+        again = utc.load_tuners(utc.compile(model, RULES, X, within=within, train=train), tmp_path)
+        assert torch.equal(again(X), expected)
+        utc.load_tuners(wrapped, tmp_path)
+        folded, report = utc.fold(wrapped)
+        assert report.is_original
+        torch.testing.assert_close(folded(X), expected, rtol=1e-5, atol=1e-5)

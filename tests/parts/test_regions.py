@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +100,37 @@ def test_every_door_takes_a_nested_module(made: Made, tmp_path: Path) -> None:
     assert all(p.dtype == torch.float64 for p in double.parameters())
 
 
+def test_the_values_of_the_base_stay_those_of_the_base(made: Made, tmp_path: Path) -> None:
+    """Those of what trains inside of regions and outside of them have numbers of their own in each."""
+    model, x = made[0], made[2]
+    train = ["parameter:blocks.0.norm1.*", "module:head", "parameter:blocks.1.norm1.*"]
+    tuned = tuned_of(made, train=train)
+    before = {name: value.clone() for name, value in tuned.originals().items()}
+    zoo.shake(tuned, 0.5)
+    nested = tuned.nested("blocks.*")
+    for _ in range(2):
+        utc.save_tuners(nested, tmp_path)
+        for module in (nested, nested.as_one_graph(), tuned, copy.deepcopy(nested)):
+            assert before.keys() == module.originals().keys()
+            assert all(torch.equal(value, before[name]) for name, value in module.originals().items())
+            with utc.disable_tuners(module):
+                torch.testing.assert_close(module(x), model(x))
+        zoo.shake(nested, 0.5)
+
+
+def test_weights_that_were_sharded_are_in_memory_no_more(made: Made) -> None:
+    tuned = tuned_of(made)
+    nested = tuned.nested("blocks.*")
+    region = nested.get_submodule("blocks.0")
+    name = next(n for n, p in region.named_parameters() if p.requires_grad)
+    whole = weakref.ref(region.get_parameter(name))
+    owner, _, attribute = name.rpartition(".")
+    region.get_submodule(owner)._parameters[attribute] = nn.Parameter(torch.zeros(1))  # as sharding does
+    del tuned
+    gc.collect()
+    assert whole() is None
+
+
 class Dropping(nn.Module):
     """Blocks that obey the mode, a norm with statistics, and a size that all of them read."""
 
@@ -151,15 +184,43 @@ def test_regions_are_sharded_one_by_one(made: Made, group: None, tmp_path: Path)
     named = {n.rpartition("tuners.")[2]: p.grad for n, p in nested.named_parameters() if p.grad is not None}
     assert all(torch.equal(named[n].full_tensor(), g) for n, g in grads.items())  # type: ignore[attr-defined]
     utc.save_tuners(nested, tmp_path)
+    first = (tmp_path / "manifest.json").read_bytes()
     again = utc.match(made[1], "lora/all_linear").apply()
     utc.load_tuners(again, tmp_path)
     assert torch.equal(again(x), out)
+    assert gathered_by(nested, tmp_path) == sum(p.requires_grad for p in nested.parameters())
+    assert (tmp_path / "manifest.json").read_bytes() == first
+    frozen = next(p for p in nested.parameters() if not p.requires_grad)
+    with torch.no_grad():
+        frozen.mul_(2)
+    assert gathered_by(nested, tmp_path) == len(list(nested.parameters())) - len(tuned.originals())
+    with pytest.raises(utc.UtcError, match="another base"):
+        utc.load_tuners(again, tmp_path)
+    with torch.no_grad():
+        frozen.div_(2)
     zoo.shake(again, 0.1)
     utc.save_tuners(again, tmp_path / "other")
     utc.load_tuners(nested, tmp_path / "other")
     torch.testing.assert_close(nested(x), again(x))
     with pytest.raises(utc.UtcError, match="distributed over processes"):
         utc.fold(nested)
+
+
+def gathered_by(nested: nn.Module, folder: Path) -> int:
+    """How many tensors are gathered to save a model whose base was saved before."""
+    from torch.distributed.tensor import DTensor
+
+    gather, count = DTensor.full_tensor, 0
+
+    def counting(tensor: DTensor, **options: bool) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return gather(tensor, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DTensor, "full_tensor", counting)
+        utc.save_tuners(nested, folder)
+    return count
 
 
 def kept(model: nn.Module, x: torch.Tensor) -> tuple[int, torch.Tensor]:

@@ -55,7 +55,7 @@ def export(
 ) -> None:
     """Fold a run and export it to ONNX; the file appears once ONNX Runtime and PyTorch agree."""
     import utcompile as utc
-    from utcompile.cli.run_facts import labels_of, preprocessing_of
+    from utcompile.cli.run_facts import labels_of, outputs_of, preprocessing_of
     from utcompile.cli.runs import open_run
 
     tasks = tasks_of(task)
@@ -88,6 +88,7 @@ def export(
     output.progress("exporting and comparing with ONNX Runtime")
     rules = opened.whole.ruleset
     facts = {"base": opened.fingerprint, "rules": {"name": rules.name, "vars": dict(rules.vars), "text": rules.text}}
+    facts["outputs"] = outputs_of(folder)
     result = utc.export_onnx(module, out, opened.example, labels=labels_of(opened), facts=facts, **shared)
     _copy_tokenizer(folder, out)
     _say(result, report.to_dict() if report else None, json)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.train.dataset import Preprocessing
+from utcompile.train.masks import resized
+from utcompile.train.pictures import FAILURES, read_picture, reason_of
 
 _BATCH = 16
 _TRANSFORM = ("mean", "std", "interpolation", "crop_pct")
@@ -31,6 +35,7 @@ class Predictor:
         labels: the names of the classes; empty: they are numbered.
         preprocessing: how an image or a text becomes an input.
         batch: the largest batch of a call.
+        outputs: what they mean: the task, and `mean` and `std` of numbers; empty where that is not known.
     """
 
     where: str
@@ -39,10 +44,11 @@ class Predictor:
     labels: tuple[str, ...]
     preprocessing: Mapping[str, object]
     batch: int = _BATCH
+    outputs: Mapping[str, object] = field(default_factory=dict)
 
     def ranked(self, inputs: Sequence[str], top: int) -> Iterator[tuple[str, Ranked]]:
         """For each sample its name, and its most likely classes with their probabilities."""
-        for names, feeds in self._batches(inputs):
+        for names, feeds in self.batches(inputs):
             logits = self.logits(feeds)
             if logits.ndim != 2 or len(logits) != len(names):
                 raise UtcError(
@@ -55,12 +61,16 @@ class Predictor:
                 yield name, self._top(row, top)
 
     def _top(self, row: np.ndarray, top: int) -> Ranked:
-        powers = np.exp(row.astype(np.float64) - row.max())
+        wide = row.astype(np.float64)
+        powers = np.exp(wide - wide.max())
         shares = powers / powers.sum()
+        if self.outputs.get("task") == "multilabel":  # any number of labels is right
+            shares = np.exp(-np.logaddexp(0, -wide))
         best = np.argsort(-shares, kind="stable")[:top]
         return [(self.labels[i] if i < len(self.labels) else str(i), float(shares[i])) for i in best]
 
-    def _batches(self, inputs: Sequence[str]) -> Iterator[tuple[list[str], Feeds]]:
+    def batches(self, inputs: Sequence[str]) -> Iterator[tuple[list[str], Feeds]]:
+        """The names of samples and their inputs, a batch at a time."""
         arrays = [text for text in inputs if Path(text).suffix in _ARRAYS]
         for text in arrays:
             yield from self._of_arrays(Path(text))
@@ -162,18 +172,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def open_image(path: str, mode: str) -> object:
-    """An image file's pixels."""
-    from PIL import Image
-
+    """An image file's pixels, as training reads them."""
     try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return read_picture(Path(path), mode)
+    except FAILURES as error:
         raise UtcError(
-            "there is no such file, or it is no image",
-            where=path,
-            why=str(error).partition("\n")[0],
-            code="data/damaged",
+            "there is no such file, or it is no image", where=path, why=reason_of(error), code="data/damaged"
         ) from error
 
 
@@ -194,6 +198,8 @@ def image_transform(how: Mapping[str, object], where: str) -> tuple[Callable[[ob
     }
     try:
         made = create_transform(tuple(size), is_training=False, **options)
+        if how.get("resize") == "squash":
+            made = partial(resized, how=Preprocessing(tuple(size), **options))
     except Exception as error:  # the values are of a file that anybody may have written
         raise UtcError(
             "the stored preprocessing is malformed", where=where, why=str(error), code="onnx/inputs"
@@ -230,11 +236,13 @@ def _of_file(path: Path, task: str | None, providers: Sequence[str]) -> Predicto
         return next(iter(opened.run_task(feeds, task).values()))
 
     how = found if isinstance(found, dict) else {}
-    return Predictor(str(path), opened.input_names, logits, opened.labels_of(task), how, min(most, _BATCH))
+    outputs = opened.facts.get("outputs")
+    meant = outputs if isinstance(outputs, dict) else {}
+    return Predictor(str(path), opened.input_names, logits, opened.labels_of(task), how, min(most, _BATCH), meant)
 
 
 def _of_run(folder: Path, task: str | None, model: str | None, weights: Path | None, trust: bool) -> Predictor:
-    from utcompile.cli.run_facts import labels_of, preprocessing_of
+    from utcompile.cli.run_facts import labels_of, outputs_of, preprocessing_of
     from utcompile.cli.runs import open_run
 
     if task is not None:
@@ -248,4 +256,5 @@ def _of_run(folder: Path, task: str | None, model: str | None, weights: Path | N
         found = result if isinstance(result, Tensor) else next(iter(dict(result).values()))
         return np.asarray(found.float().numpy())
 
-    return Predictor(str(folder), names, logits, tuple(labels_of(opened) or ()), preprocessing_of(folder, opened))
+    how, labels = preprocessing_of(folder, opened), tuple(labels_of(opened) or ())
+    return Predictor(str(folder), names, logits, labels, how, outputs=outputs_of(folder))

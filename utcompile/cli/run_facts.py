@@ -20,6 +20,15 @@ def labels_of(opened: Run) -> list[str] | None:
     return [str(label) for label in found] if isinstance(found, list) and found else None
 
 
+def outputs_of(folder: Path) -> dict[str, object]:
+    """What a run's outputs mean: its task, and `mean` and `std` of numbers; empty where the run does not say."""
+    if not (folder / TASK).is_file():
+        return {}
+    told = read_json(folder / TASK, "the run has no task file", "train again")
+    found = told.get("outputs") if isinstance(told, dict) else None
+    return {"task": told.get("task"), **found} if isinstance(told, dict) and isinstance(found, dict) else {}
+
+
 def preprocessing_of(folder: Path, opened: Run) -> dict[str, object]:
     """How inputs were made in training: as the run says, or as the model's source does for images."""
     if (folder / TASK).is_file():

@@ -24,6 +24,7 @@ KEYS = {
     "base": "a hash of the model's weights; of a run, the fingerprint of its base",
     "rules": "the rules of the tuners: name, vars, text",
     "labels": "the names of the classes, in order",
+    "outputs": "of a run, what they mean: task, kind; of numbers mean and std, by which they are standardised",
     "preprocessing": "size, mean, std, interpolation, crop_pct; for texts, tokenizer",
     "parity": "the largest difference from PyTorch, the tolerance, and the sizes that were compared",
     "tasks": "of a file with several tasks: name, labels, classes, sha256 of each",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +18,7 @@ from utcompile.parts.named import Within, find_parts
 from utcompile.parts.observed import PartCall, example_of, observe
 from utcompile.recording import CapturedModule, capture
 from utcompile.recording.example import Example
-from utcompile.recording.inputs import Dynamic, Examples
+from utcompile.recording.inputs import Dynamic, Examples, bind_inputs, named_tensors
 
 Dims = dict[int, str]
 _LETTERS = {(2, 1): "L", (3, 1): "L", (4, 1): "H", (4, 2): "H", (4, 3): "W"}
@@ -133,11 +133,12 @@ def _captured(
             fix="let `within=` name its submodules, or those of its callers that are called in one way",
             code="parts/signatures",
         )
-    call, example = calls[0].arguments, calls[0].example
+    example, named = calls[0].example, [_tensors_of(part, call) for call in calls]
     if dynamic is not None:
-        return _named_as_user(part, capture(part, example, _of_its(dynamic, call), base, verify))
-    must = _differing(calls)
-    for dims in _candidates(call, must):
+        inputs = {*bind_inputs(part, example), *named[0]}
+        return _named_as_user(part, capture(part, example, _of_its(dynamic, inputs), base, verify))
+    must = _differing(named)
+    for dims in _candidates(named[0], must):
         try:
             return _named_as_user(part, capture(part, example, dims, base, verify))
         except UtcError:  # it pins one of them; the last try, in which nothing must vary, says why where that fails too
@@ -164,10 +165,16 @@ def _is_plain(value: object) -> bool:
     return not isinstance(value, (torch.Tensor, nn.Module)) and not callable(value) and not tensors(value)
 
 
-def _of_its(dynamic: Dynamic, example: Mapping[str, object]) -> Dynamic:
+def _tensors_of(part: nn.Module, call: PartCall) -> dict[str, torch.Tensor]:
+    """The tensors of a call by the names that `dynamic=` has for them."""
+    given = bind_inputs(part, call.example).items()
+    return {n: tensor for name, value in given for n, tensor in named_tensors(name, value)}
+
+
+def _of_its(dynamic: Dynamic, inputs: Collection[str]) -> Dynamic:
     if isinstance(dynamic, Mapping):
-        return {name: dims for name, dims in dynamic.items() if name in example}
-    return [name for name in ([dynamic] if isinstance(dynamic, str) else dynamic) if name in example]
+        return {name: dims for name, dims in dynamic.items() if name in inputs}
+    return [name for name in ([dynamic] if isinstance(dynamic, str) else dynamic) if name in inputs]
 
 
 def _said(call: PartCall) -> str:
@@ -182,20 +189,16 @@ def _kind(value: object) -> str:
     return repr(value)[:40]
 
 
-def _differing(calls: list[PartCall]) -> dict[str, set[int]]:
+def _differing(calls: list[dict[str, torch.Tensor]]) -> dict[str, set[int]]:
     """The dimensions of each input that differ between calls."""
-    first = calls[0].arguments
-    found: dict[str, set[int]] = {}
-    for name, value in first.items():
-        if isinstance(value, torch.Tensor):
-            shapes = [c.arguments[name].shape for c in calls]  # type: ignore[attr-defined]
-            found[name] = {d for d in range(value.dim()) if len({s[d] for s in shapes}) > 1}
-    return found
+    return {
+        name: {d for d in range(value.dim()) if len({call[name].shape[d] for call in calls}) > 1}
+        for name, value in calls[0].items()
+    }
 
 
-def _candidates(example: Mapping[str, object], must: Mapping[str, set[int]]) -> Iterator[dict[str, Dims]]:
+def _candidates(named: Mapping[str, torch.Tensor], must: Mapping[str, set[int]]) -> Iterator[dict[str, Dims]]:
     """What may vary in a part's inputs, the most first: the last candidate has what must vary alone."""
-    named = {name: value for name, value in example.items() if isinstance(value, torch.Tensor)}
     first = next((t for t in named.values() if t.dim()), None)
     tried: list[dict[str, Dims]] = []
     for free in ({4: (2, 3), 3: (1,), 2: ()}, {4: (1, 2), 3: (1,), 2: ()}, {}):

@@ -6,7 +6,7 @@ input any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,7 @@ from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Symbol, info
-from utcompile.graph.nested import parts
-from utcompile.recording.inputs import Inputs
+from utcompile.recording.inputs import Inputs, named_tensors
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,10 @@ class FixedSizes:
                 )
 
     def _error(self, dim: int, size: int, found: int) -> UtcError:
-        again = f"at an example of {found}"
         return UtcError(
             f"the captured model was recorded with {self.name}.shape[{dim}]={size}, not {found}",
             why="only sizes that were captured as dynamic may vary between calls",
-            fix=f"capture it {again}"
-            if "[" in self.name
-            else f"capture it with this size as dynamic, e.g. dynamic={self._dynamic(dim)}; or {again}",
+            fix=f"capture it with this size as dynamic, e.g. dynamic={self._dynamic(dim)}; or at an example of {found}",
             code="call/guard",
         )
 
@@ -90,7 +86,15 @@ class FixedSizes:
         """`dynamic=` with the dimensions that vary at present, and one more."""
         asked = {name: dict(dims) for name, dims in self.varying}
         asked.setdefault(self.name, {})[dim] = "S"
-        return str(asked).replace("'", '"')
+        return f"{{{', '.join(f'{_quoted(name)}: {_dims(dims)}' for name, dims in asked.items())}}}"
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if '"' in text else f'"{text}"'
+
+
+def _dims(dims: Mapping[int, str]) -> str:
+    return f"{{{', '.join(f'{dim}: {_quoted(label)}' for dim, label in dims.items())}}}"
 
 
 def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, without: tuple[str, ...]) -> None:
@@ -103,7 +107,7 @@ def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, witho
         without: inputs that are checked already, by their values.
     """
     last = [n for n in graph.nodes if n.op == "placeholder" or n in nodes][-1]
-    tensors = [pair for name, value in inputs.arguments.items() for pair in _named(name, value)]
+    tensors = [pair for name, value in inputs.arguments.items() for pair in named_tensors(name, value)]
     named = tuple(
         (n, tuple((d, s.name) for d, s in v.items())) for (n, _), v in zip(tensors, inputs.varying, strict=True) if v
     )
@@ -119,11 +123,3 @@ def fix_sizes(graph: fx.Graph, nodes: tuple[fx.Node, ...], inputs: Inputs, witho
             with graph.inserting_after(last):
                 last = graph.call_function(FixedSizes(name, tensor.dim(), sizes, named, shared), tuple(given))
             info(last).check = True
-
-
-def _named(name: str, value: object) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-        return
-    for key, part in parts(value):
-        yield from _named(f"{name}[{key!r}]", part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import BATCH, Symbol
-from utcompile.graph.nested import map_tensors, tensors
+from utcompile.graph.nested import map_tensors, parts, tensors
 from utcompile.recording.layouts import check_layouts
 
 T = torch.Tensor
@@ -254,17 +254,24 @@ def _stated(arguments: dict[str, object], dynamic: Dynamic) -> tuple[dict[int, S
         if isinstance(dynamic, Mapping)
         else dict.fromkeys([dynamic] if isinstance(dynamic, str) else dynamic)
     )
+    named = [(n, name, t) for name, value in arguments.items() for n, t in named_tensors(name, value)]
     for name in asked:
-        if name not in arguments:
+        if name not in arguments and name not in [n for n, _, _ in named]:
             raise UtcError(
                 f"dynamic names {name!r}, which is no input", fix=did_you_mean(name, arguments), code="capture/dynamic"
             )
     known: dict[str, Symbol] = {}
-    return tuple(
-        _dimensions(name, t, asked[name], known) if name in asked else {}
-        for name, value in arguments.items()
-        for t in tensors(value)
-    )
+    chosen = [(n if n in asked else name, t) for n, name, t in named]
+    return tuple(_dimensions(name, t, asked[name], known) if name in asked else {} for name, t in chosen)
+
+
+def named_tensors(name: str, value: object) -> Iterator[tuple[str, T]]:
+    """The tensors in an argument, as a person reads them: `x`, `batch['mask']`, `features[0]`."""
+    if isinstance(value, T):
+        yield name, value
+        return
+    for key, part in parts(value):
+        yield from named_tensors(f"{name}[{key!r}]", part)
 
 
 def _dimensions(name: str, t: T, asked: object, known: dict[str, Symbol]) -> dict[int, Symbol]:

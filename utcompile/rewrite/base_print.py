@@ -13,6 +13,7 @@ import torch
 
 from utcompile.graph.statistics import statistics
 from utcompile.rewrite.digests import digest_of, digests, is_quantised, pieces, update, whole
+from utcompile.rewrite.shares import Shares, same_everywhere, shares_of
 from utcompile.rewrite.tuned import TunedModule, state_of_base
 from utcompile.rewrite.wiring import wiring
 
@@ -67,10 +68,22 @@ def tensors_of_base(tuned: TunedModule, without: Sequence[str] = ()) -> dict[str
 def print_of(tuned: TunedModule) -> dict[str, TensorPrint]:
     """The prints of a base's tensors, with those of narrower dtypes.
 
-    A run saves the same base in every epoch: what a tensor is in narrower dtypes is remembered with its digest.
+    A run saves the same base in every epoch: what a tensor is in narrower dtypes is remembered with its digest. Weights
+    that are distributed over processes are gathered once, one by one; until something writes into them their prints
+    are remembered, and what is gathered in a save is what trains.
     """
+    tensors = tensors_of_base(tuned)
+    shares = shares_of(tensors)
+    before: Shares | None
+    remembered: dict[str, TensorPrint]
+    before, remembered = tuned.__dict__.get("_prints_of_shares", (None, {}))
+    if shares is not None and same_everywhere(shares, before, next(iter(tensors.values())).device):
+        return remembered
     known = tuned.__dict__.setdefault("_known_digests", {})
-    return {name: _print(name, value, known) for name, value in tensors_of_base(tuned).items()}
+    prints = {name: _print(name, value, known) for name, value in tensors.items()}
+    if shares is not None:
+        tuned.__dict__["_prints_of_shares"] = shares, prints
+    return prints
 
 
 def prints_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorPrint]:

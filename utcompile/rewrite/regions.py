@@ -14,13 +14,13 @@ from utcompile.graph import copy_graph, info, keep_state, origin_of, owner_of, p
 from utcompile.graph.calls import Signature
 from utcompile.graph.ties import ties_of
 from utcompile.rewrite.chosen import Chooser
+from utcompile.rewrite.flat import hollow
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.split import Split, split_graph
 from utcompile.rules import glob_match
 
 Make = Callable[[nn.Module, fx.Graph, str], Any]
 REGIONS = Chooser("nested", "region", 'tuned.nested("blocks.*")')
-_WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")  # segments of names that wrappers of regions add
 
 
 def nest(tuned: Any, globs: Sequence[str], make: Make) -> Any:
@@ -50,35 +50,12 @@ def nest(tuned: Any, globs: Sequence[str], make: Make) -> Any:
     _set(nested, tuned, base.outer, cut, "")
     nested.trained, nested.proven = tuned.trained, tuned.proven
     nested.sites = tuple(replace(s, name=_new_name(s.name, cut.moved)) for s in tuned.sites)
-    nested.__dict__ |= {"_flat": tuned, "_moved": {name: _new_name(name, cut.moved) for name in cut.moved}}
-    return nested.train(tuned.training)
-
-
-def pull(nested: nn.Module, flat: nn.Module, moved: Mapping[str, str]) -> None:
-    """Give a flat module the present parameters and buffers of the nested one: sharded, moved or cast."""
-    now = {
-        _plain(name): tensor
-        for name, tensor in (
-            *nested.named_parameters(remove_duplicate=False),
-            *nested.named_buffers(remove_duplicate=False),
-        )
+    waiting = [t for tensors in tuned.tasks.waiting.values() for t in tensors.values()]
+    nested.__dict__ |= {
+        "_flat": hollow(tuned, waiting),
+        "_moved": {name: _new_name(name, cut.moved) for name in cut.moved},
     }
-    for name in [n for n, _ in flat.named_parameters(remove_duplicate=False)] + [
-        n for n, _ in flat.named_buffers(remove_duplicate=False)
-    ]:
-        value = now.get(_moved(name, moved))
-        if value is not None:
-            owner, attribute = owner_of(flat, name)
-            table: dict[str, Any] = owner._parameters if attribute in owner._parameters else owner._buffers
-            table[attribute] = value
-
-
-def _plain(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _moved(name: str, moved: Mapping[str, str]) -> str:
-    return next((new + name[len(old) :] for old, new in moved.items() if name.startswith(f"{old}.")), name)
+    return nested.train(tuned.training)
 
 
 def _classes(graph: fx.Graph) -> dict[str, str]:

@@ -20,9 +20,10 @@ from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
 from utcompile.graph.shared import lazy_copy
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
+from utcompile.rewrite.flat import fill
 from utcompile.rewrite.memory_protocol import Memory
 from utcompile.rewrite.originals import NAME, Originals
-from utcompile.rewrite.regions import nest, pull
+from utcompile.rewrite.regions import nest
 from utcompile.rewrite.switch import Switch, is_off, make_switch
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned_site import TunedSite
@@ -270,8 +271,8 @@ class TunedModule(UtcGraphModule):
         """The flat module, with the present parameters of this one."""
         if self._flat is None:
             return self
-        pull(self, self._flat, self._moved)
-        return self._flat
+        fill(self._flat, self._flat.base_graph, self, self._moved)
+        return self._flat.train(self.training)
 
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""
@@ -285,7 +286,7 @@ class TunedModule(UtcGraphModule):
     def originals(self) -> dict[str, torch.Tensor]:
         """The frozen values of what `train:` clones, by name."""
         if self._flat is not None:
-            return self._flat.originals()
+            return self.as_one_graph().originals()
         store = self._originals()
         return {name: store.get_parameter(str(i)).detach() for i, name in enumerate(store.names)}
 

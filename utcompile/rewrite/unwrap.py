@@ -14,6 +14,7 @@ _WRAPPERS = {
     "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper": "_checkpoint_wrapped_module",
     "torch.optim.swa_utils.AveragedModel": "module",
     "timm.utils.model_ema.ModelEma": "ema",
     "timm.utils.model_ema.ModelEmaV2": "module",
@@ -39,7 +40,7 @@ def unwrapped(model: object, verb: str) -> object:
     """
     found = model
     while not is_ours(found):
-        names = [f"{c.__module__}.{c.__qualname__}" for c in type(found).__mro__]
+        names = _class_names(found)
         if verb.startswith("save") and names[0] in _ROUNDING:
             raise UtcError(
                 f"{verb} does not take a {type(found).__name__}",
@@ -59,6 +60,21 @@ def unwrapped(model: object, verb: str) -> object:
     return found
 
 
+def plain_path(model: nn.Module, path: str) -> str:
+    """A path or name in a model without what wrappers of modules inside it add: `body._orig_mod.0` is `body.0`."""
+    kept: list[str] = []
+    module: object = model
+    for segment in path.split("."):
+        if not any(_WRAPPERS.get(name) == segment for name in _class_names(module)):
+            kept.append(segment)
+        module = getattr(module, segment, None)
+    return ".".join(kept)
+
+
+def _class_names(value: object) -> list[str]:
+    return [f"{c.__module__}.{c.__qualname__}" for c in type(value).__mro__]
+
+
 def is_ours(module: object) -> bool:
     """Whether a module was made here: a graph, or a model of which parts are tuned."""
     return isinstance(module, UtcGraphModule) or (isinstance(module, nn.Module) and KEPT in vars(module))
@@ -66,8 +82,8 @@ def is_ours(module: object) -> bool:
 
 def _way_in(model: object, verb: str) -> str | None:
     """How to come from a wrapper that is not known to the one module of utcompile inside."""
-    for cls in type(model).__mro__:
-        if (fix := _FIXES.get(f"{cls.__module__}.{cls.__qualname__}")) is not None:
+    for name in _class_names(model):
+        if (fix := _FIXES.get(name)) is not None:
             return fix
     modules = (
         model.modules() if isinstance(model, nn.Module) else vars(model).values() if hasattr(model, "__dict__") else ()

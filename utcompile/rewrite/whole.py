@@ -21,7 +21,7 @@ from utcompile.rewrite.base_print import statistics_of
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite
-from utcompile.rewrite.unwrap import KEPT, unwrapped
+from utcompile.rewrite.unwrap import KEPT, plain_path, unwrapped
 from utcompile.rules import RuleSet
 
 
@@ -81,7 +81,7 @@ class Whole:
             )
         every = {n: m for n, m in found.named_modules() if isinstance(m, TunedModule)}
         outermost = {n: m for n, m in every.items() if not any(n.startswith(f"{other}.") for other in every)}
-        return cls(found, {n: m.as_one_graph() for n, m in outermost.items()}, kept)
+        return cls(found, {plain_path(found, n): m.as_one_graph() for n, m in outermost.items()}, kept)
 
     @property
     def is_one_graph(self) -> bool:
@@ -113,7 +113,8 @@ class Whole:
         passing = {
             path_in(path, name) for path, m in self.module.named_modules() for name in m._non_persistent_buffers_set
         }
-        return {n: t for n, t in every_name(self.module) if not n.startswith(inside) and n not in passing}
+        found = {n: t for n, t in every_name(self.module) if not n.startswith(inside) and n not in passing}
+        return {plain_path(self.module, n): t for n, t in found.items()}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint has: tuners' tensors by site, what `train:` names, and statistics that training moves."""

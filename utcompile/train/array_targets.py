@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.train.mask_classes import check_classes
 from utcompile.train.tasks import IGNORED
 
@@ -82,7 +82,7 @@ def array_targets(path: Path, name: str, y: np.ndarray, task: str, size: Sequenc
     return y.astype(np.float32)
 
 
-def facts_of_targets(path: Path, parts: Sequence[np.ndarray], task: str, *, measured: bool = False) -> dict[str, Any]:
+def facts_of_targets(path: Path, parts: Sequence[np.ndarray], task: str, *, measured: bool = False) -> JsonObject:
     """Names, counts and the standard of training targets, as fields of `Data`.
 
     Args:

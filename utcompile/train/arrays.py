@@ -6,7 +6,6 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ HELD_OUT = ("val", "test")
 MODES = ("bicubic", "bilinear", "nearest")
 
 
-class Images(Dataset[tuple[Tensor, Any]]):
+class Images(Dataset[tuple[Tensor, object]]):
     """Arrays as a dataset; resized and normalised when they are read, a batch at a time.
 
     Args:
@@ -39,10 +38,10 @@ class Images(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+    def __getitem__(self, index: int) -> tuple[Tensor, object]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, object]]:
         """What a `DataLoader` calls with the indices of a batch."""
         chosen = self.x[np.asarray(indices)]
         images = torch.from_numpy(chosen).float()
@@ -58,7 +57,7 @@ class Images(Dataset[tuple[Tensor, Any]]):
         images = (images.expand(-1, channels, -1, -1) - self.mean) / self.std
         return list(zip(images, self._targets(np.asarray(indices)), strict=True))
 
-    def _targets(self, indices: np.ndarray) -> Sequence[Any]:
+    def _targets(self, indices: np.ndarray) -> Sequence[object]:
         chosen = self.y[indices]
         if chosen.ndim == 1:
             labels: list[int] = chosen.tolist()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +66,11 @@ class Epochs:
         self.order, self.processes, self.mixing = torch.Generator(), processes, mixing
         # pin_memory warns where there is no accelerator.
         pin = accelerator.device.type == "cuda"
-        options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin, "collate_fn": data.collate}
+        load = partial(DataLoader, num_workers=workers, pin_memory=pin, collate_fn=data.collate)
         order = RandomSampler(data.train, generator=self.order)  # type: ignore[arg-type]
         batches = processes.batches(order, settings.batch_size)
-        self.train = DataLoader(data.train, batch_sampler=batches, generator=self.order, **options)
-        self.validation = DataLoader(data.validation, settings.batch_size, **options)
+        self.train = load(data.train, batch_sampler=batches, generator=self.order)
+        self.validation = load(data.validation, settings.batch_size)
 
     def run(self, epoch: int, advance: Callable[[str], None]) -> dict[str, float]:
         """Train and validate in epoch `epoch` (from 1); returns its line of the history.
@@ -145,11 +145,11 @@ class Epochs:
         size = self.settings.batch_size * self.settings.accumulate
         return min(size, self.settings.samples - index // self.settings.accumulate * size)
 
-    def _batches(self, loader: DataLoader[object]) -> Iterator[tuple[Any, Tensor]]:
+    def _batches(self, loader: DataLoader[object]) -> Iterator[tuple[object, Tensor]]:
         for inputs, targets in loader:
             yield self._placed(inputs), moved(targets, self.accelerator.device)
 
-    def _placed(self, inputs: Any) -> Any:
+    def _placed(self, inputs: object) -> object:
         if isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=self.memory_format)
         return moved(inputs, self.accelerator.device)

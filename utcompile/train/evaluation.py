@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +47,14 @@ class Evaluation:
     confusion: list[list[int]] | None = None
     calibration: list[dict[str, float]] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data."""
         classes = [{"name": c.name, "support": c.support, **c.figures} for c in self.classes]
         return {**vars(self), "classes": classes}
 
 
 def evaluate_model(
-    model: nn.Module, batches: Iterable[tuple[Any, Tensor]], task: Task, names: Sequence[str]
+    model: nn.Module, batches: Iterable[tuple[object, Tensor]], task: Task, names: Sequence[str]
 ) -> Evaluation:
     """Run a model over batches of inputs and targets, in eval mode on its device, and measure it.
 

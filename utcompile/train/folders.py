@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from timm.data import create_transform
 from torch import Tensor
@@ -29,7 +29,7 @@ _POLICY = re.compile(
 _SCALE = (0.35, 1.0)  # of the area: timm's 0.08 is meant for hundreds of epochs
 
 
-class ImageFiles(Dataset[tuple[Tensor, Any]]):
+class ImageFiles(Dataset[tuple[Tensor, object]]):
     """Image files with their targets.
 
     Args:
@@ -40,14 +40,14 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
     """
 
     def __init__(
-        self, samples: Iterable[tuple[Source, Any]], transform: Callable[[object], Tensor], mode: str = "RGB"
+        self, samples: Iterable[tuple[Source, object]], transform: Callable[[object], Tensor], mode: str = "RGB"
     ) -> None:
         self.samples, self.transform, self.mode = list(samples), transform, mode
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+    def __getitem__(self, index: int) -> tuple[Tensor, object]:
         path, label = self.samples[index]
         try:
             pixels = read_picture(path, self.mode)
@@ -68,13 +68,15 @@ def transforms(
     Raises:
         UtcError: timm has no such policy.
     """
-    options: dict[str, Any] = {
-        "mean": how.mean,
-        "std": how.std,
-        "interpolation": how.interpolation,
-        "crop_pct": how.crop_pct,
-    }
-    plain = create_transform(how.input_size, is_training=False, **options)
+    make = partial(
+        create_transform,
+        how.input_size,
+        mean=how.mean,
+        std=how.std,
+        interpolation=how.interpolation,
+        crop_pct=how.crop_pct,
+    )
+    plain = make(is_training=False)
     if not augment:
         return plain, plain
     if isinstance(augment, str) and not _POLICY.fullmatch(augment):  # timm leaves out what it does not know
@@ -83,8 +85,8 @@ def transforms(
             fix="give e.g. rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a",
             code="train/settings",
         )
-    more: dict[str, Any] = {"auto_augment": augment, "re_prob": 0.25} if isinstance(augment, str) else {}
-    return plain, create_transform(how.input_size, is_training=True, scale=_SCALE, **options, **more)
+    policy, erased = (augment, 0.25) if isinstance(augment, str) else (None, 0.0)
+    return plain, make(is_training=True, scale=_SCALE, auto_augment=policy, re_prob=erased)
 
 
 def load_folders(

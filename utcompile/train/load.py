@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.tables import SUFFIXES, Table, tables_in
 from utcompile.train.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LAYOUTS = {
     "classify": "a folder with one folder of images per class, a table of image paths (.csv), or an .npz file with "
@@ -116,7 +119,9 @@ def load_data(
         if isinstance(tokenizer, str | Path):
             tokenizer = read_tokenizer(tokenizer)
         tables = _tables(path, task, measured)
-        return load_texts(tables, tokenizer=tokenizer, max_length=max_length, **columns)
+        return load_texts(
+            tables, tokenizer=cast("PreTrainedTokenizerBase", tokenizer), max_length=max_length, **columns
+        )
     if task == "segment":
         return _masks(path, how, augment, shared, columns)
     if task == "classify" and path.is_dir() and not _has_tables(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from utcompile.train.progress_bar import progress_bar
 from utcompile.train.randomness import caller_keeps_its_state
 from utcompile.train.result import TrainResult, best_of, stops_early
 from utcompile.train.run_folder import STATE, RunFolder, SaveOrLoad
-from utcompile.train.run_state import load_part
+from utcompile.train.run_state import HasState, load_part
 from utcompile.train.schedule import create_schedule
 from utcompile.train.settings import Settings
 from utcompile.train.tasks import Task, make_task
@@ -147,7 +147,7 @@ def fit(
     how = How(batch_size, workers, accelerator.device, memory_format, accelerator.autocast)
     run = keep_prefix(model, data, how, prefix_cache, epochs=epochs, out=folder.out, resume=resume)
     prepared, stepper = accelerator.prepare(run.model, stepper)
-    stateful: dict[str, Any] = {"optimizer": stepper, "schedule": rate}
+    stateful: dict[str, HasState] = {"optimizer": stepper, "schedule": rate}
     if accelerator.scaler is not None:
         stateful["scaler"] = accelerator.scaler
     if averages is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from utcompile.errors import UtcError
 from utcompile.modes import evaluating
 from utcompile.train.tasks import Classify, Task
+
+T = TypeVar("T")
 
 
 def accuracy(model: nn.Module, dataset: Dataset[object], batch_size: int = 64, *, workers: int = 0) -> float:
@@ -28,7 +30,7 @@ def accuracy(model: nn.Module, dataset: Dataset[object], batch_size: int = 64, *
     return measure(model, DataLoader(dataset, batch_size, num_workers=workers), task)["accuracy"]
 
 
-def measure(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], task: Task) -> dict[str, float]:
+def measure(model: nn.Module, batches: Iterable[tuple[object, Tensor]], task: Task) -> dict[str, float]:
     """`loss` and the task's metrics over batches of inputs and targets, in eval mode; the modes are restored."""
     meter, device = task.meter(), device_of(model)
     samples = 0
@@ -42,20 +44,20 @@ def measure(model: nn.Module, batches: Iterable[tuple[Any, Tensor]], task: Task)
     return meter.values()
 
 
-def called(model: nn.Module, inputs: Any) -> object:
+def called(model: nn.Module, inputs: object) -> object:
     """What a model returns for a batch of inputs: a tensor, several in order, or several by name."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-def moved(value: Any, device: torch.device) -> Any:
+def moved(value: T, device: torch.device) -> T:
     """Inputs or targets on a device."""
     if isinstance(value, Mapping):
-        return {name: moved(entry, device) for name, entry in value.items()}
+        return cast("T", {name: moved(entry, device) for name, entry in value.items()})
     if isinstance(value, (tuple, list)):
-        return tuple(moved(entry, device) for entry in value)
-    return value.to(device, non_blocking=True)
+        return cast("T", tuple(moved(entry, device) for entry in value))
+    return cast("T", cast("Tensor", value).to(device, non_blocking=True))
 
 
 def device_of(model: nn.Module) -> torch.device:

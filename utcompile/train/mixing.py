@@ -16,7 +16,7 @@ from utcompile.errors import UtcError
 class Mixing:
     """Blends each batch with its reverse, and its labels alike; of an odd batch the last image stays as it is.
 
-    Where both are on, each batch gets one of them, by chance. What is drawn depends on NumPy's random state, which is
+    Where both are on, each batch gets one of them, by chance. The draws are of NumPy's random state, which is
     seeded per epoch.
 
     Args:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -32,7 +30,7 @@ def create_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimi
         UtcError: timm has no such optimizer, it needs a package, or a rate is given for a rule that trains nothing.
     """
     check_optimizer(settings.optimizer)
-    parameters: Any = model
+    parameters: nn.Module | list[dict[str, object]] = model
     if settings.rates or settings.decays:
         parameters = _groups(model, settings)
     try:
@@ -58,7 +56,7 @@ def rules_of_parameters(model: nn.Module) -> dict[str, str]:
     return {name: owners.get(id(p), TRAINED) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, settings: Settings) -> list[dict[str, object]]:
     rules, named = rules_of_parameters(model), dict(model.named_parameters())
     for option, values in (("rates", settings.rates), ("decays", settings.decays)):
         for name in values:
@@ -82,6 +80,6 @@ def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
 
 def base_rate(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of what no rule changes."""
-    group: Mapping[str, Any] = max(optimizer.param_groups, key=lambda g: g.get("lr_scale", 1.0))
+    group = max(optimizer.param_groups, key=lambda g: g.get("lr_scale", 1.0))
     scale = group.get("lr_scale", 1.0)
     return float(group["lr"] / scale) if scale else 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from utcompile.train.dataset import Data
 from utcompile.train.split import stratified
 
 
-class Arrays(Dataset[tuple[Any, Tensor]]):
+class Arrays(Dataset[tuple[object, Tensor]]):
     """Arrays of inputs and targets, as tensors; several inputs are given by name."""
 
     def __init__(self, inputs: Mapping[str, np.ndarray] | np.ndarray, targets: np.ndarray) -> None:
@@ -27,7 +26,7 @@ class Arrays(Dataset[tuple[Any, Tensor]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+    def __getitem__(self, index: int) -> tuple[object, Tensor]:
         if isinstance(self.inputs, Mapping):
             return {name: torch.from_numpy(a[index, ...].copy()) for name, a in self.inputs.items()}, self.targets[
                 index

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Sampler
 
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.train.run_folder import STATE, RunFolder
 from utcompile.train.run_state import read_state
 
@@ -81,7 +82,7 @@ class Processes:
         """What the first process found: decisions by it are then the same everywhere."""
         if self.count == 1:
             return entry
-        found: list[Any] = [entry]
+        found: list[dict[str, float]] = [entry]
         torch.distributed.broadcast_object_list(found, src=0)
         result: dict[str, float] = found[0]
         return result
@@ -129,7 +130,7 @@ class FollowedFolder(RunFolder):
     def start(self) -> None:
         """The first process has made it."""
 
-    def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    def resume(self, settings: Mapping[str, object], parts: tuple[str, ...]) -> JsonObject:
         """Load the last checkpoint; the first process has checked the settings."""
         state = read_state(self.last / STATE, parts)
         self.load(self.last)

@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from utcompile.errors import UtcError
 from utcompile.files import draft, path_of, replace_file, reported, sync_folder, write_new
@@ -83,7 +83,7 @@ class RunFolder:
                 code="train/run",
             )
 
-    def resume(self, settings: Mapping[str, Any], parts: tuple[str, ...]) -> JsonObject:
+    def resume(self, settings: Mapping[str, object], parts: tuple[str, ...]) -> JsonObject:
         """Lock the folder, load the last checkpoint into the model and return its state.
 
         Args:

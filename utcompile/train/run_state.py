@@ -5,14 +5,23 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 from utcompile.train.settings import Settings
 
 _NUMBERS = ("epoch", "train_loss", "validation_loss", "lr", "seconds")
+
+
+class HasState(Protocol):
+    """An optimizer, a schedule, a scaler, averages."""
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object], /) -> None: ...
 
 
 def state_bytes(state: Mapping[str, object]) -> bytes:
@@ -22,7 +31,7 @@ def state_bytes(state: Mapping[str, object]) -> bytes:
     return buffer.getvalue()
 
 
-def read_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
+def read_state(path: Path, parts: tuple[str, ...]) -> JsonObject:
     """The state of a run.
 
     Args:
@@ -42,7 +51,7 @@ def read_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(state.get(name), kind):
             raise _unreadable(path, f"its {name!r} is no {kind.__name__}")
-    history: list[Any] = state["history"]
+    history = state["history"]
     state["settings"] = Settings.completed(state["settings"])
     numbers = (*_NUMBERS, f"validation_{state['settings']['metric']}")
     for i, entry in enumerate(history):
@@ -54,7 +63,7 @@ def read_state(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     return state
 
 
-def load_part(part: Any, state: Mapping[str, Any], name: str, path: Path) -> None:
+def load_part(part: HasState, state: JsonObject, name: str, path: Path) -> None:
     """Load the `state_dict` of an optimizer, a schedule or a scaler.
 
     Raises:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch.optim.lr_scheduler import OneCycleLR
 
 from utcompile.errors import UtcError, did_you_mean
@@ -45,7 +46,7 @@ def create_schedule(name: str, optimizer: torch.optim.Optimizer, *, lr: float, s
     return _Timm(name, optimizer, lr, steps, warmup)
 
 
-_TIMM: Mapping[str, Callable[..., Any]] = {
+_TIMM: Mapping[str, Callable[..., Scheduler]] = {
     "cosine": lambda optimizer, steps, **rise: CosineLRScheduler(optimizer, t_initial=steps, **rise),
     "linear": lambda optimizer, steps, **rise: PolyLRScheduler(optimizer, t_initial=steps, power=1.0, **rise),
     "poly": lambda optimizer, steps, **rise: PolyLRScheduler(optimizer, t_initial=steps, power=0.9, **rise),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from utcompile.train.tables import Table, class_names, is_missing, label_of, num
 
 LABEL = ("label", "labels", "class", "target", "category", "sentiment", "y")
 _NUMBERS = ("target", "targets", "value", "score", "label", "y")
+T = TypeVar("T")
+Target = int | Tensor
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Targets:
         standard: mean and standard deviation per number, of `regress`.
     """
 
-    train: list[Any]
-    held: list[Any]
+    train: Sequence[Target]
+    held: Sequence[Target]
     rows: list[int]
     held_rows: list[int]
     names: tuple[str, ...]
@@ -100,8 +102,7 @@ def make_targets(
     if task == "multilabel":
         return _multilabel(train, held, rows, held_rows, columns, keep, keep_held, seed, measured)
     if task == "regress":
-        values = [torch.tensor([float(row[c]) for c in columns]) for row in rows]  # type: ignore[arg-type]
-        others = [torch.tensor([float(row[c]) for c in columns]) for row in held_rows]  # type: ignore[arg-type]
+        values, others = ([_numbers(row, columns) for row in part] for part in (rows, held_rows))
         if held is None:
             values, others, keep, keep_held = _halved(values, keep, [0] * len(values), seed, measured)
         stacked = torch.stack(values or others)
@@ -132,8 +133,8 @@ def make_targets(
 def _multilabel(
     train: Table,
     held: Table | None,
-    rows: Sequence[Any],
-    held_rows: Sequence[Any],
+    rows: Sequence[Mapping[str, object]],
+    held_rows: Sequence[Mapping[str, object]],
     columns: Sequence[str],
     keep: list[int],
     keep_held: list[int],
@@ -143,8 +144,7 @@ def _multilabel(
     names: tuple[str, ...]
     if len(columns) > 1:
         names = tuple(columns)
-        values = [torch.tensor([float(row[c]) for c in columns]) for row in rows]
-        others = [torch.tensor([float(row[c]) for c in columns]) for row in held_rows]
+        values, others = ([_numbers(row, columns) for row in part] for part in (rows, held_rows))
     else:
         sets = [several(row.get(columns[0])) for row in rows]
         names = class_names(label for labels in sets for label in labels)
@@ -171,11 +171,16 @@ def _multilabel(
 
 
 def _halved(
-    targets: list[Any], keep: list[int], labels: Sequence[int], seed: int, whole: bool
-) -> tuple[Any, Any, Any, Any]:
+    targets: list[T], keep: list[int], labels: Sequence[int], seed: int, whole: bool
+) -> tuple[list[T], list[T], list[int], list[int]]:
     chosen, held = stratified(labels, seed, whole=whole)
-    parts = [[values[i] for i in part] for values in (targets, keep) for part in (chosen, held)]
-    return parts[0], parts[1], parts[2], parts[3]
+    first, second = ([targets[i] for i in part] for part in (chosen, held))
+    return first, second, [keep[i] for i in chosen], [keep[i] for i in held]
+
+
+def _numbers(row: Mapping[str, object], columns: Sequence[str]) -> Tensor:
+    """The numbers in some cells, which have been checked."""
+    return torch.tensor([number_of(row[column]) or 0.0 for column in columns])
 
 
 def _hot(labels: Sequence[str], names: Sequence[str]) -> Tensor:

@@ -31,7 +31,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from utcompile.errors import UtcError
 from utcompile.files import replace_file, reported
@@ -49,17 +48,17 @@ class TaskFile:
 
     task: str
     labels: list[str]
-    outputs: dict[str, Any]
+    outputs: dict[str, object]
     metrics: list[str]
     higher_is_better: bool
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, object]
     ignored: int | None = None
     format: int = field(default=_FORMAT, kw_only=True)
 
     @classmethod
     def of(cls, data: Data, task: Task) -> TaskFile:
         """The description of a run that is about to start."""
-        outputs: dict[str, Any] = {"kind": "custom" if task.name == "custom" else "logits"}
+        outputs: dict[str, object] = {"kind": "custom" if task.name == "custom" else "logits"}
         if isinstance(task, Regress):
             outputs = {"kind": "standardised", "mean": task.mean.tolist(), "std": task.std.tolist()}
         return cls(

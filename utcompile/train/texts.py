@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from utcompile.train.dataset import Data
 from utcompile.train.tables import Table, is_missing
 from utcompile.train.targets import check_cells, columns_of, make_targets
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _TEXT = ("text", "sentence", "review", "content", "sentence1", "premise", "question")
 _PAIR = ("text_pair", "sentence2", "hypothesis")
 
 
-class Texts(Dataset[tuple[Mapping[str, Any], int]]):
+class Texts(Dataset[tuple[Mapping[str, object], int]]):
     """Texts as token ids, and their labels."""
 
     def __init__(self, texts: Sequence[tuple[str, str | None]], labels: Sequence[int], tokens: Tokens) -> None:
@@ -29,7 +32,7 @@ class Texts(Dataset[tuple[Mapping[str, Any], int]]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, index: int) -> tuple[Mapping[str, Any], int]:
+    def __getitem__(self, index: int) -> tuple[Mapping[str, object], int]:
         return self.tokens.of(*self.texts[index]), self.labels[index]
 
 
@@ -41,22 +44,26 @@ class Tokens:
         inputs: the arrays that the model takes.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, inputs: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, inputs: Sequence[str]) -> None:
         self.tokenizer, self.max_length, self.inputs = tokenizer, max_length, tuple(inputs)
 
-    def of(self, text: str, pair: str | None = None) -> Mapping[str, Any]:
+    def of(self, text: str, pair: str | None = None) -> Mapping[str, object]:
         """The arrays of one text."""
         found = self.tokenizer(text, pair, truncation=True, max_length=self.max_length)
         return {name: found[name] for name in self.inputs}
 
-    def batch(self, samples: list[Any], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """Samples as a batch, padded to the longest, or to a length that none exceeds."""
-        how = {"padding": "max_length", "max_length": length} if length is not None else {}
-        padded = self.tokenizer.pad([inputs for inputs, _ in samples], return_tensors="pt", **how)
-        return {name: padded[name] for name in self.inputs}, torch.tensor([label for _, label in samples])
+    def batch(self, samples: list[object], length: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Samples of `Texts` as a batch, padded to the longest, or to a length that none exceeds."""
+        pairs = cast("list[tuple[dict[str, list[int]], int]]", samples)
+        arrays = [found for found, _ in pairs]
+        if length is None:
+            padded = self.tokenizer.pad(arrays, return_tensors="pt")
+        else:
+            padded = self.tokenizer.pad(arrays, padding="max_length", max_length=length, return_tensors="pt")
+        return {name: padded[name] for name in self.inputs}, torch.tensor([label for _, label in pairs])
 
 
-def read_tokenizer(folder: str | Path) -> Any:
+def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a local folder.
 
     Raises:
@@ -79,7 +86,7 @@ def read_tokenizer(folder: str | Path) -> Any:
             code="data/tokenizer",
         )
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises whatever a file makes it raise
         raise UtcError(
             "the tokenizer cannot be read",
@@ -103,7 +110,7 @@ def read_tokenizer(folder: str | Path) -> Any:
 def load_texts(
     tables: tuple[Table, Table | None],
     *,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     seed: int,
     max_length: int,
     input_column: str | None,
@@ -133,8 +140,8 @@ def load_texts(
     others = [_texts(held or train, i, column, pair) for i in found.held_rows]
     how = {"kind": "text", "tokenizer": "tokenizer", "max_length": max_length, "inputs": made, "pair": pair is not None}
     return Data(
-        Texts(trained, found.train, tokens),
-        Texts(others, found.held, tokens),
+        Texts(trained, [int(label) for label in found.train], tokens),
+        Texts(others, [int(label) for label in found.held], tokens),
         len(found.names),
         found.names,
         "text",

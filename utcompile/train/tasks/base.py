@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from utcompile.errors import UtcError
@@ -50,6 +51,16 @@ class Counts(Protocol):
         """How much a batch counts in a mean over several."""
 
 
+class Metric(Protocol):
+    """A metric of torchmetrics, or what has its face."""
+
+    def to(self, device: torch.device) -> Metric: ...
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None: ...
+
+    def compute(self) -> Tensor: ...
+
+
 class Meter(Protocol):
     """Measures predictions batch by batch."""
 
@@ -72,7 +83,7 @@ class Measures:
     def __init__(
         self,
         loss: Callable[[Tensor, Tensor], Tensor],
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, Metric],
         read: Callable[[Tensor], Tensor] = lambda predictions: predictions,
     ) -> None:
         self.loss, self.metrics, self.read = loss, dict(metrics), read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from utcompile.errors import UtcError
 from utcompile.train.tasks.base import Meter
 
-Loss = Callable[[Any, Any], Tensor]
-Metrics = Callable[[Any, Any], Mapping[str, float]]
+Loss = Callable[..., Tensor]
+Metrics = Callable[..., Mapping[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class Custom:
     higher: bool = False
     name: str = "custom"
 
-    def predictions(self, output: object, targets: Any) -> Any:
+    def predictions(self, output: object, targets: Tensor) -> Tensor:
         """What the model returned, as it is."""
-        return output
+        return cast("Tensor", output)  # whatever it is: only the user's functions read it
 
-    def loss(self, predictions: Any, targets: Any) -> Tensor:
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         try:
             value: object = self.own_loss(predictions, targets)
         except UtcError:
@@ -65,7 +65,7 @@ class _Collected:
         self.found: list[Tensor] = []
         self.wanted: list[Tensor] = []
 
-    def update(self, predictions: Any, targets: Any) -> None:
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
         count = len(targets)
         self.total += float(self.task.loss(predictions, targets)) * count
         self.samples += count
@@ -94,10 +94,10 @@ class _Collected:
         return {**values, **found}
 
 
-def _first(output: Any) -> Tensor:
+def _first(output: object) -> Tensor:
     if isinstance(output, Mapping):
         output = next(iter(output.values()))
-    return output[0] if isinstance(output, (tuple, list)) else output
+    return cast("Tensor", output[0] if isinstance(output, (tuple, list)) else output)
 
 
 def _failed(what: str, error: Exception) -> UtcError:

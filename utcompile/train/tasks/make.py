@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,7 +50,6 @@ def make_task(
     """
     if data.task not in TASKS:
         raise UtcError(f"unknown task {data.task!r}", fix=did_you_mean(data.task, TASKS), code="train/settings")
-    chosen: dict[str, Any] = {"metrics": tuple(metrics)} if metrics else {}
     if data.task == "custom":
         if label_smoothing or class_weights != "none":
             name = "label_smoothing" if label_smoothing else "class_weights"
@@ -64,14 +63,17 @@ def make_task(
             f"the task {data.task!r} has no label smoothing", fix="leave out label_smoothing", code="train/settings"
         )
     weights = _weights(data) if class_weights == "balanced" else None
-    makers: dict[str, Callable[[], Task]] = {
-        "multilabel": lambda: Multilabel(data.num_classes, weights, **chosen),
-        "segment": lambda: Segment(data.num_classes, weights, **chosen),
-        "regress": lambda: Regress(data.num_classes, *_standard(data), **chosen),
-    }
-    if data.task in makers:
-        return makers[data.task]()
-    return Classify(data.num_classes, label_smoothing, weights, **chosen, name=data.task)
+    made: Multilabel | Segment | Regress | Classify
+    match data.task:
+        case "multilabel":
+            made = Multilabel(data.num_classes, weights)
+        case "segment":
+            made = Segment(data.num_classes, weights)
+        case "regress":
+            made = Regress(data.num_classes, *_standard(data))
+        case _:
+            made = Classify(data.num_classes, label_smoothing, weights, name=data.task)
+    return replace(made, metrics=tuple(metrics)) if metrics else made
 
 
 def _custom(loss: Loss | None, measure: Metrics | None, metrics: tuple[str, ...], higher: bool) -> Task:

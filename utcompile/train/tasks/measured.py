@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import ModuleType
+
+import torch
+from torch import Tensor
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.train.tasks.base import Metric
 
 _LOWER = frozenset({"mae", "mse", "rmse", "loss"})
-_Table = Mapping[str, Callable[[Any, int], Any]]
+_Table = Mapping[str, Callable[[ModuleType, int], Metric]]
 
 CLASSIFICATION: _Table = {
     "accuracy": lambda m, n: m.MulticlassAccuracy(n, average="micro"),
@@ -37,17 +41,17 @@ def is_higher(metric: str) -> bool:
     return metric not in _LOWER
 
 
-def classification(names: Iterable[str], classes: int) -> dict[str, Any]:
+def classification(names: Iterable[str], classes: int) -> dict[str, Metric]:
     """Metrics of logits `(B, classes)` and labels `(B,)`."""
     return _made(names, CLASSIFICATION, "torchmetrics.classification", classes)
 
 
-def multilabel(names: Iterable[str], labels: int) -> dict[str, Any]:
+def multilabel(names: Iterable[str], labels: int) -> dict[str, Metric]:
     """Metrics of probabilities and targets `(B, labels)`."""
     return _made(names, MULTILABEL, "torchmetrics.classification", labels)
 
 
-def regression(names: Iterable[str], targets: int) -> dict[str, Any]:
+def regression(names: Iterable[str], targets: int) -> dict[str, Metric]:
     """Metrics of predictions and targets `(B, targets)`."""
     return {name: _Mean(m) for name, m in _made(names, REGRESSION, "torchmetrics.regression", targets).items()}
 
@@ -55,22 +59,22 @@ def regression(names: Iterable[str], targets: int) -> dict[str, Any]:
 class _Mean:
     """A metric whose value is the mean over its outputs."""
 
-    def __init__(self, metric: Any) -> None:
+    def __init__(self, metric: Metric) -> None:
         self.metric = metric
 
-    def to(self, device: object) -> _Mean:
+    def to(self, device: torch.device) -> _Mean:
         self.metric = self.metric.to(device)
         return self
 
-    def update(self, predictions: Any, targets: Any) -> None:
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
         self.metric.update(predictions, targets)
 
-    def compute(self) -> float:
+    def compute(self) -> Tensor:
         """The mean; not a number where there are too few samples for one (R² needs two)."""
         try:
-            return float(self.metric.compute().mean())
+            return self.metric.compute().mean()
         except ValueError:
-            return float("nan")
+            return torch.tensor(float("nan"))
 
 
 def check_metrics(names: Iterable[str], known: Iterable[str], task: str) -> None:
@@ -82,7 +86,7 @@ def check_metrics(names: Iterable[str], known: Iterable[str], task: str) -> None
             )
 
 
-def _made(names: Iterable[str], table: _Table, module: str, outputs: int) -> dict[str, Any]:
+def _made(names: Iterable[str], table: _Table, module: str, outputs: int) -> dict[str, Metric]:
     names = tuple(names)
     if not names:
         return {}
