@@ -21,6 +21,8 @@ NAMES = (
     "folding",
     "training",
     "memory",
+    "compiled_memory",
+    "step_cpu",
     "prefix_cache",
     "onnx_latency",
     "onnx_tasks",

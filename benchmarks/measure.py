@@ -39,11 +39,15 @@ class Row:
 
 
 def paired(
-    benchmark: str, candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    benchmark: str,
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Row]:
     """Time several functions in turns; the first is the reference of the ratios."""
     names = list(candidates)
-    times = dict(zip(names, in_turns([*candidates.values()], rounds, warmup), strict=True))
+    times = dict(zip(names, in_turns([*candidates.values()], rounds, warmup, clock), strict=True))
     reference = times[names[0]]
     rows = {}
     for name in names:

@@ -8,6 +8,7 @@ the step beyond what was alive before it. Both are exact, and the same in every 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -26,7 +27,9 @@ from utcompile.memory import MemoryPlan
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
+    """A model and its rules, PEFT's model of it, and the module whose result the floor differentiates."""
+
     what: str
     model: nn.Module
     rules: str
@@ -39,45 +42,45 @@ class _Case:
 
 def run(quick: bool) -> Iterator[Row]:
     """Each case in turns in this process; the first of a case is the reference of its ratios of times."""
-    for case in (*_cases(quick), *_budgets()):
-        yield from _compare(case, rounds=2 if quick else 7)
+    for case in (*cases(2 if quick else 8, quick), *_budgets()):
+        yield from compare(case, rounds=2 if quick else 7)
 
 
-def _budgets() -> Iterator[_Case]:
+def _budgets() -> Iterator[Case]:
     """Budgets for steps of two images: shares of the peak of a step without a plan."""
     torch.manual_seed(0)
     images = {"x": torch.randn(2, 3, 224, 224)}
     vit, resnet = (timm.create_model(n, num_classes=10).eval() for n in ("vit_small_patch16_224", "resnet50"))
-    _draw_norms(resnet)
-    yield _Case(
+    draw_norms(resnet)
+    yield Case(
         f"ViT-S/16, LoRA r={R} on every linear, batch 2, a budget", vit, "lora/all_linear", images, "patch_embed",
         lambda m: by_peft(m, nn.Linear, "head"), budget=0.5,
     )  # fmt: skip
-    yield _Case(
+    yield Case(
         f"ResNet-50, LoRA r={R} on every convolution, batch 2, a budget", resnet, "lora/all_conv", images, "conv1",
         lambda m: by_peft(m, nn.Conv2d, "fc"), budget=0.85,
     )  # fmt: skip
-    yield _Case(
+    yield Case(
         f"ResNet-50, LoRA r={R} on every convolution, batch 2, 160 px, a budget", resnet, "lora/all_conv",
         {"x": torch.randn(2, 3, 160, 160)}, "conv1", lambda m: by_peft(m, nn.Conv2d, "fc"), budget=0.9,
     )  # fmt: skip
 
 
-def _cases(quick: bool) -> Iterator[_Case]:
+def cases(batch: int, quick: bool) -> Iterator[Case]:
+    """Vision and language models with LoRA, and adapters."""
     torch.manual_seed(0)
-    batch = 2 if quick else 8
     images = {"x": torch.randn(batch, 3, 224, 224)}
     vit, resnet = (timm.create_model(n, num_classes=10).eval() for n in ("vit_small_patch16_224", "resnet50"))
-    _draw_norms(resnet)
-    yield _Case(
+    draw_norms(resnet)
+    yield Case(
         f"ViT-S/16, LoRA r={R} on every linear, batch {batch}", vit, "lora/all_linear", images, "patch_embed",
         lambda m: by_peft(m, nn.Linear, "head"),
     )  # fmt: skip
-    yield _Case(
+    yield Case(
         f"ResNet-50, LoRA r={R} on every convolution, batch {batch}", resnet, "lora/all_conv", images, "conv1",
         lambda m: by_peft(m, nn.Conv2d, "fc"),
     )  # fmt: skip
-    yield _Case(
+    yield Case(
         f"ResNet-50, adapters parallel to every block, batch {batch}", resnet, "convnet/residual_parallel", images,
         "conv1", variables=(),
     )  # fmt: skip
@@ -85,7 +88,7 @@ def _cases(quick: bool) -> Iterator[_Case]:
         yield from _language_models(quick)
 
 
-def _language_models(quick: bool) -> Iterator[_Case]:
+def _language_models(quick: bool) -> Iterator[Case]:
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
     depth: dict[str, Any] = {
@@ -102,7 +105,7 @@ def _language_models(quick: bool) -> Iterator[_Case]:
         ("Llama", llama.eval(), "model.embed_tokens"),
     ):
         what = f"{name} 6x384, LoRA r={R} on every linear, 8 x 128 tokens"
-        yield _Case(what, model, "lora/all_linear", ids, first, _peft_on_linears)
+        yield Case(what, model, "lora/all_linear", ids, first, _peft_on_linears)
 
 
 def _peft_on_linears(model: nn.Module) -> nn.Module:
@@ -111,14 +114,17 @@ def _peft_on_linears(model: nn.Module) -> nn.Module:
     return get_peft_model(copy.deepcopy(model), LoraConfig(r=R, lora_alpha=R, target_modules="all-linear")).eval()
 
 
-def _draw_norms(model: nn.Module) -> None:
+def draw_norms(model: nn.Module) -> None:
     """The last norm of each branch is zero at the start, and a zero stops every gradient."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
 
 
-def _compare(case: _Case, rounds: int) -> Iterator[Row]:
+def compare(
+    case: Case, rounds: int, clock: Callable[[], float] = time.perf_counter, of: str = "as torch keeps things"
+) -> Iterator[Row]:
+    """The rows of a case; the times' ratios are those to the row that is named."""
     tuned = utc.compile(case.model, case.rules, case.inputs, vars=dict(case.variables), verify="shapes")
     plain = copy.deepcopy(tuned)
     plain.memory = None
@@ -132,7 +138,8 @@ def _compare(case: _Case, rounds: int) -> Iterator[Row]:
         within.plan_memory(case.budget, case.inputs)
     steps = {name: _step(model, case.inputs) for name, model in models.items()}
     memory = {name: allocated(step) for name, step in steps.items()}
-    rows = paired(f"memory, {case.what}", {n: s.whole for n, s in steps.items()}, rounds, warmup=1)
+    first = sorted(steps, key=lambda name: name != of)
+    rows = paired(f"memory, {case.what}", {n: steps[n].whole for n in first}, rounds, warmup=1, clock=clock)
     for name, row in rows.items():
         yield replace(row, note=_note(memory, name) + _predicted(models[name], case.inputs))
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import utcompile as utc
 from utcompile.memory import Saving, functions, planned_forward
+from utcompile.memory.planned import plan_graph
 
 CASES = {  # model, rules, which ways of keeping less it must use
     "vit": ("lora/all_linear", {"remade"}),
@@ -112,6 +113,7 @@ def test_less_is_kept_and_every_bit_is_the_same(kind: str) -> None:
     assert equal(step(tuned, lambda: tuned(**inputs)), step(plain, lambda: plain(**inputs)))
     ways = {s.how for s in savings(tuned)}
     assert ways >= CASES[kind][1]
+    plan_graph(tuned.graph, tuned, tuned.follows_mode)[0].lint()
     less, before = kept(tuned, lambda: tuned(**inputs)), kept(plain, lambda: plain(**inputs))
     assert less < before if ways else less == before
 

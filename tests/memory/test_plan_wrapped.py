@@ -46,30 +46,61 @@ def loss(module: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return torch.stack([part.square().mean() for part in parts]).sum()
 
 
-def process(rank: int, folder: str, kind: str) -> None:
+def process(rank: int, folder: str, kind: str, how: str) -> None:
     """One of two: its half of the batch."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     tuned, inputs = planned(kind)
     half = {name: value[2 * rank : 2 * rank + 2] for name, value in inputs.items()}
-    parallel = DistributedDataParallel(tuned)  # its reducer ends with it
+    parallel, parts = _wrapped(tuned, how)  # DDP's reducer ends with it
+    for part in parts:
+        assert part.memory is not None and bool(part.memory.again), part
     loss(parallel, half).backward()
+    flat = tuned if how == "ddp" else parallel.as_one_graph()
+    grads = {n: _whole(p.grad) for n, p in flat.named_parameters() if p.requires_grad}
     if rank == 0:
-        torch.save([p.grad for p in tuned.parameters() if p.requires_grad], Path(folder) / "gradients.pt")
+        torch.save(grads, Path(folder) / "gradients.pt")
     dist.destroy_process_group()
 
 
+def _wrapped(tuned: utc.TunedModule, how: str) -> tuple[Any, list[Any]]:
+    """A module for two processes, and the parts of it in which units run again."""
+    if how == "ddp":
+        return DistributedDataParallel(tuned), [tuned]
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    if how == "fsdp":
+        return fully_shard(tuned, mesh=mesh), [tuned]
+    nested = tuned.nested("blocks.*")
+    blocks = list(nested.get_submodule("blocks").children())
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(nested, mesh=mesh), blocks[1:]
+
+
+def _whole(grad: torch.Tensor | None) -> torch.Tensor:
+    assert grad is not None
+    whole: torch.Tensor = grad.full_tensor() if hasattr(grad, "full_tensor") else grad
+    return whole
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("kind", CASES)
-def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> None:
-    mp.spawn(process, (str(tmp_path), kind), nprocs=2)
+@pytest.mark.parametrize(
+    ("kind", "how"), [*((kind, how) for kind in CASES for how in ("ddp", "fsdp")), ("vit of two blocks", "by block")]
+)
+def test_two_processes_have_the_gradients_of_one(kind: str, how: str, tmp_path: Path) -> None:
+    mp.spawn(process, (str(tmp_path), kind, how), nprocs=2)
     tuned, inputs = planned(kind)
     tuned.memory = None
     loss(tuned, inputs).backward()
-    expected = [p.grad for p in tuned.parameters() if p.requires_grad]
-    for found, grad in zip(torch.load(tmp_path / "gradients.pt"), expected, strict=True):
+    expected = {n: p.grad for n, p in tuned.named_parameters() if p.requires_grad}
+    found = torch.load(tmp_path / "gradients.pt")
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
         assert grad is not None
         # float32, means of halves instead of one of all
-        assert (found - grad).abs().max() <= 1e-4 * grad.abs().max() + 1e-7
+        assert (found[name] - grad).abs().max() <= 1e-4 * grad.abs().max() + 1e-7, name
 
 
 @pytest.mark.full

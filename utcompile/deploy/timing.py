@@ -35,11 +35,17 @@ class Latency:
         return f"{self.median:.3f} ms ({self.lower:.3f} to {self.upper:.3f}), {self.ratio:.3f} of the first"
 
 
-def in_turns(functions: Sequence[Callable[[], object]], rounds: int, warmup: int = 1) -> list[list[float]]:
+def in_turns(
+    functions: Sequence[Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
     """Time functions pairwise: each round calls every function once, and the order turns from round to round.
 
     Args:
         rounds: the measured rounds; `warmup` more run before.
+        clock: what reads the time in seconds.
 
     Returns:
         For each function its time in each round, in milliseconds.
@@ -52,10 +58,10 @@ def in_turns(functions: Sequence[Callable[[], object]], rounds: int, warmup: int
     for turn in range(-warmup, rounds):
         for step in range(len(functions)):
             index = (step + turn) % len(functions)
-            started = time.perf_counter()
+            started = clock()
             functions[index]()
             if turn >= 0:
-                times[index].append(1e3 * (time.perf_counter() - started))
+                times[index].append(1e3 * (clock() - started))
     return times
 
 

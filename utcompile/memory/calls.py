@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +43,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, call: Call, made: Remade, weight: WeightRecipe, at: int, count: int, *every: Any
+        ctx: Context, call: Call, made: Remade, weight: WeightRecipe, at: int, count: int, *every: torch.Tensor
     ) -> torch.Tensor:
         tensors, given = every[:count], every[count:]
         computed = [t for t in weight.given if t is not None and not isinstance(t, nn.Parameter)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utcompile.memory.simulate import Simulated
+from utcompile.memory.simulate import RANDOM_STATE, Simulated
 
 _STEPS = 2_000  # how finely the bytes of the knapsack are counted
 
@@ -21,7 +21,7 @@ class Model:
         self.step = step
         self.kept = [m.after - m.before for m in step.forward]
         self.savings = [
-            max(kept - moment.result, 0) if can else 0
+            max(kept - moment.result - RANDOM_STATE, 0) if can else 0
             for kept, moment, can in zip(self.kept, step.forward, [*runnable, False], strict=False)
         ]
         self.work = [m.flops for m in step.forward]
@@ -49,6 +49,14 @@ class Model:
             saved += self.savings[i] if i in again else 0
             before += self.kept[i]
         return highest
+
+    def least(self) -> frozenset[int]:
+        """Every unit that can run again, without those whose running again raises the peak."""
+        chosen = self.every
+        for unit in sorted(self.every, key=lambda i: self.savings[i]):
+            fewer = chosen - {unit}
+            chosen = fewer if self.peak(fewer) < self.peak(chosen) else chosen
+        return chosen
 
     def within(self, budget: int) -> frozenset[int] | None:
         """The units whose running again takes the least work for a peak up to a budget; None where none suffice."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from utcompile.graph import Context, runs_plainly
 from utcompile.memory.masks import is_dense, masked, pack_signs
 from utcompile.memory.strides import few_positions
+from utcompile.tuners.gradients import Sides, per_axis
 
 _SMALL = 2**15  # numbers: below, what would be saved is less than what a call of Python costs
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -20,9 +20,9 @@ def frozen_conv(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: Sides,
+    padding: Sides,
+    dilation: Sides,
     groups: int,
 ) -> torch.Tensor:
     """A convolution that keeps no input, which its own gradient does not need where the weight has none.
@@ -47,9 +47,9 @@ class _FrozenConv(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        stride: Any,
-        padding: Any,
-        dilation: Any,
+        stride: Sides,
+        padding: Sides,
+        dilation: Sides,
         groups: int,
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
@@ -62,7 +62,7 @@ class _FrozenConv(torch.autograd.Function):
         shape, strides, dtype = ctx.like
         stride, padding, dilation, groups = ctx.settings
         n = weight.dim() - 2
-        sides = [_each(v, n) for v in (stride, padding, dilation)]
+        sides = [per_axis(v, n) for v in (stride, padding, dilation)]
         x = _no_numbers(shape, strides, grad)
         positions = few_positions(x, weight, *sides[:2]) if groups == 1 and grad.is_contiguous() else None
         if positions is not None:
@@ -77,10 +77,6 @@ class _FrozenConv(torch.autograd.Function):
 def _no_numbers(shape: Sequence[int], strides: Sequence[int], grad: torch.Tensor) -> torch.Tensor:
     """A tensor in the layout of an input of which no number is read: kernels need its shape and layout alone."""
     return torch.empty_strided(shape, strides, dtype=grad.dtype, device=grad.device)
-
-
-def _each(value: Any, count: int) -> list[int]:
-    return list(value) if isinstance(value, (tuple, list)) else [value] * count
 
 
 def bit_relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
@@ -117,7 +113,7 @@ class _BitRelu(torch.autograd.Function):
 
 
 def small_index_pool(
-    x: torch.Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    x: torch.Tensor, kernel: Sides, stride: Sides, padding: Sides, dilation: Sides, ceil_mode: bool
 ) -> torch.Tensor:
     """`F.max_pool2d` that keeps 32 bits per result, and no input.
 
@@ -130,15 +126,14 @@ def small_index_pool(
     """
     if not x.requires_grad or x.dim() != 4 or runs_plainly(x):
         return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
-    result: torch.Tensor = _SmallIndexPool.apply(x, kernel, stride, padding, dilation, ceil_mode)
+    result: torch.Tensor = _SmallIndexPool.apply(x, ceil_mode, kernel, stride, padding, dilation)
     return result
 
 
 class _SmallIndexPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Context, x: torch.Tensor, *settings: Any) -> torch.Tensor:
-        kernel, stride, padding, dilation, ceil_mode = settings
-        sides = _each(kernel, 2), _each(stride, 2), _each(padding, 2), _each(dilation, 2)
+    def forward(ctx: Context, x: torch.Tensor, ceil_mode: bool, *settings: Sides) -> torch.Tensor:
+        sides = [per_axis(value, 2) for value in settings]
         y, index = torch.ops.aten.max_pool2d_with_indices(x, *sides, ceil_mode)
         ctx.save_for_backward(index.to(torch.int16 if x.shape[2] * x.shape[3] < 2**15 else torch.int32))
         ctx.like, ctx.settings = (x.shape, x.stride()), (*sides, ceil_mode)

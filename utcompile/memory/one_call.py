@@ -5,20 +5,23 @@ Of linears none does: their thin products take a twentieth of the time of the th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import cast
 
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from utcompile.graph import Role, info, is_state, more_than_its_class, tensor, value_of
 from utcompile.memory.reading import Reading
+from utcompile.memory.recipe import Recipe
 from utcompile.memory.tuned_call import TunedCall
 from utcompile.ops import Trait, having
 from utcompile.rewrite.functional import to_function
 from utcompile.tuners import Lora, recomputed
 from utcompile.tuners.forms import cheapest_form
+from utcompile.tuners.gradients import Sides
 
 _CONVS = having(Trait.CONV)
 _DEFAULTS = (1, 0, 1, 1)  # stride, padding, dilation, groups
@@ -40,14 +43,14 @@ class OneCall:
     path: str
     name: str
 
-    def write(self, graph: fx.Graph, root: nn.Module) -> str | None:
-        """Let the operation's node be both; returns the path of a layer that is not called any more."""
-        layer = str(self.operation.target) if self.operation.op == "call_module" else None
+    def write(self, graph: fx.Graph, root: nn.Module) -> set[str]:
+        """Let the operation's node be both; returns the paths of the modules that are not called any more."""
+        layers = {str(n.target) for n in (self.operation, self.tuner) if n.op == "call_module"}
         if info(self.tuner).role is Role.BRANCH:
             self._join_branch(graph, root)
         else:
             self._join_weight(graph)
-        return layer
+        return layers
 
     def _join_branch(self, graph: fx.Graph, root: nn.Module) -> None:
         node, branch = self.operation, self.tuner
@@ -56,27 +59,32 @@ class OneCall:
         if node.op == "call_module":
             to_function(graph, node, root)
         x, weight, *rest = node.args
-        self._put(graph, node, recipe, x, weight, rest, starts)
+        self._put(graph, node, recipe, (x, weight), rest, starts)
         branch.op, branch.target, branch.args, branch.kwargs = "call_function", _as_it_is, (node,), {}
 
     def _join_weight(self, graph: fx.Graph) -> None:
         node = self.operation
         recipe = getattr(node.target, "recipe", None)
-        args: tuple[Any, ...] = node.args[1:] if recipe is None else node.args[1]  # type: ignore[assignment]
-        x, _, *rest = args
-        self._put(graph, node, recipe, x, self.tuner.args[0], rest, node.args[3:] if recipe is not None else ())
+        x, _, *rest = node.args[1:] if recipe is None else _sequence(node.args[1])
+        self._put(graph, node, recipe, (x, self.tuner.args[0]), rest, node.args[3:] if recipe is not None else ())
         changed = self.tuner  # it may be the first node of a unit, so it stays, and computes nothing
         changed.op, changed.target, changed.args, changed.kwargs = "call_function", _nothing, (), {}
 
     def _put(
-        self, graph: fx.Graph, node: fx.Node, recipe: Any, x: Any, weight: Any, rest: list[Any], starts: Any
+        self,
+        graph: fx.Graph,
+        node: fx.Node,
+        recipe: Recipe | None,
+        tensors: tuple[Argument, Argument],
+        rest: Sequence[Argument],
+        starts: Sequence[Argument],
     ) -> None:
         bias, *settings = rest or [None]
-        given = (*settings, *_DEFAULTS[len(settings) :])[:3]
+        given = cast(tuple[Sides, ...], (*settings, *_DEFAULTS[len(settings) :])[:3])
         with graph.inserting_before(node):
             tuner = graph.get_attr(self.path)
         node.op, node.target, node.kwargs = "call_function", _function(TunedCall(self.name, given, recipe)), {}
-        node.args = (tuner, x, weight, bias, *starts)
+        node.args = (tuner, *tensors, bias, *starts)
 
 
 def one_calls(reading: Reading) -> Iterator[OneCall]:
@@ -122,7 +130,7 @@ def _of_weight(reading: Reading, node: fx.Node) -> OneCall | None:
     return OneCall(node, changed, str(changed.target), str(name)) if _has_plain_settings(settings) else None
 
 
-def _has_plain_settings(attributes: Any) -> bool:
+def _has_plain_settings(attributes: Mapping[str, object]) -> bool:
     mode, padding, groups = (
         attributes.get(n, d) for n, d in (("padding_mode", "zeros"), ("padding", 0), ("groups", 1))
     )
@@ -140,12 +148,17 @@ def _is_cheapest(reading: Reading, found: OneCall) -> bool:
 
 
 def _function(call: TunedCall) -> Callable[..., object]:
-    def tuned_call(*args: Any) -> object:
-        return call(*args)
+    def tuned_call(*args: object) -> object:
+        return call(*args)  # type: ignore[arg-type]
 
     tuned_call.__module__ = __name__
     tuned_call.__qualname__ = "tuned_call"
     return tuned_call
+
+
+def _sequence(value: Argument) -> Sequence[Argument]:
+    assert isinstance(value, (tuple, list))
+    return value
 
 
 def _as_it_is(value: object) -> object:

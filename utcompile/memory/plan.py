@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from math import ceil
 
 import torch
 from torch import nn
@@ -15,8 +15,10 @@ from utcompile.graph import UtcGraphModule
 from utcompile.graph.nested import tensors
 from utcompile.memory.choose import Model
 from utcompile.memory.execution import planned_forward
+from utcompile.memory.marked import marked_forward
+from utcompile.memory.segments import nodes_of_unit
 from utcompile.memory.simulate import Simulated, simulate
-from utcompile.memory.sizes import read_budget, shown
+from utcompile.memory.sizes import read_budget, shown, shown_up
 from utcompile.memory.units import Unit, units_of
 
 _TRIES = 6  # simulations until a plan's own step fits
@@ -58,15 +60,26 @@ class MemoryPlan:
         """What a call of a tuned module runs now; None where it runs as it is."""
         return planned_forward(tuned, self.again)
 
+    def compiled_forward_of(self, tuned: UtcGraphModule) -> Callable[..., object] | None:
+        """What `torch.compile` compiles of a tuned module; None where it compiles it as it is."""
+        return marked_forward(tuned, self.again)
+
+    def of_part(self, tuned: UtcGraphModule, part: UtcGraphModule) -> MemoryPlan:
+        """The plan of a part of a tuned module, whose nodes have the names that they have in the whole."""
+        own = {n.name for n in part.graph.nodes if n.op not in ("placeholder", "output")}
+        units = [nodes_of_unit(tuned.graph, first, last) for first, last in self.again]
+        inside = [[n.name for n in unit if n.name in own] for unit in units]
+        return MemoryPlan(tuple((names[0], names[-1]) for names in inside if names))
+
     def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: object = None) -> MemoryPlan:
         """A plan whose step fits a budget, for the least work; see `TunedModule.plan_memory`."""
         amount = read_budget(budget)
         found = _Survey.of(tuned, _arguments(tuned, example_inputs))
         limit = int(amount * found.before.peak) if isinstance(amount, float) else amount - found.others
-        fitting = _fitting(found, limit)
-        if fitting is None:
-            raise _too_small(found, budget)
-        return found.plan(*fitting)
+        chosen, step = _fitting(found, limit) or _least(found)
+        if step.peak > limit:
+            raise _too_small(found, step.peak, budget)
+        return found.plan(chosen, step)
 
     def surveyed(self, tuned: UtcGraphModule, example_inputs: object = None) -> MemoryPlan:
         """The plan without a budget, with what its step takes and the curve of what is possible."""
@@ -156,11 +169,17 @@ def _fitting(survey: _Survey, limit: int) -> tuple[frozenset[int], Simulated] | 
     return None
 
 
-def _too_small(survey: _Survey, budget: float | int | str) -> UtcError:
-    least = survey.simulated(survey.model.every).peak
-    possible = f"{shown(least + survey.others)}, of which {shown(survey.others)} are parameters, buffers and inputs"
+def _least(survey: _Survey) -> tuple[frozenset[int], Simulated]:
+    """The units whose running again has the lowest peak that is found, and that step."""
+    candidates = dict.fromkeys((survey.model.every, survey.model.least(), frozenset[int]()))
+    tried = [(chosen, survey.simulated(chosen)) for chosen in candidates]
+    return min(tried, key=lambda pair: pair[1].peak)
+
+
+def _too_small(survey: _Survey, least: int, budget: float | int | str) -> UtcError:
+    possible = f"{shown_up(least + survey.others)}, of which {shown(survey.others)} are parameters, buffers and inputs"
     if isinstance(budget, float):
-        possible = f"{least / survey.before.peak:.3f}"
+        possible = f"{ceil(1000 * least / survey.before.peak) / 1000:.3f}"
     return UtcError(
         f"a step does not fit the memory budget {budget!r}",
         why=f"the least possible with these inputs is {possible}",
@@ -180,7 +199,7 @@ def _curve(model: Model, step: Simulated) -> tuple[Point, ...]:
     return tuple(found)
 
 
-def _arguments(tuned: UtcGraphModule, example_inputs: Any) -> dict[str, Any]:
+def _arguments(tuned: UtcGraphModule, example_inputs: object) -> dict[str, object]:
     """The inputs by name; by default those that the model was captured with."""
     if example_inputs is None:
         if tuned.example_inputs is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from utcompile.graph import (
     ACTIVATIONS,
@@ -36,7 +36,9 @@ from utcompile.tuners import Lora, recomputed
 _CHEAP = having(Trait.CHEAP)
 _CONVS = having(Trait.CONV)
 _BRANCHES = _CONVS | {"linear"}
+_PASSES = having(Trait.SAME | Trait.DROPOUT)
 _LONGEST = 6  # steps of a recipe
+Spelled = tuple[Callable[..., torch.Tensor], tuple[Argument, ...], dict[str, Argument]]
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,13 @@ def plan_graph(
         follows_mode: whether the backbone's layers may be in training mode.
     """
     planned = copy_graph(graph)
-    writer = _Planner(planned, root, follows_mode)
+    writer = Planner(planned, root, follows_mode)
     changes = [*writer.remade(), *writer.pools(), *writer.convolutions(), *writer.relus(), *writer.queries()]
     joined = list(one_calls(writer.reading))
     for change in changes:  # what is read of the graph is read before anything in it changes
         change.make()
     for call in joined:
-        writer.layers |= {path for path in (call.write(planned, root),) if path is not None}
-    planned.lint()
+        writer.layers |= call.write(planned, root)
     return planned, tuple(change.saving for change in changes), tuple(sorted(writer.layers))
 
 
@@ -82,13 +83,15 @@ class _Change:
     make: Callable[[], None]
 
 
-class _Planner:
+class Planner:
+    """Finds in a graph, which it changes, what need not be kept."""
+
     def __init__(self, graph: fx.Graph, root: nn.Module, follows_mode: bool) -> None:
         self.graph, self.root = graph, root
         self.reading = Reading(graph, root, follows_mode)
         self.layers: set[str] = set()  # paths of the modules that are not called
 
-    def _nodes(self, names: Any) -> Iterator[fx.Node]:
+    def _nodes(self, names: Container[str]) -> Iterator[fx.Node]:
         """The nodes of the backbone that are an operation, and through which a gradient passes."""
         read = self.reading
         for node in read.operations:
@@ -103,6 +106,12 @@ class _Planner:
 
     def remade(self) -> Iterator[_Change]:
         """Let consumers that can make their input again do so, where then nothing keeps it."""
+        for value, keepers, recipe, starts in self.remade_values():
+            saving = Saving(value.name, "remade", tuple(sorted(k.name for k in keepers)))
+            yield _Change(saving, partial(self._remake, value, keepers, recipe, starts))
+
+    def remade_values(self) -> list[tuple[fx.Node, set[fx.Node], Recipe, list[fx.Node]]]:
+        """The values that can be made again, what keeps each, how it is made, and of what."""
         chosen: list[tuple[fx.Node, set[fx.Node], Recipe, list[fx.Node]]] = []
         needed: set[fx.Node] = set()  # what recipes start from
         dropped: set[tuple[fx.Node, fx.Node]] = set()  # (consumer, what it does not keep any more)
@@ -115,9 +124,7 @@ class _Planner:
                 chosen.append((value, keepers, *found))
                 needed |= set(found[1])
                 dropped |= {(keeper, value) for keeper in keepers}
-        for value, keepers, recipe, starts in chosen:
-            saving = Saving(value.name, "remade", tuple(sorted(k.name for k in keepers)))
-            yield _Change(saving, partial(self._remake, value, keepers, recipe, starts))
+        return chosen
 
     def _keepers_to_change(self, value: fx.Node) -> set[fx.Node]:
         """What keeps a cheap value, if all of it can make the value again."""
@@ -146,10 +153,11 @@ class _Planner:
             and [self._is(n, value) for n in op.inputs].count(True) == 1
         )
 
-    def _is(self, node: Any, value: fx.Node) -> bool:
+    def _is(self, node: object, value: fx.Node) -> bool:
         """Whether a node is a value, or passes it on as it is."""
-        same = having(Trait.SAME | Trait.DROPOUT)
-        while node is not value and self.reading.operations[node].name in same and self.reading.shares_memory(node):
+        while isinstance(node, fx.Node) and node is not value and self.reading.operations[node].name in _PASSES:
+            if not self.reading.shares_memory(node):
+                break
             node = self.reading.operations[node].inputs[0]
         return node is value
 
@@ -180,9 +188,9 @@ class _Planner:
         self.layers |= {str(node.target) for node in order if node.op == "call_module"}
         for _, args, kwargs in spelled:  # parameters of modules
             starts += [n for n in _nodes_in((args, kwargs)) if n not in starts and n not in order]
-        places: dict[fx.Node, Any] = {n: Ref(i) for i, n in enumerate([*starts, *order])}
+        places: dict[fx.Node, Ref] = {n: Ref(i) for i, n in enumerate([*starts, *order])}
         steps = tuple(
-            Step(f, fx.node.map_arg(args, places.__getitem__), fx.node.map_arg(kwargs, places.__getitem__))
+            Step(f, *fx.node.map_arg((args, kwargs), places.__getitem__))  # type: ignore[arg-type]  # no graph has it
             for f, args, kwargs in spelled
         )
         return Recipe(steps), starts
@@ -199,7 +207,7 @@ class _Planner:
         """Whether a node is an activation that keeps its input: written in place, it keeps a copy of it."""
         return self.reading.operations[node].name in ACTIVATIONS - {"relu"} and node.op == "call_module"
 
-    def _spelled(self, node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def _spelled(self, node: fx.Node) -> Spelled:
         if node.op == "call_function":
             return node.target, node.args, dict(node.kwargs)  # type: ignore[return-value]
         if node.op == "call_method":
@@ -209,7 +217,7 @@ class _Planner:
             return self._norm(node)
         return function_of(op.name), node.args, dict(op.attributes)
 
-    def _norm(self, node: fx.Node) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
+    def _norm(self, node: fx.Node) -> Spelled:
         with self.graph.inserting_before(node):
             copy = self.graph.node_copy(node)
         to_function(self.graph, copy, self.root)
@@ -259,7 +267,8 @@ class _Planner:
         """Max-pools that keep a small index instead of their input and a large one."""
         for node in self._nodes(("pool",)):
             if self.reading.is_plain_pool(node):
-                leaf: Any = self.root.get_submodule(str(node.target))
+                leaf = self.root.get_submodule(str(node.target))
+                assert isinstance(leaf, nn.MaxPool2d)
                 settings = (leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation, leaf.ceil_mode)
                 saving = Saving(node.all_input_nodes[0].name, "index", (node.name,))
                 yield _Change(saving, partial(self._call, node, small_index_pool, (node.args[0], *settings)))
@@ -294,14 +303,18 @@ class _Planner:
         return True if node.target in (torch.relu_, "relu_") else None
 
     def _call(
-        self, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+        self,
+        node: fx.Node,
+        function: Callable[..., object],
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument] | None = None,
     ) -> None:
         if node.op == "call_module":
             self.layers.add(str(node.target))
         node.op, node.target, node.args, node.kwargs = "call_function", function, args, kwargs or {}
 
 
-def _nodes_in(value: Any) -> list[fx.Node]:
+def _nodes_in(value: Argument) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(value, found.append)
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
 from utcompile.errors import UtcError
 from utcompile.graph import Role, Size, UtcGraphModule, info, is_state, tensor, value_of
@@ -23,14 +24,15 @@ _CHEAP = having(Trait.NORM | Trait.ACTIVATION | Trait.ARITHMETIC | Trait.AXES | 
 class Rest(UtcGraphModule):
     """A tuned module from its first tuner on: it trains as the whole does, and keeps as little."""
 
-    memory: object = None
+    memory: MemoryPlan | None = None
+    _plain_forward: ClassVar[Callable[..., object]]
     kept_attributes = (*UtcGraphModule.inherited, "memory")
 
-    def recompile(self) -> Any:
+    def recompile(self) -> PythonCode:
         """Generate `forward` again from the graph."""
         code = super().recompile()
         self.__dict__.pop("_planned", None)
-        own: Any = type(self)
+        own = type(self)
         own._plain_forward = own.forward
         own.forward = _planned_or_plain()
         return code
@@ -44,7 +46,7 @@ class Rest(UtcGraphModule):
 
 
 def _planned_or_plain() -> Callable[..., object]:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Rest, *args: object, **kwargs: object) -> object:
         planned = None if torch.compiler.is_compiling() or self.memory is None else self.memory.forward_of(self)
         return self._plain_forward(*args, **kwargs) if planned is None else planned(self, *args, **kwargs)
 
@@ -120,9 +122,7 @@ def split_prefix(tuned: UtcGraphModule) -> tuple[UtcGraphModule, Rest]:
 def _memory_of(tuned: UtcGraphModule, rest: UtcGraphModule) -> MemoryPlan | None:
     """The plan of the whole for its rest: what runs again in backward is above the cut, and has the same names."""
     plan = getattr(tuned, "memory", None)
-    names = {n.name for n in rest.graph.nodes}
-    again = tuple(unit for unit in getattr(plan, "again", ()) if names.issuperset(unit))
-    return None if plan is None else MemoryPlan(again)
+    return plan.of_part(tuned, rest) if isinstance(plan, MemoryPlan) else None
 
 
 def _below(graph: fx.Graph, reading: Reading) -> set[fx.Node]:

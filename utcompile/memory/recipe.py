@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -42,18 +41,18 @@ class Recipe:
 
     steps: tuple[Step, ...]
 
-    def make(self, given: Sequence[Any]) -> torch.Tensor:
+    def make(self, given: Sequence[object]) -> torch.Tensor:
         """The value, from what the recipe starts from."""
         known = list(given)
         for step in self.steps:
             args = [_filled(a, known) for a in step.args]
             kwargs = {k: _filled(a, known) for k, a in step.kwargs.items()}
-            known.append(step.function(*args, **kwargs))
-        made: torch.Tensor = known[-1]
+            made = step.function(*args, **kwargs)
+            known.append(made)
         return made
 
 
-def _filled(value: Any, known: Sequence[Any]) -> Any:
+def _filled(value: object, known: Sequence[object]) -> object:
     """An argument with values in the places of its `Ref`s, also inside sequences (a shape) and slices."""
     if isinstance(value, Ref):
         return known[value.index]

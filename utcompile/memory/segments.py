@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import fx, nn
+from torch.func import functional_call
+from torch.fx.node import Argument, Target
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from utcompile.errors import UtcError
 from utcompile.graph import function_of, info, module_operation
 from utcompile.memory.functions import bit_relu
+
+_IS_AGAIN: ContextVar[bool] = ContextVar("is_again", default=False)
 
 
 def recompute(graph: fx.Graph, root: nn.Module, units: Iterable[tuple[str, str]]) -> None:
@@ -22,10 +29,26 @@ def recompute(graph: fx.Graph, root: nn.Module, units: Iterable[tuple[str, str]]
         units: the names of the first and the last node of each, in order.
     """
     for number, (first, last) in enumerate(units):
-        nodes = list(graph.nodes)
-        names = [n.name for n in nodes]
-        _Segment(graph, root, nodes[names.index(first) : names.index(last) + 1]).replace(number)
-    graph.lint()
+        _Segment(graph, root, nodes_of_unit(graph, first, last)).replace(number)
+
+
+def nodes_of_unit(graph: fx.Graph, first: str, last: str) -> list[fx.Node]:
+    """The nodes from one name to another.
+
+    Raises:
+        UtcError: the graph has them not, or not in this order: it was changed since it was planned.
+    """
+    nodes = list(graph.nodes)
+    places = {n.name: i for i, n in enumerate(nodes)}
+    start, end = places.get(first, len(nodes)), places.get(last, -1)
+    if start > end:
+        raise UtcError(
+            "the memory plan is that of another graph",
+            why=f"this one has no nodes from {first} to {last}; it was changed after it was planned",
+            fix="plan it again: tuned.plan_memory(budget)",
+            code="memory/inputs",
+        )
+    return nodes[start : end + 1]
 
 
 class _Segment:
@@ -69,7 +92,9 @@ class _Segment:
                 how, target, args = "call_function", _call_module, (module, *args)
         self._put(node, how, target, args, kwargs)
 
-    def _put(self, node: fx.Node, how: str, target: Any, args: Any, kwargs: Any) -> None:
+    def _put(
+        self, node: fx.Node, how: str, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]
+    ) -> None:
         given = fx.node.map_arg((args, kwargs), self._inside)
         self.copies[node] = self.inner.create_node(how, target, *given, name=node.name)
 
@@ -87,7 +112,7 @@ def out_of_place(node: fx.Node, root: nn.Module) -> None:
     node.op, node.target, node.args, node.kwargs = _plain(node, root)
 
 
-def _plain(node: fx.Node, root: nn.Module) -> tuple[str, Any, tuple[Any, ...], dict[str, Any]]:
+def _plain(node: fx.Node, root: nn.Module) -> tuple[str, Target, tuple[Argument, ...], dict[str, Argument]]:
     """A node's call without a write in place."""
     how, target, args, kwargs = node.op, node.target, node.args, dict(node.kwargs)
     written = info(node).inplace
@@ -104,7 +129,28 @@ def _plain(node: fx.Node, root: nn.Module) -> tuple[str, Any, tuple[Any, ...], d
 
 
 def _call_module(module: nn.Module, *args: object, **kwargs: object) -> object:
+    if not torch.compiler.is_compiling() and _IS_AGAIN.get() and any(map(gathers, module.modules())):
+        own = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        return functional_call(module, own, args, kwargs)
     return module(*args, **kwargs)
+
+
+def gathers(layer: nn.Module) -> bool:
+    """Whether a call of a layer counts its input among the statistics of the layer: once per step, not once more."""
+    return isinstance(layer, _NormBase) and layer.training and layer.track_running_stats
+
+
+@contextmanager
+def _once_more() -> Iterator[None]:
+    token = _IS_AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _IS_AGAIN.reset(token)
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _once_more()
 
 
 def _part(results: tuple[object, ...], i: int) -> object:
@@ -117,7 +163,9 @@ def _again(inner: fx.GraphModule, number: int) -> Callable[..., object]:
     def call(*given: object) -> object:
         if not torch.is_grad_enabled():
             return forward(*given)
-        return checkpoint(forward, *given, use_reentrant=False)
+        if torch.compiler.is_compiling():  # its partitioner reads nothing else
+            return checkpoint(forward, *given, use_reentrant=False)
+        return checkpoint(forward, *given, use_reentrant=False, context_fn=_contexts)
 
     call.__name__ = call.__qualname__ = f"again_{number}"
     call.__module__ = __name__

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -58,6 +59,13 @@ class Simulated:
     forward: tuple[Moment, ...] = ()
     backward: Mapping[int, Moment] = field(default_factory=dict)
 
+    def with_aside(self, count: int) -> Simulated:
+        """The same with more bytes that are alive from forward to backward."""
+        return replace(self, kept=self.kept + count, peak=self.peak + count)
+
+
+RANDOM_STATE = torch.get_rng_state().nbytes  # of the CPU, which a checkpoint keeps to draw the same numbers again
+
 
 class _Ledger(TorchDispatchMode):
     """Counts the bytes of every storage that an operation makes, until it is freed."""
@@ -92,7 +100,13 @@ class _Ledger(TorchDispatchMode):
         found, self.highest = self.highest, self.alive
         return found
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         before = self.alive
         result = func(*args, **(kwargs or {}))
         self.highest = max(self.highest, before + working_memory(func, args, kwargs or {}))
@@ -132,7 +146,8 @@ def simulate(
             recompute(graph, tuned, again)
         try:
             there = [mode.from_tensor(t) for t in (*tuned.parameters(), *tuned.buffers())]
-            return _run(tuned, graph, given, marks, there)
+            with _statistics_apart(tuned, mode), _silent():
+                return _run(tuned, graph, given, marks, there).with_aside(len(again) * RANDOM_STATE)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UtcError(
                 "the memory of this model cannot be planned",
@@ -157,6 +172,13 @@ def _run(
     there: Sequence[torch.Tensor],
 ) -> Simulated:
     trained = [p for p in tuned.parameters() if p.requires_grad]
+    if not trained:
+        raise UtcError(
+            "a step of this module keeps nothing",
+            why="none of its parameters trains",
+            fix="plan it with its tuners and its head trainable, as `utc.compile` returns it",
+            code="memory/inputs",
+        )
     ledger = _Ledger()
     ledger.ignore([*there, *tensors(given)])
     with ledger, torch.enable_grad():
@@ -169,6 +191,31 @@ def _run(
         peak = max(run.peaks)
     del gradients, loss
     return Simulated(kept, peak, ledger.flops, tuple(run.forward), run.backward)
+
+
+@contextmanager
+def _statistics_apart(tuned: UtcGraphModule, mode: FakeTensorMode) -> Iterator[None]:
+    """Give the module fakes of the buffers that a step writes, so that no step is counted in them."""
+    buffers = {id(t): mode.from_tensor(t) for t in tuned.buffers()}
+    owned = [(layer._buffers, dict(layer._buffers)) for layer in tuned.modules() if layer._buffers]
+    for present, before in owned:
+        present.update({n: None if t is None else buffers[id(t)] for n, t in before.items()})
+    try:
+        yield
+    finally:
+        for present, before in owned:
+            present.update(before)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """torch prints a stack of what does not run on fake tensors; the error that is raised says it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _in_order(graph: fx.Graph, given: Mapping[str, object]) -> list[object]:

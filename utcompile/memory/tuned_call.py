@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from utcompile.graph import autocast_dtype, runs_plainly
+from utcompile.graph import Context, autocast_dtype, runs_plainly
 from utcompile.memory.branch import remade_branch
 from utcompile.memory.calls import remade_call
 from utcompile.memory.functions import frozen_conv
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.memory.strides import Positions, few_positions
 from utcompile.tuners import Lora, recomputed
+from utcompile.tuners.gradients import Sides, Tensors, per_axis
 from utcompile.tuners.recompute import no_view
 
 _DTYPES = (torch.float32, torch.float64)  # in half precision `W + s·BA` would round the update away
@@ -35,7 +35,7 @@ class TunedCall:
     """
 
     name: str
-    settings: tuple[Any, ...]
+    settings: tuple[Sides, ...]
     recipe: Recipe | None = None
 
     def __call__(
@@ -57,7 +57,7 @@ class TunedCall:
         if not self._can_be_one(tuner, x, weight, bias, b):
             return self._apart(tuner, x, weight, bias, given)
         made, kept = (None, [x]) if self.recipe is None else Remade.here(self.recipe, given, x)
-        call = _Call(tuple(_each(v, weight.dim() - 2) for v in self.settings), tuner.scaling)
+        call = _Call(tuple(per_axis(v, weight.dim() - 2) for v in self.settings), tuner.scaling)
         result: torch.Tensor = _Tuned.apply(call, made, x, weight, bias, a, b, *kept)
         return result
 
@@ -97,10 +97,6 @@ class TunedCall:
             found: torch.Tensor = tuner(x, y)
             return found
         return remade_branch(self.recipe, tuner, x, y, *given)
-
-
-def _each(value: Any, count: int) -> list[int]:
-    return list(value) if isinstance(value, (tuple, list)) else [value] * count
 
 
 @dataclass(frozen=True)
@@ -158,9 +154,12 @@ class _Call:
         stride, padding, _ = self.settings
         return all(n == 1 for n in (*weight.shape[2:], *stride)) and not any(padding)
 
-    def _backward(self, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, which: list[bool]) -> Any:
+    def _backward(self, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, which: list[bool]) -> Tensors:
         n = weight.dim() - 2
-        return torch.ops.aten.convolution_backward(grad, x, weight, None, *self.settings, False, [0] * n, 1, which)
+        found: Tensors = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, *self.settings, False, [0] * n, 1, which
+        )
+        return found
 
     def smaller(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[_Call, Positions | None]:
         """The call on the positions of x that it reads, where its gradients are faster so."""
@@ -181,7 +180,7 @@ def _positions(t: torch.Tensor) -> torch.Tensor:
 class _Tuned(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         call: _Call,
         made: Remade | None,
         x: torch.Tensor,
@@ -196,7 +195,7 @@ class _Tuned(torch.autograd.Function):
         return no_view(call.run(x, call.changed(weight, a, b), bias))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, a, b, *kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         x = kept[0] if ctx.made is None else ctx.made.make(kept)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import prod
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from utcompile.graph import Role, info, is_state, origin_of, tensor, value_of
 from utcompile.memory.reading import Reading
@@ -103,4 +104,13 @@ def _can_cut(nodes: list[fx.Node], i: int) -> bool:
 
 
 def _can_run_again(node: fx.Node, reading: Reading) -> bool:
-    return node not in reading.regions and not info(node).mutates and node.op != "placeholder"
+    plain = node not in reading.regions and not info(node).mutates and node.op != "placeholder"
+    return plain and not (reading.follows_mode and _changes_state(node, reading))
+
+
+def _changes_state(node: fx.Node, reading: Reading) -> bool:
+    """Whether a call in training mode may write into a buffer, other than a norm's layer, which is run again apart."""
+    if node.op == "call_module":
+        layers = reading.root.get_submodule(str(node.target)).modules()
+        return any(layer._buffers and not isinstance(layer, _NormBase) for layer in layers)
+    return reading.operations[node].name in ("batch_norm", "instance_norm")

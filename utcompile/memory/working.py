@@ -6,12 +6,12 @@ at 5 x 5 pixels), that is more than all else in a step. How much depends on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from utcompile.graph.nested import tensors
@@ -36,7 +36,7 @@ class _Shape:
         return torch.zeros(max(length, 0), dtype=self.dtype).as_strided(self.size, self.stride)
 
 
-def working_memory(func: Any, args: Sequence[object], kwargs: Mapping[str, object]) -> int:
+def working_memory(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> int:
     """The most bytes that a call allocates at one moment, its results included; 0 where it is not measured.
 
     Args:
@@ -46,18 +46,22 @@ def working_memory(func: Any, args: Sequence[object], kwargs: Mapping[str, objec
     given = tensors((args, kwargs))
     if func.overloadpacket not in _MEASURED or any(t.device.type != "cpu" for t in given):
         return 0
-    return _measured(func, _shapes(args), _shapes(kwargs.items()))
+    shapes = tuple(map(_shapes, args)), tuple((name, _shapes(value)) for name, value in kwargs.items())
+    return _measured(func, *shapes)
 
 
-def _shapes(value: Any) -> Any:
+def _shapes(value: object) -> Hashable:
     """Nested arguments that can be a key."""
     if isinstance(value, torch.Tensor):
         return _Shape.of(value)
-    return value if isinstance(value, str) or not isinstance(value, Iterable) else tuple(map(_shapes, value))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return tuple(map(_shapes, value))
+    assert isinstance(value, Hashable)
+    return value
 
 
 @lru_cache(maxsize=4096)
-def _measured(func: Any, args: Any, kwargs: Any) -> int:
+def _measured(func: OpOverload, args: tuple[object, ...], kwargs: tuple[tuple[str, object], ...]) -> int:
     with unset_fake_temporarily(), torch.no_grad():
         made = [_real(part) for part in args]
         named = {name: _real(part) for name, part in kwargs}
@@ -67,7 +71,7 @@ def _measured(func: Any, args: Any, kwargs: Any) -> int:
             return 0
 
 
-def _real(part: Any) -> Any:
+def _real(part: object) -> object:
     return part.zeros() if isinstance(part, _Shape) else part
 
 

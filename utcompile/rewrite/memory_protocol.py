@@ -35,8 +35,18 @@ class Memory(Protocol):
     def expected(self) -> Step | None:
         """The step with this plan."""
 
+    @property
+    def again(self) -> tuple[tuple[str, str], ...]:
+        """The units that run again in backward: the names of their first and last nodes."""
+
+    def compiled_forward_of(self, tuned: UtcGraphModule) -> Callable[..., object] | None:
+        """The function that `torch.compile` compiles; None: the module's own `forward`."""
+
     def forward_of(self, tuned: UtcGraphModule) -> Callable[..., object] | None:
         """The function that the next call runs; None: the module's own `forward`."""
+
+    def of_part(self, tuned: UtcGraphModule, part: UtcGraphModule) -> Memory:
+        """The plan of a part of a tuned module, whose nodes have the names that they have in the whole."""
 
     def within(self, tuned: UtcGraphModule, budget: float | int | str, example_inputs: object = None) -> Memory:
         """A plan whose step fits a budget."""

@@ -144,7 +144,7 @@ def _set(module: Any, tuned: Any, base: fx.Graph, cut: Split, path: str) -> None
     module.sites = tuple(replace(s, name=cut.moved[s.name][1] if path else s.name) for s in sites)
     module.trained = tuple(n.removeprefix(f"{path}.") for n in tuned.trained if n.startswith(f"{path}."))
     module.ruleset, module.base_graph, module.tasks = tuned.ruleset, base, tuned.tasks.alike()
-    module.memory = None if tuned.memory is None else type(tuned.memory)()
+    module.memory = None if tuned.memory is None else tuned.memory.of_part(tuned, module)
 
 
 def _originals(tuned: nn.Module) -> dict[str, nn.Parameter]:

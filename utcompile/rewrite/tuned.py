@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -59,6 +60,7 @@ class TunedModule(UtcGraphModule):
     tasks: Tasks
     _tuned_forward: ClassVar[Callable[..., object]]
     _base_forward: Callable[..., object]
+    _compiled_forward: Callable[..., object]
     _switch: Switch
     proven: str = "unproven"
     memory: Memory | None = None
@@ -106,7 +108,7 @@ class TunedModule(UtcGraphModule):
         self.__dict__.pop("_planned", None)
         own = type(self)
         own._tuned_forward = own.forward
-        own.forward = _choosing(own.forward)
+        own.forward = _choosing(own.forward, _for_compiler(weakref.ref(self)))
         return code
 
     def prepare_base(self) -> None:
@@ -294,13 +296,34 @@ class TunedModule(UtcGraphModule):
         return found if isinstance(found, Originals) else Originals((), {})
 
 
-def _choosing(tuned_forward: Callable[..., object]) -> Callable[..., object]:
+def _for_compiler(of: weakref.ref[TunedModule]) -> Callable[[object], bool]:
+    """Called by `torch.compile` while it compiles, once per plan: whether there is a `_compiled_forward` to compile."""
+
+    def prepared(again: object) -> bool:
+        tuned = of()
+        if tuned is None or tuned.memory is None or torch._C._are_functorch_transforms_active():
+            return False
+        found = tuned.memory.compiled_forward_of(tuned)
+        tuned.__dict__["_compiled_forward"] = found
+        return found is not None
+
+    asked: Callable[[object], bool] = torch.compiler.assume_constant_result(prepared)
+    return asked
+
+
+def _is_compiled() -> bool:
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled()
+
+
+def _choosing(tuned_forward: Callable[..., object], prepared: Callable[[object], bool]) -> Callable[..., object]:
     """The one `forward` of a tuned module, with the signature that its graph has."""
 
     def forward(self: TunedModule, *args: object, **kwargs: object) -> object:
         if is_off(self._switch):
             refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
+        if _is_compiled() and self.memory is not None and prepared(self.memory.again):
+            return self._compiled_forward(self, *args, **kwargs)
         if not torch.compiler.is_compiling() and self.memory is not None:
             planned = self.memory.forward_of(self)
             if planned is not None:

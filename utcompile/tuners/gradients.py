@@ -13,6 +13,7 @@ from utcompile.ops import Axes, Trait, having
 
 Tensors = tuple[torch.Tensor, ...]
 Gradients = tuple[torch.Tensor | None, ...]
+Sides = int | list[int] | tuple[int, ...]  # of a convolution: a number per axis, or one for all
 
 FUNCTIONS: Mapping[str, Callable[..., torch.Tensor]] = {
     **{name: function_of(name) for name in having(Trait.COUNTED) - having(Axes.SDPA)},
@@ -116,9 +117,9 @@ class Call:
             x,
             weight,
             sizes,
-            *(_each(a[name], spatial) for name in ("stride", "padding", "dilation")),
+            *(per_axis(a[name], spatial) for name in ("stride", "padding", "dilation")),
             transposed,
-            _each(a.get("output_padding", 0), spatial),
+            per_axis(a.get("output_padding", 0), spatial),
             a["groups"],
             [place is not None and needed[place] for place in places],
         )
@@ -148,6 +149,7 @@ def _of_product(grad: torch.Tensor, a: torch.Tensor, b: torch.Tensor, needed: Se
     return of_a, (a.mT @ grad).sum_to_size(b.shape)
 
 
-def _each(value: int | Sequence[int], count: int) -> list[int]:
+def per_axis(value: Sides, count: int) -> list[int]:
+    """A setting of a convolution as one number per axis."""
     found = [value] if isinstance(value, int) else list(value)
     return found * count if len(found) == 1 else found
