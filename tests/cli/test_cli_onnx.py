@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,9 @@ def test_tasks_from_runs_to_predictions(home: Path, routing: str, tmp_path: Path
 @pytest.mark.full
 def test_bench_measures_a_run_and_files(home: Path, tmp_path: Path) -> None:
     small = ("--batch-sizes", "1,2", "--threads", "1", "--rounds", "2")
-    rows = parsed("bench", home / "cats", *small, "--csv", tmp_path / "t.csv")
+    rows = parsed("bench", home / "cats", *small, "--csv", tmp_path / "t.csv", "--plot", tmp_path / "t.svg")
+    assert all((row["memory"] or 0) > 0 for row in rows if "ONNX Runtime" in row["what"])
+    assert len(ElementTree.parse(tmp_path / "t.svg").findall(".//{*}line")) == len(rows)
     kinds = {f"{kind}, {where}" for kind in ("base", "tuned", "folded") for where in ("PyTorch", "ONNX Runtime")}
     assert {row["what"] for row in rows} == {*kinds, "live, ONNX Runtime"}
     assert all(0 < row["lower"] <= row["median"] <= row["upper"] for row in rows)
@@ -99,6 +102,7 @@ def test_bench_measures_a_run_and_files(home: Path, tmp_path: Path) -> None:
         export_onnx(torch.nn.Linear(4, 2), tmp_path / f"{name}.onnx", torch.ones(1, 4))
     assert "b.onnx" in passed("bench", tmp_path / "a.onnx", tmp_path / "b.onnx", *small).stdout
     refused("bench", tmp_path / "none.onnx", says=("there is no such ONNX file",))
+    refused("bench", tmp_path / "a.onnx", "--plot", tmp_path / "no" / "t.svg", says=("does not exist",))
 
 
 @pytest.mark.full

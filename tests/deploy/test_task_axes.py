@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def test_every_head_has_its_own_number_of_classes(routing: str, added: bool, tmp
                 assert np.all(mixed[key][rows, classes:] == -np.inf)
 
 
-@pytest.mark.parametrize("routing", ["call", pytest.param("row", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("routing", ["call", "row"])
 def test_a_model_without_a_trained_head_has_tasks_too(routing: str, tmp_path: Path) -> None:
     runs = _runs(tmp_path, RULES, {"a": (3, 4), "b": (3, 4)})
     tuned = utc.compile(Heads(3).eval(), RULES, (X,)).eval()
@@ -80,3 +82,63 @@ def test_a_model_without_a_trained_head_has_tasks_too(routing: str, tmp_path: Pa
         found, wanted = utc.OnnxModel(tmp_path / "m.onnx")(X, task="b"), runs["b"](X)
     assert isinstance(found, dict)
     np.testing.assert_allclose(found["kind"], wanted["kind"].numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """A file with one task of a model without a trained head, and five more runs."""
+    folder = tmp_path_factory.mktemp("one")
+    _runs(folder, RULES, {f"r{i}": (3, 4) for i in range(6)})
+    tuned = utc.compile(Heads(3).eval(), RULES, (X,)).eval()
+    utc.export_onnx(tuned, folder / "m.onnx", (X,), tasks={"r0": folder / "r0"}, batch_sizes=(2,))
+    return folder, tuned
+
+
+def test_tasks_that_are_added_at_once_are_all_there(one: tuple[Path, nn.Module]) -> None:
+    folder, _ = one
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda i: utc.add_task(folder / "m.onnx", folder / f"r{i}"), range(1, 6)))
+    assert set(utc.OnnxModel(folder / "m.onnx").tasks) == {f"r{i}" for i in range(6)}
+
+
+def test_what_a_call_cannot_be(one: tuple[Path, nn.Module]) -> None:
+    model = utc.OnnxModel(one[0] / "m.onnx")
+    with pytest.raises(utc.UtcError, match="task is a int"):
+        model(X, task=5)  # type: ignore[arg-type]
+    with pytest.raises(utc.UtcError, match="'x' is float64, and the file takes float32"):
+        model(X.double())
+    np.testing.assert_array_equal(model(X.tolist())["kind"], model(X)["kind"])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "no JSON"])
+def test_a_file_that_is_no_list_of_tasks_is_kept(one: tuple[Path, nn.Module], text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(utc.UtcError, match=r"config\.json is there already, and is no list of tasks"):
+        utc.export_onnx(one[1], tmp_path / "config.onnx", (X,), tasks={"r0": one[0] / "r0"})
+    assert (tmp_path / "config.json").read_text() == text and len(list(tmp_path.iterdir())) == 1
+
+
+def test_labels_and_metadata_that_say_something_false(tmp_path: Path) -> None:
+    linear, path = nn.Linear(8, 3), tmp_path / "m.onnx"
+    with pytest.raises(utc.UtcError, match="there are 2 labels, and no output has 2 classes"):
+        utc.export_onnx(linear, path, X, labels=["a", "b"])
+    with pytest.raises(utc.UtcError, match=r"metadata has the key 'utcompile\.axes'"):
+        utc.export_onnx(linear, path, X, metadata={"utcompile.axes": "all"})
+    assert not path.exists()
+
+
+@pytest.mark.full
+def test_a_task_that_does_not_fit_in_float16_is_refused(one: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, tuned = one
+    tasks, path = {"r0": folder / "r0"}, tmp_path / "m.onnx"
+    utc.export_onnx(tuned, path, (X,), tasks=tasks, routing="row", dtype="float16-weights", batch_sizes=(2,))
+    large = utc.compile(Heads(3).eval(), RULES, (X,))
+    with torch.no_grad():
+        for parameter in large.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(1e6)
+    utc.save_tuners(large, tmp_path / "large")
+    before = path.read_bytes()
+    with pytest.raises(utc.UtcError, match="does not fit in float16"):
+        utc.add_task(path, tmp_path / "large")
+    assert path.read_bytes() == before

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     "utcompile bench run/",
-    "utcompile bench run/ --batch-sizes 1,8 --threads 1,2 --compiled --csv times.csv",
+    "utcompile bench run/ --batch-sizes 1,8 --threads 1,2 --compiled --csv times.csv --plot times.svg",
     "utcompile bench base.onnx folded.onnx pets.onnx --rounds 50 --json",
 )
 
@@ -33,6 +33,7 @@ def bench(
     compiled: Annotated[bool, typer.Option("--compiled", help="PyTorch with torch.compile, too.")] = False,
     providers: Providers = "cpu",
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table here, too.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw the table.")] = None,
     model: OptionalModel = None,
     weights: Weights = None,
     trust: Trust = False,
@@ -46,6 +47,7 @@ def bench(
     from utcompile.cli.runs import open_run
     from utcompile.deploy import providers_named
     from utcompile.deploy.benching import bench_files, bench_run
+    from utcompile.deploy.checks import check_target
     from utcompile.files import path_of, replace_file, reported
 
     chosen = providers_named(providers)
@@ -53,8 +55,9 @@ def bench(
     folders = [source for source in sources if source.is_dir()]
     if folders and len(sources) > 1:
         raise typer.BadParameter("give one run, or ONNX files", param_hint="RUN|FILE")
-    if csv is not None:
-        path_of(csv, "--csv")
+    for option, file in (("--csv", csv), ("--plot", plot)):
+        if file is not None:
+            check_target(path_of(file, option))
     if folders:
         opened = open_run(folders[0], model, weights, trust)
         with tempfile.TemporaryDirectory() as folder:
@@ -75,6 +78,11 @@ def bench(
     if csv is not None:
         with reported("the table cannot be written", csv):
             replace_file(csv, _csv(rows).encode())
+    if plot is not None:
+        from utcompile.cli.bench_plot import svg_of
+
+        with reported("the plot cannot be written", plot):
+            replace_file(plot, svg_of(rows).encode())
     if json:
         output.emit([row.to_dict() for row in rows])
     else:
@@ -94,10 +102,12 @@ def _table(rows: list[Timed]) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for head in ("what", "batch", "threads", "median, ms", "quartiles", "of the first", "MB"):
+    for head in ("what", "batch", "threads", "median, ms", "quartiles", "of the first", "MB", "memory, MB"):
         table.add_column(head, justify="left" if head == "what" else "right")
     for row in rows:
         spread = f"{row.lower:.2f} to {row.upper:.2f}"
         size = f"{row.megabytes:.1f}" if row.megabytes else ""
-        table.add_row(row.what, str(row.batch), str(row.threads), f"{row.median:.2f}", spread, f"{row.ratio:.3f}", size)
+        memory = f"{row.memory:.1f}" if row.memory is not None else ""
+        figures = (f"{row.median:.2f}", spread, f"{row.ratio:.3f}", size, memory)
+        table.add_row(row.what, str(row.batch), str(row.threads), *figures)
     return table

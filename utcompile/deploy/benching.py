@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from utcompile.deploy.call import Call, ExampleInputs
 from utcompile.deploy.export import export_onnx
 from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.resident import resident
 from utcompile.deploy.timing import paired
 from utcompile.folding import fold
 from utcompile.rewrite import TunedModule
 
 Function = Callable[[], object]
+Candidates = dict[str, tuple[Function, float, float | None]]
+"""By name: the call, the MB of its file or parameters, and of its memory."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Timed:
         ratio: the median over rounds of this time by the first row's of the same batch and threads.
         rounds: how many there were.
         megabytes: of an ONNX file, or of the parameters of a module.
+        memory: the peak of the memory that the file adds to a process of ONNX Runtime, in MB; None for PyTorch.
     """
 
     what: str
@@ -44,6 +48,7 @@ class Timed:
     ratio: float
     rounds: int
     megabytes: float
+    memory: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""
@@ -71,13 +76,14 @@ def bench_files(
         }
         sizes = {name: _megabytes(model.path) for name, model in opened.items()}
         for batch in batch_sizes:
-            candidates: dict[str, tuple[Function, float]] = {}
+            candidates: Candidates = {}
             for name, model in opened.items():
                 feeds = model.smallest(batch)
                 model.check(feeds)
                 for task in (None, *model.tasks[:1]):
                     what = f"{name}, task {task}" if task else name
-                    candidates[what] = (partial(model.run_task, feeds, task), sizes[name])
+                    memory = _memory(model, feeds, task, count, providers)
+                    candidates[what] = (partial(model.run_task, feeds, task), sizes[name], memory)
             rows += _timed(candidates, batch, count, rounds)
     return rows
 
@@ -118,16 +124,18 @@ def bench_run(
         for batch in batch_sizes:
             tensors = call.random(batch)
             feeds = dict(zip(call.names, tensors, strict=True))
-            candidates: dict[str, tuple[Function, float]] = {}
+            candidates: Candidates = {}
             for kind, model in opened.items():
                 task = "task" if kind == "live" else None
-                candidates[f"{kind}, ONNX Runtime"] = (partial(model.run_task, feeds, task), _megabytes(model.path))
+                memory = _memory(model, feeds, task, count, providers)
+                call_of = partial(model.run_task, feeds, task)
+                candidates[f"{kind}, ONNX Runtime"] = (call_of, _megabytes(model.path), memory)
             for kind, module in modules.items():
                 size = sum(p.numel() * p.element_size() for p in module.parameters()) / 1e6
-                candidates[f"{kind}, PyTorch"] = (partial(_called, module, call, tensors), size)
+                candidates[f"{kind}, PyTorch"] = (partial(_called, module, call, tensors), size, None)
                 if compiled:
                     fast = cast("nn.Module", torch.compile(module))
-                    candidates[f"{kind}, compiled"] = (partial(_called, fast, call, tensors), size)
+                    candidates[f"{kind}, compiled"] = (partial(_called, fast, call, tensors), size, None)
             with _torch_threads(count):
                 rows += _timed(candidates, batch, count, rounds)
     return rows
@@ -138,12 +146,19 @@ def _called(module: nn.Module, call: Call, tensors: Sequence[Tensor]) -> object:
         return call.run(module, tensors)
 
 
-def _timed(candidates: Mapping[str, tuple[Function, float]], batch: int, threads: int, rounds: int) -> list[Timed]:
-    found = paired({name: function for name, (function, _) in candidates.items()}, rounds)
+def _timed(candidates: Candidates, batch: int, threads: int, rounds: int) -> list[Timed]:
+    found = paired({name: function for name, (function, *_) in candidates.items()}, rounds)
     return [
-        Timed(name, batch, threads, one.median, one.lower, one.upper, one.ratio, one.rounds, candidates[name][1])
+        Timed(name, batch, threads, one.median, one.lower, one.upper, one.ratio, one.rounds, *candidates[name][1:])
         for name, one in found.items()
     ]
+
+
+def _memory(
+    model: OnnxModel, feeds: Mapping[str, Tensor], task: str | None, threads: int, providers: Sequence[str]
+) -> float | None:
+    whole = model.whole_feeds(feeds, task)
+    return resident(model.path, whole, adapter=model.adapter_of(task), threads=threads, provider=providers[0])
 
 
 def _megabytes(path: Path) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.checks import check_dtype, check_recurrent, check_target
-from utcompile.deploy.clean import clean, names_of
+from utcompile.deploy.clean import clean
 from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
 from utcompile.deploy.metadata import check_described, check_labels, check_metadata, facts_of, written
 from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
@@ -175,7 +175,7 @@ def write(model: nn.Module, call: Call, path: Path, beside: Path, options: Optio
             half=options.dtype == "float16",
         )
     notes = operations_in_float32(program.model) if options.dtype == "float16" else ()
-    clean(program.model, names_of(shipped.state_dict()))
+    clean(program.model, shipped.state_dict())
     if options.dtype == "float16-weights":
         notes += store_in_half(program.model)
     fixed = fixed_sizes(call)

@@ -173,8 +173,8 @@ class OnnxModel:
         if name is None or self._tasks is None:
             return None
         if name not in self._adapters:
-            task = self._tasks.task(name, str(self.path))
-            file = self.path.with_name(str(task.file))
+            task, file = self._tasks.task(name, str(self.path)), self.adapter_of(name)
+            assert file is not None
             read_adapter(file, self._tasks, task)
             adapter = ort.LoraAdapter()
             adapter.Load(str(file))
@@ -195,6 +195,19 @@ class OnnxModel:
         raise UtcError(
             "the list of tasks belongs to another ONNX file", where=str(self.path), why=why, code="export/tasks"
         )
+
+    def adapter_of(self, task: str | None) -> Path | None:
+        """The adapter file of a task; None without a task, and in a file with rows."""
+        if task is None or self._tasks is None or self.is_by_row:
+            return None
+        return self.path.with_name(str(self._tasks.task(task, str(self.path)).file))
+
+    def whole_feeds(self, feeds: Mapping[str, Tensor], task: str | None) -> dict[str, Tensor]:
+        """The inputs of a call and, in a file with rows, the numbers of its task."""
+        if self._selector is None:
+            return dict(feeds)
+        number = 0 if task is None else 1 + self.tasks.index(task)
+        return {**feeds, self._selector: torch.full((self.batch_of(feeds),), number, dtype=torch.int64)}
 
     def _run_rows(self, feeds: Mapping[str, Tensor], names: Sequence[str | None]) -> Arrays:
         assert self._selector is not None

@@ -101,7 +101,7 @@ def _off(
     if not is_equal:
         return (
             "without a task, the file computes what the module computes, and not the base: its tuners are trained "
-            "(compile the model anew to have the base)"
+            "(compile the model anew to have the base), or of a kind that changes the model from the start, as prefixes"
         )
     how = "bit for bit" if is_exact else f"to {worst:.1e}"
     return f"without a task, the file computes the base, as in PyTorch {how}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.batch_norms import fold_into_convolutions
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
-from utcompile.deploy.clean import clean, names_of
+from utcompile.deploy.clean import clean
 from utcompile.deploy.frontier import Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
 from utcompile.deploy.metadata import facts_of, written
@@ -133,7 +133,7 @@ def export_tasks(
 
         stacks = route_rows(program.model, known, [defaults, *(values[task.name] for task in found)])
         known = known.model_copy(update={"stacks": stacks})
-    clean(program.model, names_of({k: v for k, v in tuned.state_dict().items() if not k.startswith("base_values.")}))
+    clean(program.model, {k: v for k, v in tuned.state_dict().items() if not k.startswith("base_values.")})
     notes = store_in_half(program.model) if options.dtype == "float16-weights" else ()
     if routing == "call":
         set_defaults(program.model, defaults)
