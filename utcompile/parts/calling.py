@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from utcompile.graph.values_kept import values_kept
 from utcompile.recording.untouched import random_numbers_kept, seed
 
 
-def computed(module: nn.Module, call: Mapping[str, Any]) -> list[torch.Tensor]:
+def computed(module: nn.Module, call: Mapping[str, object]) -> list[torch.Tensor]:
     """The tensors in a model's result, from seed 0: buffers, inputs and random numbers are as before.
 
     Args:
@@ -23,6 +22,7 @@ def computed(module: nn.Module, call: Mapping[str, Any]) -> list[torch.Tensor]:
     with torch.no_grad(), random_numbers_kept(module) as gpus, values_kept(module) as memory:
         seed(gpus)
         args, kwargs = map_tensors(torch.clone, (call["args"], call["kwargs"]))
+        assert isinstance(args, tuple) and isinstance(kwargs, dict)
         outputs = tensors(module(*args, **kwargs))
         return [o.clone() if memory.shares(o) else o for o in outputs]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
@@ -19,11 +19,15 @@ from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.split import Split, split_graph
 from utcompile.rules import glob_match
 
-Make = Callable[[nn.Module, fx.Graph, str], Any]
+if TYPE_CHECKING:
+    from utcompile.rewrite.tuned import TunedModule
+
+    Make = Callable[[nn.Module, fx.Graph, str], TunedModule]
+
 REGIONS = Chooser("nested", "region", 'tuned.nested("blocks.*")')
 
 
-def nest(tuned: Any, globs: Sequence[str], make: Make) -> Any:
+def nest(tuned: TunedModule, globs: Sequence[str], make: Make) -> TunedModule:
     """A tuned module whose regions are tuned modules at their paths.
 
     Args:
@@ -109,7 +113,7 @@ def _out_of_place(graph: fx.Graph) -> fx.Graph:
     return result
 
 
-def _region(tuned: Any, path: str, cut: Split, base: Split, make: Make, cls: str) -> Any:
+def _region(tuned: TunedModule, path: str, cut: Split, base: Split, make: Make, cls: str) -> TunedModule:
     root = _shell(tuned, path)
     for name, (region, place) in cut.moved.items():
         if region == path:
@@ -129,16 +133,16 @@ def _region(tuned: Any, path: str, cut: Split, base: Split, make: Make, cls: str
             owner._modules[attribute] = layer
     inside = {n.removeprefix(f"{path}."): p for n, p in _originals(tuned).items() if n.startswith(f"{path}.")}
     _set_originals(root, tuple(inside), inside, base.inner[path])
-    region = make(root, cut.inner[path], cls)
-    keep_state(root, region, again=True)
-    region.inherit(tuned)
-    region.batch_inputs, region.aliased, region.guards, region.ties = (), (), (), ()
-    region.model_attributes, region.signature, region.example_inputs, region.part_path = {}, Signature(), None, ""
-    _set(region, tuned, base.inner[path], cut, path)
-    return region
+    made = make(root, cut.inner[path], cls)
+    keep_state(root, made, again=True)
+    made.inherit(tuned)
+    made.batch_inputs, made.aliased, made.guards, made.ties = (), (), (), ()
+    made.model_attributes, made.signature, made.example_inputs, made.part_path = {}, Signature(), None, ""
+    _set(made, tuned, base.inner[path], cut, path)
+    return made
 
 
-def _set(module: Any, tuned: Any, base: fx.Graph, cut: Split, path: str) -> None:
+def _set(module: TunedModule, tuned: TunedModule, base: fx.Graph, cut: Split, path: str) -> None:
     """The attributes of a tuned module; of a region, those that it has a share in."""
     sites = [s for s in tuned.sites if cut.moved.get(s.name, ("", ""))[0] == path]
     module.sites = tuple(replace(s, name=cut.moved[s.name][1] if path else s.name) for s in sites)

@@ -265,8 +265,7 @@ class TunedModule(UtcGraphModule):
                 fix="nest the module that it was made of",
                 code="arguments/value",
             )
-        found: TunedModule = nest(self, regions, TunedModule)
-        return found
+        return nest(self, regions, TunedModule)
 
     def as_one_graph(self) -> TunedModule:
         """The flat module, with the present parameters of this one."""
