@@ -135,6 +135,8 @@ CHEAP = [
     *(((*GOOD, *wrong.split()), says) for wrong, says in WRONG.items()),
     (("inspect", "-m", "timm:resnet1811"), "did you mean"),
     (("explain", "-m", "timm:resnet18", "-r", "lora/all_cov"), "did you mean"),
+    (("inspect", "-m", "hf:nowhere"), "contains no model of transformers"),
+    (("suggest", "-m", "hf:DATA@text"), "contains no model of transformers"),
     (("suggest", "-m", "timm:resnet18", "--for", "speed"), "known: accuracy, latency, memory, parameters"),
     (("evaluate", "nowhere"), "there is no checkpoint here"),
 ]

@@ -53,6 +53,15 @@ def check_model(spec: str) -> None:
             fix=did_you_mean(name, torchvision_names()),
             code="model/unknown",
         )
+    folders = {name, name.rpartition("@")[0] or name}  # hf:DIR@text names a head
+    if kind == "hf" and not any((Path(folder) / "config.json").is_file() for folder in folders):
+        raise UtcError(
+            "the folder contains no model of transformers",
+            where=name,
+            why="there is no config.json in it" if Path(name).is_dir() else "there is no such folder",
+            fix="give a local folder that `save_pretrained` wrote; names on the hub are not downloaded",
+            code="model/unknown",
+        )
     if kind.endswith(".py") and not Path(kind).is_file():
         raise UtcError("there is no such Python file", where=kind, code="model/unknown")
 

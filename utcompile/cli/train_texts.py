@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from utcompile.train import Data
 
-_PADDED = 2  # how many embeddings per token a model may have: they are padded to a round number, not doubled
-
 
 def check_vocabulary(tokenizer: Any, folder: Path) -> None:
     """Refuse a tokenizer that gives another number to a token of the model's own tokenizer, where it has one.
@@ -51,8 +49,8 @@ def fitted(data: Data, model: nn.Module, tokenizer: Any, spec: str) -> Data:
     """The data with those arrays that the model's forward takes.
 
     Raises:
-        UtcError: the tokenizer has more tokens than the model has embeddings, or less than half as many; texts are
-            longer than it has positions; or the model takes none of its arrays.
+        UtcError: the tokenizer has more tokens than the model has embeddings, longer texts than it has positions, or
+            the model takes none of its arrays.
     """
     import inspect
     from dataclasses import replace
@@ -62,7 +60,7 @@ def fitted(data: Data, model: nn.Module, tokenizer: Any, spec: str) -> Data:
     embed: Any = getattr(model, "get_input_embeddings", lambda: None)()
     rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     most = getattr(embed, "num_embeddings", max(rows, default=None))
-    if most is not None and not most / _PADDED <= len(tokenizer) <= most:
+    if most is not None and len(tokenizer) > most:
         raise _other(f"it has {len(tokenizer):,} tokens, the model embeddings for {most:,}", spec)
     limit, length = (
         getattr(getattr(model, "config", None), "max_position_embeddings", None),
