@@ -10,6 +10,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph import path_in
 from utcompile.matching import Site, TunerDtype, require_sites
+from utcompile.matching.explain import Explanation
 from utcompile.matching.match_rules import match_all
 from utcompile.parts import CapturedParts, insert_parts, lines_by_part
 from utcompile.plan import Plan
@@ -29,6 +30,7 @@ class PartsPlan:
         trained: names of the parameters that `train:` selects, of the whole model.
         outside: those of them that are outside of the parts.
         notes: remarks on lines of `train:`.
+        empty: the plans of the parts in which nothing is found; they stay as they are.
 
     Example:
         >>> import torch, utcompile as utc
@@ -45,20 +47,28 @@ class PartsPlan:
     ruleset: RuleSet
     outside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    empty: Mapping[str, Plan] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, captured: CapturedParts, ruleset: RuleSet) -> PartsPlan:
+    def of(cls, captured: CapturedParts, ruleset: RuleSet, *, required: bool = True) -> PartsPlan:
         """Match a rule set with all parts.
+
+        Args:
+            required: whether something must be found; not where the plan is only explained.
 
         Raises:
             UtcError: as `utc.match`.
         """
         lines = lines_by_part(captured, ruleset)
         found = match_all(captured.parts, ruleset, lines.inside)
-        plans = {path: Plan.of(plan) for path, plan in found.items() if plan.sites or plan.trained}
-        if not plans and not lines.outside:
+        every = {path: Plan.of(plan) for path, plan in found.items()}
+        plans = {path: plan for path, plan in every.items() if plan.sites or plan.trained}
+        if required and not plans and not lines.outside:
             require_sites(next(iter(found.values())))
-        return cls(captured=captured, plans=plans, ruleset=ruleset, outside=lines.outside, notes=lines.notes)
+        empty = {path: plan for path, plan in every.items() if path not in plans}
+        return cls(
+            captured=captured, plans=plans, ruleset=ruleset, outside=lines.outside, notes=lines.notes, empty=empty
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -98,14 +108,24 @@ class PartsPlan:
         Raises:
             UtcError: the path is in no part.
         """
+        found = self.explanations(path).items()
+        return "\n".join(str(one) if path is not None else f"part {name}\n{one}" for name, one in found)
+
+    def explanations(self, path: str | None = None) -> dict[str, Explanation]:
+        """The same by part, with what makes the text.
+
+        Raises:
+            UtcError: the path is in no part.
+        """
+        every = {name: {**self.plans, **self.empty}[name] for name in self.captured.parts}
         if path is None:
-            return "\n".join(f"part {name}\n{plan.explain()}" for name, plan in self.plans.items())
-        for name, plan in self.plans.items():
+            return {name: plan.explanation() for name, plan in every.items()}
+        for name, plan in every.items():
             if path == name or path.startswith(f"{name}."):
-                return plan.explain(path.removeprefix(name).removeprefix("."))
+                return {name: plan.explanation(path.removeprefix(name).removeprefix("."))}
         raise UtcError(
-            f"{path!r:.80} is in none of the tuned parts",
-            fix=f"the parts are {', '.join(list(self.plans)[:8])}",
+            f"{path!r:.80} is in none of the parts",
+            fix=f"the parts are {', '.join(list(every)[:8])}",
             code="match/no-module",
         )
 
@@ -121,10 +141,14 @@ class PartsPlan:
 
     def __str__(self) -> str:
         shown = [f"part {path}\n{plan}" for path, plan in self.plans.items()]
+        return "\n".join([*shown, *self.summary()])
+
+    def summary(self) -> list[str]:
+        """What trains outside of the parts, remarks, and how many sites and parameters there are."""
         outside = [f"train {name}, outside of the parts" for name in self.outside]
         sites = counted(len(self.sites), "site")
         last = f"{sites} in {counted(len(self.plans), 'part')}, {self.parameters:,} parameters to train"
-        return "\n".join([*shown, *outside, *self.notes, last])
+        return [*outside, *self.notes, last]
 
 
 def _in_whole(path: str, site: Site) -> Site:

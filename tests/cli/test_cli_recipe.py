@@ -14,6 +14,7 @@ from support.cli_toys import refused, utc
 from utcompile.cli import train as train_verb
 from utcompile.cli.complete import complete_model, complete_override, complete_recipe, complete_rules
 from utcompile.cli.names import recipe_files, rule_names, timm_names, torchvision_names
+from utcompile.cli.train_checks import TASKS, USES, WORDS
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         values["report"] = False  # there is no run
         return {"run": "run", "stopped_early": False, "text": "done"}
 
-    monkeypatch.setattr(train_verb, "_start", start)
+    monkeypatch.setattr(train_verb, "start_run", start)
     return found
 
 
@@ -45,6 +46,17 @@ def test_a_flag_wins_over_key_value_over_the_file_over_the_default(
     assert (values["var"], values["rate"], values["label_column"]) == (["r=2"], ["train=1e-2"], ["a", "b"])
     assert (values["skip_bad"], values["patience"], values["input_size"]) == (True, None, "32")
     assert values["train_"] == ["pattern:head"] and values["schedule"] == "cosine"  # the default
+
+
+def test_every_flag_is_a_key_and_lists_are_read_as_flags_are(settled: list[dict[str, Any]]) -> None:
+    keys = ("train=none", "input=x=2,3,32,32", "var=r=4", "var=names=[q, v]", "metric=f1, accuracy", "rate=a=1,b=2")
+    assert utc("train", *keys, "label_column=a b,c", "out=run").exit_code == 0
+    values = settled[0]
+    assert (values["train_"], values["input_shapes"]) == (["none"], ["x=2,3,32,32"])
+    assert (values["var"], values["metric"]) == (["r=4", "names=[q, v]"], ["f1", "accuracy"])
+    assert (values["rate"], values["label_column"], values["out"]) == (["a=1", "b=2"], ["a b", "c"], Path("run"))
+    assert utc("train", "train=null", "metric=~").exit_code == 0
+    assert settled[1]["train_"] is None and settled[1]["metric"] is None
 
 
 @pytest.mark.parametrize("name", recipe_files())
@@ -68,6 +80,8 @@ def test_shipped_recipes(name: str, settled: list[dict[str, Any]]) -> None:
         ((), "- a\n", ("a recipe is a mapping",)),
         ((), "lr: [\n", ("the recipe cannot be read",)),
         ((), "resume: true\n", ("there is no option 'resume'",)),
+        (("train_=none",), "", ("there is no option 'train_'", "did you mean 'train'")),
+        (("input_shapes=x=1",), "", ("there is no option 'input_shapes'",)),
         (("--recipe", "segmnt"), None, ("no recipe 'segmnt'", "did you mean 'segment'")),
         (("--task", "segmnt"), None, ("unknown task 'segmnt'", "did you mean 'segment'")),
     ],
@@ -78,6 +92,36 @@ def test_mistakes(arguments: tuple[str, ...], text: str | None, says: tuple[str,
     refused("train", *arguments, *(() if text is None else ("--recipe", recipe)), says=says)
 
 
+GOOD = ("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "PHOTOS", "-o", "run")
+WRONG = {
+    "schedule=cosin": "did you mean 'cosine'",
+    "precision=bf32": "unknown precision 'bf32'",
+    "class_weights=x": "known: balanced, none",
+    "device=gpu": "did you mean 'cpu'",
+    "epochs=0": "epochs is 0",
+    "workers=-1": "workers is -1",
+    "seed=-1": "seed is -1",
+    "num_classes=0": "num_classes is 0",
+    "max_length=0 task=text": "max_length is 0",
+    "weight_decay=nan": "weight_decay is nan",
+    "lr=nan": "lr is nan",
+    "grad_clip=0": "grad_clip is 0",
+    "warmup=1": "warmup is 1",
+    "ema=1": "ema is 1",
+    "mixup=-1": "mixup is -1",
+    "mixup=1 task=segment": "the task 'segment' has no use for mixup",
+    "cutmix=1 task=multilabel": "the task 'multilabel' has no use for cutmix",
+    "label_smoothing=0.1 task=custom": "the task 'custom' has no use for label_smoothing",
+    "class_weights=balanced task=regress": "the task 'regress' has no use for class_weights",
+    "policy=rand-m9 task=segment": "the task 'segment' has no use for policy",
+    "input_size=32 task=text": "the task 'text' has no use for input_size",
+    "loss=net.py:loss": "the task 'classify' has no use for loss",
+    "tokenizer=words": "the task 'classify' has no use for tokenizer",
+    "metric=f1 task=custom": "the metrics of a custom task are those that your function returns",
+    "loss=nowhere.py:loss task=custom": "there is no such Python file",
+    "tokenizer=nowhere task=text": "there is no folder with this tokenizer",
+    "policy=rand-m9 --no-augment": "contradict each other",
+}
 CHEAP = [
     (("train", "-m", "timm:resnet1811", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "timm has no model"),
     (("train", "-m", "resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "write timm:resnet18"),
@@ -88,6 +132,7 @@ CHEAP = [
     (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "no class folders"),
     (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "OLD"), "contains a run already"),
     (("train", "epohcs=3"), "did you mean 'epochs'"),
+    *(((*GOOD, *wrong.split()), says) for wrong, says in WRONG.items()),
     (("inspect", "-m", "timm:resnet1811"), "did you mean"),
     (("explain", "-m", "timm:resnet18", "-r", "lora/all_cov"), "did you mean"),
     (("suggest", "-m", "timm:resnet18", "--for", "speed"), "known: accuracy, latency, memory, parameters"),
@@ -133,10 +178,19 @@ def test_names_are_those_of_the_packages() -> None:
 def test_completion_of_values() -> None:
     assert complete_model("ti") == ["timm:"]
     assert "timm:resnet18" in complete_model("timm:resnet1")
-    options = [SimpleNamespace(name=name) for name in ("epochs", "ema", "json")]
+    options = [SimpleNamespace(name=name, opts=[f"--{name}"]) for name in ("epochs", "ema", "json")]
     context = SimpleNamespace(command=SimpleNamespace(params=options), params={})
     assert complete_override(context, "e") == ["epochs=", "ema="]
     context.params = {"model": "timm", "overrides": [":"]}  # as bash makes words of `timm:resnet1`
     assert "resnet18" in complete_override(context, "resnet1")
     assert complete_rules("lora/all_") == ["lora/all_conv", "lora/all_linear"]
     assert complete_recipe("seg") == ["segment"]
+
+
+def test_words_and_tasks_are_those_of_the_trainer() -> None:
+    from utcompile.train import settings, tasks
+    from utcompile.train.schedule import SCHEDULES
+
+    assert WORDS["schedule"] == SCHEDULES and WORDS["precision"] == settings.PRECISIONS
+    assert WORDS["class_weights"] == settings.CLASS_WEIGHTS and TASKS == tasks.TASKS
+    assert all(set(names) < set(TASKS) for names in USES.values())

@@ -229,7 +229,7 @@ BAD = {
     "shares with the rest": (("a",), "regions share a parameter", "parts/shared"),
     "no glob": (("a..b",), "no glob", "arguments/value"),
     "no text": ((3,), "globs of module paths", "arguments/type"),
-    "none": ((), "takes the globs of regions", "arguments/value"),
+    "none": ((), "takes one or several globs", "arguments/value"),
 }
 
 

@@ -127,8 +127,11 @@ def test_a_plan_counts_over_all_parts(captured: utc.CapturedParts) -> None:
     assert set(plan.plans) == {"stages.1", "stages.2"}
     assert "3 sites in 2 parts" in str(plan) and "linear" in plan.explain("stages.1.down")
     assert plan.to_dict()["trainable_parameters"] == plan.parameters
-    with pytest.raises(utc.UtcError, match="none of the tuned parts"):
-        plan.explain("stages.0")
+    assert "linear: 0 sites" in plan.explain("stages.0") and set(plan.explanations()) == {
+        f"stages.{i}" for i in range(3)
+    }
+    with pytest.raises(utc.UtcError, match="none of the parts"):
+        plan.explain("head")
     with pytest.raises(utc.UtcError, match="matched 6 places, expected exactly 2"):
         utc.match(
             captured,
@@ -188,9 +191,12 @@ def test_bad_parts_are_refused_by_name(name: str) -> None:
     assert said in str(error.value) and error.value.code == code
 
 
-def test_a_weight_that_the_code_around_a_part_reads_is_found_when_it_is_folded() -> None:
+def test_a_weight_that_the_code_around_a_part_reads_is_not_folded_into() -> None:
     model, x = Odd(), torch.randn(2, 4)
-    tuned = utc.compile(model, RULES, x, within="read")
+    beside = "version: 1\nname: a\nrules:\n  - {name: u, match: {op: linear}, insert: {parallel: x -> h, tuner: u}}\n"
+    tuned = utc.compile(
+        model, beside + "tuners:\n  u: {kind: adapter, dim: 2, activation: identity}\n", x, within="read"
+    )
     zoo.shake(tuned, 0.5)
     with pytest.raises(utc.UtcError, match="reads their weights itself") as error:
         utc.fold(tuned)

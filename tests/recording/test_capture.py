@@ -354,3 +354,58 @@ def test_a_part_of_a_reserved_name_is_refused() -> None:
     model.report = nn.Linear(4, 4)
     with pytest.raises(utc.UtcError, match="has a part named 'report'"):
         utc.capture(model, torch.randn(2, 4))
+
+
+# --- lengths that masks have --------------------------------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """The mean of what a mask leaves, along any one axis."""
+
+    def __init__(self, axis: int, features: int = 0) -> None:
+        super().__init__()
+        self.axis = axis
+        self.linear = nn.Linear(features, 3) if features else nn.Identity()
+
+    def forward(self, sound: torch.Tensor, padding_mask: torch.Tensor) -> torch.Tensor:
+        weight = padding_mask.to(sound.dtype)
+        while weight.dim() < sound.dim():
+            weight = weight.unsqueeze(1 if self.axis == 2 else -1)
+        return self.linear((sound * weight).sum(self.axis) / weight.sum(self.axis))
+
+
+def _covered(shape: tuple[int, ...], axis: int) -> dict[str, torch.Tensor]:
+    mask = torch.ones(shape[0], shape[axis], dtype=torch.long)
+    mask[0, shape[axis] // 2 :] = 0
+    return {"sound": torch.randn(*shape), "padding_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "other", "axis"),
+    [
+        (Masked(1), (2, 9), (3, 14), 1),
+        (Masked(1, features=4), (2, 9, 4), (1, 12, 4), 1),
+        (Masked(2, features=4), (2, 4, 9), (3, 4, 5), 2),
+    ],
+)
+def test_the_length_of_a_mask_is_that_of_what_it_covers(
+    model: nn.Module, shape: tuple[int, ...], other: tuple[int, ...], axis: int
+) -> None:
+    captured = utc.capture(model, _covered(shape, axis))
+    call = _covered(other, axis)
+    assert torch.equal(captured(**call), model(**call))
+
+
+def test_a_length_of_ids_or_of_two_axes_is_no_length_of_features() -> None:
+    square = utc.capture(Masked(1, features=9), _covered((2, 9, 9), 1))  # either axis may be the length
+    with pytest.raises(utc.UtcError, match=r"sound\.shape\[1\]=9, not 5"):
+        square(**_covered((2, 5, 9), 1))
+
+    class Both(nn.Module):
+        def forward(self, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            return ids.sum(1) + table.sum(1)
+
+    model = Both()
+    captured = utc.capture(model, (torch.ones(2, 6, dtype=torch.long), torch.randn(2, 6)))
+    call = (torch.ones(3, 8, dtype=torch.long), torch.randn(3, 6))
+    assert torch.equal(captured(*call), model(*call))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.processes import WRAPPED, check_all, run_both, tuned_of
+from support.processes import WRAPPED, check_all, check_shares, run_both, tuned_of
 
 import utcompile as utc
 
@@ -20,3 +20,7 @@ def test_gradients_and_checkpoints_are_those_of_one_process(tmp_path: Path) -> N
     for kind in WRAPPED:
         assert (tmp_path / kind / "manifest.json").read_text() == expected
         assert sorted(p.name for p in (tmp_path / kind).iterdir()) == ["manifest.json", "tuners.safetensors"]
+
+
+def test_a_shared_batch_has_the_loss_of_one_process_where_classes_weigh_or_pixels_are_ignored() -> None:
+    run_both(check_shares)

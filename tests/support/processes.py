@@ -192,6 +192,47 @@ WRAPPED: dict[str, Callable[[utc.TunedModule], nn.Module]] = {
 }
 
 
+def check_shares(rank: int, count: int) -> None:
+    """The mean loss and its gradient over a batch that processes share, for losses that are no mean over samples."""
+    from utcompile.train.processes import Processes
+    from utcompile.train.tasks.base import Counts
+    from utcompile.train.tasks.classify import Classify
+    from utcompile.train.tasks.regress import Regress
+    from utcompile.train.tasks.segment import IGNORED, Segment
+
+    draw = torch.Generator().manual_seed(0)
+    weights, classes = torch.tensor([0.2, 1.0, 3.0]), torch.tensor([0, 2, 1, 2, 0])
+    pixels = torch.randint(0, 3, (5, 4, 4), generator=draw)
+    pixels[0, :3] = IGNORED  # the first process has fewer that count
+    pixels[2] = IGNORED
+    cases: list[tuple[Any, torch.Tensor, tuple[int, ...]]] = [
+        (Classify(3), classes, (5, 3)),
+        (Classify(3, label_smoothing=0.1, weights=weights), classes, (5, 3)),
+        (Segment(3), pixels, (5, 3, 4, 4)),
+        (Segment(3, weights=weights), pixels, (5, 3, 4, 4)),
+        (Segment(3), torch.full_like(pixels, IGNORED), (5, 3, 4, 4)),
+        (Regress(2, torch.zeros(2), torch.ones(2)), torch.randn(5, 2, generator=draw), (5, 2)),
+    ]
+    processes = Processes(rank, count)
+    for task, targets, shape in cases:
+        predictions = torch.randn(shape, generator=draw).requires_grad_()
+        expected = task.loss(predictions, targets)
+        (gradient,) = torch.autograd.grad(expected, predictions)
+        for samples in (5, 1):  # of a batch of one, the second process has nothing, and takes what counts nothing
+            mine = slice(rank, None, count) if samples == 5 else slice(0, 1)
+            given = targets[mine]
+            counted = task.counted(given) if isinstance(task, Counts) else processes.size(samples)
+            loss = task.loss(predictions[mine], given)
+            value, shared = processes.joined(loss, samples, lambda counted=counted: counted)
+            (found,) = torch.autograd.grad(shared, predictions)
+            dist.all_reduce(found)
+            if samples == 5:
+                torch.testing.assert_close(torch.tensor(value), expected.detach(), rtol=NEAR, atol=NEAR)
+                torch.testing.assert_close(found / count, gradient, rtol=NEAR, atol=NEAR)
+            else:
+                torch.testing.assert_close(torch.tensor(value), loss.detach(), rtol=NEAR, atol=NEAR)
+
+
 def check_all(rank: int, count: int, folder: Path) -> None:
     """Every way of wrapping, in one start of two processes."""
     for kind in WRAPPED:

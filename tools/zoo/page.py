@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tools.zoo.rows import STATUSES, Row
 from utcompile.text import amount
@@ -22,7 +22,7 @@ Do not edit it.
 | *ok* | one graph, without closed modules |
 | *opaque* | captured; some modules are one closed node, each with its reason |
 | *not built* | the library itself cannot build or run the model here |
-| *values* | the outputs were compared with those of the model, bit for bit, at the example's batch and at 2, 3 and 5 |
+| *values* | the outputs and gradients were compared with those of the model, at the example's batch and at 2, 3 and 5 |
 | *shapes* | captured without computing, on weights that were never written |
 
 Shares are relative to the models that were built. Weights are random. An architecture of transformers is built from
@@ -37,10 +37,13 @@ example's: *equal* to the model, *refused* by a guard (of these *false*: the gra
 def page(rows: Iterable[Row]) -> str:
     """The page in Markdown."""
     by_library: dict[str, list[Row]] = defaultdict(list)
+    built: Counter[str] = Counter()
     for row in sorted(rows, key=lambda r: (r.library, r.name)):
-        if row.status != "built":
+        if row.status == "built":
+            built[row.library] += 1
+        else:
             by_library[row.library].append(row)
-    parts = [_HEAD, _summary(by_library), _beyond(by_library)]
+    parts = [_HEAD, _summary(by_library), _only_built(built), _beyond(by_library)]
     for library, found in by_library.items():
         parts += [f"## {library}\n", _slowest(found), _classes(found), _problems(found)]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
@@ -64,6 +67,14 @@ def _summary(by_library: dict[str, list[Row]]) -> str:
         classes = len({r.cls for r in built})
         lines.append(_line(library, len(rows), classes, *(found.get(s, 0) for s in _DONE), *shares, values))
     return "\n".join(lines) + "\n"
+
+
+def _only_built(built: Mapping[str, int]) -> str:
+    """The models that are counted nowhere else: a smaller one of their class stands for them."""
+    told = [f"{n:,} more of {library}" for library, n in built.items()]
+    if not told:
+        return ""
+    return f"{' and '.join(told)} were built and not captured: the smallest model of each class stands for them.\n"
 
 
 def _beyond(by_library: dict[str, list[Row]]) -> str:

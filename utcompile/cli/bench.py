@@ -60,7 +60,7 @@ def bench(
         with tempfile.TemporaryDirectory() as folder:
             output.progress("folding and exporting")
             rows = bench_run(
-                opened.tuned,
+                opened.one_graph("what is measured")[0],
                 opened.example,
                 folders[0],
                 Path(folder),

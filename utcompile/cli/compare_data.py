@@ -35,7 +35,8 @@ def compared_task(
         UtcError: the data cannot be read, or do not fit the model.
     """
     from utcompile.cli.compare_methods import Task
-    from utcompile.cli.training import example_of_data, fitted, is_function, read_data, task_of
+    from utcompile.cli.train_data import example_of_data, is_function, read_data, task_of
+    from utcompile.cli.train_texts import fitted
     from utcompile.train.task_file import TOKENIZER
 
     data, tokenizer = read_data(choice, path, reading, _SEED, False)
@@ -72,7 +73,7 @@ def compared_task(
 
 def _differing(reading: Mapping[str, Any]) -> dict[str, object]:
     """What of how the data are read is not as usual: settings of the comparison, too."""
-    from utcompile.cli.training import READING
+    from utcompile.cli.train_data import READING
 
     return {key: value for key, value in reading.items() if key in READING and value != READING[key]}
 
@@ -82,7 +83,7 @@ def _tested(
     choice: ModelChoice, path: Path, reading: Mapping[str, Any], data: Data, tokenizer: Any
 ) -> Iterator[Data | None]:
     """Data whose validation part is the test part; None where there are not both."""
-    from utcompile.cli.training import is_function, read_data
+    from utcompile.cli.train_data import is_function, read_data
     from utcompile.train.tables import SUFFIXES
 
     if is_function(path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from utcompile.cli import names
+from utcompile.cli.recipe import key_of
 
 KINDS = ("timm:", "torchvision:", "hf:", "demo:efficientnet_lite0")
 
@@ -31,7 +32,7 @@ def complete_override(ctx: Any, incomplete: str) -> list[str]:
     """Keys of `key=value`; or, in bash, what follows a colon in a model's name."""
     if list(ctx.params.get("overrides") or ())[-1:] == [":"]:
         return [name for name in _names(str(ctx.params.get("model"))) if name.startswith(incomplete)]
-    keys = [str(option.name).rstrip("_") for option in ctx.command.params if str(option.name) not in _NO_KEYS]
+    keys = [key_of(option) for option in ctx.command.params if str(option.name) not in _NO_KEYS]
     return [f"{key}=" for key in keys if key.startswith(incomplete)]
 
 

@@ -21,7 +21,7 @@ from utcompile.cli.output import progress
 from utcompile.cli.run_report import REPORT, write_report
 from utcompile.cli.runs import open_run
 from utcompile.cli.speeds import onnx_engine
-from utcompile.cli.train import train_run
+from utcompile.cli.training import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
 from utcompile.plain_data import JsonObject
 from utcompile.report import Speed
@@ -80,7 +80,7 @@ def _run(
     settings = {**SETTINGS, "epochs": epochs, "seed": seed, "workers": 0}
     trained = train_run(choice, RuleSet.load(RULES), digits, draft / "run", settings, recorded_data=out / digits.name)
     opened = open_run(draft / "run")  # as `utcompile fold` would
-    tuned = opened.tuned
+    tuned, _ = opened.one_graph("the demo")
 
     progress(f"3/5  folding {len(tuned.sites)} tuners")
     folded, fold_report = utc.fold(tuned, strict=True)

@@ -86,7 +86,8 @@ def evaluate_run(
     from torch.utils.data import DataLoader
 
     from utcompile.cli.runs import open_run
-    from utcompile.cli.training import CODE, READING, fitted, read_data, task_of
+    from utcompile.cli.train_data import CODE, READING, read_data, task_of
+    from utcompile.cli.train_texts import fitted
     from utcompile.rewrite import read_manifest
     from utcompile.train.evaluation import evaluate_model
     from utcompile.train.renumbered import Renumbered, with_classes

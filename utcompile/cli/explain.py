@@ -21,6 +21,7 @@ from utcompile.cli.options import (
     Rules,
     Trains,
     Var,
+    Within,
     examples,
     given,
     size_of,
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from utcompile.matching import Site
+    from utcompile.matching.explain import Explanation
     from utcompile.memory import MemoryPlan
+    from utcompile.parts import CapturedParts
     from utcompile.plan import Plan
+    from utcompile.rules import RuleSet
 
 EXAMPLES = examples(
     "utcompile explain -m timm:convnext_tiny -r u_tuning/dual_foldable",
@@ -51,6 +55,7 @@ def explain(
     rules: Rules,
     at: Annotated[str | None, typer.Option("--at", metavar="PATH", help="Only what concerns this module.")] = None,
     var: Var = None,
+    within: Within = None,
     train: Trains = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
@@ -71,15 +76,19 @@ def explain(
     import utcompile as utc
     from utcompile.cli.memory_curve import show_curve
     from utcompile.cli.models import ModelChoice
+    from utcompile.cli.parts import check_one_graph
     from utcompile.matching import require_sites
-    from utcompile.rules import Expect, RuleSet
+    from utcompile.rules import RuleSet
+
+    check_one_graph(within, memory=memory, svg=svg, html=html)
 
     ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
     choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
+    if within:
+        _explain_parts(utc.capture_parts(choice.build(), choice.inputs(), within, verify="shapes"), ruleset, at, json)
+        return
     captured = utc.capture(choice.build(), choice.inputs(), verify="shapes")
-    # A rule that finds too little is what this verb is for: it is explained first, and fails at the end.
-    lenient = replace(ruleset, rules=tuple(replace(r, expect=Expect(optional=True, at_least=0)) for r in ruleset.rules))
-    plan = utc.match(captured, lenient)
+    plan = utc.match(captured, _lenient(ruleset))
     explanation = plan.explanation(at)
     step = _step(plan, choice.example(batch_size)) if memory and (plan.sites or plan.trained) else None
     draw(plan, svg, html)
@@ -87,15 +96,44 @@ def explain(
         told = {"memory": step.to_dict()} if step else {}
         output.emit({**plan.to_dict(), "explanation": explanation.to_dict(), **told})
     else:
-        shown = [site for rule in explanation.rules for site in rule.sites]
-        sizes = {} if at else plan.sizes
-        if shown or sizes:
-            output.stdout().print(_table(plan, shown, sizes))
-            output.say("")
-        output.say("\n".join([*plan.summary(), "", str(explanation)]))
+        _show(plan, explanation, {} if at else plan.sizes)
         if step:
             show_curve(step, batch_size)
     require_sites(utc.match(captured, ruleset))
+
+
+def _explain_parts(captured: CapturedParts, ruleset: RuleSet, at: str | None, json: bool) -> None:
+    import utcompile as utc
+    from utcompile.plan_of_parts import PartsPlan
+
+    plan = PartsPlan.of(captured, _lenient(ruleset), required=False)
+    found = plan.explanations(at)
+    if json:
+        output.emit({**plan.to_dict(), "explanation": {path: one.to_dict() for path, one in found.items()}})
+    else:
+        for path, explanation in found.items():
+            output.say(f"part {path}")
+            one = plan.plans.get(path) or plan.empty[path]
+            _show(one, explanation, {} if at else one.sizes)
+            output.say("")
+        output.say("\n".join(plan.summary()))
+    utc.match(captured, ruleset)
+
+
+def _lenient(ruleset: RuleSet) -> RuleSet:
+    """A rule that finds too little is what this verb is for: it is explained first, and fails at the end."""
+    from utcompile.rules import Expect
+
+    none = Expect(optional=True, at_least=0)
+    return replace(ruleset, rules=tuple(replace(rule, expect=none) for rule in ruleset.rules))
+
+
+def _show(plan: Plan, explanation: Explanation, sizes: Mapping[str, int]) -> None:
+    shown = [site for rule in explanation.rules for site in rule.sites]
+    if shown or sizes:
+        output.stdout().print(_table(plan, shown, sizes))
+        output.say("")
+    output.say("\n".join([*plan.summary(), "", str(explanation)]))
 
 
 def _step(plan: Plan, images: Tensor) -> MemoryPlan:

@@ -65,7 +65,7 @@ def export(
     for one in [folder, *tasks.values()]:
         check_apart(out, one)
     if peft:
-        _peft(folder, out, open_run(folder, model, weights, trust).tuned, json)
+        _peft(folder, out, open_run(folder, model, weights, trust).one_graph("a checkpoint of PEFT")[0], json)
         return
     check_file(out)
     opened = open_run(folder, model, weights, trust, load=not tasks)
@@ -86,7 +86,7 @@ def export(
     if report is not None:
         output.progress(str(report))
     output.progress("exporting and comparing with ONNX Runtime")
-    rules = opened.tuned.ruleset
+    rules = opened.whole.ruleset
     facts = {"base": opened.fingerprint, "rules": {"name": rules.name, "vars": dict(rules.vars), "text": rules.text}}
     result = utc.export_onnx(module, out, opened.example, labels=labels_of(opened), facts=facts, **shared)
     _copy_tokenizer(folder, out)

@@ -63,7 +63,7 @@ def fold(
     check_apart(out, run)
     check_free(out, overwrite=overwrite)
     opened = open_run(run, model, weights, trust)
-    output.progress(f"folding {len(opened.tuned.sites)} tuners")
+    output.progress(f"folding {len(opened.whole.sites)} tuners")
     options = {"float32": float32, "constants": constants, "batch_norms": batch_norms, "dequantize": dequantize}
     report, files = fold_run(opened, out, strict=strict, **options)
     why_not = "" if report.is_original else no_checkpoint(report)
@@ -87,10 +87,15 @@ def no_checkpoint(report: FoldReport) -> str:
 def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[FoldReport, list[str]]:
     """Fold, and write the folder; returns the report and the names of the files."""
     import utcompile as utc
+    from utcompile.cli.parts import save_program_of_parts
+    from utcompile.graph import UtcGraphModule
 
     folded, report = utc.fold(opened.tuned, strict=strict, check_inputs=None, **options)
     with whole_folder(out) as draft:
-        save_program(folded, opened.example, draft / "model.pt2")
+        if isinstance(folded, UtcGraphModule):
+            save_program(folded, opened.example, draft / "model.pt2")
+        elif why_not := save_program_of_parts(folded, opened.example, draft / "model.pt2"):
+            output.progress(why_not)
         text = json_module.dumps({"run": opened.choice.as_dict(), **report.to_dict()}, indent=2, default=str)
         (draft / "report.json").write_text(text + "\n", encoding="utf-8")
         if report.sites and report.is_original:
@@ -122,7 +127,7 @@ def _outputs(module: torch.nn.Module, example: Example) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(result) if hasattr(leaf, "abs") and leaf.is_floating_point()]
 
 
-def save_original(opened: Run, folded: UtcGraphModule, path: Path) -> None:
+def save_original(opened: Run, folded: torch.nn.Module, path: Path) -> None:
     """Write the folded weights under the original architecture's names, if that model then computes the same."""
     import torch
     from safetensors.torch import save_file

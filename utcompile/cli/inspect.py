@@ -10,17 +10,30 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.early import check_model
-from utcompile.cli.options import Example, InputShapes, InputSize, Json, Model, NumClasses, examples, given, size_of
+from utcompile.cli.options import (
+    Example,
+    InputShapes,
+    InputSize,
+    Json,
+    Model,
+    NumClasses,
+    Within,
+    examples,
+    given,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from utcompile.cli.tree import Entry
     from utcompile.graph import GraphView
+    from utcompile.recording import CapturedModule
 
 EXAMPLES = examples(
     "utcompile inspect -m timm:resnet50",
     "utcompile inspect -m timm:swin_tiny_patch4_window7_224 --all",
+    "utcompile inspect -m torchvision:deeplabv3_resnet50 --within backbone",
     "utcompile inspect -m net.py:make --input-size 1,28,28 --json",
 )
 
@@ -31,6 +44,7 @@ def inspect(
     input_size: InputSize = None,
     example: Example = None,
     input_shapes: InputShapes = None,
+    within: Within = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also layout operations, identities and each of several modules alike.")
     ] = False,
@@ -38,33 +52,42 @@ def inspect(
 ) -> None:
     """Show a model's operations, shapes and layouts, and the named patterns found in it. Weights are random."""
     check_model(model)
-    import utcompile as utc
     from utcompile.cli.models import ModelChoice
-    from utcompile.cli.tree import module_tree
-    from utcompile.graph import GraphView
+    from utcompile.cli.parts import captured_parts
 
     choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
     output.progress(f"capturing {choice.spec}")
-    captured = utc.capture(choice.build(), choice.inputs())
+    found = captured_parts(choice.build(), choice.inputs(), within or ())
+    size = list(choice.preset().input_size) if choice.takes_images else None
+    shown = {path: _shown(part, path, everything=everything, json=json) for path, part in found.items()}
+    if json:
+        parts = {"parts": shown} if within else shown[""]
+        output.emit({"model": choice.spec, "input_size": size, **parts})
+
+
+def _shown(captured: CapturedModule, path: str, *, everything: bool, json: bool) -> dict[str, object]:
+    """One graph as plain data for JSON; else it is printed."""
+    from utcompile.cli.tree import module_tree
+    from utcompile.graph import GraphView
+
     view = GraphView(captured.graph, captured)
     tree, patterns = module_tree(view, everything=everything), found_patterns(view)
     operations = Counter(op.name for node, op in view.operations.items() if node.op.startswith("call"))
     if json:
         report = {k: getattr(captured.report, k) for k in captured.report.__dataclass_fields__}
         report["opaque"] = [vars(o) for o in captured.report.opaque]
-        size = list(choice.preset().input_size) if choice.takes_images else None
-        parts = {"patterns": patterns, "operations": operations, "report": report, "tree": tree.to_dict()}
-        output.emit(
-            {"model": choice.spec, "input_size": size, "parameters": tree.parameters, "flops": tree.flops, **parts}
-        )
-        return
+        found = {"patterns": patterns, "operations": operations, "report": report, "tree": tree.to_dict()}
+        return {"parameters": tree.parameters, "flops": tree.flops, **found}
     console = output.stdout()
+    if path:
+        console.print(f"part {path}", style="bold")
     console.print(_tree_table(tree))
     console.print()
     console.print(_pattern_table(patterns))
     console.print(
         f"\n{tree.parameters:,} parameters, {tree.flops / 1e9:.3g} GFLOPs at batch 1; {captured.report}", soft_wrap=True
     )
+    return {}
 
 
 def found_patterns(view: GraphView) -> dict[str, list[str]]:

@@ -35,6 +35,7 @@ class ModelChoice:
         input_size: (C, H, W); None for the model's own.
         example_from: where example inputs come from: `file.npz` or `file.py:function`.
         sizes: of example inputs by name: `input_ids=2,16`. A run does not keep these two: it has its inputs' shapes.
+        within: globs of the submodules that are tuned; none where the whole model is one graph.
     """
 
     spec: str
@@ -45,6 +46,7 @@ class ModelChoice:
     input_size: tuple[int, ...] | None = None
     example_from: str | None = None
     sizes: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -112,8 +114,9 @@ class ModelChoice:
         """Plain data for a manifest; paths are absolute, so that the run may be folded from anywhere."""
         weights = str(Path(self.weights).resolve()) if self.weights else None
         size = list(self.preset().input_size)
-        kept = {k: v for k, v in asdict(self).items() if k not in ("example_from", "sizes")}
-        return {**kept, "spec": self.source.spec, "weights": weights, "input_size": size}
+        kept = {k: v for k, v in asdict(self).items() if k not in ("example_from", "sizes", "within")}
+        parts = {"within": list(self.within)} if self.within else {}
+        return {**kept, "spec": self.source.spec, "weights": weights, "input_size": size, **parts}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> ModelChoice:
@@ -131,8 +134,11 @@ class ModelChoice:
             "input_size": list,
         }
         good = isinstance(data, Mapping) and all(isinstance(data.get(k, ...), kind) for k, kind in kinds.items())
+        within = data.get("within", []) if good else []
         if (
             not good
+            or not isinstance(within, list)
+            or not all(isinstance(glob, str) for glob in within)
             or len(data["input_size"]) != 3
             or not all(type(s) is int and s > 0 for s in data["input_size"])
             or not -(2**63) <= data["seed"] < 2**64
@@ -151,4 +157,5 @@ class ModelChoice:
                 fix="name the model with -m",
                 code="checkpoint/damaged",
             )
-        return cls(**{k: data[k] for k in kinds if k != "input_size"}, input_size=tuple(data["input_size"]))
+        named = {k: data[k] for k in kinds if k != "input_size"}
+        return cls(**named, input_size=tuple(data["input_size"]), within=tuple(within))

@@ -147,6 +147,15 @@ Weights = Annotated[
 InputSize = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
 ]
+Within = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--within",
+        metavar="GLOB",
+        help="Capture and tune these submodules only, and keep the rest of the model's Python as it is; several times "
+        "for several.",
+    ),
+]
 Providers = Annotated[
     str, typer.Option("--providers", metavar="NAMES", help="Of ONNX Runtime: cpu, cuda, or both with a comma.")
 ]

@@ -245,7 +245,7 @@ def _of_run(folder: Path, task: str | None, model: str | None, weights: Path | N
     def logits(feeds: Feeds) -> np.ndarray:
         with torch.inference_mode():
             result = opened.tuned(**feeds) if opened.manifest.get("inputs") else opened.tuned(*feeds.values())
-        found = result if isinstance(result, Tensor) else next(iter(dict(result).values()))  # type: ignore[call-overload]
+        found = result if isinstance(result, Tensor) else next(iter(dict(result).values()))
         return np.asarray(found.float().numpy())
 
     return Predictor(str(folder), names, logits, tuple(labels_of(opened) or ()), preprocessing_of(folder, opened))

@@ -1,7 +1,8 @@
 """Recipes: the options of `train` in a file, and as `key=value`.
 
-A recipe is a YAML file with one key per option, named as the option with `_` for `-`. A flag wins over
-`key=value`, that over the recipe, and that over the option's default. Every value is read as the flag's would be.
+A recipe is a YAML file with one key per option, named as its flag with `_` for `-`. A flag wins over `key=value`, that
+over the recipe, and that over the option's default. Every value is read as the flag's would be. An option that may be
+given several times takes a list, `key=value` several times, or commas between the values where these have none.
 
     about: Segmentation of images by masks.
     task: segment
@@ -12,7 +13,7 @@ A recipe is a YAML file with one key per option, named as the option with `_` fo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -21,7 +22,7 @@ from utcompile.errors import UtcError, did_you_mean
 
 _MOST_BYTES = 64 * 1024
 ABOUT = "about"
-# Not in a recipe: where a run goes, and what concerns one call.
+# Not in a recipe: what concerns one call.
 _CALL = frozenset({"recipe", "overrides", "resume", "json", "trust", "ctx", "return"})
 
 
@@ -40,22 +41,34 @@ def chosen(
     Raises:
         UtcError: no such recipe, an unknown key, or a value that the option does not take.
     """
-    given = _overrides(overrides)
+    options = {key_of(option): str(option.name) for option in ctx.command.params}
+    several = {key for key, option in options.items() if _is_several(kinds.get(option))}
+    given = _overrides(overrides, several)
     name = recipe or task or given.get("task", ("classify", ""))[0]
     entries = {**_read(str(name), named=recipe is not None), **given}
     values = dict(ctx.params)
     for key, (value, where) in entries.items():
-        option = key if key in kinds else f"{key}_"  # `train`, which is the verb's name
-        if option not in kinds or key in _CALL:
+        option = options.get(key, "")
+        if option not in kinds or option in _CALL:
             raise UtcError(
                 f"there is no option {key!r}",
                 where=where,
-                fix=did_you_mean(key, [name.rstrip("_") for name in kinds if name not in _CALL]),
+                fix=did_you_mean(key, [name for name, option in options.items() if option not in _CALL]),
                 code="train/settings",
             )
         if not _is_flag_given(ctx, option):
             values[option] = _converted(kinds[option], value, where, key)
     return values
+
+
+def key_of(option: Any) -> str:
+    """An option's name in a recipe: that of its flag, or of the argument."""
+    flags = [flag for flag in option.opts if flag.startswith("--")]
+    return str(flags[0][2:].replace("-", "_") if flags else option.name)
+
+
+def _is_several(kind: Any) -> bool:
+    return any(get_origin(part) is list for part in (kind, *get_args(kind)))
 
 
 def _is_flag_given(ctx: Any, key: str) -> bool:
@@ -66,16 +79,16 @@ def _is_flag_given(ctx: Any, key: str) -> bool:
 _Entry = tuple[Any, str]  # a value of texts, and where it is
 
 
-def _overrides(texts: Sequence[str]) -> dict[str, _Entry]:
+def _overrides(texts: Sequence[str], several: Set[str]) -> dict[str, _Entry]:
     found: dict[str, _Entry] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UtcError(f"{text!r} is not key=value", fix="write e.g. epochs=20", code="train/settings")
         key = key.replace("-", "_")
-        if key in found:
+        if key in found and key not in several:
             raise UtcError(f"{key!r} is given twice", where=text, code="train/settings")
-        found[key] = (value, text)
+        found[key] = ((*found[key][0], value) if key in found else (value,) if key in several else value, text)
     return found
 
 
@@ -135,13 +148,11 @@ def _plain(node: Any, where: str) -> Any:
 def _converted(kind: Any, value: Any, where: str, key: str) -> Any:
     """A value of texts as the option reads it."""
     kinds = [k for k in get_args(kind) if k is not type(None)] if type(None) in get_args(kind) else [kind]
-    if type(None) in get_args(kind) and value in ("null", "~", "none", ""):
-        return None
     wanted = kinds[0]
     if get_origin(wanted) is list:
-        if isinstance(value, Mapping):
-            return [f"{k}={v}" for k, v in value.items()]
-        return value if isinstance(value, list) else [part for part in re.split(r"[ ,]+", value) if part]
+        return _several(value, key)
+    if type(None) in get_args(kind) and value in ("null", "~", "none", ""):
+        return None
     if not isinstance(value, str):
         raise UtcError(f"{key!r} takes one value", where=where, code="train/settings")
     if wanted is bool:
@@ -154,6 +165,23 @@ def _converted(kind: Any, value: Any, where: str, key: str) -> Any:
         raise _no_value(key, value, _WORDS.get(wanted, "another value"), where) from error
 
 
+def _several(value: Any, key: str) -> list[str] | None:
+    """The values of an option that may be given several times; `train: none` is a value, and `null` is none."""
+    if isinstance(value, Mapping):
+        return [f"{k}={v}" for k, v in value.items()]
+    if isinstance(value, list):
+        return value
+    texts = [value] if isinstance(value, str) else list(value)
+    if texts in (["null"], ["~"], [""]):
+        return None
+    commas = _COMMAS.get(key)
+    return (
+        texts if commas is None else [part.strip() for text in texts for part in re.split(commas, text) if part.strip()]
+    )
+
+
+# Between the values of an option that has none inside of one value.
+_COMMAS = {**dict.fromkeys(("metric", "rate", "decay", "train"), r"[ ,]+"), "label_column": ","}
 _FLAGS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 _WORDS = {int: "a whole number", float: "a number"}
 

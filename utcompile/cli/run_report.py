@@ -12,7 +12,8 @@ from utcompile.cli.drawings import write_page
 from utcompile.cli.evaluate import run_task
 from utcompile.cli.runs import Run, open_run
 from utcompile.cli.speeds import torch_engine, torch_speeds
-from utcompile.cli.training import READING, fitted, read_data, task_of
+from utcompile.cli.train_data import READING, read_data, task_of
+from utcompile.cli.train_texts import fitted
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
@@ -59,26 +60,27 @@ def write_report(
     """
     history = read_history(folder)
     opened, notes = opened or open_run(folder, model, weights, trust), list[str]()
+    tuned, plan = opened.one_graph("the page of a run")
     output.progress(f"looking at {folder}")
     predictions = _noted(notes, "Predictions are left out", lambda: _predictions(opened, data, folder))
     folding: FoldReport | str = folded or ""
-    _, every = opened.tuned.trainable_parameters()
+    _, every = tuned.trainable_parameters()
     if fold and folded is None and every > most:
         notes.append(f"A model of {every:,} parameters is not folded here: utcompile report {folder}")
         fold = False
     if fold and folded is None:
-        found = _noted(notes, "The folding report is left out", lambda: utc.fold(opened.tuned, check_inputs=None))
+        found = _noted(notes, "The folding report is left out", lambda: utc.fold(tuned, check_inputs=None))
         folding = "The tuners could not be folded: see the note in the summary."
         if found is not None:
             module, folding = found
             if not measured:
-                models = {"base": opened.plan.module.eval(), "tuned": opened.tuned, "folded": module}
+                models = {"base": plan.module.eval(), "tuned": tuned, "folded": module}
                 measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
     facts = RunFacts(
         f"Run {folder.resolve().name}",
         _summary(opened, history, folder),
         history,
-        opened.plan,
+        plan,
         every,
         _size(folder / TENSORS),
         predictions,

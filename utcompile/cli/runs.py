@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utcompile.cli import output
 from utcompile.cli.models import ModelChoice
+from utcompile.cli.parts import plan_of
 from utcompile.cli.run_example import example_of, image_size
 from utcompile.errors import UtcError
 from utcompile.plain_data import JsonObject
 from utcompile.plan import Plan
-from utcompile.rewrite import MANIFEST, TunedModule, read_manifest
+from utcompile.plan_of_parts import PartsPlan
+from utcompile.rewrite import MANIFEST, TunedModule, Whole, read_manifest
 from utcompile.rules import RuleSet
 
 
@@ -27,18 +29,37 @@ class Run:
     """A trained run.
 
     Attributes:
-        tuned: the model with its trained tuners, in eval mode.
+        tuned: the model with its trained tuners, in eval mode; of the user's class where parts of it are tuned.
         example: inputs by name, of the shapes that the manifest has; by position where it has none.
         choice: how the base was built.
         manifest: all that the run's manifest says.
         plan: what its rules insert.
     """
 
-    tuned: TunedModule
+    tuned: nn.Module
     example: dict[str, Tensor] | tuple[Tensor, ...]
     choice: ModelChoice
     manifest: JsonObject
-    plan: Plan
+    plan: Plan | PartsPlan
+
+    @property
+    def whole(self) -> Whole:
+        """The tuned model with its sites and rules."""
+        return Whole.of(self.tuned, "the run")
+
+    def one_graph(self, verb: str) -> tuple[TunedModule, Plan]:
+        """The tuned model and the plan, for what works on one graph.
+
+        Raises:
+            UtcError: parts of the model are tuned.
+        """
+        if not isinstance(self.tuned, TunedModule) or not isinstance(self.plan, Plan):
+            raise UtcError(
+                f"{verb} is of one graph, and in this run parts of the model are tuned",
+                why=f"it was trained with --within {' --within '.join(self.choice.within)}",
+                code="parts/unsupported",
+            )
+        return self.tuned, self.plan
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +128,7 @@ def open_run(
     example = example_of(inputs, choice.seed, str(folder / MANIFEST)) if inputs else choice.inputs()
     with torch.random.fork_rng(devices=[]), _warned_in_training():
         torch.manual_seed(choice.seed)
-        plan = utc.match(utc.capture(choice.build(), example), rules)
+        plan = plan_of(choice.build(), example, rules, choice.within)
         tuned = plan.apply()
     if not load:
         return Run(tuned.eval(), example, choice, manifest, plan)

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from utcompile.deploy.frontier import CLASSES
 from utcompile.deploy.metadata import PREFIX
 from utcompile.deploy.onnx_model import OnnxModel
 from utcompile.deploy.rows import stacked
 from utcompile.deploy.runtime import run
+from utcompile.deploy.task_axes import CLASSES, fits, sizes_in
 from utcompile.deploy.task_files import (
     ADAPTER,
     BUILDER,
@@ -33,7 +33,7 @@ from utcompile.deploy.task_files import (
 from utcompile.deploy.task_values import Builder, arrays_of
 from utcompile.deploy.tasks import save_model
 from utcompile.errors import UtcError
-from utcompile.files import draft, path_of, reported
+from utcompile.files import draft, one_writer, path_of, reported
 from utcompile.rewrite import TENSORS
 from utcompile.rewrite.manifest import Manifest, load_manifest, read_manifest
 from utcompile.rewrite.pair import read_pair
@@ -54,6 +54,13 @@ def add_task(path: str | Path, run: str | Path, name: str | None = None) -> str:
         UtcError: the run does not fit, or there is a task of that name. The files are then as they were.
     """
     path, folder = path_of(path, "path"), path_of(run, "run")
+    if not path.is_file():
+        raise UtcError("there is no such ONNX file", where=str(path), code="onnx/file")
+    with reported("the task cannot be written", path), one_writer(path.parent):
+        return _added(path, folder, name)
+
+
+def _added(path: Path, folder: Path, name: str | None) -> str:
     known = read_task_file(path)
     name = check_task_name(folder.resolve().name if name is None else name, known.names, str(path))
     tensors, labels = _read_run(folder, known)
@@ -65,17 +72,18 @@ def add_task(path: str | Path, run: str | Path, name: str | None = None) -> str:
     named = {known.parameters[key]: tensor for key, tensor in tensors.items()}
     values = builder(named)
     check_values(values, known, str(folder))
-    classes = next((int(tensors[key].shape[0]) for key, n in known.parameters.items() if n in known.heads), None)
+    sizes = sizes_in(known.varying, named)
     task = SavedTask(
         name=name,
-        classes=classes,
-        labels=labels if labels is not None and classes in (None, len(labels)) else None,
+        classes=sizes.get(CLASSES),
+        sizes=sizes,
+        labels=labels if labels is not None and fits(labels, sizes) else None,
         sha256=digest_of(values),
         run=digest_of(arrays_of(named)),
         file=beside(path, f".{name}{ADAPTER}").name if known.routing == "call" else None,
     )
     more = known.model_copy(update={"tasks": [*known.tasks, task]})
-    with reported("the task cannot be written", path), draft(path.parent) as drafts:
+    with draft(path.parent) as drafts:
         if known.routing == "call":
             write_adapter(drafts / str(task.file), values, known.base)
         else:
@@ -141,15 +149,26 @@ def _extend(path: Path, target: Path, known: TaskFile, values: Mapping[str, np.n
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None:
             raise UtcError("the list of tasks belongs to another ONNX file", where=str(path), code="export/tasks")
-        declared = known.inputs[stack.live].shape
-        if CLASSES in declared and values[stack.live].shape[declared.index(CLASSES)] > (stack.classes or 0):
+        room = stack.padded or list(values[stack.live].shape)
+        for size, most in zip(values[stack.live].shape, room, strict=True):
+            if size > most:
+                raise UtcError(
+                    f"the task has more classes than the file has room for: {most}",
+                    where=str(path),
+                    fix="export the file again with this task among `tasks=`",
+                    code="export/tasks",
+                )
+        exact = stacked(stack, [values[stack.live]])
+        with np.errstate(over="ignore"):
+            row = exact.astype(value.const_value.numpy().dtype)
+        if not np.array_equal(np.isfinite(row), np.isfinite(exact)):
             raise UtcError(
-                f"the task has more classes than the file has room for: {stack.classes}",
+                f"{stack.live} of the task does not fit in float16",
                 where=str(path),
-                fix="export the file again with this task among `tasks=`",
+                why=f"the file stores it in float16, and its largest value is {np.abs(exact).max():.3g}",
+                fix="export the file again with this task among `tasks=`, or with dtype='float32'",
                 code="export/tasks",
             )
-        row = stacked(stack, [values[stack.live]]).astype(value.const_value.numpy().dtype)
         longer = np.concatenate([value.const_value.numpy(), row])
         value.const_value, value.shape = ir.tensor(longer, name=name), ir.Shape(longer.shape)
     tasks = [task.model_dump(mode="json", exclude_none=True) for task in known.tasks]

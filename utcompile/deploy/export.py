@@ -15,7 +15,7 @@ from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.checks import check_dtype, check_recurrent, check_target
 from utcompile.deploy.clean import clean, names_of
 from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
-from utcompile.deploy.metadata import check_described, check_metadata, facts_of, written
+from utcompile.deploy.metadata import check_described, check_labels, check_metadata, facts_of, written
 from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
 from utcompile.deploy.references import Expected, references, trace_sizes
 from utcompile.deploy.runtime import session
@@ -165,6 +165,7 @@ def write(model: nn.Module, call: Call, path: Path, beside: Path, options: Optio
     with as_shipped(model), as_shipped(shipped):
         # PyTorch first: a model that fills a cache when it runs must fill it with real tensors, not traced ones.
         expected = references(model, call, options.batch_sizes, options.check_inputs)
+        check_labels(options.facts.get("labels"), expected[0].outputs)
         program = translate(
             shipped,
             call,

@@ -7,7 +7,7 @@ task. Below it lies the backbone, which reads the cut's values as inputs. No kin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,6 @@ import onnx_ir as ir
 from utcompile.deploy.clean import free_name
 from utcompile.errors import UtcError
 
-CLASSES = "classes"  # the axis of a head, where tasks may have different numbers of classes
 LIVE = "live/"  # in front of the builder's outputs, whose names are those of inputs of the file
 _SHAPES = ("Shape", "Size")
 
@@ -36,14 +35,16 @@ class Live:
     is_scalar: bool
 
 
-def cut(model: ir.Model, trained: Iterable[str], heads: Collection[str] = ()) -> tuple[tuple[Live, ...], ir.Model]:
+def cut(
+    model: ir.Model, trained: Iterable[str], varying: Mapping[str, Sequence[str | None]]
+) -> tuple[tuple[Live, ...], ir.Model]:
     """Cut a graph that was exported without optimising it; it is changed in place.
 
     The new inputs have no value yet: an optimiser takes an input with a default for a constant, and may drop it.
 
     Args:
         trained: names of initialisers.
-        heads: those whose rows are classes, of which tasks may have different numbers.
+        varying: those in whose shapes tasks may differ: the name of an axis, or None, per dimension.
 
     Returns:
         The frontier, and the builder: from the trained tensors to the frontier's values, named `live/NAME`.
@@ -69,7 +70,7 @@ def cut(model: ir.Model, trained: Iterable[str], heads: Collection[str] = ()) ->
         made_of = _sources_of(value, set(sources))
         name = free_name(str(made_of[0].name), taken | {one.name for one in found})
         found.append(Live(name, tuple(str(s.name) for s in made_of), value.shape is not None and not len(value.shape)))
-    builder = _builder(model, sources, body, constant, list(zip(found, front, strict=True)), heads)
+    builder = _builder(model, sources, body, constant, list(zip(found, front, strict=True)), varying)
     for one, value in zip(found, front, strict=True):
         _replace(graph, value, one, inner)
     for node in reversed(body):
@@ -143,10 +144,10 @@ def _builder(
     body: Sequence[ir.Node],
     constant: set[ir.Value],
     front: Sequence[tuple[Live, ir.Value]],
-    heads: Collection[str],
+    varying: Mapping[str, Sequence[str | None]],
 ) -> ir.Model:
     copies = _Copies(constant)
-    inputs = [copies.input(value, grows=value.name in heads) for value in sources]
+    inputs = [copies.input(value, varying.get(str(value.name))) for value in sources]
     nodes = [copies.node(node) for node in body]
     outputs = []
     ends = []
@@ -176,9 +177,11 @@ class _Copies:
         self.initializers: list[ir.Value] = []
         self._constant = constant
 
-    def input(self, value: ir.Value, *, grows: bool) -> ir.Value:
+    def input(self, value: ir.Value, names: Sequence[str | None] | None) -> ir.Value:
         assert value.shape is not None
-        shape = ir.Shape([CLASSES, *list(value.shape)[1:]]) if grows else value.shape
+        shape = ir.Shape(
+            [name or size for name, size in zip(names or [None] * len(value.shape), value.shape, strict=True)]
+        )
         made = ir.Value(name=value.name, shape=shape, type=value.type)
         self.of[value] = made
         return made

@@ -77,7 +77,7 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 def check_metadata(metadata: Mapping[str, str] | None) -> None:
-    """Raise where metadata is no mapping from texts to texts, or takes a key of ours that has no JSON value."""
+    """Raise where metadata is no mapping from texts to texts, or takes a key of ours."""
     check_type(metadata, (Mapping, NoneType), "metadata", "a mapping from texts to texts")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -86,6 +86,25 @@ def check_metadata(metadata: Mapping[str, str] | None) -> None:
                 fix="ONNX metadata is text: use json.dumps",
                 code="arguments/value",
             )
+        if key.startswith(PREFIX):
+            raise UtcError(
+                f"metadata has the key {key!r}",
+                why=f"keys that begin with {PREFIX!r} say what utcompile knows of the file",
+                fix="give the entry another name",
+                code="arguments/value",
+            )
+
+
+def check_labels(labels: object, outputs: Mapping[str, Tensor]) -> None:
+    """Raise where no output has a dimension with one place per label."""
+    shapes = {name: tuple(value.shape) for name, value in outputs.items()}
+    if isinstance(labels, (list, tuple)) and not any(len(labels) in shape[1:] for shape in shapes.values()):
+        raise UtcError(
+            f"there are {len(labels)} labels, and no output has {len(labels)} classes",
+            why="; ".join(f"{name} is of shape {shape}" for name, shape in shapes.items()),
+            fix="give one name per class, in order",
+            code="arguments/value",
+        )
 
 
 def check_described(labels: object, preprocessing: object) -> None:

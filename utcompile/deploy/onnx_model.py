@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,23 +14,12 @@ from torch import Tensor
 from utcompile.deploy.axes import BATCH, Axis
 from utcompile.deploy.metadata import read
 from utcompile.deploy.relations import holds
-from utcompile.deploy.runtime import run, session
+from utcompile.deploy.runtime import DTYPES, run, session
 from utcompile.deploy.structure import leaves
 from utcompile.deploy.task_files import read_adapter, read_task_file
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
 
-_DTYPES = {
-    "float": torch.float32,
-    "double": torch.float64,
-    "float16": torch.float16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
 Array = np.ndarray
 Arrays = dict[str, Array]
 
@@ -119,7 +108,7 @@ class OnnxModel:
 
     def feeds(self, inputs: Sequence[object], named: Mapping[str, object]) -> dict[str, Tensor]:
         """Arguments of a call as the file's inputs by name, checked."""
-        given = [leaf for _, leaf in leaves(tuple(inputs))]
+        given = [leaf for value in inputs for leaf in _opened(value)]
         free = [name for name in self.input_names if name not in named]
         if len(given) > len(free):
             raise UtcError(
@@ -128,7 +117,8 @@ class OnnxModel:
                 code="onnx/inputs",
             )
         found = dict(zip(free, given, strict=False)) | dict(named)
-        feeds = {name: as_tensor(value, name) for name, value in found.items()}
+        kinds = {entry.name: DTYPES.get(entry.type) for entry in self.session.get_inputs()}
+        feeds = {name: as_tensor(value, name, kinds.get(name)) for name, value in found.items()}
         self.check(feeds)
         return feeds
 
@@ -150,6 +140,13 @@ class OnnxModel:
         """The task of a call, or of each row; checked."""
         if task is None:
             return None
+        if not isinstance(task, str) and not isinstance(task, Iterable):
+            raise UtcError(
+                f"task is a {type(task).__name__}",
+                where=str(self.path),
+                fix="give a task's name, or one name per row",
+                code="arguments/type",
+            )
         for name in [task] if isinstance(task, str) else task:
             if self._tasks is None:
                 raise UtcError(
@@ -209,12 +206,10 @@ class OnnxModel:
         """Without the classes that no task of the batch has."""
         known = self._tasks
         assert known is not None
-        counts = [known.default_classes if n is None else known.task(n, str(self.path)).classes for n in set(names)]
-        most = max((count for count in counts if count is not None), default=None)
+        counts = [known.sizes_of(name, str(self.path)) for name in set(names)]
+        most = {axis: max(sizes[axis] for sizes in counts) for axis in known.sizes}
         return {
-            name: value[
-                tuple(slice(most) if d in known.outputs.get(name, ()) else slice(None) for d in range(value.ndim))
-            ]
+            name: value[tuple(slice(most.get(axis or "")) for axis in known.outputs.get(name, [None] * value.ndim))]
             for name, value in outputs.items()
         }
 
@@ -300,25 +295,38 @@ class OnnxModel:
     def smallest(self, batch: int | None = None) -> dict[str, Tensor]:
         """Inputs of zeros, of the smallest sizes that the file takes, or at another batch."""
         low = {axis.name: axis.low for axis in self.axes} | ({BATCH: batch} if batch else {})
-        kinds = {f"tensor({name})": dtype for name, dtype in _DTYPES.items()}
-        return {
-            entry.name: torch.zeros(
-                [size if isinstance(size, int) else low.get(size, 1) for size in entry.shape], dtype=kinds[entry.type]
-            )
-            for entry in self.session.get_inputs()
-            if entry.name != self._selector
-        }
+        found = {}
+        for entry in self.session.get_inputs():
+            if entry.name == self._selector:
+                continue
+            if entry.type not in DTYPES:
+                raise UtcError(
+                    f"input {entry.name!r} is a {entry.type}, of which there are no zeros",
+                    where=str(self.path),
+                    code="onnx/inputs",
+                )
+            sizes = [size if isinstance(size, int) else low.get(size, 1) for size in entry.shape]
+            found[entry.name] = torch.zeros(sizes, dtype=DTYPES[entry.type])
+        return found
 
     def __repr__(self) -> str:
         return f"OnnxModel({str(self.path)!r}: ({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}))"
 
 
-def as_tensor(value: object, name: str) -> Tensor:
-    """A tensor, an array, or a nested list of numbers as a tensor."""
+def _opened(value: object) -> list[object]:
+    """What a nested argument contains; numbers in lists are one array."""
+    found = [leaf for _, leaf in leaves(value)]
+    return [value] if all(isinstance(leaf, (int, float)) for leaf in found) else found
+
+
+def as_tensor(value: object, name: str, dtype: torch.dtype | None) -> Tensor:
+    """A tensor, an array, or a nested list of numbers as a tensor; numbers in lists get the dtype of the file."""
     if isinstance(value, Tensor):
         return value
     try:
-        return torch.from_numpy(np.array(value))
+        array = np.array(value)
+        found = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+        return found if isinstance(value, np.ndarray) or dtype is None else found.to(dtype)
     except (TypeError, ValueError) as error:
         raise UtcError(
             f"input {name!r} is a {type(value).__name__}",

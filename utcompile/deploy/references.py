@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -163,8 +166,12 @@ def _drawn(model: nn.Module, call: Call, sizes: Mapping[str, int], seed: int) ->
 
 def reference(model: nn.Module, call: Call, tensors: Sequence[Tensor], at: object) -> dict[str, Tensor]:
     """What PyTorch computes, or a `UtcError` that says at which batch size it fails."""
+    said = io.StringIO()
     try:
-        return call.run(model, tensors)
+        with redirect_stderr(said):  # torch.fx prints the whole traceback of an error, and sizes are tried
+            found = call.run(model, tensors)
+        sys.stderr.write(said.getvalue())
+        return found
     except UtcError:
         raise
     except Exception as error:  # whatever a user's forward raises

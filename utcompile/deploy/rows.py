@@ -16,12 +16,12 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from utcompile.deploy.axes import BATCH
 from utcompile.deploy.clean import free_name
-from utcompile.deploy.frontier import CLASSES, initializer
+from utcompile.deploy.frontier import initializer
 from utcompile.deploy.task_files import Stack, TaskFile
 from utcompile.errors import UtcError
 
 SELECTOR = "task"
-_ELEMENTWISE = ("Add", "Mul", "Sub", "Div")
+_FILLS = {"Add": -np.inf, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}  # for classes that a task lacks
 Values = Mapping[str, np.ndarray]
 
 
@@ -46,9 +46,8 @@ def stacked(stack: Stack, rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _row(stack: Stack, value: np.ndarray) -> np.ndarray:
-    if stack.axis is not None and stack.classes is not None:
-        widths = [(0, 0)] * value.ndim
-        widths[stack.axis] = (0, stack.classes - value.shape[stack.axis])
+    if stack.padded is not None:
+        widths = [(0, size - own) for size, own in zip(stack.padded, value.shape, strict=True)]
         value = np.pad(value, widths, constant_values=-np.inf if stack.fill is None else stack.fill)
     if stack.taps is not None:
         out, channels = value.shape[:2]
@@ -60,7 +59,10 @@ def _row(stack: Stack, value: np.ndarray) -> np.ndarray:
 
 class _Router:
     def __init__(self, model: ir.Model, known: TaskFile, rows: Sequence[Values]) -> None:
-        ShapeInferencePass()(model)
+        declared = [value.shape for value in model.graph.outputs]
+        ShapeInferencePass()(model)  # inner values have the module's own number of classes
+        for value, shape in zip(model.graph.outputs, declared, strict=True):
+            value.shape = shape
         self.graph, self.known, self.rows = model.graph, known, rows
         self.live = {v: v.name for v in self.graph.inputs if v.name in known.inputs}
         taken = {v.name for v in self.graph.inputs} | {o.name for n in self.graph.all_nodes() for o in n.outputs}
@@ -94,7 +96,7 @@ class _Router:
 
     def _lift(self, node: ir.Node, at: list[int]) -> None:
         lifts: dict[str, Callable[[ir.Node, list[int]], ir.Value | None]] = {
-            **dict.fromkeys(_ELEMENTWISE, self._elementwise),
+            **dict.fromkeys(_FILLS, self._elementwise),
             "MatMul": self._matmul,
             "Gemm": self._gemm,
             "Conv": self._conv,
@@ -122,7 +124,8 @@ class _Router:
         other = node.inputs[1 - index]
         rank = self._rank(node, other, at)
         shape = self._padded(node, at, node.inputs[index], rank)
-        node.replace_input_with(index, self._gathered(node, node.inputs[index], shape[1:], fill=-np.inf))
+        row = self._gathered(node, node.inputs[index], shape[1:], fill=_FILLS[node.op_type])
+        node.replace_input_with(index, row)
 
     def _matmul(self, node: ir.Node, at: list[int]) -> ir.Value | None:
         (index,) = at
@@ -267,17 +270,14 @@ class _Router:
         assert live is not None
         key = (live, tuple(shape), tuple(perm or ()), taps, fill)
         if key not in self._made:
-            declared = self.known.inputs[live].shape
-            axis = declared.index(CLASSES) if CLASSES in declared else None
-            most = max(row[live].shape[axis] for row in self.rows) if axis is not None else None
+            varies = any(isinstance(size, str) for size in self.known.inputs[live].shape)
             name = free_name(live, set(self.graph.initializers))
             stack = Stack(
                 live=live,
                 perm=perm,
                 shape=list(shape),
                 taps=taps,
-                classes=most,
-                axis=axis,
+                padded=self._shape(value) if varies else None,
                 fill=None if fill == -np.inf else fill,
             )
             made = initializer(self.graph, stacked(stack, [row[live] for row in self.rows]), name)
@@ -329,15 +329,20 @@ class _Router:
 
     def _check_classes(self) -> None:
         """Classes that a task lacks must have the logit -inf, which a head without a bias cannot give."""
-        heads = [stack for stack in self.stacks.values() if stack.axis is not None]
-        counts = {row[stack.live].shape[stack.axis] for stack in heads for row in self.rows if stack.axis is not None}
-        if len(counts) > 1 and all(stack.fill is not None for stack in heads):
-            raise UtcError(
-                f"the tasks have {' and '.join(map(str, sorted(counts)))} classes, and the head has no bias",
-                why="a class that a task lacks would have the logit 0",
-                fix="export with routing='call'",
-                code="export/tasks",
-            )
+        for axis in {axis for names in self.known.outputs.values() for axis in names if axis is not None}:
+            heads = [stack for stack in self.stacks.values() if axis in self.known.inputs[stack.live].shape]
+            counts = {
+                row[stack.live].shape[self.known.inputs[stack.live].shape.index(axis)]
+                for stack in heads
+                for row in self.rows
+            }
+            if len(counts) > 1 and all(stack.fill is not None for stack in heads):
+                raise UtcError(
+                    f"the tasks have {' and '.join(map(str, sorted(counts)))} classes, and the head has no bias",
+                    why="a class that a task lacks would have the logit 0",
+                    fix="export with routing='call'",
+                    code="export/tasks",
+                )
 
     def _refusal(self, node: ir.Node, at: list[int], why: str) -> UtcError:
         found = [self.live.get(v) for v in node.inputs if v is not None and v in self.live]

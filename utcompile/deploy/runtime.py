@@ -27,6 +27,25 @@ BUILDS = (
 )
 
 
+DTYPES = {
+    f"tensor({name})": dtype
+    for name, dtype in {
+        "float": torch.float32,
+        "double": torch.float64,
+        "float16": torch.float16,
+        "complex64": torch.complex64,
+        "complex128": torch.complex128,
+        "int64": torch.int64,
+        "int32": torch.int32,
+        "int16": torch.int16,
+        "int8": torch.int8,
+        "uint64": torch.uint64,
+        "uint32": torch.uint32,
+        "uint16": torch.uint16,
+        "uint8": torch.uint8,
+        "bool": torch.bool,
+    }.items()
+}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -176,7 +195,9 @@ def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> No
             why=f"given: {', '.join(map(repr, feeds)) or 'none'}",
             code="onnx/inputs",
         )
+    kinds = {entry.name: entry.type for entry in opened.get_inputs()}
     for name, shape in declared.items():
+        check_kind(name, feeds[name], kinds[name])
         given = tuple(feeds[name].shape)
         fits = len(given) == len(shape) and all(
             not isinstance(size, int) or size == have for size, have in zip(shape, given, strict=True)
@@ -188,6 +209,31 @@ def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> No
                 fix="give the size it was exported with, or export it again at this size",
                 code="onnx/inputs",
             )
+
+
+def check_kind(name: str, tensor: Tensor, declared: str) -> None:
+    """Raise where an input is of another dtype than the file declares, or no plain tensor.
+
+    Args:
+        declared: as ONNX Runtime says it: `tensor(float)`.
+    """
+    wanted = DTYPES.get(declared)
+    if tensor.layout is not torch.strided:
+        raise UtcError(f"input {name!r} is a sparse tensor", fix="give tensor.to_dense()", code="onnx/inputs")
+    if wanted is None:
+        raise UtcError(
+            f"input {name!r} of the ONNX file is a {declared}",
+            why="utcompile gives a file tensors of numbers",
+            fix="run it with onnxruntime.InferenceSession",
+            code="onnx/inputs",
+        )
+    if tensor.dtype is not wanted:
+        own, its = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, wanted))
+        raise UtcError(
+            f"input {name!r} is {own}, and the file takes {its}",
+            fix=f"convert it: tensor.to(torch.{its}), or array.astype({its!r})",
+            code="onnx/inputs",
+        )
 
 
 def feeds_in_order(

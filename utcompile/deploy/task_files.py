@@ -23,6 +23,7 @@ ADAPTER, BUILDER = ".onnx_adapter", ".builder.onnx"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
 _MOST_BYTES = 2**32
 Dims = list[int | str]
+AxisNames = list[str | None]
 
 
 class _Part(BaseModel):
@@ -33,7 +34,7 @@ class LiveInput(_Part):
     """An optional input of the file.
 
     Attributes:
-        shape: sizes; `classes` where it is the number of classes.
+        shape: sizes; the name of an axis where tasks may have different ones, as `classes`.
         dtype: as numpy names it.
         sources: the tensors of a checkpoint that it is made of.
     """
@@ -48,7 +49,7 @@ class Stack(_Part):
 
     Attributes:
         live: the value, by its name at the frontier.
-        axis, classes, fill: the axis of the classes is padded to their number; None is -inf.
+        padded, fill: the shape to which a smaller value is padded, and with what; None is -inf.
         taps: a kernel `(out, in, taps)` becomes `(out, taps, in)`.
         perm, shape: of the row, in the end.
     """
@@ -57,8 +58,7 @@ class Stack(_Part):
     shape: list[int]
     perm: list[int] | None = None
     taps: int | None = None
-    classes: int | None = None
-    axis: int | None = None
+    padded: list[int] | None = None
     fill: float | None = None
 
 
@@ -67,7 +67,8 @@ class SavedTask(_Part):
 
     Attributes:
         name: of the task.
-        classes: how many its head has; None where no head is trained.
+        classes: how many its first head has; None where no head is trained.
+        sizes: of each axis in which tasks may differ.
         labels: their names, in order.
         sha256: over the names and values of its inputs.
         run: the same over the tensors of its run.
@@ -76,6 +77,7 @@ class SavedTask(_Part):
 
     name: str
     classes: int | None = None
+    sizes: dict[str, int] = {}
     labels: list[str] | None = None
     sha256: Hex
     run: Hex
@@ -89,21 +91,22 @@ class TaskFile(_Part):
         base: the fingerprint of the frozen base.
         sites: id, tuner and config of each site, which a run must have too.
         parameters: name of a tensor in a checkpoint to the builder's input.
-        heads: the tensors of a checkpoint whose rows are classes.
-        outputs: for each output, the dimensions that are classes.
+        sizes: without a task, the size of each axis in which tasks may differ.
+        varying: the builder's inputs with such axes, and the name of each one's axis or None per dimension.
+        outputs: the same of outputs.
     """
 
     format: int = Field(ge=1, le=1)
     model: str
     base: Hex
     routing: str
-    default_classes: int | None
     inputs: dict[str, LiveInput]
     tasks: list[SavedTask]
     sites: list[dict[str, object]]
     parameters: dict[str, str]
-    heads: list[str]
-    outputs: dict[str, list[int]] = {}
+    sizes: dict[str, int] = {}
+    varying: dict[str, AxisNames] = {}
+    outputs: dict[str, AxisNames] = {}
     stacks: dict[str, Stack] = {}
     preprocessing: dict[str, object] | None = None
 
@@ -111,6 +114,10 @@ class TaskFile(_Part):
     def names(self) -> list[str]:
         """The tasks' names."""
         return [task.name for task in self.tasks]
+
+    def sizes_of(self, task: str | None, where: str) -> dict[str, int]:
+        """The size of each axis in which tasks may differ, of a task or of the base."""
+        return self.sizes if task is None else self.task(task, where).sizes
 
     def task(self, name: str, where: str) -> SavedTask:
         """A task by name."""
@@ -128,6 +135,25 @@ class TaskFile(_Part):
 def beside(path: Path, ending: str) -> Path:
     """A file next to an ONNX file: `pets.onnx` and `.json` are `pets.json`."""
     return path.with_name(path.stem + ending)
+
+
+def check_not_another(path: Path) -> None:
+    """Raise where a file that is no list of tasks, or that of another ONNX file, has the place of the list."""
+    file = beside(path, ".json")
+    if not file.exists():
+        return
+    try:
+        model = TaskFile.model_validate(json.loads(file.read_bytes())).model
+    except (OSError, ValueError, RecursionError):
+        model = None
+    if model is None or (model != path.name and path.with_name(model).exists()):
+        raise UtcError(
+            f"{file.name} is there already, and " + (f"belongs to {model}" if model else "is no list of tasks"),
+            where=str(file),
+            why="the list of a file's tasks has the file's name, and the ending .json",
+            fix="give the ONNX file another name, or move this file",
+            code="export/tasks",
+        )
 
 
 def check_task_name(name: object, taken: Sequence[str], where: str) -> str:
@@ -220,7 +246,7 @@ def check_values(values: Mapping[str, np.ndarray], known: TaskFile, where: str) 
     if wrong := sorted(values.keys() ^ known.inputs.keys()):
         word = "lacks" if wrong[0] in known.inputs else "has, and the file has not,"
         raise UtcError(f"the adapter {word} {wrong[0]!r}", where=where, code="export/tasks")
-    classes: dict[str, str] = {}
+    found: dict[str, tuple[int, str]] = {}
     for name, value in values.items():
         wanted = known.inputs[name]
         fits = len(wanted.shape) == value.ndim and all(
@@ -233,11 +259,13 @@ def check_values(values: Mapping[str, np.ndarray], known: TaskFile, where: str) 
                 where=where,
                 code="export/tasks",
             )
-        classes |= {str(size): name for w, size in zip(wanted.shape, value.shape, strict=True) if isinstance(w, str)}
-    if len(classes) > 1:
-        raise UtcError(
-            f"{' and '.join(classes.values())} have different numbers of classes", where=where, code="export/tasks"
-        )
+        for axis, size in zip(wanted.shape, value.shape, strict=True):
+            if isinstance(axis, str) and found.setdefault(axis, (size, name))[0] != size:
+                raise UtcError(
+                    f"{axis} is {found[axis][0]} in {found[axis][1]} and {size} in {name}",
+                    where=where,
+                    code="export/tasks",
+                )
 
 
 def read_task_file(path: Path) -> TaskFile:

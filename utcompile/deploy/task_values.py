@@ -11,11 +11,8 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
-from utcompile.deploy.call import Call
 from utcompile.deploy.frontier import LIVE, Live
-from utcompile.deploy.references import reference
 from utcompile.errors import UtcError
-from utcompile.graph import owner_path
 from utcompile.rewrite import TunedModule
 from utcompile.rewrite.checkpoint import read_tensors
 from utcompile.rewrite.tasks import Tasks
@@ -56,31 +53,6 @@ def read_task(tuned: TunedModule, name: str, folder: str | Path) -> Tensors:
     store.add(tuned, name, folder)
     names = parameters_of(tuned)
     return {names[key]: tensor.detach() for key, tensor in store.waiting[name].items()}
-
-
-def heads_of(tuned: TunedModule, call: Call) -> tuple[str, ...]:
-    """The trained tensors whose rows are classes: with one more row, the outputs have another shape."""
-    before = {k: v.shape for k, v in reference(tuned, call, call.tensors, call.batch).items()}
-    found: list[str] = []
-    for owner in dict.fromkeys(owner_path(name) for name in tuned.trained if tuned.get_parameter(name).dim() > 1):
-        names = [name for name in tuned.trained if owner_path(name) == owner]
-        try:
-            after = reference(
-                Swapped(tuned, {n: grown(tuned.get_parameter(n).detach()) for n in names}),
-                call,
-                call.tensors,
-                call.batch,
-            )
-        except UtcError:
-            continue
-        if any(after[k].shape != shape for k, shape in before.items()):
-            found += names
-    return tuple(found)
-
-
-def grown(tensor: Tensor) -> Tensor:
-    """A tensor with its last row repeated once more."""
-    return torch.cat([tensor, tensor[-1:]])
 
 
 class Builder:

@@ -14,20 +14,23 @@ from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.batch_norms import fold_into_convolutions
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean, names_of
-from utcompile.deploy.frontier import CLASSES, Live, cut, set_defaults, without_reader
+from utcompile.deploy.frontier import Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
 from utcompile.deploy.metadata import facts_of, written
 from utcompile.deploy.onnx_model import OnnxModel
 from utcompile.deploy.parity import ParityReport, check_batch_sizes
-from utcompile.deploy.references import Expected, reference, references, trace_sizes
+from utcompile.deploy.references import references, trace_sizes
+from utcompile.deploy.task_axes import CLASSES, Varying, axes_in, fits, heads_of, outputs_along, sizes_in, with_one_more
 from utcompile.deploy.task_files import (
     ADAPTER,
     BUILDER,
+    AxisNames,
     Dims,
     LiveInput,
     SavedTask,
     TaskFile,
     beside,
+    check_not_another,
     check_task_name,
     digest_of,
     read_task_file,
@@ -40,8 +43,6 @@ from utcompile.deploy.task_values import (
     Swapped,
     Values,
     arrays_of,
-    grown,
-    heads_of,
     parameters_of,
     read_task,
     serialized,
@@ -91,20 +92,20 @@ def export_tasks(
     tuned = _checked(tuned, tasks, routing, options, path)
     found = [_read(tuned, name, folder) for name, folder in tasks.items()]
     with as_shipped(tuned):
-        heads = heads_of(tuned, call)
+        varying = heads_of(tuned, call)
         expected = references(tuned, call, options.batch_sizes, options.check_inputs)
         sizes = trace_sizes(tuned, call)
         program = translate(tuned, call, tuple(expected[0].outputs), options.opset, sizes, optimize=False)
         names = parameters_of(tuned)
         if routing == "call":
             fold_into_convolutions(program.model.graph, set(names.values()))
-        lives, builder_model = cut(program.model, names.values(), heads)
+        lives, builder_model = cut(program.model, names.values(), varying)
         text = serialized(builder_model)
         builder = Builder(text, lives)
         own = {name: tensor for name, tensor in _named(tuned).items() if name in builder.inputs}
         defaults = builder(own)
-        shapes = _shapes(builder, own, heads, defaults)
-        outputs = _outputs_of_classes(tuned, call, heads, expected[0])
+        shapes = _shapes(builder, own, varying, defaults)
+        outputs = outputs_along(tuned, call, varying, expected[0].outputs)
         _declare(program.model, shapes, defaults, outputs)
     values = {task.name: builder({**own, **task.tensors}) for task in found}
     known = TaskFile(
@@ -112,18 +113,18 @@ def export_tasks(
         model=path.name,
         base=fingerprint(tuned),
         routing=routing,
-        default_classes=_classes(own, heads),
         inputs={
             live.name: LiveInput(
                 shape=shapes[live.name], dtype=str(defaults[live.name].dtype), sources=list(live.sources)
             )
             for live in lives
         },
-        tasks=[_saved(task, values[task.name], heads, path, routing) for task in found],
+        tasks=[_saved(task, values[task.name], varying, path, routing) for task in found],
         sites=[{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump(mode="json")} for s in tuned.sites],
         parameters=names,
-        heads=list(heads),
-        outputs={name: dims for name, dims in outputs.items() if dims},
+        sizes=sizes_in(varying, own),
+        varying=varying,
+        outputs=outputs,
         preprocessing=_preprocessing(options),
     )
     _optimize(program)
@@ -268,6 +269,7 @@ def _checked(
         )
     if not tasks:
         raise UtcError("there is no task", fix='give at least one: tasks={"cats": "run1/"}', code="export/tasks")
+    check_not_another(path)
     seen: list[str] = []
     for name in tasks:
         seen.append(check_task_name(name, seen, str(path)))
@@ -298,16 +300,17 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _classes(tensors: Mapping[str, Tensor], heads: Sequence[str]) -> int | None:
-    return next((int(tensors[name].shape[0]) for name in heads if name in tensors), None)
-
-
-def _saved(task: Task, values: Values, heads: Sequence[str], path: Path, routing: str) -> SavedTask:
-    classes = _classes(task.tensors, heads)
-    labels = list(task.labels) if task.labels is not None and classes in (None, len(task.labels)) else None
-    file = beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None
-    run = digest_of(arrays_of(task.tensors))
-    return SavedTask(name=task.name, classes=classes, labels=labels, sha256=digest_of(values), run=run, file=file)
+def _saved(task: Task, values: Values, varying: Varying, path: Path, routing: str) -> SavedTask:
+    sizes = sizes_in(varying, task.tensors)
+    return SavedTask(
+        name=task.name,
+        classes=sizes.get(CLASSES),
+        sizes=sizes,
+        labels=list(task.labels) if task.labels is not None and fits(task.labels, sizes) else None,
+        sha256=digest_of(values),
+        run=digest_of(arrays_of(task.tensors)),
+        file=beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None,
+    )
 
 
 def _preprocessing(options: Options) -> dict[str, object] | None:
@@ -315,45 +318,27 @@ def _preprocessing(options: Options) -> dict[str, object] | None:
     return dict(found) if isinstance(found, Mapping) else None
 
 
-def _shapes(builder: Builder, own: Mapping[str, Tensor], heads: Sequence[str], defaults: Values) -> dict[str, Dims]:
-    """The shape of each input; `classes` where it grows with the head."""
-    if not heads:
-        return {name: list(value.shape) for name, value in defaults.items()}
-    larger = builder({**own, **{name: grown(own[name]) for name in heads if name in own}})
-    return {
-        name: [int(a) if a == b else CLASSES for a, b in zip(value.shape, larger[name].shape, strict=True)]
-        for name, value in defaults.items()
-    }
+def _shapes(builder: Builder, own: Mapping[str, Tensor], varying: Varying, defaults: Values) -> dict[str, Dims]:
+    """The shape of each input; the name of an axis where it grows with one."""
+    shapes: dict[str, Dims] = {name: [*value.shape] for name, value in defaults.items()}
+    for axis in axes_in(varying):
+        larger = builder({**own, **with_one_more(own, varying, axis)})
+        for name, value in defaults.items():
+            grows = [a != b for a, b in zip(value.shape, larger[name].shape, strict=True)]
+            shapes[name] = [axis if g else known for g, known in zip(grows, shapes[name], strict=True)]
+    return shapes
 
 
-def _outputs_of_classes(
-    tuned: TunedModule, call: Call, heads: Sequence[str], expected: Expected
-) -> dict[str, list[int]]:
-    """The dimensions of outputs that grow with the head."""
-    if not heads:
-        return {}
-    larger = Swapped(tuned, {name: grown(tuned.get_parameter(name).detach()) for name in heads})
-    after = reference(larger, call, call.tensors, call.batch)
-    return {
-        name: [d for d, (a, b) in enumerate(zip(value.shape, after[name].shape, strict=True)) if a != b]
-        for name, value in expected.outputs.items()
-    }
-
-
-def _declare(
-    model: ir.Model, shapes: Mapping[str, Dims], defaults: Values, outputs: Mapping[str, Sequence[int]]
-) -> None:
-    """Declare the inputs of the frontier, and make the number of classes an axis of the file."""
+def _declare(model: ir.Model, shapes: Mapping[str, Dims], defaults: Values, outputs: Mapping[str, AxisNames]) -> None:
+    """Declare the inputs of the frontier, and make what differs between tasks an axis of the file."""
     for value in model.graph.inputs:
         if value.name is not None and value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
             value.type = ir.TensorType(ir.DataType.from_numpy(defaults[value.name].dtype))
     for value in model.graph.outputs:
-        for dim in outputs.get(str(value.name), ()):
+        if names := outputs.get(str(value.name)):
             assert value.shape is not None
-            shape = list(value.shape)
-            shape[dim] = CLASSES  # type: ignore[call-overload]
-            value.shape = ir.Shape(shape)
+            value.shape = ir.Shape([name or size for name, size in zip(names, value.shape, strict=True)])
 
 
 def _check_readers(model: ir.Model, lives: Sequence[Live]) -> None:

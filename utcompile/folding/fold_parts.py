@@ -13,6 +13,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.folding.inputs import ProofInputs, evaluated, outputs_of
+from utcompile.folding.lowest_dtype import LowestDtype
 from utcompile.folding.proof import relative_error
 from utcompile.folding.report import FoldReport
 from utcompile.folding.whole import Difference, is_proven
@@ -122,14 +123,14 @@ def _prove(whole: Whole, folded: nn.Module) -> float:
     """
     kept = whole.kept
     assert kept is not None
-    error = _difference(whole.module, folded, kept.example, kept.modes, torch.float32)
     dtype = next((p.dtype for p in folded.parameters() if p.is_floating_point()), torch.float32)
-    if is_proven(Difference(error), dtype):
+    copies = (structural_copy(whole.module), structural_copy(folded))  # Python code may count its calls
+    error, lowest = _difference(*copies, kept.example, kept.modes, dtype)
+    if is_proven(Difference(error), lowest):
         return error
-    double = _difference(
-        copy.deepcopy(whole.module).double(), copy.deepcopy(folded).double(), kept.example, kept.modes, torch.float64
-    )
-    if is_proven(Difference(double), torch.float64):
+    doubles = (copy.deepcopy(whole.module).double(), copy.deepcopy(folded).double())
+    double, lowest = _difference(*doubles, kept.example, kept.modes, torch.float64)
+    if is_proven(Difference(double), lowest):
         return 0.0
     raise UtcError(
         f"the folded model's outputs differ by {error:.1e} of their largest value",
@@ -143,13 +144,16 @@ def _prove(whole: Whole, folded: nn.Module) -> float:
 
 def _difference(
     tuned: nn.Module, folded: nn.Module, example: Any, modes: Mapping[str, bool], dtype: torch.dtype
-) -> float:
+) -> tuple[float, torch.dtype]:
+    """The largest relative difference, and the lowest precision in which the folded model computes."""
     device = next((p.device for p in folded.parameters()), torch.device("cpu"))
     call = example.arguments(dtype if dtype == torch.float64 else example.dtype, device)
-    found, expected = (_outputs(module, call, modes) for module in (folded, tuned))
+    with LowestDtype(dtype) as lowest:
+        found = _outputs(folded, call, modes)
+    expected = _outputs(tuned, call, modes)
     if [t.shape for t in found] != [t.shape for t in expected]:
-        return float("inf")
-    return max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+        return float("inf"), lowest.dtype
+    return max((relative_error(a, b) for a, b in zip(found, expected, strict=True)), default=0.0), lowest.dtype
 
 
 def _outputs(module: nn.Module, call: Mapping[str, Any], modes: Mapping[str, bool]) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import PythonCode
 
+from utcompile.errors import UtcError
 from utcompile.graph.calls import Signature
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.frozen import FrozenGraph
@@ -35,7 +36,7 @@ class UtcGraphModule(fx.GraphModule):
         signature: the parameters of the original's forward.
         example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
         ties: the names of each of the original's parameters that has several.
-        is_part: whether it is a part of a model: then its outputs are none of the model, and it has no head.
+        part_path: its path, where it is a part of a model: then its outputs are none of the model, and it has no head.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class UtcGraphModule(fx.GraphModule):
     signature: Signature = Signature()
     example_inputs: Any = None
     ties: tuple[tuple[str, ...], ...] = ()
-    is_part: bool = False
+    part_path: str = ""
     inherited: tuple[str, ...] = (
         "batch_inputs",
         "follows_mode",
@@ -56,7 +57,7 @@ class UtcGraphModule(fx.GraphModule):
         "signature",
         "example_inputs",
         "ties",
-        "is_part",
+        "part_path",
     )
     kept_attributes: tuple[str, ...] = inherited
 
@@ -74,10 +75,15 @@ class UtcGraphModule(fx.GraphModule):
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         try:
-            return super().__call__(*args, **kwargs)
-        except TypeError as error:
-            fitting = self.signature.fitting(self.forward, args, kwargs, error)
-        return super().__call__(**fitting)
+            try:
+                return super().__call__(*args, **kwargs)
+            except TypeError as error:
+                fitting = self.signature.fitting(self.forward, args, kwargs, error)
+            return super().__call__(**fitting)
+        except UtcError as error:
+            if not self.part_path:
+                raise
+            raise error.within(f"the part {self.part_path}") from error
 
     def as_one_graph(self) -> UtcGraphModule:
         """The module as one graph, with its present parameters: what verbs work on."""

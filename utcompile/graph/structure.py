@@ -164,6 +164,18 @@ def aliased_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(path for path, module in model.named_modules() if places[id(module)] > 1)
 
 
+def every_path(model: nn.Module, module: nn.Module) -> tuple[str, ...]:
+    """The paths at which a module is in the tree: several, where it is shared.
+
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
+    >>> model.append(model[0])
+    Sequential(...)
+    >>> every_path(model, model[0])
+    ('0', '2')
+    """
+    return tuple(path for path, found in model.named_modules(remove_duplicate=False) if found is module)
+
+
 def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by name (tied ones under each name)."""
     return {

@@ -121,7 +121,7 @@ class Tails:
     @cached_property
     def outputs(self) -> tuple[fx.Node, ...]:
         """The tensors that the model yields; a part of one yields none of them."""
-        if self.view.module.is_part:
+        if self.view.module.part_path:
             return ()
         found = list(self.view.nodes[-1].all_input_nodes)
         for node in found:

@@ -12,7 +12,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph.nested import tensors
-from utcompile.graph.structure import structural_copy
+from utcompile.graph.structure import every_path, structural_copy
 from utcompile.graph.ties import Ties, ties_of
 from utcompile.parts.named import Within, find_parts
 from utcompile.parts.observed import PartCall, example_of, observe
@@ -34,6 +34,7 @@ class CapturedParts:
         example: the call of the whole model.
         compared: whether later steps compare with the original; not after `verify="shapes"`.
         ties: the names of each parameter that a part shares with another part, or with the rest.
+        read: the names of the parts' parameters that the code around them reads.
     """
 
     model: nn.Module = field(repr=False)
@@ -41,6 +42,7 @@ class CapturedParts:
     example: Example = field(repr=False)
     compared: bool = True
     ties: Ties = ()
+    read: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         head = f"parts of {type(self.model).__name__}: {', '.join(self.parts)}"
@@ -81,14 +83,18 @@ def capture_parts(
     for path in parts:
         copied.get_submodule(path).eval()
     called = CapturedParts(copied, {}, example).call()
-    calls = observe(copied, {path: copied.get_submodule(path) for path in parts}, called)
+    observed = copy_with_modes(
+        copied
+    )  # a call may leave more than tensors in a model: counters, features that it keeps
+    calls, read = observe(observed, {path: observed.get_submodule(path) for path in parts}, called)
     found: dict[str, CapturedModule] = {}
     for path, part in parts.items():
         try:
             found[path] = _captured(part, calls[path], dynamic, base, verify)
+            found[path].part_path = path
         except UtcError as error:
             raise error.within(f"the part {path} ({type(part).__name__})") from error
-    return CapturedParts(copied, found, example, verify != "shapes", _crossing(ties_of(model), list(parts)))
+    return CapturedParts(copied, found, example, verify != "shapes", _crossing(model, parts), read)
 
 
 def copy_with_modes(model: nn.Module) -> nn.Module:
@@ -99,17 +105,24 @@ def copy_with_modes(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _crossing(ties: Ties, parts: list[str]) -> Ties:
-    """The ties between a part and what is outside of it."""
+def _crossing(model: nn.Module, parts: Mapping[str, nn.Module]) -> Ties:
+    """The ties between a part and what is outside of it; a part that is shared itself counts once."""
+    others = {other: path for path, part in parts.items() for other in every_path(model, part)}
 
-    def home(name: str) -> str:
-        return next((part for part in parts if name.startswith(f"{part}.")), "")
+    def home_and_name(name: str) -> tuple[str, str]:
+        other = next((other for other in others if name.startswith(f"{other}.")), None)
+        return ("", name) if other is None else (others[other], others[other] + name.removeprefix(other))
 
-    return tuple(group for group in ties if len({home(name) for name in group}) > 1)
+    groups = [dict.fromkeys(map(home_and_name, group)) for group in ties_of(model)]
+    return tuple(tuple(name for _, name in group) for group in groups if len({home for home, _ in group}) > 1)
 
 
 def _captured(
-    part: nn.Module, calls: list[PartCall], dynamic: Dynamic | None, base: str, verify: str
+    part: nn.Module,
+    calls: list[PartCall],
+    dynamic: Dynamic | None,
+    base: Literal["frozen", "follow"],
+    verify: Literal["values", "full", "shapes"],
 ) -> CapturedModule:
     """One graph for all calls of a part."""
     kinds = {call.signature: call for call in calls}
@@ -120,13 +133,13 @@ def _captured(
             fix="let `within=` name its submodules, or those of its callers that are called in one way",
             code="parts/signatures",
         )
-    example = dict(calls[0].arguments)
+    call, example = calls[0].arguments, calls[0].example
     if dynamic is not None:
-        return _named_as_user(part, capture(part, example, _of_its(dynamic, example), base, verify))  # type: ignore[arg-type]
+        return _named_as_user(part, capture(part, example, _of_its(dynamic, call), base, verify))
     must = _differing(calls)
-    for dims in _candidates(example, must):
+    for dims in _candidates(call, must):
         try:
-            return _named_as_user(part, capture(part, example, dims, base, verify))  # type: ignore[arg-type]
+            return _named_as_user(part, capture(part, example, dims, base, verify))
         except UtcError:  # it pins one of them; the last try, in which nothing must vary, says why where that fails too
             continue
     if any(must.values()):
@@ -137,13 +150,13 @@ def _captured(
             fix="let `within=` name its submodules, or say with dynamic= what varies",
             code="parts/signatures",
         )
-    return _named_as_user(part, capture(part, example, None, base, verify))  # type: ignore[arg-type]
+    return _named_as_user(part, capture(part, example, None, base, verify))
 
 
 def _named_as_user(part: nn.Module, captured: CapturedModule) -> CapturedModule:
     """The plain attributes of a part, which the code around it may read."""
     kept = {name: value for name, value in vars(part).items() if not name.startswith("_") and _is_plain(value)}
-    captured.model_attributes, captured.is_part = {**kept, **captured.model_attributes}, True
+    captured.model_attributes = {**kept, **captured.model_attributes}
     return captured
 
 
@@ -158,8 +171,15 @@ def _of_its(dynamic: Dynamic, example: Mapping[str, object]) -> Dynamic:
 
 
 def _said(call: PartCall) -> str:
-    said = [f"{n}: {list(v.shape) if isinstance(v, torch.Tensor) else repr(v)[:40]}" for n, v in call.arguments.items()]
-    return f"({', '.join(said)})"
+    return f"({', '.join(f'{name}: {_kind(value)}' for name, value in call.arguments.items())})"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {', '.join(map(_kind, value))}"[:60]
+    return repr(value)[:40]
 
 
 def _differing(calls: list[PartCall]) -> dict[str, set[int]]:

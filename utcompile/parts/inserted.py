@@ -11,13 +11,11 @@ from utcompile.graph import owner_of, path_in
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import clones
 from utcompile.matching import PlanData
-from utcompile.parts.calling import computed, same_outputs
 from utcompile.parts.captured import CapturedParts, copy_with_modes
+from utcompile.parts.proof import prove
 from utcompile.rewrite import KEPT, Kept, TunedModule, read_tensors, replace_module, tensors_of
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rules import RuleSet
-
-IDENTITY = "identity at the start, on the example inputs"
 
 
 def insert_parts(
@@ -41,7 +39,7 @@ def insert_parts(
             the whole model differ.
     """
     for path, plan in plans.items():
-        _refuse_shared(path, plan, captured.ties)
+        _refuse_shared(path, plan, captured)
     tuned = {path: insert(plan) for path, plan in plans.items()}
     model = copy_with_modes(captured.model)
     originals = {path: _emptied(model.get_submodule(path)) for path in plans}
@@ -53,7 +51,7 @@ def insert_parts(
     modes = {path: module.training for path, module in captured.model.named_modules()}
     kept = Kept(ruleset, captured.example, modes, originals, captured.ties, Tasks(tensors_of, read_tensors))
     vars(model)[KEPT] = kept
-    kept.proven = _prove(captured, model, tuned)
+    kept.proven = prove(captured, model, tuned)
     return model
 
 
@@ -68,16 +66,17 @@ def retie(model: nn.Module, ties: Sequence[tuple[str, ...]]) -> None:
                 owner._parameters[attribute] = first
 
 
-def _refuse_shared(path: str, plan: PlanData, ties: Sequence[tuple[str, ...]]) -> None:
+def _refuse_shared(path: str, plan: PlanData, captured: CapturedParts) -> None:
     """A parameter that has a use outside of its part is not tuned: there it would stay as it was."""
     names = {n: site.id for site in plan.sites for n in site.tunes.values() if n is not None}
     names |= dict.fromkeys(plan.trained, "train:")
     for name, by in names.items():
-        group = next((g for g in ties if path_in(path, name) in g), None)
-        if group is not None:
-            other = next(n for n in group if n != path_in(path, name))
+        full = path_in(path, name)
+        group = next((g for g in captured.ties if full in g), None)
+        if group is not None or full in captured.read:
+            use = f"is tied to {next(n for n in group if n != full)}" if group else "is read by the model's own code"
             raise UtcError(
-                f"the parameter {path_in(path, name)} is tied to {other}, outside of the part {path}",
+                f"the parameter {full} {use}, outside of the part {path}",
                 where=f"site {by}" if by != "train:" else by,
                 why="a change of it would not be seen there",
                 fix="exclude it by `except:` or `inside:`, let one part contain both, or untie them in the model first",
@@ -101,40 +100,3 @@ def _own_memory(model: nn.Module, parts: tuple[str, ...], trained: Sequence[str]
 def _emptied(module: nn.Module) -> nn.Module:
     """A module without values: what a folded part becomes again."""
     return structural_copy(module).to("meta")
-
-
-def _prove(captured: CapturedParts, model: nn.Module, tuned: Mapping[str, TunedModule]) -> str:
-    """Compare the whole model with the original on the example, in the modes of that."""
-    if not captured.compared:
-        return "unproven: it was captured with verify='shapes'"
-    parts = [f"{path}: {part.proven}" for path, part in tuned.items() if part.proven.startswith("unproven")]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:  # torch takes another kernel where a weight requires a gradient, under no_grad too
-        parameter.requires_grad_(False)
-    for part in tuned.values():
-        part.eval()
-    call = captured.call()
-    try:
-        found = computed(model, call)
-    except AttributeError as error:
-        raise UtcError(
-            f"the code around the parts reads what a captured part has not: {error}",
-            why="a part is called; its methods and private attributes are those of a graph",
-            fix="let `within=` name the submodules that this code calls",
-            code="parts/unsupported",
-        ) from error
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for part in tuned.values():
-            part.train(captured.model.training)
-    if parts:
-        return f"unproven: {parts[0]}"
-    if not same_outputs(found, computed(captured.model, call)):
-        raise UtcError(
-            "the model with tuned parts has other outputs at the start than the original",
-            why="each part computes what it did, so the code around them reads something else of a part",
-            fix="let `within=` name a larger part, which contains that code; or report the model",
-            code="tune/not-identity",
-        )
-    return IDENTITY

@@ -13,6 +13,7 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.parts.calling import computed
+from utcompile.parts.read_outside import ReadOutside
 from utcompile.recording.example import Example
 from utcompile.recording.inputs import Examples
 from utcompile.text import listed
@@ -23,9 +24,20 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 @dataclass(frozen=True)
 class PartCall:
-    """One call of a part: its arguments by name, as `capture` takes them."""
+    """One call of a part.
+
+    Attributes:
+        arguments: by name, without those that have their default.
+        is_positional: whether all of them were given by position.
+    """
 
     arguments: Mapping[str, object]
+    is_positional: bool = False
+
+    @property
+    def example(self) -> tuple[object, ...] | dict[str, object]:
+        """The arguments as they were given, so that hooks of the part find them where they look for them."""
+        return tuple(self.arguments.values()) if self.is_positional else dict(self.arguments)
 
     @property
     def signature(self) -> Hashable:
@@ -48,8 +60,10 @@ def example_of(inputs: Examples) -> Example:
     return Example.of(call, compared=True, dtype=torch.float32)
 
 
-def observe(model: nn.Module, parts: Mapping[str, nn.Module], call: dict[str, object]) -> dict[str, list[PartCall]]:
-    """Call a model once and note the calls of its parts.
+def observe(
+    model: nn.Module, parts: Mapping[str, nn.Module], call: dict[str, object]
+) -> tuple[dict[str, list[PartCall]], tuple[str, ...]]:
+    """Call a model once and note the calls of its parts, and which of their parameters the code around them reads.
 
     Args:
         model: a copy of the user's, in the modes in which it is called.
@@ -60,9 +74,11 @@ def observe(model: nn.Module, parts: Mapping[str, nn.Module], call: dict[str, ob
         UtcError: the call fails, or a part is not called.
     """
     calls: dict[str, list[PartCall]] = {path: [] for path in parts}
-    with _noting(parts, calls):
+    read = ReadOutside(parts)
+    with _noting(parts, calls, read):
         try:
-            computed(model, call)
+            with read:
+                computed(model, call)
         except UtcError:
             raise
         except Exception as error:  # whatever a model's forward raises
@@ -75,14 +91,14 @@ def observe(model: nn.Module, parts: Mapping[str, nn.Module], call: dict[str, ob
     missing = [path for path, found in calls.items() if not found]
     if missing:
         raise _never_called(model, parts, missing, [path for path in parts if calls[path]])
-    return calls
+    return calls, tuple(read.found)
 
 
 @contextmanager
-def _noting(parts: Mapping[str, nn.Module], calls: dict[str, list[PartCall]]) -> Iterator[None]:
+def _noting(parts: Mapping[str, nn.Module], calls: dict[str, list[PartCall]], read: ReadOutside) -> Iterator[None]:
     with ExitStack() as stack:
         for path, part in parts.items():
-            noted = _Noted(path, calls[path])
+            noted = _Noted(path, calls[path], read)
             for handle in (
                 part.register_forward_pre_hook(noted.before, with_kwargs=True, prepend=True),
                 part.register_forward_hook(noted.after, with_kwargs=True),
@@ -94,12 +110,13 @@ def _noting(parts: Mapping[str, nn.Module], calls: dict[str, list[PartCall]]) ->
 class _Noted:
     """The hooks of one part."""
 
-    def __init__(self, path: str, calls: list[PartCall]) -> None:
-        self.path, self.calls = path, calls
+    def __init__(self, path: str, calls: list[PartCall], read: ReadOutside) -> None:
+        self.path, self.calls, self.read = path, calls, read
         self.states: list[list[tuple[str, object]]] = []
 
     def before(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Note a call, and the state of the objects that it is given."""
+        self.read.enter()
         self.calls.append(_bound(module, args, kwargs))
         self.states.append(_state((args, kwargs)))
 
@@ -109,10 +126,11 @@ class _Noted:
         Raises:
             UtcError: it has.
         """
+        self.read.leave()
         before = self.states.pop()
         now = _state((args, kwargs))
         if before != now:
-            changed = [kind for kind, _ in now if kind not in [k for k, s in before if (k, s) in now]]
+            changed = [kind for kind, state in now if (kind, state) not in before]
             raise UtcError(
                 f"the part {self.path} ({type(module).__name__}) changes what it is given: a {listed(changed[:2])}",
                 why="a graph returns values: what a call leaves in an object, as in a cache of keys, would be lost",
@@ -122,9 +140,12 @@ class _Noted:
 
 
 def _state(value: object) -> list[tuple[str, object]]:
-    """The objects among arguments, each with the tensors in it."""
+    """The objects among arguments, each with what is in it."""
     if isinstance(value, (tuple, list, dict)):
-        return [found for part in (value.values() if isinstance(value, dict) else value) for found in _state(part)]
+        keys, members = (list(value), list(value.values())) if isinstance(value, dict) else ([], list(value))
+        inside = [found for member in members for found in _state(member)]
+        own = [(type(value).__name__, (*map(str, keys), *map(id, members)))] if not isinstance(value, tuple) else []
+        return [*inside, *own]
     if isinstance(value, (torch.Tensor, nn.Module, *_PLAIN)) or not hasattr(value, "__dict__"):
         return []
     return [(type(value).__name__, tuple((id(t), t._version, t.shape) for t in tensors(value)))]
@@ -134,8 +155,20 @@ def _bound(module: nn.Module, args: Sequence[object], kwargs: Mapping[str, objec
     signature = inspect.signature(module.forward)
     found: dict[str, object] = {}
     for name, value in signature.bind(*args, **kwargs).arguments.items():
-        found |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-    return PartCall({name: map_tensors(lambda t: t.detach().clone(), value) for name, value in found.items()})
+        parameter = signature.parameters[name]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        elif not _is_default(value, parameter.default):
+            found[name] = value
+    is_variadic = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values())
+    is_positional = not kwargs and not is_variadic and len(found) == len(args)
+    arguments = {name: map_tensors(lambda t: t.detach().clone(), value) for name, value in found.items()}
+    return PartCall(arguments, is_positional)
+
+
+def _is_default(value: object, default: object) -> bool:
+    """Whether a call that leaves out an argument means the same."""
+    return isinstance(value, _PLAIN) and type(value) is type(default) and value == default
 
 
 def _kind(value: object) -> Hashable:

@@ -10,6 +10,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import owner_path, path_in
+from utcompile.graph.structure import every_path
 from utcompile.graph.ties import ties_of
 from utcompile.matching.places import wider_glob
 from utcompile.parts.captured import CapturedParts
@@ -82,7 +83,7 @@ def _selects(line: Train, name: str) -> bool:
 
 
 def _names_outside(model: nn.Module, parts: Mapping[str, nn.Module]) -> list[str]:
-    inside = tuple(f"{path}." for path in parts)
+    inside = tuple(f"{other}." for path in parts for other in every_path(model, model.get_submodule(path)))
     return [n for n, _ in model.named_parameters(remove_duplicate=False) if not n.startswith(inside)]
 
 

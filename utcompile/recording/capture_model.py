@@ -36,7 +36,8 @@ from utcompile.recording.watch import Watch
 _UNWRITABLE = frozenset('"\\\n\r')
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "signature tuners base_values shape_env dtype device example_inputs proven ties is_part nested as_one_graph".split()
+    "signature tuners base_values shape_env dtype device example_inputs proven ties part_path nested "
+    "as_one_graph".split()
 )
 # attributes that users read: transformers' config, timm's, and similar ones
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()

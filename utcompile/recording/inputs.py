@@ -54,7 +54,7 @@ class Inputs:
     @property
     def batch_inputs(self) -> tuple[str, ...]:
         """Names of the arguments in which a dimension 0 is the batch."""
-        names = [name for name, value in self.arguments.items() for _ in tensors(value)]
+        names = [name for name, _ in _named(self.arguments)]
         return tuple(dict.fromkeys(n for n, dims in zip(names, self.varying, strict=True) if dims.get(0) == BATCH))
 
     def without(self, symbols: Sequence[Symbol]) -> Inputs:
@@ -65,7 +65,7 @@ class Inputs:
 
     def fixing(self, names: Collection[str]) -> Inputs:
         """The same inputs, some of them with the example's sizes only."""
-        owners = [name for name, value in self.arguments.items() for _ in tensors(value)]
+        owners = [name for name, _ in _named(self.arguments)]
         pairs = zip(owners, self.varying, strict=True)
         return replace(self, varying=tuple({} if owner in names else dims for owner, dims in pairs))
 
@@ -112,6 +112,7 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
 
     By default the batch is dimension 0 of every tensor whose dimension 0 equals the first tensor's, and the length is
     dimension 1 of integer tensors (token ids, masks). There is one length per group of names; `decoder_…` is a group.
+    A length of masks alone is that of the sound or features beside them too.
     """
     arguments = _distinct(bind_inputs(model, example_inputs))
     check_layouts(model, arguments)
@@ -213,7 +214,33 @@ def _inferred(arguments: dict[str, object]) -> tuple[dict[int, Symbol], ...]:
                 label = "L" if not lengths else f"L{len(lengths) + 1}"
                 dims[1] = lengths.setdefault(key, Symbol(label, t.shape[1]))
             found.append(dims)
-    return tuple(found)
+    return _with_what_masks_cover(arguments, found)
+
+
+def _with_what_masks_cover(
+    arguments: Mapping[str, object], found: Sequence[dict[int, Symbol]]
+) -> tuple[dict[int, Symbol], ...]:
+    """A length that masks alone have is also that of the sound or the features that they cover.
+
+    It is the one dimension, behind the batch, that has this size, of floating-point inputs `(B, n)` or `(B, n, m)`.
+    """
+    given = [(name, t, dict(dims)) for (name, t), dims in zip(_named(arguments), found, strict=True)]
+    for symbol in dict.fromkeys(dims[1] for _, _, dims in given if 1 in dims):
+        beside = [(name, t.shape[1]) for name, t, dims in given if dims.get(1) == symbol]
+        covered = [
+            (dims, d)
+            for _, t, dims in given
+            for d in range(1, t.dim())
+            if t.dim() in (2, 3) and t.is_floating_point() and t.shape[d] == beside[0][1] and BATCH in dims.values()
+        ]
+        if len(covered) == 1 and all("mask" in name for name, _ in beside):
+            dims, d = covered[0]
+            dims[d] = symbol
+    return tuple(dims for _, _, dims in given)
+
+
+def _named(arguments: Mapping[str, object]) -> list[tuple[str, T]]:
+    return [(name, t) for name, value in arguments.items() for t in tensors(value)]
 
 
 def _is_token(t: T) -> bool:

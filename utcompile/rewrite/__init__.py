@@ -16,6 +16,7 @@ from utcompile.rewrite.tuned import (
     disable_tuners,
     enabled_tuners,
     site_nodes,
+    trainable_parameters,
 )
 from utcompile.rewrite.tuned_site import (
     Tuned,
@@ -66,6 +67,7 @@ __all__ = [
     "site_nodes",
     "tensors_of",
     "to_module",
+    "trainable_parameters",
     "unwrapped",
     "written_again",
 ]

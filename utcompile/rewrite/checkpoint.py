@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import warnings
@@ -192,7 +193,7 @@ def _body_of_parts(whole: Whole) -> dict[str, object]:
             "tensors": {name: one.to_dict() for name, one in prints.items()},
             "operations": [],
         },
-        "inputs": None,
+        "inputs": _inputs_of_whole(whole),
         "sites": [_saved(t, s, path) for path, t in whole.parts.items() for s in t.sites],
         "parts": parts,
     }
@@ -219,6 +220,16 @@ def _inputs(tuned: TunedModule) -> dict[str, object] | None:
             shape = [size.of({}) if isinstance(size, Size) else size for size in value.shape]
             found[str(node.target)] = {"shape": shape, "dtype": text_of(value.dtype)}
     return found
+
+
+def _inputs_of_whole(whole: Whole) -> dict[str, object] | None:
+    """The same for the call of a model of which parts are tuned."""
+    assert whole.kept is not None
+    call = whole.kept.example.arguments(whole.kept.example.dtype, torch.device("cpu"))
+    given = inspect.signature(whole.module.forward).bind(*call["args"], **call["kwargs"]).arguments
+    if not all(isinstance(value, torch.Tensor) for value in given.values()):
+        return None
+    return {name: {"shape": list(v.shape), "dtype": text_of(v.dtype)} for name, v in given.items()}
 
 
 def _extra(extra: Mapping[str, object] | None) -> dict[str, object]:

@@ -13,13 +13,13 @@ from utcompile.errors import UtcError
 from utcompile.graph import copy_graph, info, keep_state, origin_of, owner_of, path_in
 from utcompile.graph.calls import Signature
 from utcompile.graph.ties import ties_of
-from utcompile.matching.places import nearest_path, wider_glob
+from utcompile.rewrite.chosen import Chooser
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.split import Split, split_graph
 from utcompile.rules import glob_match
-from utcompile.rules.globs import glob_problem
 
 Make = Callable[[nn.Module, fx.Graph, str], Any]
+REGIONS = Chooser("nested", "region", 'tuned.nested("blocks.*")')
 _WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod")  # segments of names that wrappers of regions add
 
 
@@ -87,43 +87,22 @@ def _classes(graph: fx.Graph) -> dict[str, str]:
 
 
 def _regions(tuned: nn.Module, globs: Sequence[str], called: Mapping[str, str]) -> list[str]:
-    found: dict[str, None] = {}
-    for glob in globs:
-        if not isinstance(glob, str):
-            raise UtcError(f"nested takes globs of module paths, not {glob!r:.80}", code="arguments/type")
-        if problem := glob_problem(glob):
-            raise UtcError(f"{glob!r} is no glob of module paths", why=problem, code="arguments/value")
-        paths = [path for path in called if glob_match(glob, path)]
-        if not paths:
-            raise _not_found(tuned, glob, called)
-        found |= dict.fromkeys(paths)
-    if not found:
-        raise UtcError(
-            "nested takes the globs of regions", fix='write tuned.nested("blocks.*")', code="arguments/value"
-        )
-    for path in found:
-        outer = next((p for p in found if path.startswith(f"{p}.")), None)
-        if outer is not None:
-            raise UtcError(
-                f"the region {path} is inside the region {outer}",
-                fix="name the outer one or the inner ones: '*' is one segment of a path",
-                code="parts/overlap",
-            )
-    return list(found)
+    found = REGIONS.chosen(globs, list(called), lambda glob: _not_called(tuned, glob, called))
+    REGIONS.check_apart({path: next((p for p in found if path.startswith(f"{p}.")), None) for path in found})
+    return found
 
 
-def _not_found(tuned: nn.Module, glob: str, called: Mapping[str, str]) -> UtcError:
+def _not_called(tuned: nn.Module, glob: str, called: Mapping[str, str]) -> UtcError | None:
+    """The error for a glob that names modules alone whose call is none of the graph's."""
     others = [path for path, _ in tuned.named_modules() if path and glob_match(glob, path) and "tuners" not in path]
-    if others:
-        return UtcError(
-            f"{others[0]} is no region: the graph has no call of it",
-            why="it is one layer, or a container whose members are called",
-            fix=f'name a module that has operations inside, such as "{next(iter(called), "blocks.*")}"',
-            code="parts/not-called",
-        )
-    wider = wider_glob(glob, list(called))
-    fix = f"did you mean {wider!r}?" if wider else nearest_path(glob, called)
-    return UtcError(f"no module of the graph is named {glob!r}", fix=fix, code="parts/not-found")
+    if not others:
+        return None
+    return UtcError(
+        f"{others[0]} is no region: the graph has no call of it",
+        why="it is one layer, or a container whose members are called",
+        fix=f'name a module that has operations inside, such as "{next(iter(called), "blocks.*")}"',
+        code="parts/not-called",
+    )
 
 
 def _check_ties(tuned: nn.Module, regions: Sequence[str]) -> None:
@@ -177,7 +156,7 @@ def _region(tuned: Any, path: str, cut: Split, base: Split, make: Make, cls: str
     keep_state(root, region, again=True)
     region.inherit(tuned)
     region.batch_inputs, region.aliased, region.guards, region.ties = (), (), (), ()
-    region.model_attributes, region.signature, region.example_inputs = {}, Signature(), None
+    region.model_attributes, region.signature, region.example_inputs, region.part_path = {}, Signature(), None, ""
     _set(region, tuned, base.inner[path], cut, path)
     return region
 

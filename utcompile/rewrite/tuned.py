@@ -273,7 +273,7 @@ class TunedModule(UtcGraphModule):
 
     def trainable_parameters(self) -> tuple[int, int]:
         """How many parameters train, and how many there are in all."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad), count_parameters(self)
+        return trainable_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """Print them as PEFT does: `trainable params: X || all params: Y || trainable%: Z`."""
@@ -384,6 +384,11 @@ def _chosen(modules: list[TunedModule], *, off: bool) -> Iterator[None]:
             choice.checkpoints, choice.has_gradients = around, torch.is_grad_enabled()
             stack.callback(module._switch.close, choice)
         yield
+
+
+def trainable_parameters(module: nn.Module) -> tuple[int, int]:
+    """How many numbers train in a tuned model, and how many there are in all."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad), count_parameters(module)
 
 
 def count_parameters(module: nn.Module) -> int:

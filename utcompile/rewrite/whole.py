@@ -16,6 +16,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import every_name, path_in
+from utcompile.graph.structure import every_path
 from utcompile.rewrite.base_print import statistics_of
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rewrite.tuned import TunedModule
@@ -105,9 +106,10 @@ class Whole:
     @cached_property
     def outside(self) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer outside of the parts, by name."""
-        inside = tuple(f"{path}." for path in self.parts if path)
         if self.is_one_graph:
             return {}
+        parts = [self.module.get_submodule(path) for path in self.parts]
+        inside = tuple(f"{path}." for part in parts for path in every_path(self.module, part))
         passing = {
             path_in(path, name) for path, m in self.module.named_modules() for name in m._non_persistent_buffers_set
         }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +17,14 @@ from utcompile.errors import UtcError
 from utcompile.train.averages import Averages
 from utcompile.train.dataset import Data
 from utcompile.train.metrics import called, measure, moved
+from utcompile.train.mixing import Mixing
 from utcompile.train.optimizers import base_rate
 from utcompile.train.processes import Processes
 from utcompile.train.randomness import seed_epoch
 from utcompile.train.schedule import Schedule
 from utcompile.train.settings import Settings
 from utcompile.train.tasks import Task
+from utcompile.train.tasks.base import Counts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,6 +42,7 @@ class Epochs:
         averages: of the parameters, which are validated in their place.
         processes: that share each batch.
         memory_format: of the images the model is given.
+        mixing: blends the images of a batch.
     """
 
     def __init__(
@@ -55,10 +59,11 @@ class Epochs:
         processes: Processes = ONE,
         workers: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
+        mixing: Mixing | None = None,
     ) -> None:
         self.accelerator, self.model, self.optimizer, self.schedule = accelerator, model, optimizer, schedule
         self.settings, self.task, self.averages, self.memory_format = settings, task, averages, memory_format
-        self.order, self.processes = torch.Generator(), processes
+        self.order, self.processes, self.mixing = torch.Generator(), processes, mixing
         # pin_memory warns where there is no accelerator.
         pin = accelerator.device.type == "cuda"
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": pin, "collate_fn": data.collate}
@@ -80,12 +85,16 @@ class Epochs:
         for index, (inputs, targets) in enumerate(self._batches(self.train)):
             step = (epoch - 1) * self.settings.steps + index // self.settings.accumulate + 1
             lr = base_rate(self.optimizer)
+            if self.mixing is not None:
+                inputs, targets = self.mixing(inputs, targets)
             loss = self._learn(inputs, targets, index, step, lr)
             samples = self._samples_of_batch(index)
             total, seen = total + loss * samples, seen + samples
             advance(f"epoch {epoch}/{self.settings.epochs}, loss {loss:.3f}")
         with self.averages.in_place() if self.averages else nullcontext():
             measured = measure(self.model, self._batches(self.validation), self.task)
+        if not math.isfinite(measured["loss"]):
+            raise not_finite(f"the validation loss is {measured['loss']} after epoch {epoch}", lr, self.settings.lr)
         return {
             "epoch": epoch,
             "train_loss": total / seen,
@@ -99,19 +108,20 @@ class Epochs:
         predictions = self.task.predictions(called(self.model, inputs), targets)
         loss = self.task.loss(predictions, targets)
         samples = self._samples_of_batch(index)
-        value = self.processes.mean(loss, samples)
+        value, shared = self.processes.joined(loss, samples, partial(self._counted, targets, samples))
         if not math.isfinite(value):
-            raise UtcError(
-                f"the loss is {value} at step {step}",
-                why=f"the learning rate is {lr:.3g} there, and at most {self.settings.lr:.3g}",
-                fix="take a lower lr, or set grad_clip=1.0; in fp16, take bf16 or no autocast",
-                code="train/loss",
-            )
+            if not all_finite((inputs, targets)):
+                raise UtcError(
+                    f"the loss is {value} at step {step}",
+                    why="the inputs or targets of this batch contain nan or infinity",
+                    fix="remove them from the data",
+                    code="train/loss",
+                )
+            raise not_finite(f"the loss is {value} at step {step}", lr, self.settings.lr)
         place, every = index % self.settings.accumulate, self.settings.accumulate
         if not place:
             self.optimizer.zero_grad(set_to_none=True)
         # Weighted by samples, so that the gradient is that of one large batch.
-        shared = self.processes.weighted(loss, samples)
         self.accelerator.backward(shared if every == 1 else shared * (samples / self._samples_of_step(index)))
         if place + 1 == every or index + 1 == self.settings.batches:
             self._step(step)
@@ -124,6 +134,9 @@ class Epochs:
         self.schedule.after(step)
         if self.averages is not None:
             self.averages.update()
+
+    def _counted(self, targets: Tensor, samples: int) -> float:
+        return self.task.counted(targets) if isinstance(self.task, Counts) else float(self.processes.size(samples))
 
     def _samples_of_batch(self, index: int) -> int:
         return min(self.settings.batch_size, self.settings.samples - index * self.settings.batch_size)
@@ -140,3 +153,22 @@ class Epochs:
         if isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=self.memory_format)
         return moved(inputs, self.accelerator.device)
+
+
+def not_finite(what: str, lr: float, highest: float) -> UtcError:
+    """The error for a loss that is not finite."""
+    return UtcError(
+        what,
+        why=f"the learning rate is {lr:.3g} there, and at most {highest:.3g}",
+        fix="take a lower lr, or set grad_clip=1.0; in fp16, take bf16 or no autocast",
+        code="train/loss",
+    )
+
+
+def all_finite(value: object) -> bool:
+    """Whether no tensor in a value contains nan or infinity."""
+    if isinstance(value, Mapping):
+        return all(map(all_finite, value.values()))
+    if isinstance(value, (tuple, list)):
+        return all(map(all_finite, value))
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())

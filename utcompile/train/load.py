@@ -95,6 +95,13 @@ def load_data(
         raise UtcError(
             "the data path does not exist", where=str(path), fix=f"give {_LAYOUTS[task]}", code="data/not-found"
         )
+    if (input_column is not None or label_columns) and not _is_table(path):
+        raise UtcError(
+            "a column is named, and the data is no table",
+            where=str(path),
+            fix="leave out input_column and label_column, or give a .csv, .tsv or .jsonl file",
+            code="train/settings",
+        )
     if path.suffix == ".npz" and not path.is_dir():
         return _arrays(path, how, seed, task, augment, measured)
     shared: dict[str, Any] = {"seed": seed, "skip_bad": skip_bad, "measured": measured}
@@ -164,6 +171,10 @@ def _tables(path: Path, task: str, measured: bool) -> tuple[Table, Table | None]
     if not path.is_dir() and path.suffix not in SUFFIXES:
         raise _unreadable(path, task)
     return tables_in(path, measured=measured)
+
+
+def _is_table(path: Path) -> bool:
+    return _has_tables(path) if path.is_dir() else path.suffix in SUFFIXES
 
 
 def _has_tables(path: Path) -> bool:

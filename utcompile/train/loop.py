@@ -14,6 +14,7 @@ from utcompile.errors import UtcError
 from utcompile.train.averages import Averages
 from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs
+from utcompile.train.mixing import Mixing, check_mixing
 from utcompile.train.needs import check_accelerate
 from utcompile.train.optimizers import create_optimizer
 from utcompile.train.prefix_cache import How, keep_prefix
@@ -50,6 +51,8 @@ def fit(
     precision: str = "no",
     progress: bool = True,
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     grad_clip: float | None = None,
     channels_last: bool = False,
     cpu: bool = False,
@@ -83,6 +86,7 @@ def fit(
         precision: `no`, `bf16` or `fp16`: autocast.
         progress: a progress bar, where there is a console.
         label_smoothing: of classification.
+        mixup, cutmix: alpha of timm's blending of images, for `classify`; 0 is off.
         grad_clip: the largest norm of all gradients together.
         channels_last: give the model images in this memory format, which makes convolutions on a CPU faster.
         cpu: stay on the CPU where there is an accelerator.
@@ -126,10 +130,13 @@ def fit(
         dict(decays or {}),
         task.name,
         task.metrics[0],
+        mixup,
+        cutmix,
     )
-    _check(model, data)
+    _check(model, data, workers)
     accelerator = _accelerator(precision, cpu)
     processes = Processes.of(accelerator, batch_size, prefix_cache)
+    check_mixing(mixup, cutmix, task.name, processes.count, cached=prefix_cache is not None)
     folder = (RunFolder if processes.leads else FollowedFolder)(out, save, load)
     mode = model.training
     stepper = create_optimizer(model, settings)
@@ -171,6 +178,7 @@ def fit(
                 processes=processes,
                 workers=0 if run.settings else workers,
                 memory_format=memory_format,
+                mixing=Mixing(mixup, cutmix, data.num_classes) if mixup or cutmix else None,
             )
             done, total = len(history) * settings.batches, epochs * settings.batches
             with caller_keeps_its_state(), progress_bar(progress and processes.leads, done, total) as bar:
@@ -199,7 +207,9 @@ def fit(
     return TrainResult(value, int(best["epoch"]), tuple(history), seconds, settings.metric, epochs)
 
 
-def _check(model: nn.Module, data: Data) -> None:
+def _check(model: nn.Module, data: Data, workers: int) -> None:
+    if workers < 0:
+        raise UtcError(f"workers is {workers}", fix="give 0 or more", code="train/settings")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UtcError(
             "the model has no trainable parameter",
@@ -218,4 +228,11 @@ def _accelerator(precision: str, cpu: bool) -> Accelerator:
 
     # accelerate keeps one state per process and would refuse another precision than the first.
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=cpu)
+    found = Accelerator(mixed_precision=precision, cpu=cpu)
+    if precision == "fp16" and found.device.type == "cpu":  # accelerate would train in float32 and say nothing
+        raise UtcError(
+            "fp16 is not possible on a CPU",
+            fix="take bf16, which has the range of float32, or no",
+            code="train/settings",
+        )
+    return found

@@ -18,19 +18,20 @@ TRAINED = "train"  # the group of the parameters that the rules name under `trai
 _log = logging.getLogger(__name__)
 
 
+def check_optimizer(name: str) -> None:
+    """Raise where timm has no such optimizer."""
+    known = [str(name) for name in list_optimizers()]
+    if name not in known:
+        raise UtcError(f"timm has no optimizer {name!r}", fix=did_you_mean(name, known), code="train/settings")
+
+
 def create_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """An optimizer of the parameters that require a gradient; decay applies to matrices only.
 
     Raises:
         UtcError: timm has no such optimizer, it needs a package, or a rate is given for a rule that trains nothing.
     """
-    known = [str(name) for name in list_optimizers()]
-    if settings.optimizer not in known:
-        raise UtcError(
-            f"timm has no optimizer {settings.optimizer!r}",
-            fix=did_you_mean(settings.optimizer, known),
-            code="train/settings",
-        )
+    check_optimizer(settings.optimizer)
     parameters: Any = model
     if settings.rates or settings.decays:
         parameters = _groups(model, settings)

@@ -6,7 +6,7 @@ The first process writes the run folder and reports; all validate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,17 +94,21 @@ class Processes:
         """This process's share of each batch; where it has none, one sample that counts nothing."""
         return _Shares(BatchSampler(order, batch_size, drop_last=False), self)
 
-    def weighted(self, loss: Tensor, samples: int) -> Tensor:
-        """A mean over this process's share, such that the mean over processes is that over the batch."""
-        return loss if self.count == 1 else loss * (self.size(samples) * self.count / samples)
+    def joined(self, loss: Tensor, samples: int, counted: Callable[[], float]) -> tuple[float, Tensor]:
+        """The mean over a batch, and this process's loss such that the mean over processes has the batch's gradient.
 
-    def mean(self, loss: Tensor, samples: int) -> float:
-        """The mean over a batch."""
+        Args:
+            loss: the mean over this process's share.
+            samples: of the batch.
+            counted: how much the share counts: its samples, their weights, or the pixels that are not ignored.
+        """
         if self.count == 1:
-            return float(loss.detach())
-        total = loss.detach().double() * (self.size(samples) / samples)
-        torch.distributed.all_reduce(total)
-        return float(total)
+            return float(loss.detach()), loss
+        mine = counted() if self.size(samples) else 0.0
+        both = torch.stack([loss.detach().double() * mine, loss.new_tensor(mine, dtype=torch.float64)])
+        torch.distributed.all_reduce(both)
+        total, every = both.tolist()
+        return (total / every, loss * (mine * self.count / every)) if every else (0.0, loss * 0.0)
 
 
 class _Shares(Sampler[list[int]]):

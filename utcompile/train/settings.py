@@ -48,6 +48,8 @@ class Settings:
     decays: dict[str, float] = field(default_factory=dict)
     task: str = "classify"
     metric: str = "accuracy"
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -57,6 +59,9 @@ class Settings:
                 raise _wrong(name, getattr(self, name), "give 1 or more")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise _wrong("lr", self.lr, "give a positive learning rate, e.g. 1e-3")
+        for name in ("weight_decay", "mixup", "cutmix"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise _wrong(name, getattr(self, name), "give 0 or more")
         if self.seed < 0:
             raise _wrong("seed", self.seed, "give 0 or more")
         _check_word("precision", self.precision, PRECISIONS)

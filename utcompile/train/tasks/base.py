@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -40,6 +40,14 @@ class Task(Protocol):
 
     def meter(self) -> Meter:
         """Something that measures predictions, batch by batch."""
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A task whose loss is no mean over samples: classes are weighted, or pixels are ignored."""
+
+    def counted(self, targets: Tensor) -> float:
+        """How much a batch counts in a mean over several."""
 
 
 class Meter(Protocol):

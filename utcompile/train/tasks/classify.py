@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utcompile.train.mixing import soft_cross_entropy
 from utcompile.train.tasks.base import LOGITS, Measures, Meter, check_outputs, tensor_in
 from utcompile.train.tasks.measured import classification, is_higher
 
@@ -40,10 +41,17 @@ class Classify:
         return logits
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Of labels `(B,)`, or of shares of the classes `(B, classes)`."""
         weights = self.weights
         if weights is not None:  # a class that the head has and the data has not weighs nothing
             weights = F.pad(weights, (0, predictions.shape[1] - len(weights))).to(predictions.device)
+        if targets.is_floating_point():
+            return soft_cross_entropy(predictions, targets, weights, self.label_smoothing)
         return F.cross_entropy(predictions, targets, weights, label_smoothing=self.label_smoothing)
+
+    def counted(self, targets: Tensor) -> float:
+        """The sum of the weights of a batch's classes."""
+        return float(len(targets) if self.weights is None else self.weights.to(targets.device)[targets].sum())
 
     def meter(self) -> Meter:
         others = tuple(name for name in self.metrics if name != "accuracy")

@@ -52,6 +52,11 @@ def make_task(
         raise UtcError(f"unknown task {data.task!r}", fix=did_you_mean(data.task, TASKS), code="train/settings")
     chosen: dict[str, Any] = {"metrics": tuple(metrics)} if metrics else {}
     if data.task == "custom":
+        if label_smoothing or class_weights != "none":
+            name = "label_smoothing" if label_smoothing else "class_weights"
+            raise UtcError(
+                f"a custom task has no {name}", fix="leave it out, or put it into your loss", code="train/settings"
+            )
         return _custom(loss, measure, tuple(metrics), higher)
     check_metrics(metrics, METRICS[data.task], data.task)
     if label_smoothing and data.task not in ("classify", "text"):

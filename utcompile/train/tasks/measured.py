@@ -66,7 +66,11 @@ class _Mean:
         self.metric.update(predictions, targets)
 
     def compute(self) -> float:
-        return float(self.metric.compute().mean())
+        """The mean; not a number where there are too few samples for one (R² needs two)."""
+        try:
+            return float(self.metric.compute().mean())
+        except ValueError:
+            return float("nan")
 
 
 def check_metrics(names: Iterable[str], known: Iterable[str], task: str) -> None:

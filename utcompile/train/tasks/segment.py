@@ -50,6 +50,11 @@ class Segment:
             weights = F.pad(weights, (0, predictions.shape[1] - len(weights))).to(predictions.device)
         return F.cross_entropy(predictions, targets, weights, ignore_index=IGNORED)
 
+    def counted(self, targets: Tensor) -> float:
+        """The sum of the weights of a batch's pixels."""
+        found = targets[targets != IGNORED]
+        return float(found.numel() if self.weights is None else self.weights.to(found.device)[found].sum())
+
     def meter(self) -> Meter:
         return Confusion(self)
 
