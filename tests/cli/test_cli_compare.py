@@ -257,3 +257,17 @@ def test_results_of_an_earlier_version_are_read():
     entry = {"method": "full", "seed": 0, "accuracy": 0.5, "validation": 0.6, "lr": 1e-3, "epoch": 1, "seconds": 1.0}
     found = compare_methods.Result.of({**entry, "parameters": 3, "saved_bytes": 4, "unknown": 1})
     assert found.value == 0.5 and not found.is_shared
+
+
+def test_no_figure_of_the_table_is_cut_in_a_narrow_terminal(tmp_path, monkeypatch, capsys):
+    from utcompile.cli.compare import _show
+    from utcompile.report.comparison import Comparison, Result, cells
+
+    monkeypatch.setenv("COLUMNS", "60")
+    names = ("probe/linear", "convnet/inverted_residual_foldable")
+    results = [Result(name, s, 0.9 + s / 100, 0.9, 1e-3, 3, 12.0, 270_000, 4_250_000) for name in names for s in (0, 1)]
+    found = Comparison(tuple(results), {}, latencies={names[1]: 2.25})
+    _show(found, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    for row, line in zip(found.rows(), lines[1:], strict=False):
+        assert all(cell in line for cell in cells(row))

@@ -32,6 +32,7 @@ EXAMPLES = examples(
     "utcompile compare -m timm:resnet18 -d data.npz -r probe/linear,lora/all_conv --lr 1e-3,3e-3,1e-2 -o cmp/",
     "utcompile compare -m hf:bert/ --task text -d reviews.csv -r probe/linear,lora/all_linear --metric f1 -o cmp/",
 )
+_WIDEST = 1000  # of a table, in characters
 LATENCIES = ("onnx", "torch", "none")
 TASKS = ("classify", "multilabel", "regress", "segment", "text", "custom")
 
@@ -165,6 +166,7 @@ def absolute(text: str) -> str:
 
 
 def _show(found: Comparison, out: Path) -> None:
+    from rich.measure import Measurement
     from rich.table import Table
 
     from utcompile.report.comparison import cells, heads, notes_of
@@ -174,7 +176,11 @@ def _show(found: Comparison, out: Path) -> None:
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
     for row in found.rows():
         table.add_row(*cells(row, found.metric))
-    output.stdout().print(table)
+    console = output.stdout()
+    # A narrow terminal wraps lines; it never cuts a figure.
+    wide = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    console.width = max(wide, console.width)
+    console.print(table, crop=False)
     for note in notes_of(found):
         output.say(note, "dim")
     for name, why in found.left_out.items():
