@@ -112,7 +112,7 @@ def read_inputs(model: nn.Module, example_inputs: Examples, dynamic: Dynamic | N
 
     By default the batch is dimension 0 of every tensor whose dimension 0 equals the first tensor's, and the length is
     dimension 1 of integer tensors (token ids, masks). There is one length per group of names; `decoder_…` is a group.
-    A length of masks alone is that of the sound or features beside them too.
+    A length of masks alone is that of the sound or features that they cover too.
     """
     arguments = _distinct(bind_inputs(model, example_inputs))
     check_layouts(model, arguments)

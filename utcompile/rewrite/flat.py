@@ -1,4 +1,4 @@
-"""The flat graph of a nested module: empty, and filled with the nested module's values when a verb asks for it."""
+"""The flat graph of a nested module: empty, and filled with the nested module's values when a verb needs it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def fill(flat: nn.Module, base: fx.Graph, nested: nn.Module, moved: Mapping[str,
 
 
 def _fill_originals(flat: nn.Module, base: fx.Graph, nested: nn.Module) -> None:
-    """The base's values of what trains: the root and each region have some of them, by numbers of their own."""
+    """The base's values of what trains: the root and each region have some of them, each under its own numbers."""
     store = flat._modules.get(NAME)
     if not isinstance(store, Originals):
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -17,17 +17,16 @@ from utcompile.rewrite.chosen import Chooser
 from utcompile.rewrite.flat import hollow
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.split import Split, split_graph
+from utcompile.rewrite.tuned_state import TunedState
 from utcompile.rules import glob_match
 
-if TYPE_CHECKING:
-    from utcompile.rewrite.tuned import TunedModule
-
-    Make = Callable[[nn.Module, fx.Graph, str], TunedModule]
+T = TypeVar("T", bound=TunedState)
+Make = Callable[[nn.Module, fx.Graph, str], T]
 
 REGIONS = Chooser("nested", "region", 'tuned.nested("blocks.*")')
 
 
-def nest(tuned: TunedModule, globs: Sequence[str], make: Make) -> TunedModule:
+def nest(tuned: TunedState, globs: Sequence[str], make: Make[T]) -> T:
     """A tuned module whose regions are tuned modules at their paths.
 
     Args:
@@ -113,7 +112,7 @@ def _out_of_place(graph: fx.Graph) -> fx.Graph:
     return result
 
 
-def _region(tuned: TunedModule, path: str, cut: Split, base: Split, make: Make, cls: str) -> TunedModule:
+def _region(tuned: TunedState, path: str, cut: Split, base: Split, make: Make[T], cls: str) -> T:
     root = _shell(tuned, path)
     for name, (region, place) in cut.moved.items():
         if region == path:
@@ -142,7 +141,7 @@ def _region(tuned: TunedModule, path: str, cut: Split, base: Split, make: Make, 
     return made
 
 
-def _set(module: TunedModule, tuned: TunedModule, base: fx.Graph, cut: Split, path: str) -> None:
+def _set(module: TunedState, tuned: TunedState, base: fx.Graph, cut: Split, path: str) -> None:
     """The attributes of a tuned module; of a region, those that it has a share in."""
     sites = [s for s in tuned.sites if cut.moved.get(s.name, ("", ""))[0] == path]
     module.sites = tuple(replace(s, name=cut.moved[s.name][1] if path else s.name) for s in sites)

@@ -25,17 +25,15 @@ from utcompile.rewrite.memory_protocol import Memory
 from utcompile.rewrite.originals import NAME, Originals
 from utcompile.rewrite.regions import nest
 from utcompile.rewrite.switch import Switch, is_off, make_switch
-from utcompile.rewrite.tasks import Tasks
-from utcompile.rewrite.tuned_site import TunedSite
+from utcompile.rewrite.tuned_state import TunedState
 from utcompile.rewrite.unwrap import KEPT
-from utcompile.rules import RuleSet
 from utcompile.tuners import Tuner
 
 _M = TypeVar("_M", bound=nn.Module)
 _CHECKPOINTED = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-class TunedModule(UtcGraphModule):
+class TunedModule(TunedState):
     """A frozen backbone with tuners: a `torch.fx.GraphModule` that trains in any loop.
 
     Only the tuners and what `train:` names require gradients. The backbone was captured in eval and stays there:
@@ -43,27 +41,12 @@ class TunedModule(UtcGraphModule):
 
     `forward` is one function for good. In each call it chooses between the tuned graph and the base's
     (`disable_tuners`), so whatever wraps the module, or keeps its `forward`, sees the choice too.
-
-    Attributes:
-        sites: the tuners in place, in file order.
-        trained: names of the backbone's parameters that train too.
-        ruleset: the rules it was compiled with.
-        proven: what was compared with the base when the tuners were inserted, or why nothing was.
-        tasks: which task is in place, and those that wait.
-        memory: how a call keeps less for backward (`utcompile.memory.MemoryPlan`); None: it keeps what torch keeps.
     """
 
-    sites: tuple[TunedSite, ...]
-    trained: tuple[str, ...]
-    ruleset: RuleSet
-    base_graph: fx.Graph
-    tasks: Tasks
     _tuned_forward: ClassVar[Callable[..., object]]
     _base_forward: Callable[..., object]
     _compiled_forward: Callable[..., object]
     _switch: Switch
-    proven: str = "unproven"
-    memory: Memory | None = None
     _flat: TunedModule | None = None
     _moved: Mapping[str, str] = MappingProxyType({})
     kept_attributes = (
