@@ -105,11 +105,12 @@ def launched(count: int, *arguments: str | Path) -> subprocess.CompletedProcess[
 def check_gradients(rank: int, count: int, kind: str, folder: Path) -> None:
     """Wrap a model, compare its gradients with one process, save it from all, and load what another number saved."""
     x = inputs()
-    expected = gradients(_half(tuned_of(), _mesh(alone=True)) if kind == "half" else tuned_of(), x)
+    is_half = kind.startswith("half")
+    expected = gradients(WRAPPED[kind](tuned_of(), _mesh(alone=True)) if is_half else tuned_of(), x)
     tuned = tuned_of()
     model = WRAPPED[kind](tuned)
     found = gradients(model, x.chunk(count)[rank])
-    tolerance = 3e-2 if kind == "half" else NEAR  # in bfloat16, of 8 bits, a share of a batch is rounded by itself
+    tolerance = 3e-2 if is_half else NEAR  # in bfloat16, of 8 bits, a share of a batch is rounded by itself
     assert found.keys() == expected.keys() and found
     for name, gradient in expected.items():
         scale = gradient.abs().max()
@@ -167,6 +168,14 @@ def _half(tuned: utc.TunedModule, mesh: Any = None) -> nn.Module:
     return nested
 
 
+def _half_as_a_whole(tuned: utc.TunedModule, mesh: Any = None) -> nn.Module:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
+    fully_shard(tuned, mesh=mesh or _mesh(), mp_policy=policy)
+    return tuned
+
+
 def _hybrid(tuned: utc.TunedModule) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -183,11 +192,12 @@ def _mesh(*, alone: bool = False) -> Any:
     return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
-WRAPPED: dict[str, Callable[[utc.TunedModule], nn.Module]] = {
+WRAPPED: dict[str, Callable[..., nn.Module]] = {
     "ddp": _ddp,
     "fsdp": _root,
     "fsdp by block": _blocks,
     "half": _half,
+    "half as a whole": _half_as_a_whole,
     "hsdp": _hybrid,
 }
 

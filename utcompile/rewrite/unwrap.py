@@ -53,11 +53,19 @@ def unwrapped(model: object, verb: str) -> object:
             break
         found = inner
     if is_ours(found):
+        reshard(found)
         return found.as_one_graph() if isinstance(found, UtcGraphModule) else found
     for owner in (found, model):
         if (fix := _way_in(owner, verb)) is not None:
             raise UtcError(f"{verb} takes a TunedModule, not {type(owner).__name__}", fix=fix, code="tune/wrapped")
     return found
+
+
+def reshard(model: object) -> None:
+    """Let FSDP2 put its shards back: after a forward the root keeps whole parameters, in the forward's precision."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if any(name.endswith(".FSDPModule") for name in _class_names(module)):
+            module.reshard()  # type: ignore[operator]
 
 
 def plain_path(model: nn.Module, path: str) -> str:
