@@ -409,3 +409,53 @@ def test_a_length_of_ids_or_of_two_axes_is_no_length_of_features() -> None:
     captured = utc.capture(model, (torch.ones(2, 6, dtype=torch.long), torch.randn(2, 6)))
     call = (torch.ones(3, 8, dtype=torch.long), torch.randn(3, 6))
     assert torch.equal(captured(*call), model(*call))
+
+
+# --- a graph of one dtype ------------------------------------------------------------------------------------------------
+
+
+LORA = (
+    "version: 1\nname: t\nrules:\n  - {name: r, match: {op: linear}, insert: {weight: h, tuner: {kind: lora, r: 2}}}\n"
+)
+
+
+class ChoosesByDtype(nn.Module):
+    """T5's norm: other operations in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return y.clamp(-100, 100) if self.linear.weight.dtype in (torch.float16, torch.bfloat16) else y * 2 + 1
+
+
+class ChoosesByDtypeOfInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).relu() if x.dtype == torch.float32 else self.linear(x)
+
+
+@pytest.mark.parametrize("kind", [ChoosesByDtype, ChoosesByDtypeOfInput])
+def test_a_graph_of_one_dtype_is_cast_to_no_other(kind: type[nn.Module]) -> None:
+    model = kind().eval()
+    captured = utc.capture(model, torch.randn(2, 4))
+    assert any(p.startswith("dtype") for p in captured.report.pinned)
+    tuned = utc.match(captured, LORA).apply()
+    for module in (captured, pickle.loads(pickle.dumps(captured)), tuned, nn.Sequential(tuned)):
+        with pytest.raises(utc.UtcError, match="has weights in float32 alone") as caught:
+            module.bfloat16()
+        assert "why: dtype: " in str(caught.value) and "capture it again" in str(caught.value)
+        assert all(p.dtype == torch.float32 for p in module.parameters())
+        module.float().to("cpu")
+    half = utc.capture(kind().eval().bfloat16(), torch.randn(2, 4, dtype=torch.bfloat16))
+    assert half(torch.randn(3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_graph_that_follows_its_weights_is_cast() -> None:
+    captured = utc.capture(nn.Sequential(nn.Linear(4, 4), nn.GELU()), torch.randn(2, 4))
+    assert captured.bfloat16()(torch.randn(3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16

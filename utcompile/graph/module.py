@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
@@ -37,6 +37,7 @@ class UtcGraphModule(fx.GraphModule):
         example_inputs: inputs that the module is known to take, for comparisons (`capture.Example`).
         ties: the names of each of the original's parameters that has several.
         part_path: its path, where it is a part of a model: then its outputs are none of the model, and it has no head.
+        fixed_dtype: why the graph is that of one dtype; empty where it follows its weights.
     """
 
     batch_inputs: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class UtcGraphModule(fx.GraphModule):
     example_inputs: Any = None
     ties: tuple[tuple[str, ...], ...] = ()
     part_path: str = ""
+    fixed_dtype: str = ""
     inherited: tuple[str, ...] = (
         "batch_inputs",
         "follows_mode",
@@ -58,6 +60,7 @@ class UtcGraphModule(fx.GraphModule):
         "example_inputs",
         "ties",
         "part_path",
+        "fixed_dtype",
     )
     kept_attributes: tuple[str, ...] = inherited
 
@@ -102,6 +105,18 @@ class UtcGraphModule(fx.GraphModule):
     def __getattr__(self, name: str) -> Any:
         kept = self.__dict__.get("model_attributes", {})
         return kept[name] if name in kept else super().__getattr__(name)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.half` and others do to each tensor; a graph of one dtype is cast to no other."""
+        here = self.dtype
+        if self.fixed_dtype and fn(torch.empty(0, dtype=here, device=self.device)).dtype != here:
+            raise UtcError(
+                f"the captured model has weights in {str(here).removeprefix('torch.')} alone",
+                why=self.fixed_dtype,
+                fix="cast the model, and capture it again: utc.capture(model.bfloat16(), …)",
+                code="call/guard",
+            )
+        return super()._apply(fn, recurse)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -191,6 +191,7 @@ def _set_attributes(
     captured.aliased = aliased_modules(model)
     captured.model_attributes = {k: getattr(model, k) for k in _PASSED if _is_plain(getattr(model, k, None))}
     captured.guards = recorded.guards
+    captured.fixed_dtype = next((why for why in recorded.pinned if why.startswith("dtype")), "")
     arguments = recorded.inputs.arguments
     captured.signature = Signature.of(model, arguments)
     captured.example_inputs = Example.of(arguments, compared=compared, dtype=captured.dtype, device=captured.device)
