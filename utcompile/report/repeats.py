@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from utcompile.report.boxes import ENTRY, EXIT, Box, Line, TunerNote
 
 _LONGEST = 4  # children of a unit that repeats: a block, a tuner parallel to it, a sum, a stage of a side network
@@ -11,11 +13,12 @@ def grouped(box: Box, *, is_root: bool = True) -> Box:
     """The same boxes, with copies in a row as one; the boxes are changed."""
     box.children = [grouped(child, is_root=False) for child in box.children]
     _gather(box)
-    at = 0
+    marks, at = [child.signature for child in box.children], 0
     while at < len(box.children):
-        unit, times = _repeat(box, at)
+        unit, times = _repeat(box, marks, at)
         if times > 1:
             _join(box, at, unit, times)
+            marks[at : at + unit * times] = [box.children[at].signature]
         at += 1
     return box if is_root else _without_shell(box)
 
@@ -69,9 +72,12 @@ def _group(box: Box, at: int, end: int) -> Box:
     return found
 
 
-def _repeat(box: Box, at: int) -> tuple[int, int]:
-    """How many children repeat from a place on, and how often; the shortest unit that repeats."""
-    marks = [child.signature for child in box.children]
+def _repeat(box: Box, marks: Sequence[object], at: int) -> tuple[int, int]:
+    """How many children repeat from a place on, and how often; the shortest unit that repeats.
+
+    Args:
+        marks: the signatures of the children.
+    """
     for unit in range(1, min(_LONGEST, (len(marks) - at) // 2) + 1):
         first = marks[at : at + unit]
         if not any(child.kind == "module" for child in box.children[at : at + unit]):
