@@ -36,11 +36,11 @@ from utcompile.recording.watch import Watch
 _UNWRITABLE = frozenset('"\\\n\r')
 _RESERVED = frozenset(
     "graph code meta report batch_inputs follows_mode aliased guards model_attributes sites trained ruleset base_graph "
-    "signature tuners base_values shape_env dtype device example_inputs proven ties part_path nested "
+    "signature tuners base_values shape_env dtype fixed_dtype device example_inputs proven ties part_path nested "
     "as_one_graph task tasks set_task add_task tuner memory plan_memory originals prepare_base trainable_parameters "
     "print_trainable_parameters activation_checkpointing_enable gradient_checkpointing_enable inherit inherited "
     "kept_attributes recompile to_folder add_submodule delete_submodule delete_all_unused_submodules print_readable "
-    "_flat _moved _switch _originals _base_forward _base_module _tuned_forward _rebuild".split()
+    "_flat _moved _switch _originals _base_forward base_module _compiled_forward _tuned_forward _rebuild".split()
 )
 # attributes that users read: transformers' config, timm's, and similar ones
 _PASSED = "config generation_config pretrained_cfg default_cfg num_classes num_features main_input_name".split()

@@ -39,12 +39,11 @@ class Chooser:
             UtcError: what is given is no globs, or one of them matches nothing.
         """
         globs = [given] if isinstance(given, str) else list(given) if isinstance(given, (tuple, list)) else []
+        what = f"{self.verb} takes one or several globs of module paths, not {given!r:.80}"
+        if not globs and isinstance(given, (tuple, list)):
+            raise UtcError(what, fix=f"write {self.example}", code="arguments/value")
         if not globs or not all(isinstance(glob, str) for glob in globs):
-            raise UtcError(
-                f"{self.verb} takes one or several globs of module paths, not {given!r:.80}",
-                fix=f"write {self.example}",
-                code="arguments/type" if globs or not isinstance(given, (tuple, list)) else "arguments/value",
-            )
+            raise UtcError(what, fix=f"write {self.example}", code="arguments/type")
         for glob in globs:
             self._check(glob, paths, otherwise)
         return [path for path in paths if any(glob_match(glob, path) for glob in globs)]
