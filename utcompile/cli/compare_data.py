@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utcompile.cli.train_data import Reading
 from utcompile.errors import UtcError
+from utcompile.plain_data import Keywords
 
 if TYPE_CHECKING:
     from utcompile.cli.compare_methods import Task
@@ -22,9 +24,7 @@ _SEED = 0  # of the split
 
 
 @contextmanager
-def compared_task(
-    choice: ModelChoice, path: Path, reading: Mapping[str, Any], metrics: tuple[str, ...]
-) -> Iterator[Task]:
+def compared_task(choice: ModelChoice, path: Path, reading: Reading, metrics: tuple[str, ...]) -> Iterator[Task]:
     """A model and its data, as methods are compared on them; files that are made for the test part last as long.
 
     Args:
@@ -71,7 +71,7 @@ def compared_task(
         )
 
 
-def _differing(reading: Mapping[str, Any]) -> dict[str, object]:
+def _differing(reading: Reading) -> dict[str, object]:
     """What of how the data are read is not as usual: settings of the comparison, too."""
     from utcompile.cli.train_data import READING
 
@@ -79,9 +79,7 @@ def _differing(reading: Mapping[str, Any]) -> dict[str, object]:
 
 
 @contextmanager
-def _tested(
-    choice: ModelChoice, path: Path, reading: Mapping[str, Any], data: Data, tokenizer: Any
-) -> Iterator[Data | None]:
+def _tested(choice: ModelChoice, path: Path, reading: Reading, data: Data, tokenizer: Any) -> Iterator[Data | None]:
     """Data whose validation part is the test part; None where there are not both."""
     from utcompile.cli.train_data import is_function, read_data
     from utcompile.train.tables import SUFFIXES
@@ -161,15 +159,13 @@ def _test_tables(path: Path) -> tuple[Table, Table] | None:
     return part("train"), part("test")
 
 
-def _of_tables(
-    choice: ModelChoice, tables: tuple[Table, Table], reading: Mapping[str, Any], data: Data, tokenizer: Any
-) -> Data:
+def _of_tables(choice: ModelChoice, tables: tuple[Table, Table], reading: Reading, data: Data, tokenizer: Any) -> Data:
     from utcompile.train.dataset import Preprocessing
     from utcompile.train.image_table import load_image_table
     from utcompile.train.mask_files import load_mask_table
     from utcompile.train.texts import load_texts
 
-    options: dict[str, Any] = {
+    options: Keywords = {
         "seed": _SEED,
         "input_column": reading["input_column"],
         "label_columns": tuple(reading["label_column"] or ()),

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ import utcompile as utc
 from utcompile.cli.frozen_forward import FrozenForward, Shareable, shareable
 from utcompile.cli.kept_bytes import kept_bytes
 from utcompile.cli.speeds import onnx_engine, onnx_speeds, torch_engine, torch_speeds
+from utcompile.deploy.call import ExampleInputs
 from utcompile.errors import UtcError
 from utcompile.files import replace_file, reported
 from utcompile.plan import Plan
@@ -83,7 +83,7 @@ class Task:
     """
 
     build: Callable[[int], nn.Module]
-    example: Any
+    example: ExampleInputs
     data: Data
     test: Dataset[object] | None = None
     about: Mapping[str, object] | None = None

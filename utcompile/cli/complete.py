@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import typer
 
 from utcompile.cli import names
 from utcompile.cli.recipe import key_of
@@ -28,7 +29,7 @@ def _names(kind: str) -> Sequence[str]:
     return tables[kind]() if kind in tables else ()
 
 
-def complete_override(ctx: Any, incomplete: str) -> list[str]:
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """Keys of `key=value`; or, in bash, what follows a colon in a model's name."""
     if list(ctx.params.get("overrides") or ())[-1:] == [":"]:
         return [name for name in _names(str(ctx.params.get("model"))) if name.startswith(incomplete)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from utcompile.cli.runs import open_run
 from utcompile.cli.speeds import onnx_engine
 from utcompile.cli.training import train_run
 from utcompile.deploy import accuracy_onnx, export_onnx, latency
-from utcompile.plain_data import JsonObject
+from utcompile.plain_data import JsonObject, Keywords
 from utcompile.report import Speed
 from utcompile.rewrite import TENSORS
 from utcompile.rules import RuleSet
@@ -110,7 +109,7 @@ def _run(
     }
     progress("the page of the run")
     speeds = [Speed(name, t.median, t.lower, t.upper, t.ratio) for name, t in times.items()]
-    known: dict[str, Any] = {"measured": speeds, "engine": onnx_engine(), "folded": fold_report, "opened": opened}
+    known: Keywords = {"measured": speeds, "engine": onnx_engine(), "folded": fold_report, "opened": opened}
     write_report(draft / "run", data=digits, **known)
     statuses = [site.status for site in fold_report.sites]
     return {

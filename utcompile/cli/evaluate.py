@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from utcompile.train.evaluation import Evaluation
+    from utcompile.train.tasks import Task
 
 EXAMPLES = examples(
     "utcompile evaluate run/",
@@ -125,7 +126,7 @@ def evaluate_run(
     return evaluate_model(opened.tuned, batches, task, classes), said
 
 
-def run_task(run: Path, task: Any) -> Any:
+def run_task(run: Path, task: Task) -> Task:
     """The task with the standard of the run's targets, which other data does not have."""
     from dataclasses import replace
 

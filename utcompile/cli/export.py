@@ -12,6 +12,7 @@ from utcompile.cli import output
 from utcompile.cli.folders import TOKENIZER, check_apart, check_file, check_free
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, Trust, Weights, batches_of, examples, tasks_of
 from utcompile.files import reported
+from utcompile.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from utcompile.deploy import ExportResult
@@ -69,7 +70,7 @@ def export(
         return
     check_file(out)
     opened = open_run(folder, model, weights, trust, load=not tasks)
-    shared: dict[str, Any] = {
+    shared: JsonObject = {
         "batch_sizes": batches_of(batch_sizes),
         "tolerance": tolerance,
         "opset": opset,
@@ -94,7 +95,7 @@ def export(
     _say(result, report.to_dict() if report else None, json)
 
 
-def _with_tokenizer(preprocessing: dict[str, Any], run: Path, out: Path) -> dict[str, Any]:
+def _with_tokenizer(preprocessing: JsonObject, run: Path, out: Path) -> JsonObject:
     """What the file says of a tokenizer: the name of the folder that is written next to it."""
     return {**preprocessing, "tokenizer": _tokenizer_of(out).name} if (run / TOKENIZER).is_dir() else preprocessing
 
@@ -120,7 +121,7 @@ def _peft(run: Path, out: Path, tuned: Any, json: bool) -> None:
         output.say(f"{path}: for peft.PeftModel.from_pretrained(model, …)")
 
 
-def _say(result: ExportResult, fold: dict[str, Any] | None, json: bool) -> None:
+def _say(result: ExportResult, fold: JsonObject | None, json: bool) -> None:
     if not json:
         output.say(str(result))
         return

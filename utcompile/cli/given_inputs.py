@@ -13,6 +13,7 @@ from torch import Tensor
 from utcompile.cli.run_example import example_of
 from utcompile.cli.user_code import called, function_of
 from utcompile.errors import UtcError
+from utcompile.plain_data import Keywords
 
 Inputs = dict[str, Tensor] | tuple[Any, ...]
 _WHOLE = ("ids", "mask", "type", "position", "label")
@@ -72,7 +73,7 @@ def sized_inputs(sizes: Sequence[str], seed: int) -> dict[str, Tensor]:
     Raises:
         UtcError: a text is no name with sizes.
     """
-    entries: dict[str, Any] = {}
+    entries: Keywords = {}
     for text in sizes:
         name, equals, rest = text.partition("=")
         numbers, _, dtype = rest.partition(":")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from utcompile.cli.preset import Preset
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject, Keywords
 
 HEADS = {
     "text": "AutoModelForSequenceClassification",
@@ -58,7 +59,7 @@ class HuggingFace:
                 code="model/unknown",
             )
         try:
-            self.config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.config: JsonObject = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UtcError(
                 "the configuration cannot be read", where=str(path), why=str(error), code="model/build"
@@ -76,7 +77,7 @@ class HuggingFace:
     def preset(self) -> Preset:
         """Size and normalisation of its images, from `preprocessor_config.json`."""
         size = self.config.get("image_size")
-        path, how = self.folder / "preprocessor_config.json", dict[str, Any]()
+        path, how = self.folder / "preprocessor_config.json", Keywords()
         if path.is_file():
             try:
                 how = json.loads(path.read_text(encoding="utf-8"))
@@ -111,7 +112,7 @@ class HuggingFace:
         """The model, with a new head of `num_classes` where this is given."""
         import transformers
 
-        options: dict[str, Any] = {} if num_classes is None else {"num_labels": num_classes}
+        options: Keywords = {} if num_classes is None else {"num_labels": num_classes}
         name, folder = self._class_name(), str(self.folder)
         cls: Any = getattr(transformers, name, None)
         if cls is None:

@@ -18,6 +18,7 @@ from utcompile.cli.preset import Preset
 from utcompile.cli.sources import Source, source_of
 from utcompile.cli.weights import load_weights, read_weights
 from utcompile.errors import UtcError
+from utcompile.plain_data import Keywords
 
 _MOST_PIXELS, _MOST_CLASSES = 2**27, 2**20  # of one image, and of a head
 
@@ -125,7 +126,7 @@ class ModelChoice:
         Raises:
             UtcError: it is no such entry.
         """
-        kinds: dict[str, Any] = {
+        kinds: Keywords = {
             "spec": str,
             "num_classes": (int, type(None)),
             "weights": (str, type(None)),

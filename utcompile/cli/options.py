@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from utcompile.cli.complete import complete_model, complete_rules
+from utcompile.plain_data import JsonObject
 
 SPECS = "timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, file.py:factory or demo:efficientnet_lite0"
 
@@ -61,7 +62,7 @@ def numbers_of(text: str, option: str) -> tuple[int, ...]:
     return found
 
 
-def given(example: str | None, shapes: list[str] | None) -> dict[str, Any]:
+def given(example: str | None, shapes: list[str] | None) -> JsonObject:
     """`--example` and `--input` as fields of a `ModelChoice`."""
     if example is not None and shapes:
         raise typer.BadParameter("--example has the inputs already", param_hint="--input")

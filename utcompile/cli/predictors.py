@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.plain_data import Keywords
 from utcompile.train.dataset import Preprocessing
 from utcompile.train.masks import resized
 from utcompile.train.pictures import FAILURES, read_picture, reason_of
@@ -209,7 +209,7 @@ def image_transform(how: Mapping[str, object], where: str) -> tuple[Callable[[ob
             fix="export with preprocessing={'input_size': [3, 224, 224], 'mean': […], 'std': […], …}",
             code="onnx/inputs",
         )
-    options: dict[str, Any] = {
+    options: Keywords = {
         key: how[key] for key in ("mean", "std", "interpolation", "crop_pct") if how.get(key) is not None
     }
     try:

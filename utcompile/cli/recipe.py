@@ -17,8 +17,11 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import typer
+
 from utcompile.cli.names import recipe_files
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.plain_data import JsonObject
 
 _MOST_BYTES = 64 * 1024
 ABOUT = "about"
@@ -27,8 +30,8 @@ _CALL = frozenset({"recipe", "overrides", "resume", "json", "trust", "ctx", "ret
 
 
 def chosen(
-    ctx: Any, kinds: Mapping[str, Any], recipe: str | None, overrides: Sequence[str], task: str | None
-) -> dict[str, Any]:
+    ctx: typer.Context, kinds: Mapping[str, Any], recipe: str | None, overrides: Sequence[str], task: str | None
+) -> JsonObject:
     """The value of every option of a command: its default, the recipe's, an override's or the flag's.
 
     Args:
@@ -67,11 +70,11 @@ def key_of(option: Any) -> str:
     return str(flags[0][2:].replace("-", "_") if flags else option.name)
 
 
-def _is_several(kind: Any) -> bool:
+def _is_several(kind: object) -> bool:
     return any(get_origin(part) is list for part in (kind, *get_args(kind)))
 
 
-def _is_flag_given(ctx: Any, key: str) -> bool:
+def _is_flag_given(ctx: typer.Context, key: str) -> bool:
     source = ctx.get_parameter_source(key)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -130,7 +133,7 @@ def _entries(path: Path) -> dict[str, _Entry]:
     return found
 
 
-def _plain(node: Any, where: str) -> Any:
+def _plain(node: object, where: str) -> object:
     """A node as texts: one, a list of them, or a mapping to them."""
     import yaml
 
@@ -165,7 +168,7 @@ def _converted(kind: Any, value: Any, where: str, key: str) -> Any:
         raise _no_value(key, value, _WORDS.get(wanted, "another value"), where) from error
 
 
-def _several(value: Any, key: str) -> list[str] | None:
+def _several(value: str | Sequence[str] | Mapping[str, object], key: str) -> list[str] | None:
     """The values of an option that may be given several times; `train: none` is a value, and `null` is none."""
     if isinstance(value, Mapping):
         return [f"{k}={v}" for k, v in value.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import utcompile as utc
 from utcompile.cli import output
@@ -16,6 +16,7 @@ from utcompile.cli.train_data import READING, read_data, task_of
 from utcompile.cli.train_texts import fitted
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
+from utcompile.plain_data import JsonObject
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
 from utcompile.rewrite import TENSORS
 from utcompile.train.renumbered import Renumbered, with_classes
@@ -42,7 +43,7 @@ def write_report(
     folded: FoldReport | None = None,
     opened: Run | None = None,
     most: float = float("inf"),
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write the page of a run; returns what it says as plain data.
 
     Args:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from utcompile.cli.options import SPECS
 from utcompile.cli.preset import Preset
 from utcompile.cli.user_code import called, function_in
 from utcompile.errors import UtcError, did_you_mean
+from utcompile.plain_data import Keywords
 
 _OFFLINE = "download them elsewhere and pass --weights FILE, or train from random weights with --no-pretrained"
 
@@ -102,7 +103,7 @@ class _Timm(_Library):
 
         if pretrained and not (self.config and self.config.has_weights):
             raise UtcError(f"timm has no pretrained weights for {self.name!r}", fix=_OFFLINE, code="model/weights")
-        own, options = self.preset().input_size, dict[str, Any]()
+        own, options = self.preset().input_size, Keywords()
         if num_classes is not None:
             options["num_classes"] = num_classes
         if input_size[0] != own[0]:

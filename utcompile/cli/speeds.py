@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from utcompile.deploy import export_onnx, latency
+from utcompile.deploy.call import ExampleInputs, resized
 from utcompile.deploy.timing import in_turns
 from utcompile.errors import UtcError
 from utcompile.report import Speed
@@ -20,9 +20,9 @@ from utcompile.report import Speed
 _SECONDS = 4.0  # for each model
 
 
-def torch_speeds(models: Mapping[str, nn.Module], example: Any) -> list[Speed]:
+def torch_speeds(models: Mapping[str, nn.Module], example: ExampleInputs) -> list[Speed]:
     """Latencies of one sample in PyTorch, each round running every model once."""
-    one = {k: v[:1] for k, v in example.items()} if isinstance(example, Mapping) else tuple(v[:1] for v in example)
+    one = resized(example, 1)
     calls = []
     for model in models.values():
         model.eval()
@@ -42,7 +42,7 @@ def torch_speeds(models: Mapping[str, nn.Module], example: Any) -> list[Speed]:
 
 
 def onnx_speeds(
-    models: Mapping[str, nn.Module], example: Any, refused: Callable[[str, UtcError], object]
+    models: Mapping[str, nn.Module], example: ExampleInputs, refused: Callable[[str, UtcError], object]
 ) -> list[Speed]:
     """Latencies of one sample in ONNX Runtime, of files that are proven equal and then removed.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utcompile.cli import output
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from utcompile.cli.models import ModelChoice
@@ -80,7 +81,7 @@ class Suggestion:
             return f"it trains the fewest ({size}, and {self.trained:,} of what `train:` names)"
         return f"it has the most capacity ({size}); which rules are best for your data, only a measurement tells"
 
-    def as_dict(self, need: str) -> dict[str, Any]:
+    def as_dict(self, need: str) -> JsonObject:
         """Plain data."""
         return {**vars(self), "reason": self.reason(need)}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from utcompile.cli import output
 from utcompile.cli.train_texts import check_vocabulary
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from utcompile.cli.models import ModelChoice
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from utcompile.train.tasks import Task
 
 # Options that say how data are read and what is measured; the others are arguments of `fit`.
-READING: Mapping[str, Any] = {
+Reading = Mapping[str, Any]  # how data are read: the options that a run keeps for that
+READING: Reading = {
     "task": "classify",
     "input_column": None,
     "label_column": [],
@@ -36,7 +38,7 @@ CODE = ("loss", "metrics_function")  # which name functions of a user's files
 def read_data(
     choice: ModelChoice,
     path: Path,
-    reading: Mapping[str, Any],
+    reading: Reading,
     seed: int,
     augment: bool | str | None,
     run: Path | None = None,
@@ -80,7 +82,7 @@ def read_data(
     return data, tokenizer
 
 
-def augmented(augment: bool | str | None, reading: Mapping[str, Any], path: Path) -> bool | str:
+def augmented(augment: bool | str | None, reading: Reading, path: Path) -> bool | str:
     """Whether images are changed at random; by default those of files, because flips and crops suit photographs."""
     if augment is not None:
         return augment
@@ -95,7 +97,7 @@ def _usual_length(choice: ModelChoice) -> int:
     return min(_LENGTH, limit) if isinstance(limit, int) and limit > 0 else _LENGTH
 
 
-def _tokenizer(choice: ModelChoice, reading: Mapping[str, Any], run: Path | None) -> Any:
+def _tokenizer(choice: ModelChoice, reading: Reading, run: Path | None) -> Any:
     from utcompile.cli.hf import HuggingFace
     from utcompile.train.task_file import TOKENIZER
     from utcompile.train.texts import read_tokenizer
@@ -135,7 +137,7 @@ def example_of_data(choice: ModelChoice, data: Data) -> Any:
     return (choice.example(),)
 
 
-def task_of(data: Data, reading: Mapping[str, Any], settings: Mapping[str, Any]) -> Task:
+def task_of(data: Data, reading: Reading, settings: JsonObject) -> Task:
     """The loss and the metrics of a run."""
     from utcompile.cli.user_code import function_of
     from utcompile.train import make_task

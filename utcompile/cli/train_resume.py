@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -13,11 +11,12 @@ from utcompile.cli.train_going_on import going_on
 from utcompile.cli.train_start import FITTING, cache_of
 from utcompile.cli.training import train_run
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 _SINCE_FIRST = frozenset("epochs batch_size lr weight_decay schedule label_smoothing seed augment".split())
 
 
-def resume_run(given_now: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def resume_run(given_now: JsonObject, out: Path) -> JsonObject:
     """Go on with a run, with its own settings."""
     from utcompile.cli.models import ModelChoice
     from utcompile.cli.runs import choice_of, rules_of

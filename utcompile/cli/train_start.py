@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -16,6 +15,7 @@ from utcompile.cli.train_data import CODE, READING, is_function
 from utcompile.cli.train_going_on import going_on, trusting
 from utcompile.cli.training import train_run
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 FITTING = (
     "epochs batch_size lr weight_decay schedule warmup label_smoothing mixup cutmix grad_clip optimizer accumulate "
@@ -23,7 +23,7 @@ FITTING = (
 ).split()
 
 
-def start_run(values: dict[str, Any]) -> dict[str, Any]:
+def start_run(values: JsonObject) -> JsonObject:
     """Train as the options say; returns what happened."""
     names = {"model": "--model", "rules": "--rules", "data": "--data", "out": "--out"}
     missing = [flag for name, flag in names.items() if values[name] is None]
@@ -41,7 +41,8 @@ def start_run(values: dict[str, Any]) -> dict[str, Any]:
     if values["tensorboard"]:
         check_tensorboard()
     settings = _settings(values)
-    reading = {key: _plain(values[key]) for key in READING if key != "task"} | {"task": task}
+    reading: JsonObject = {key: values[key] for key in READING if key != "task"} | {"task": task}
+    reading |= {key: list(value) for key, value in reading.items() if isinstance(value, tuple)}
     for key in CODE:
         reading[key] = reading[key] and str(_absolute(Path(reading[key])))
     augment = values["policy"] or values["augment"]
@@ -68,7 +69,7 @@ def start_run(values: dict[str, Any]) -> dict[str, Any]:
         return train_run(choice, ruleset, path, out, settings, augment=augment, reading=reading, prefix_cache=cache)
 
 
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
+def _settings(values: JsonObject) -> JsonObject:
     """The arguments of `fit`."""
     settings = {key: values[key] for key in FITTING}
     settings["metrics"] = list(values["metric"] or ())
@@ -118,10 +119,6 @@ def _numbers(texts: list[str] | None, option: str) -> dict[str, float]:
             )
         found[name] = number
     return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _absolute(path: Path) -> Path:

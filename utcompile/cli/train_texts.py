@@ -9,11 +9,12 @@ from utcompile.errors import UtcError
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from utcompile.train import Data
 
 
-def check_vocabulary(tokenizer: Any, folder: Path) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Refuse a tokenizer that gives another number to a token of the model's own tokenizer, where it has one.
 
     Raises:
@@ -45,7 +46,7 @@ def _other(why: str, where: str) -> UtcError:
     )
 
 
-def fitted(data: Data, model: nn.Module, tokenizer: Any, spec: str) -> Data:
+def fitted(data: Data, model: nn.Module, tokenizer: PreTrainedTokenizerBase, spec: str) -> Data:
     """The data with those arrays that the model's forward takes.
 
     Raises:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utcompile.cli import output
-from utcompile.cli.train_data import READING, augmented, example_of_data, is_function, read_data, task_of
+from utcompile.cli.train_data import READING, Reading, augmented, example_of_data, is_function, read_data, task_of
 from utcompile.cli.train_lines import reporter, size_of, summary
 from utcompile.cli.train_texts import fitted
 from utcompile.cli.watch import log_lines
+from utcompile.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from utcompile.cli.models import ModelChoice
@@ -24,14 +24,14 @@ def train_run(
     rules: RuleSet,
     data_path: Path,
     out: Path,
-    settings: dict[str, Any],
+    settings: JsonObject,
     *,
     augment: bool | str | None = None,
     resume: bool = False,
     recorded_data: Path | None = None,
-    reading: Mapping[str, Any] | None = None,
+    reading: Reading | None = None,
     prefix_cache: str | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compile, train and save; returns what happened as plain data.
 
     Args:

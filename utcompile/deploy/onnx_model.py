@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnxruntime as ort
@@ -19,6 +19,7 @@ from utcompile.deploy.structure import leaves
 from utcompile.deploy.task_files import read_adapter, read_task_file
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
+from utcompile.plain_data import JsonObject
 
 Array = np.ndarray
 Arrays = dict[str, Array]
@@ -370,7 +371,7 @@ def _axes_of(entries: object, where: str) -> list[Axis]:
     """The axes in a file's metadata, which anybody may have written."""
     found = []
     for entry in entries if isinstance(entries, list) else ():
-        one = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+        one = cast(JsonObject, entry) if isinstance(entry, dict) else {}
         sizes = [one.get(key) for key in ("min", "max", "step")]
         is_whole = all(type(n) is int and n > 0 for n in (sizes[0], sizes[2], 1 if sizes[1] is None else sizes[1]))
         if not isinstance(one.get("name"), str) or not is_whole:

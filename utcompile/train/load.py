@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.files import path_of
+from utcompile.plain_data import Keywords
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.tables import SUFFIXES, Table, tables_in
 from utcompile.train.tasks import TASKS
@@ -107,8 +108,8 @@ def load_data(
         )
     if path.suffix == ".npz" and not path.is_dir():
         return _arrays(path, how, seed, task, augment, measured)
-    shared: dict[str, Any] = {"seed": seed, "skip_bad": skip_bad, "measured": measured}
-    columns: dict[str, Any] = {"input_column": input_column, "label_columns": label_columns, **shared}
+    shared: Keywords = {"seed": seed, "skip_bad": skip_bad, "measured": measured}
+    columns: Keywords = {"input_column": input_column, "label_columns": label_columns, **shared}
     if task == "text":
         from utcompile.train.texts import load_texts, read_tokenizer
 
@@ -136,9 +137,7 @@ def load_data(
     return load_image_table(tables, how, task=task, augment=augment, check=check, **columns)
 
 
-def _masks(
-    path: Path, how: Preprocessing, augment: bool | str, shared: dict[str, Any], columns: dict[str, Any]
-) -> Data:
+def _masks(path: Path, how: Preprocessing, augment: bool | str, shared: Keywords, columns: Keywords) -> Data:
     from utcompile.train.mask_files import load_mask_table, load_masks
 
     if isinstance(augment, str):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from utcompile.errors import UtcError
+from utcompile.plain_data import Keywords
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.folders import HELD_OUT, SUFFIXES
 from utcompile.train.image_table import PATH
@@ -33,7 +33,7 @@ def load_masks(
     if measured and root == path and held_root is not None and not (path / "images").is_dir():
         root, held_root = held_root, None
     held = None if held_root is None else _pairs(held_root)
-    options: dict[str, Any] = {"seed": seed, "augment": augment, "skip_bad": skip_bad, "measured": measured}
+    options: Keywords = {"seed": seed, "augment": augment, "skip_bad": skip_bad, "measured": measured}
     return masked_data(path, _pairs(root), held, how, named=read_names(path), **options)
 
 
@@ -91,7 +91,7 @@ def load_mask_table(
     mask = train.column(label_columns[0] if label_columns else None, _MASK, "label")
     pairs = [_rows(table, column, mask) for table in (train, held) if table is not None]
     folder = train.path if train.path.is_dir() else train.path.parent
-    options: dict[str, Any] = {"seed": seed, "augment": augment, "skip_bad": skip_bad, "measured": measured}
+    options: Keywords = {"seed": seed, "augment": augment, "skip_bad": skip_bad, "measured": measured}
     return masked_data(
         train.path, pairs[0], None if held is None else pairs[1], how, named=read_names(folder), **options
     )
