@@ -294,7 +294,9 @@ def _for_compiler(of: weakref.ref[TunedModule]) -> Callable[[object], bool]:
 
 
 def _is_compiled() -> bool:
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled()
+    # not `is_exporting()`, which the compiler of torch 2.11 takes for true
+    exports = getattr(torch.compiler, "_is_exporting_flag", False)
+    return torch.compiler.is_dynamo_compiling() and not exports and torch.is_grad_enabled()
 
 
 def _choosing(tuned_forward: Callable[..., object], prepared: Callable[[object], bool]) -> Callable[..., object]:
