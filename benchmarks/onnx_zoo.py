@@ -102,7 +102,7 @@ def _classes() -> Iterator[str]:
             warnings.simplefilter("ignore")
             try:
                 model = timm.create_model(name)
-            except Exception:
+            except Exception:  # a model that timm itself cannot build on the meta device
                 continue
         kind, size = type(model).__name__, sum(p.numel() for p in model.parameters())
         if name in TIMM:

@@ -9,29 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.cli_toys import parsed, refused
-from support.task_toys import write_bert, write_reviews, write_scenes
+from support.task_toys import NET, write_bert, write_reviews, write_scenes
 
 pytestmark = pytest.mark.full
 
-NET = """
-import torch
-from torch import nn
-
-def pixels(num_classes=7):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))
-
-def numbers():
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-
-def example():
-    return torch.zeros(2, 4)
-
-def loss(output, target):
-    return (output - target).abs().mean()
-
-def metrics(outputs, targets):
-    return {"worst": (outputs - targets).abs().max()}
-"""
 SHORT = ("--seeds", "1", "--epochs", "1", "--batch-size", "8", "--latency", "none")
 
 

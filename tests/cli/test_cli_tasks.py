@@ -8,27 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.cli_toys import names, parsed, passed, refused, utc
-from support.task_toys import WORDS, write_bert, write_images, write_reviews, write_scenes
-
-NET = """
-import torch
-from torch import nn
-
-def pixels(num_classes=7):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))
-
-def numbers():
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-
-def example():
-    return torch.zeros(2, 4)
-
-def loss(output, target):
-    return (output - target).abs().mean()
-
-def metrics(outputs, targets):
-    return {"worst": (outputs - targets).abs().max()}
-"""
+from support.task_toys import NET, WORDS, write_bert, write_images, write_reviews, write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from torch import nn
 import utcompile as utc
 from utcompile.folding import whole
 from utcompile.folding.inputs import ProofInputs
-from utcompile.folding.proof import relative_error
 from utcompile.folding.whole import _alone
 from utcompile.graph import full_precision
+from utcompile.graph.difference import relative_error
 
 LORA = """version: 1
 name: t

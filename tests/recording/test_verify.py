@@ -276,6 +276,13 @@ class AnotherEpsilonInANorm(Linear):
         return F.layer_norm(self.linear(x).to(torch.float32), (4,), eps=1e-5 if type(x) is T else 1.1e-5)
 
 
+class AnotherInfinity(AddsInAnotherOrder):
+    """Next to roundings, what is not finite is another number."""
+
+    def forward(self, x: T, y: T | None = None) -> T:
+        return torch.cat([super().forward(x), x.new_full((1,), float("inf") if type(x) is T else float("nan"))])
+
+
 class OnlyInFloat32(AddsInAnotherOrder):
     """Whether it is rounding cannot be seen: it does not run in float64."""
 
@@ -284,10 +291,10 @@ class OnlyInFloat32(AddsInAnotherOrder):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", [AnotherEpsilon, AnotherEpsilonInANorm, OnlyInFloat32])
+@pytest.mark.parametrize("kind", [AnotherEpsilon, AnotherEpsilonInANorm, AnotherInfinity, OnlyInFloat32])
 def test_a_difference_as_small_as_roundings_that_may_be_none_is_refused(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    with pytest.raises(utc.UtcError, match=r"output 0 of the capture differs from the model's by \d"):
+    with pytest.raises(utc.UtcError, match=r"output 0 of the capture differs from the model's by (\d|nan)"):
         utc.capture(kind().eval(), X)
 
 

@@ -14,7 +14,7 @@ _LONGEST = 220  # characters of a reason
 _INSTALLED = re.compile(r"/\S*/site-packages/")  # where libraries are installed on one machine
 _HEAD = """# The zoo
 
-This page shows what `utc.capture` makes of every model of timm, torchvision and transformers. `make zoo` writes it.
+This page shows what `utc.capture` makes of the models of timm, torchvision and transformers. `make zoo` writes it.
 Do not edit it.
 
 | word | meaning |

@@ -12,11 +12,14 @@ from utcompile.cli.complete import choices
 from utcompile.cli.early import check_data, check_model, check_packages
 from utcompile.cli.options import (
     Example,
+    InputColumn,
     InputShapes,
     InputSize,
     Json,
+    LabelColumns,
     Model,
     NumClasses,
+    TokenizerFolder,
     Weights,
     examples,
     given,
@@ -82,13 +85,9 @@ def compare(
     weights: Weights = None,
     pretrained: Annotated[bool, typer.Option(help="Fetch the library's pretrained weights.")] = True,
     input_size: InputSize = None,
-    input_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of a table: the path or the text.")] = None,
-    label_column: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of a table: the label; several for labels of 0 and 1.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The local folder of a tokenizer; of an hf: model, its own.")
-    ] = None,
+    input_column: InputColumn = None,
+    label_column: LabelColumns = None,
+    tokenizer: TokenizerFolder = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Of texts, in tokens.")] = None,
     loss: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="Of a custom task: loss(output, target).")

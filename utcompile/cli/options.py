@@ -145,6 +145,13 @@ Weights = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="Load this state dict: .safetensors, or .pth without pickled code."),
 ]
+InputColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Of a table: the path or the text.")]
+LabelColumns = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Of a table: the label; several for labels of 0 and 1.")
+]
+TokenizerFolder = Annotated[
+    str | None, typer.Option(metavar="DIR", help="The local folder of a tokenizer; of an hf: model, its own.")
+]
 InputSize = Annotated[
     str | None, typer.Option("--input-size", metavar="SIZE", help="H or C,H,W; the model's own by default.")
 ]

@@ -13,11 +13,14 @@ from utcompile.cli.complete import choices, complete_model, complete_override, c
 from utcompile.cli.early import check_packages
 from utcompile.cli.options import (
     Example,
+    InputColumn,
     InputShapes,
     InputSize,
     Json,
+    LabelColumns,
     NumClasses,
     Seed,
+    TokenizerFolder,
     Trains,
     Trust,
     Var,
@@ -158,13 +161,9 @@ def train(
     policy: Annotated[
         str | None, typer.Option(metavar="POLICY", help="timm's augmentation, e.g. rand-m9-mstd0.5-inc1.")
     ] = None,
-    input_column: Annotated[str | None, typer.Option(metavar="NAME", help="Of a table: the path or the text.")] = None,
-    label_column: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of a table: the label; several for labels of 0 and 1.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The local folder of a tokenizer; of an hf: model, its own.")
-    ] = None,
+    input_column: InputColumn = None,
+    label_column: LabelColumns = None,
+    tokenizer: TokenizerFolder = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Of texts, in tokens; 128, or fewer where the model takes fewer.")
     ] = None,

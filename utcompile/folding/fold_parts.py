@@ -14,10 +14,10 @@ from torch import nn
 from utcompile.errors import UtcError
 from utcompile.folding.inputs import ProofInputs, evaluated, outputs_of
 from utcompile.folding.lowest_dtype import LowestDtype
-from utcompile.folding.proof import relative_error
 from utcompile.folding.report import FoldReport
 from utcompile.folding.whole import Difference, is_proven
 from utcompile.graph import UtcGraphModule, every_name, full_precision, owner_of, path_in
+from utcompile.graph.difference import relative_error
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned

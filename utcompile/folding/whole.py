@@ -8,8 +8,8 @@ import torch
 
 from utcompile.errors import UtcError
 from utcompile.folding.inputs import Call, ProofInputs, evaluated, outputs_of
-from utcompile.folding.proof import relative_error
 from utcompile.graph import UtcGraphModule
+from utcompile.graph.difference import relative_error
 
 # rounding of the folded weights, amplified through the layers
 _STEPS = 64  # of a dtype's rounding, in an operation that adds up many numbers

@@ -43,20 +43,5 @@ def in_float64(arguments: dict[str, object]) -> dict[str, object]:
     return map_tensors(lambda t: t.to(_TWICE.get(t.dtype, t.dtype)), arguments)
 
 
-def error(expected: T, found: T) -> float:
-    """The largest difference, relative to the largest value; infinite where one alone is no number.
-
-    >>> error(torch.tensor([2.0, float("inf")]), torch.tensor([1.0, float("inf")])), error(torch.ones(2), torch.ones(3))
-    (0.5, inf)
-    """
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return float("inf")
-    finite = expected.isfinite()
-    if not torch.equal(finite, found.isfinite()):
-        return float("inf")
-    a, b = expected[finite], found[finite]
-    return (a - b).abs().max().item() / max(a.abs().max().item(), 1e-30) if a.numel() else 0.0
-
-
 def _dtype(value: object) -> object:
     return _TWICE.get(value, value) if isinstance(value, torch.dtype) else value

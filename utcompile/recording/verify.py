@@ -16,10 +16,11 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import UtcGraphModule, every_name
+from utcompile.graph.difference import relative_error
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.graph.values_kept import values_kept
 from utcompile.recording.bounds import equal, why_not
-from utcompile.recording.double import ROUNDED, SMALL, InFloat64, error, in_float64
+from utcompile.recording.double import ROUNDED, SMALL, InFloat64, in_float64
 from utcompile.recording.inputs import Inputs
 from utcompile.recording.layouts import comparable
 from utcompile.recording.mode import in_mode, trainable_as
@@ -308,7 +309,10 @@ def _is_within(expected: _Outcome, found: _Outcome, bound: float) -> bool:
         return False
     pairs = list(zip(expected.outputs, found.outputs, strict=True))
     pairs += [(t, found.written[name]) for name, t in expected.written.items()]
-    return all(equal(a, b) or (a.is_floating_point() and error(a, b) <= bound) for a, b in pairs)
+    return all(
+        equal(a, b) or (a.is_floating_point() and a.dtype == b.dtype and relative_error(b, a) <= bound)
+        for a, b in pairs
+    )
 
 
 def _difference(expected: _Outcome, found: _Outcome) -> _Difference | None:
