@@ -130,7 +130,7 @@ def test_a_task_with_other_classes_is_folded_to_the_users_class(inside: bool, tm
     utc.set_task(around, "five")
     expected = of_five.eval()(x)
     assert torch.equal(around(x), expected)
-    folded, report = utc.fold(around)
+    folded, _ = utc.fold(around)
     assert type(folded[0]) is nn.Sequential and folded[0][1].out_features == 5
     torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)  # rounding of the folded weights
     utc.set_task(around, "default")

@@ -87,13 +87,13 @@ def test_pixels_that_are_ignored_count_in_no_batch(weights: list[float] | None, 
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "accelerate was told the mixed precision bf16"),
-        ("ACCELERATE_USE_FSDP", "true", "accelerate was told to train with FSDP"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate was told to train with DeepSpeed"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "the launcher was given the mixed precision bf16"),
+        ("ACCELERATE_USE_FSDP", "true", "the engine FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "the engine DeepSpeed"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "4 gradient accumulation steps"),
     ],
 )
-def test_what_a_launcher_was_told_and_a_run_was_not(
+def test_what_a_launcher_was_given_and_a_run_was_not(
     variable: str, value: str, says: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)

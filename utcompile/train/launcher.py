@@ -1,4 +1,4 @@
-"""What `accelerate launch` was told about the run: what the trainer decides itself must not differ from it."""
+"""The settings of `accelerate launch`: what the trainer decides itself must not differ from them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def check_launcher(precision: str) -> None:
         precision: of the run.
 
     Raises:
-        UtcError: the launcher was told to shard the model, another precision, or batches per step.
+        UtcError: the launcher was given a way of sharding, another precision, or batches per step.
     """
     for variable, engine in _SHARDING.items():
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise _differs(
-                f"to train with {engine}",
+                f"the engine {engine}",
                 "the trainer replicates the model: every process has all of it",
                 "launch with --multi_gpu, or torchrun; or shard the model in your own loop",
             )
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if told not in ("no", precision):
+    given = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if given not in ("no", precision):
         raise _differs(
-            f"the mixed precision {told}",
+            f"the mixed precision {given}",
             f"the run has the precision {precision!r}, and its manifest says so",
-            f"give it to the run: precision={told!r} (--precision {told})" if told != "fp8" else "leave it out",
+            f"give it to the run: precision={given!r} (--precision {given})" if given != "fp8" else "leave it out",
         )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps != "1":
@@ -47,4 +47,6 @@ def check_launcher(precision: str) -> None:
 
 
 def _differs(what: str, why: str, fix: str) -> UtcError:
-    return UtcError(f"accelerate was told {what}", where="accelerate launch", why=why, fix=fix, code="train/settings")
+    return UtcError(
+        f"the launcher was given {what}", where="accelerate launch", why=why, fix=fix, code="train/settings"
+    )
