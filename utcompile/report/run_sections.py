@@ -67,7 +67,7 @@ def run_page(facts: RunFacts) -> str:
         sections.append(_latency(facts))
     sections.append(_folding(facts.fold))
     if facts.predictions is not None:
-        sections += [_confusion(facts.predictions)] if facts.predictions.confusion else []
+        sections += [_confusion(facts.predictions)] if facts.predictions.pairs else []
         sections.append(_samples(facts.predictions))
     sections.append(graph_section(facts.plan))
     return page(facts.title, sections)
@@ -127,12 +127,11 @@ def _chart(
 
 
 def _confusion(found: Predictions) -> Section:
-    title = f"Confusion: {found.accuracy or 0:.2%} of {sum(map(sum, found.confusion)):,} right"
-    pairs = [(row, i, j) for i, counts in enumerate(found.confusion) for j, row in enumerate(counts) if i != j and row]
-    pairs.sort(reverse=True)
+    title = f"Confusion: {found.accuracy or 0:.2%} of {found.samples:,} right"
+    pairs = sorted(((number, i, j) for (i, j), number in found.pairs.items() if i != j), reverse=True)
     names = (*found.names, "no class")
     most = table(["true", "predicted", "samples"], [[names[i], names[j], f"{n:,}"] for n, i, j in pairs[:8]], 1)
-    most = f"<p>{most}</p>" if pairs else "<p>Every sample is right.</p>"
+    most = most if pairs else "<p>Every sample is right.</p>"
     if len(found.names) > _MOST_CLASSES:
         return Section("confusion", title, f'<p class="soft">The pairs that are confused most.</p>{most}')
     return Section("confusion", title, _matrix(found) + most)
@@ -141,7 +140,7 @@ def _confusion(found: Predictions) -> Section:
 def _matrix(found: Predictions) -> str:
     shown = len(found.names) + any(row[-1] for row in found.confusion)
     names = (*found.names, "none")[:shown]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(map(_class_head, names))
     rows = []
     for i, counts in enumerate(found.confusion):
         total = max(1, sum(counts))
@@ -156,11 +155,15 @@ def _matrix(found: Predictions) -> str:
             )
             hint = f"{found.names[i]} predicted as {names[j]}: {number} of {total}"
             cells.append(f'<td style="{shade}" title="{escape(hint)}">{number or "·"}</td>')
-        rows.append(f"<tr><th>{escape(found.names[i])}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr>{_class_head(found.names[i])}{''.join(cells)}</tr>")
     return (
         f'<table class="confusion"><thead><tr><th title="rows are true classes, columns predicted ones">true \\ '
         f"predicted</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _class_head(name: str) -> str:
+    return f'<th title="{escape(name)}"><bdi>{escape(name)}</bdi></th>'
 
 
 def _samples(found: Predictions) -> Section:
@@ -168,16 +171,17 @@ def _samples(found: Predictions) -> Section:
     for title, samples in (("Worst", found.worst), ("Best", found.best)):
         figures = "".join(map(_figure, samples))
         parts.append(f'<h3>{title} by loss</h3><div class="samples">{figures}</div>')
-    return Section("samples", "Predictions", "".join(parts))
+    return Section("samples", "Predictions", "".join(parts), wide=True)
 
 
 def _figure(sample: Sample) -> str:
     is_right = sample.truth == sample.guess
     share = "" if sample.share is None else f"; {sample.share:.1%} {'right' if not sample.truth else 'for the truth'}"
     hint = f"loss {sample.loss:.3g}{share}"
-    said = escape(sample.truth) if is_right else f"{escape(sample.truth)} as <b>{escape(sample.guess)}</b>"
+    truth, guess = (f"<bdi>{escape(name)}</bdi>" if name else "" for name in (sample.truth, sample.guess))
+    said = truth if is_right else f"{truth} as <b>{guess}</b>"
     shown = f'<img alt="{escape(sample.truth or "image, true and predicted classes")}" src="{sample.image}">'
-    shown = shown if sample.image else f"<blockquote>{escape(sample.text)}</blockquote>"
+    shown = shown if sample.image else f"<blockquote dir=auto>{escape(sample.text)}</blockquote>"
     kind = " ".join(filter(None, ("" if is_right else "wrong", "" if sample.image else "text")))
     part = "" if sample.share is None else f'<span class="soft">{sample.share:.0%}</span>'
     return f'<figure class="{kind}" title="{escape(hint)}">{shown}{said} {part}</figure>'
