@@ -21,7 +21,7 @@ from utcompile.tuners import Lora, recomputed
 from utcompile.tuners.gradients import Sides, Tensors, per_axis
 from utcompile.tuners.recompute import no_view
 
-_DTYPES = (torch.float32, torch.float64)  # in half precision `W + s·BA` would round the update away
+DTYPES = (torch.float32, torch.float64)  # in half precision `W + s·BA` would round the update away
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TunedCall:
             and not weight.requires_grad
             and (bias is None or not bias.requires_grad)
             and x.dtype == weight.dtype == tuner.lora_A.dtype == b.dtype
-            and x.dtype in _DTYPES
+            and x.dtype in DTYPES
             and x.dim() == weight.dim()
             and autocast_dtype(x.device.type) is None
             and not runs_plainly(x, weight, tuner.lora_A)
