@@ -11,7 +11,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import function_of
-from utcompile.memory.functions import frozen_conv
+from utcompile.memory.functions import frozen_conv_of_kept
 from utcompile.memory.one_call import has_plain_settings
 from utcompile.memory.tuned_call import DTYPES, TunedCall
 from utcompile.ops import Trait, having
@@ -119,7 +119,7 @@ def _forward(tuner: Tuner, site: WeightSite, form: TimedForm) -> Callable[[torch
 
     def apart(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         given = padded(x) if pads else x
-        operation: Callable[..., torch.Tensor] = frozen_conv if is_plain else function_of(name)
+        operation: Callable[..., torch.Tensor] = frozen_conv_of_kept if is_plain else function_of(name)
         y = operation(given, weight, *settings)
         result: torch.Tensor = tuner(x, y)
         return result
