@@ -138,7 +138,7 @@ def _identity(run: Path) -> str | None:
 
 def _site(tuner: object, config: object) -> tuple[object, object]:
     """A site without how it is computed, which changes no number."""
-    plain = {k: v for k, v in config.items() if k != "how"} if isinstance(config, Mapping) else config
+    plain = {k: v for k, v in config.items() if k not in ("how", "as_one")} if isinstance(config, Mapping) else config
     return tuner, plain
 
 
