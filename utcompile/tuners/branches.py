@@ -50,7 +50,7 @@ class Branch:
         plain = self.padding_mode == "zeros" and not isinstance(self.settings.get("padding"), str)
         if self.name in _CONVS and plain and _fusible(x, y, a, b):
             return _ConvBranch.apply(x, y, a, b, s, self.name, self.settings)
-        return y + self.share(x, a, b) * s
+        return y + self.share(x, a, b * s)  # B is small, and a compiler folds it
 
     def share(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`B(A(x))` by the plain formula."""
