@@ -10,6 +10,7 @@ from html import escape
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 40
 WIDE, _PLOT = 540, 350  # of a scatter plot with and without its names
+_DOTS = 60  # epochs with points that can be seen
 _LINE = 13  # of a name
 _LETTERS = 34
 
@@ -65,6 +66,7 @@ def line_chart(title: str, series: Sequence[Series], form: str = "{:.3g}") -> st
     if not shown:
         return ""
     epochs = max(len(one.values) for one in series)
+    radius = 2.6 if epochs <= _DOTS else 1
     x = _Scale(1, max(epochs, 1), _LEFT, _WIDTH - _RIGHT)
     y = _scale(shown)
     parts = [_axes(title, x, y, form, "epoch", _HEIGHT, whole=True)]
@@ -73,7 +75,7 @@ def line_chart(title: str, series: Sequence[Series], form: str = "{:.3g}") -> st
         path = "".join(f"{'L' if n else 'M'}{x(i)},{y(v)}" for n, (i, v) in enumerate(points))
         parts.append(f'<path class="c{number}" d="{path}"/>')
         parts += [
-            f'<circle class="c{number}" cx="{x(i)}" cy="{y(v)}" r="2.6"><title>{escape(one.name)}, epoch {i}: '
+            f'<circle class="c{number}" cx="{x(i)}" cy="{y(v)}" r="{radius}"><title>{escape(one.name)}, epoch {i}: '
             f"{form.format(v)}</title></circle>"
             for i, v in points
         ]

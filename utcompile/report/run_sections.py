@@ -107,12 +107,13 @@ def _curves(facts: RunFacts) -> Section:
         name = key.removeprefix("validation_").replace("_", " ")
         is_share = any(word in key for word in _SHARES)
         charts.append(_chart(name, history, [("validation", key)], "{:.1%}" if is_share else "{:.3g}"))
-    charts.append(_chart("learning rate", history, [("at the end of an epoch", "lr")], "{:.1e}"))
+    charts.append(_chart("learning rate", history, [("at the end of an epoch", "lr")], "{:.3g}"))
+    known = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else "<p>No figure of this run is finite.</p>"
     keys = [k for k in history[-1] if k != "epoch"]
     rows = [[str(int(e["epoch"])), *(f"{e[k]:.4g}" if k in e else "" for k in keys)] for e in history]
     heads = ["epoch", *(k.replace("_", " ") for k in keys)]
     numbers = f"<details><summary>all numbers</summary>{table(heads, rows, len(heads))}</details>"
-    return Section("curves", "Curves", f'<div class="charts">{"".join(charts)}</div>{numbers}', wide=True)
+    return Section("curves", "Curves", known + numbers, wide=True)
 
 
 def _chart(
@@ -157,13 +158,13 @@ def _matrix(found: Predictions) -> str:
             cells.append(f'<td style="{shade}" title="{escape(hint)}">{number or "·"}</td>')
         rows.append(f"<tr>{_class_head(found.names[i])}{''.join(cells)}</tr>")
     return (
-        f'<table class="confusion"><thead><tr><th title="rows are true classes, columns predicted ones">true \\ '
+        f'<table class="confusion"><thead><tr><th>true \\ '
         f"predicted</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 
 def _class_head(name: str) -> str:
-    return f'<th title="{escape(name)}"><bdi>{escape(name)}</bdi></th>'
+    return f'<th dir=auto title="{escape(name)}">{escape(name)}</th>'
 
 
 def _samples(found: Predictions) -> Section:
