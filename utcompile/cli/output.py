@@ -44,6 +44,13 @@ def say(text: str, style: str = "") -> None:
         stdout().print(Text(text, style), soft_wrap=True)
 
 
+def say_wrapped(text: str, style: str = "") -> None:
+    """A result for a person, which a terminal that is too narrow continues at a word; elsewhere as it is."""
+    if leads():
+        console = stdout()
+        console.print(Text(text, style), soft_wrap=not console.is_terminal)
+
+
 def leads() -> bool:
     """Whether this process reports: the only one, or the first of those that a launcher (`torchrun`) has started."""
     return os.environ.get("RANK", "0") == "0"
