@@ -158,11 +158,15 @@ def test_the_frozen_forward_gives_what_the_whole_model_gives(rules):
     assert not FrozenForward(model, data, budget=100.0).has_room(method.names)
 
 
-def test_what_changes_the_backbone_is_not_shared():
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [("resnet", "lora/all_conv"), ("vit", "ssf/all_layers"), ("vit", "lora/all_linear"), ("vit", "bitfit/biases")],
+)
+def test_what_changes_the_backbone_is_not_shared(kind, rules):
     from support.models import captured
 
-    model = captured("resnet")
-    assert shareable(utcompile.match(model, "lora/all_conv").apply(), model) is None
+    model = captured(kind)
+    assert shareable(utcompile.match(model, rules).apply(), model) is None
 
 
 def test_wrong_options_are_refused_before_any_work(tmp_path):

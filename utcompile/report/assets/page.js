@@ -156,4 +156,7 @@
   document.getElementById("tuners").addEventListener("click", () => all((one) => first.get(one)));
   document.getElementById("close").addEventListener("click", () => all((one) => around(one) !== null));
   placeAll();
+  // a wide drawing begins at the way of the values
+  const canvas = svg.parentElement;
+  canvas.scrollLeft = -svg.viewBox.baseVal.x - canvas.clientWidth / 2;
 })();
