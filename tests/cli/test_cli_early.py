@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import utcompile
-from utcompile.cli.early_runs import DTYPES, PROVIDERS
+from utcompile.cli.early_runs import DTYPES, PROVIDERS, check_inputs
 from utcompile.cli.names import IMAGE_SUFFIXES, timm_optimizers
 from utcompile.cli.train_checks import METRICS, MOST
+from utcompile.errors import UtcError
 
 GOOD = ("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "PHOTOS", "-o", "run")
 WRONG = {
@@ -145,6 +148,7 @@ CHEAP = [
     (("bench", "OWN", "--providers", ""), "there is no provider"),
     (("report", "OWN", "-o", "nowhere/a.html"), "folder to write to does not exist"),
     (("report", "OWN", "-d", "nowhere"), "path does not exist"),
+    (("report", "nowhere"), "there is no checkpoint here"),
     *(
         (("compare", "-m", "timm:resnet18", "-d", "PHOTOS", "-o", "new", *wrong.split()), says)
         for wrong, says in {
@@ -194,6 +198,14 @@ for arguments, says in {CHEAP!r}:
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert sorted(tmp_path.rglob("*")) == before  # nothing was written
+
+
+def test_texts_may_end_like_the_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    check_inputs(tmp_path / "a.onnx", ["the picture is named cat.jpg"])
+    check_inputs(tmp_path / "run", ["cat.jpg", "dull"])
+    with pytest.raises(UtcError, match="there is no such file"):
+        check_inputs(tmp_path / "run", ["cats.npz"])
 
 
 def test_words_are_those_of_the_packages() -> None:

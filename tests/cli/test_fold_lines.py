@@ -13,7 +13,7 @@ SITES = (
     *(FoldedSite(f"lora/blocks.{i}.fc/0", "absorbed", 10.0**-i, dtype_error=1e-6) for i in range(12, 15)),
     FoldedSite("lora/head/0", "absorbed", parameters=(9, 5), dtype_error=None),
     *(FoldedSite(f"ffn/blocks.{i}/0", "kept", reason=f"it reads blocks_{i}_add") for i in range(2)),
-    FoldedSite("ffn/blocks.2/0", "kept", reason="its weight is tied"),
+    FoldedSite("ffn//0", "kept", reason="its weight is tied"),
 )
 REPORT = FoldReport(SITES, 1e-7, (20, 10))
 
@@ -24,7 +24,7 @@ def test_repeated_blocks_are_one_line() -> None:
         ["lora/blocks.12…14.fc", "3", "absorbed"],
         ["lora/head/0", "1", "absorbed"],
         ["ffn/blocks.0…1", "2", "kept"],
-        ["ffn/blocks.2/0", "1", "kept"],
+        ["ffn/(root)/0", "1", "kept"],
     ]
     assert "1e-12" in lines[1]  # the largest error
     assert lines[3].split()[3:] == ["-"] * 5
@@ -33,7 +33,7 @@ def test_repeated_blocks_are_one_line() -> None:
         "largest error of a site 1.0e-12 (float64), of the model 1.0e-07 (its dtype)",
         "parameters 20 -> 10",
         "  kept ffn/blocks.0…1: it reads blocks_0_add (2 alike)",
-        "  kept ffn/blocks.2/0: its weight is tied",
+        "  kept ffn/(root)/0: its weight is tied",
     ]
     assert report_lines(FoldReport((), 0.0, (1, 1))).startswith("no tuners")
 

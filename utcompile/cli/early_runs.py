@@ -131,11 +131,13 @@ def check_word(name: str, word: str, known: Sequence[str]) -> None:
 
 
 def check_inputs(source: Path, inputs: Sequence[str]) -> None:
-    """Raise where a file to predict from is not there. A text is none; a run with texts has a tokenizer."""
-    takes_texts = not source.is_dir() or (source / TOKENIZER).is_dir()
+    """Raise where a file to predict from is not there. A text is none: a run takes texts that has a tokenizer."""
+    is_run = source.is_dir()
+    takes_texts = (source / TOKENIZER).is_dir()
     for text in inputs:
-        is_named = Path(text).suffix.lower() in (*IMAGE_SUFFIXES, ".npz", ".npy")
-        if (is_named or not takes_texts) and not _is_file(text):
+        is_image = Path(text).suffix.lower() in IMAGE_SUFFIXES and len(text.split()) == 1
+        is_file = not takes_texts if is_run else is_image
+        if (is_file or text.endswith((".npz", ".npy"))) and not _is_file(text):
             raise UtcError("there is no such file", where=text, fix="correct the path", code="data/not-found")
 
 

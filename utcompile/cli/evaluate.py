@@ -177,7 +177,8 @@ def _classes(found: Evaluation) -> Table:
     for name in (*columns, unit):
         table.add_column(name, justify="right")
     for c in found.classes:
-        cells = [f"{c.figures[n]:.4g}" if n in c.figures else "-" for n in columns]
+        shown = ".4g" if found.task == "regress" else ".3f"
+        cells = [f"{c.figures[n]:{shown}}" if n in c.figures else "-" for n in columns]
         table.add_row(c.name, *cells, f"{c.support:,}")
     return table
 

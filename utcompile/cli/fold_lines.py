@@ -60,9 +60,9 @@ def _row(sites: Sequence[FoldedSite]) -> tuple[str, ...]:
 
 
 def _name(sites: Sequence[FoldedSite]) -> str:
-    """`rule/path` with the span of the numbers; the whole id where there is one site."""
+    """`rule/path` with the span of the numbers; the whole id where there is one site, with `(root)` for no path."""
     if len(sites) == 1:
-        return sites[0].id
+        return sites[0].id.replace("//", "/(root)/")
     rule, _, _ = sites[0].id.partition("/")
     return f"{rule}/{run([site.id.partition('/')[2].rpartition('/')[0] for site in sites])}"
 

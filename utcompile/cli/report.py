@@ -39,8 +39,9 @@ def report(
 
     The page is one file that works offline, light and dark.
     """
-    check_targets(out or run / "report.html")
+    check_targets(out)
     check_run(run, model, weights, trust=trust)
+    check_targets(run / "report.html" if out is None else None)
     if data is not None:
         check_data(data, "")
     from utcompile.cli.run_report import write_report

@@ -37,7 +37,7 @@ def going_on(out: Path, given: Mapping[str, object], *, trust: bool = False) -> 
                 if given.get(name, usual) != usual
             ]
             more = "".join(options) + " --trust" * trust
-            output.progress(f"go on with: utcompile train --resume -o {shlex.quote(str(out))}{more}")
+            output.progress(f"go on with: utcompile train --resume -o {shlex.quote(str(out))}{more}", to_copy=True)
         else:
             output.progress("nothing was saved: the first epoch was not complete")
         raise
