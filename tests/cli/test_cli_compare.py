@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,9 @@ def test_compare_writes_a_page_and_runs_that_other_verbs_open(tmp_path):
         assert drive(page, "return document.querySelectorAll('tbody tr').length", tmp_path) >= 3
     text = passed(*arguments).stdout
     assert "to the first" in text and "left out: convnet" in text
+    (best,) = re.findall(r"next: utcompile report (\S+), utcompile export \1 -o", " ".join(text.split()))
+    every = [json.loads(file.read_text())["validation"] for file in out.glob("runs/*/*/result.json")]
+    assert json.loads((Path(best) / "result.json").read_text())["validation"] == max(every)
     run = next(Path(out / "runs" / "lora_all_linear").iterdir())
     said = parsed("report", run)
     result = json.loads((run / "result.json").read_text())
