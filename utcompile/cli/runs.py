@@ -99,7 +99,8 @@ def rules_of(folder: Path, manifest: dict[str, object]) -> RuleSet:
         raise UtcError("the manifest contains no rules", where=str(folder / MANIFEST), code="checkpoint/damaged")
     text = rules["text"]
     text += "" if "\n" in text else "\n"  # by which a text is known
-    return RuleSet.load(text, vars=rules.get("vars"), included=rules.get("included"), train=rules.get("train"))
+    given = {key: rules.get(key) for key in ("vars", "included", "train", "measured")}
+    return RuleSet.load(text, **given)
 
 
 def open_run(

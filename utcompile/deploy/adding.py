@@ -32,6 +32,7 @@ from utcompile.deploy.task_files import (
 )
 from utcompile.deploy.task_values import Builder, arrays_of
 from utcompile.deploy.tasks import save_model
+from utcompile.deploy.widths import differs, with_the_files_factors
 from utcompile.errors import UtcError
 from utcompile.files import draft, one_writer, path_of, reported
 from utcompile.rewrite import TENSORS
@@ -77,7 +78,7 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         name=name,
         classes=sizes.get(CLASSES),
         sizes=sizes,
-        labels=labels if labels is not None and fits(labels, sizes) else None,
+        labels=labels if labels is not None and fits(labels, known.heads(sizes)) else None,
         sha256=digest_of(values),
         run=digest_of(arrays_of(named)),
         file=beside(path, f".{name}{ADAPTER}").name if known.routing == "call" else None,
@@ -115,9 +116,11 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
             fix="export a file of that base",
             code="checkpoint/other-base",
         )
-    theirs = {site.id: _site(site.tuner, site.config) for site in manifest.sites}
-    mine = {str(site["id"]): _site(site["tuner"], site["config"]) for site in known.sites}
-    differing = sorted(key for key in theirs.keys() | mine if theirs.get(key) != mine.get(key))
+    theirs, mine = {site.id: site for site in manifest.sites}, {site.id: site for site in known.sites}
+    both = theirs.keys() & mine
+    differing = sorted(
+        (theirs.keys() ^ mine) | {k for k in both if differs(mine[k], theirs[k].tuner, theirs[k].config)}
+    )
     if differing or tensors.keys() != known.parameters.keys():
         first = differing[0] if differing else min(tensors.keys() ^ known.parameters.keys())
         raise UtcError(
@@ -127,6 +130,7 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
             fix="export another file for runs of these rules",
             code="checkpoint/other-sites",
         )
+    tensors = with_the_files_factors(tensors, known.sites, {site.id: site.config for site in manifest.sites}, str(run))
     labels = read_manifest(run).get("classes")
     return tensors, [str(label) for label in labels] if isinstance(labels, list) else None
 
@@ -134,12 +138,6 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
 def _identity(run: Path) -> str | None:
     manifest = load_manifest(run)
     return manifest.identity if isinstance(manifest, Manifest) else None
-
-
-def _site(tuner: object, config: object) -> tuple[object, object]:
-    """A site without how it is computed, which changes no number."""
-    plain = {k: v for k, v in config.items() if k != "how"} if isinstance(config, Mapping) else config
-    return tuner, plain
 
 
 def _extend(path: Path, target: Path, known: TaskFile, values: Mapping[str, np.ndarray]) -> None:
@@ -150,10 +148,12 @@ def _extend(path: Path, target: Path, known: TaskFile, values: Mapping[str, np.n
         if value is None or value.const_value is None:
             raise UtcError("the list of tasks belongs to another ONNX file", where=str(path), code="export/tasks")
         room = stack.padded or list(values[stack.live].shape)
-        for size, most in zip(values[stack.live].shape, room, strict=True):
+        axes = known.inputs[stack.live].shape
+        for axis, size, most in zip(axes, values[stack.live].shape, room, strict=True):
             if size > most:
+                word = f"a larger {axis}" if axis in known.widths else "more classes"
                 raise UtcError(
-                    f"the task has more classes than the file has room for: {most}",
+                    f"the task has {word} than the file has room for: {most}",
                     where=str(path),
                     fix="export the file again with this task among `tasks=`",
                     code="export/tasks",

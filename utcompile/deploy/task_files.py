@@ -62,6 +62,26 @@ class Stack(_Part):
     fill: float | None = None
 
 
+class FileSite(_Part):
+    """A site, which a run must have too.
+
+    Attributes:
+        id, tuner, config: as in the manifest of a run.
+        free: the fields of the config in which a task may differ.
+        field: of these, the size of the inner axis.
+        axes: the tensors of a checkpoint that have it, and which of their dimensions it is.
+        results: those on which a fixed factor on the tuner's result is a factor.
+    """
+
+    id: str
+    tuner: str
+    config: dict[str, object]
+    free: list[str] = []
+    field: str | None = None
+    axes: dict[str, int] = {}
+    results: list[str] = []
+
+
 class SavedTask(_Part):
     """A task.
 
@@ -89,9 +109,10 @@ class TaskFile(_Part):
 
     Attributes:
         base: the fingerprint of the frozen base.
-        sites: id, tuner and config of each site, which a run must have too.
+        sites: which a run must have too.
         parameters: name of a tensor in a checkpoint to the builder's input.
         sizes: without a task, the size of each axis in which tasks may differ.
+        widths: those of these axes that lie inside tuners, and are no classes.
         varying: the builder's inputs with such axes, and the name of each one's axis or None per dimension.
         outputs: the same of outputs.
     """
@@ -102,9 +123,10 @@ class TaskFile(_Part):
     routing: str
     inputs: dict[str, LiveInput]
     tasks: list[SavedTask]
-    sites: list[dict[str, object]]
+    sites: list[FileSite]
     parameters: dict[str, str]
     sizes: dict[str, int] = {}
+    widths: list[str] = []
     varying: dict[str, AxisNames] = {}
     outputs: dict[str, AxisNames] = {}
     stacks: dict[str, Stack] = {}
@@ -114,6 +136,10 @@ class TaskFile(_Part):
     def names(self) -> list[str]:
         """The tasks' names."""
         return [task.name for task in self.tasks]
+
+    def heads(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Of the sizes of a task, those of its heads."""
+        return {axis: size for axis, size in sizes.items() if axis not in self.widths}
 
     def sizes_of(self, task: str | None, where: str) -> dict[str, int]:
         """The size of each axis in which tasks may differ, of a task or of the base."""

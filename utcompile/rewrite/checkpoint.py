@@ -18,7 +18,7 @@ from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
 from utcompile.rewrite.base_print import digest_of_prints, fingerprint, print_of, prints_of, text_of
 from utcompile.rewrite.digests import whole as gathered
-from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
+from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors, note_forms
 from utcompile.rewrite.fits_parts import check_outside, parts_in
 from utcompile.rewrite.manifest import (
     FORMAT,
@@ -33,6 +33,7 @@ from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rewrite.whole import Whole, site_in
+from utcompile.rewrite.widths import free_dims
 from utcompile.rewrite.wiring import place_of_site, wiring
 
 TENSORS = "tuners.safetensors"
@@ -93,13 +94,19 @@ def load_tuners(tuned: _M, folder: str | Path) -> _M:
 
 
 def read_tensors(
-    model: torch.nn.Module, folder: str | Path, wanted: Mapping[str, torch.Tensor], *, new_head: bool = False
+    model: torch.nn.Module,
+    folder: str | Path,
+    wanted: Mapping[str, torch.Tensor],
+    *,
+    new_head: bool = False,
+    new_widths: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, checked against a tuned model.
 
     Args:
         wanted: the model's, by their names in a checkpoint.
         new_head: whether what `train:` names may have another number of rows.
+        new_widths: whether tuners may have another rank or width (`Tuner.inner`), and other fields that are free then.
     """
     folder, whole = path_of(folder, "folder"), Whole.of(model, "load_tuners")
     manifest: Manifest | Format1
@@ -113,13 +120,15 @@ def read_tensors(
     where = str(folder / MANIFEST)
     parts = parts_in(whole, manifest, where)
     for tuned, saved in parts:
-        check_sites(tuned, saved, where)
+        check_sites(tuned, saved, where, new_widths=new_widths)
     check_names(tensors, wanted, str(folder / TENSORS))
     notes = check_outside(whole, manifest, where)
     for tuned, saved in parts:
         notes += check_base(tuned, saved, where)
         check_places(tuned, saved, where)
-    notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head)
+    free = free_dims(whole) if new_widths else None
+    notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head, free=free)
+    notes += note_forms(whole, manifest, str(folder))
     for note in notes:
         warnings.warn(f"{folder}: {note}", stacklevel=3)
     return tensors
@@ -164,6 +173,7 @@ def _manifest(whole: Whole, tensors: Mapping[str, torch.Tensor]) -> dict[str, ob
             "text": rules.text,
             "included": dict(rules.included),
             "train": rules.trains_instead,
+            **({"measured": {k: found.to_dict() for k, found in rules.measured.items()}} if rules.measured else {}),
         },
         **(_body(whole.parts[""]) if whole.is_one_graph else _body_of_parts(whole)),
         "tensors": {k: {"shape": list(v.shape), "dtype": text_of(v.dtype)} for k, v in tensors.items()},

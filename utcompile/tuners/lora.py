@@ -15,6 +15,7 @@ from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
+from utcompile.tuners.inner import Inner
 from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.sites import WeightSite
 from utcompile.tuners.slices import Slices, places
@@ -32,7 +33,20 @@ class LoraConfig(TunerConfig):
     rslora: bool = Field(False, description="multiply by alpha / √r instead of alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the branch's input, in training")
     slices: Slices = None
-    how: How = Field("auto", description="branch, reparametrised, or auto: the cheaper form")
+    how: How = Field(
+        "auto",
+        description="branch, reparametrised, auto: the form that costs less by count, or measured: the form that is "
+        "the fastest where the rules are matched",
+    )
+    as_one: bool | None = Field(
+        None,
+        description="whether a convolution and its update run as one operation in training; null: if that is cheaper",
+    )
+    free: ClassVar[frozenset[str]] = frozenset(["r", "alpha", "rslora", "dropout"])
+
+    def result_factor(self) -> float:
+        """α/r, or α/√r."""
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
 
 @register_tuner("lora")
@@ -48,9 +62,10 @@ class Lora(Tuner):
 
         There are two forms, equal in exact arithmetic. *Branch*: `y + s·B(A(x))`. *Reparametrised*: `OP(x; W + s·BA)`,
         whose second weight is computed again in backward instead of being stored. The form with the lower count of
-        FLOPs and bytes is taken (`utcompile/tuners/forms.py`), or the one that `how` names; the plan shows it. Grouped
-        convolutions, einsums, recurrent layers and weights that the model computes (a slice, weight standardisation)
-        have no branch.
+        FLOPs and bytes is taken (`utcompile/tuners/forms.py`), or the one that `how` names; the plan shows it. With
+        `how: measured`, one training step of the site alone is timed in each form, and the plan has the choice and the
+        times. Grouped convolutions, einsums, recurrent layers and weights that the model computes (a slice, weight
+        standardisation) have no branch.
 
         `slices: [q, v]` tunes some output channels of a packed weight: rows of a linear's, columns of `x @ W`. A name
         is a capture; its channels are found by sending the numbers of the packed channels through the operations
@@ -82,6 +97,7 @@ class Lora(Tuner):
     config_class: ClassVar[type[TunerConfig]] = LoraConfig
     forms = ("weight",)
     reads_parameters = True
+    as_one: bool | None = None
 
     def __init__(
         self,
@@ -96,7 +112,7 @@ class Lora(Tuner):
         self.weight_shape, self.turned = tuple(weight_shape[::-1] if turned else weight_shape), turned
         self.stack = self.weight_shape[:1] if stacked else ()
         out, *rest = self.weight_shape[len(self.stack) :]
-        self.scaling = config.alpha / (config.r**0.5 if config.rslora else config.r)
+        self.scaling = config.result_factor()
         self.rank, self.slice_count = config.r, max(len(rows), 1)
         tuned = sum(map(len, rows)) if rows else out
         self.lora_A = nn.Parameter(torch.empty(*self.stack, self.slice_count * config.r, *rest))
@@ -106,6 +122,7 @@ class Lora(Tuner):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self.branch = branch
         self.how = "reparametrised" if branch is None else "branch"
+        self.as_one = config.as_one
         self.slice_sizes = tuple(map(len, rows))
         if rows:  # rows in no slice read the row of zeros after the last
             self.register_buffer("place", places(rows, out), persistent=False)
@@ -145,7 +162,7 @@ class Lora(Tuner):
             )
         if config.how == "reparametrised":
             branch, why_not = None, "the rule has `how: reparametrised`"
-        elif config.how == "auto" and branch is not None and not config.dropout:
+        elif config.how in ("auto", "measured") and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
             if not site.only_branch and cheaper_form(op.name, site, rank) == "reparametrised":
                 branch = None
@@ -168,6 +185,13 @@ class Lora(Tuner):
         if not site.direct:
             return None, "the model computes the weight before it uses it"
         return Branch(op.name, op.attributes), ""
+
+    def inner(self) -> Inner | None:
+        """The rank; None with slices, whose factors lie in blocks."""
+        if self.slice_sizes:
+            return None
+        first = len(self.stack)
+        return Inner("r", {"lora_A": first, "lora_B": first + 1}, ("lora_B",))
 
     def delta(self) -> torch.Tensor:
         """The update `s·B·A` in the shape of the weight."""
@@ -193,7 +217,7 @@ class Lora(Tuner):
         if self.dropout is not None:
             x = self.dropout(x)
         if y is None:
-            return self.branch.share(x, self.lora_A, self._up()) * self.scaling
+            return self.branch.share(x, self.lora_A, self._up() * self.scaling)
         return self.branch(x, y, self.lora_A, self._up(), self.scaling)
 
     def _up(self) -> torch.Tensor:
