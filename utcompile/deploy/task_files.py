@@ -113,6 +113,7 @@ class TaskFile(_Part):
         parameters: name of a tensor in a checkpoint to the builder's input.
         sizes: without a task, the size of each axis in which tasks may differ.
         widths: those of these axes that lie inside tuners, and are no classes.
+        biases: the inputs that are biases of convolutions whose weight is a constant.
         varying: the builder's inputs with such axes, and the name of each one's axis or None per dimension.
         outputs: the same of outputs.
     """
@@ -127,6 +128,7 @@ class TaskFile(_Part):
     parameters: dict[str, str]
     sizes: dict[str, int] = {}
     widths: list[str] = []
+    biases: list[str] = []
     varying: dict[str, AxisNames] = {}
     outputs: dict[str, AxisNames] = {}
     stacks: dict[str, Stack] = {}
@@ -238,7 +240,8 @@ def read_adapter(path: Path, known: TaskFile, task: SavedTask) -> dict[str, np.n
         raise UtcError("there is no such adapter file", where=str(path), code="export/tasks")
     try:
         adapter = ort.AdapterFormat.read_adapter(str(path))
-        values = {name: value.numpy() for name, value in adapter.get_parameters().items()}
+        # copies: the memory is the adapter's, which ends here
+        values = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
         version = adapter.get_model_version()
     except Exception as error:  # the classes of the extension module are private
         raise UtcError(

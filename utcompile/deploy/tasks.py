@@ -16,6 +16,7 @@ from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean
 from utcompile.deploy.frontier import Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
+from utcompile.deploy.live_convolutions import biases_of_convolutions, slow_parts
 from utcompile.deploy.live_shapes import declare, shapes_of
 from utcompile.deploy.metadata import facts_of, written
 from utcompile.deploy.onnx_model import OnnxModel
@@ -178,7 +179,8 @@ def _exported(
     if routing == "call":
         set_defaults(program.model, defaults)
         _check_readers(program.model, lives)
-        notes += _slow(program.model, lives)
+        known = known.model_copy(update={"biases": biases_of_convolutions(program.model)})
+        notes += slow_parts(program.model)
     with as_shipped(tuned):
         axes = tuple(a if a.name == BATCH else refined(tuned, call, a, expected) for a in bounded(tuned, call.sizes))
     fixed, guards = fixed_sizes(call), guards_in_words(tuned)
@@ -368,21 +370,3 @@ def _check_readers(model: ir.Model, lives: Sequence[Live]) -> None:
             fix="report it, with the model and the rules",
             code="export/disagrees",
         )
-
-
-def _slow(model: ir.Model, lives: Sequence[Live]) -> tuple[str, ...]:
-    """What ONNX Runtime does slowly where a weight is no constant."""
-    names = {live.name for live in lives}
-    weights = {
-        str(node.inputs[1].name)
-        for node in model.graph.all_nodes()
-        if node.op_type == "Conv" and len(node.inputs) > 1 and node.inputs[1] is not None
-        if node.inputs[1].name in names
-    }
-    if not weights:
-        return ()
-    return (
-        f"{len(weights)} weights of convolutions are inputs, and ONNX Runtime's fast layout on a CPU takes constants "
-        "alone: expect 2 to 3 times the latency. Folded files, one per task, have none of it; nor have rules that tune "
-        f"biases and the head (bitfit/biases): {', '.join(sorted(weights)[:4])}",
-    )
