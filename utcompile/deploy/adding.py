@@ -13,6 +13,7 @@ import torch
 
 from utcompile.deploy.metadata import PREFIX
 from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.publishing import publish
 from utcompile.deploy.rows import stacked
 from utcompile.deploy.runtime import run
 from utcompile.deploy.task_axes import CLASSES, fits, sizes_in
@@ -92,8 +93,7 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         (drafts / beside(path, ".json").name).write_bytes(task_file_text(more))
         _try_out(path, drafts, more, task)
         # the list last: until then, the file has the tasks that it had
-        for file in sorted(drafts.iterdir(), key=lambda file: (file.suffix == ".json", file.name == path.name)):
-            file.replace(path.with_name(file.name))
+        publish(drafts, path, last=beside(path, ".json").name)
     return name
 
 
