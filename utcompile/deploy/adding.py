@@ -26,6 +26,7 @@ from utcompile.deploy.task_files import (
     check_task_name,
     check_values,
     digest_of,
+    other_preprocessing,
     read_adapter,
     read_task_file,
     task_file_text,
@@ -39,6 +40,7 @@ from utcompile.files import draft, one_writer, path_of, reported
 from utcompile.rewrite import TENSORS
 from utcompile.rewrite.manifest import Manifest, load_manifest, read_manifest
 from utcompile.rewrite.pair import read_pair
+from utcompile.rewrite.run_facts import inputs_of, outputs_of
 
 
 def add_task(path: str | Path, run: str | Path, name: str | None = None) -> str:
@@ -83,6 +85,8 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         sha256=digest_of(values),
         run=digest_of(arrays_of(named)),
         file=beside(path, f".{name}{ADAPTER}").name if known.routing == "call" else None,
+        outputs=outputs_of(folder) or None,
+        preprocessing=other_preprocessing(inputs_of(folder), known.preprocessing),
     )
     more = known.model_copy(update={"tasks": [*known.tasks, task]})
     with draft(path.parent) as drafts:

@@ -100,6 +100,18 @@ class OnnxModel:
             return self.labels
         return tuple(self._tasks.task(task, str(self.path)).labels or ())
 
+    def outputs_of(self, task: str | None) -> dict[str, object]:
+        """What the outputs mean: the task, and `mean` and `std` of numbers; empty where that is not known."""
+        its = self._tasks.task(task, str(self.path)).outputs if task is not None and self._tasks is not None else None
+        return its or _mapping(self.facts.get("outputs"))
+
+    def preprocessing_of(self, task: str | None) -> dict[str, object]:
+        """How an image or a text becomes an input; empty where that is not known."""
+        its = None
+        if task is not None and self._tasks is not None:
+            its = self._tasks.task(task, str(self.path)).preprocessing
+        return its or _mapping(self.facts.get("preprocessing"))
+
     def __call__(self, *inputs: object, task: str | Sequence[str] | None = None, **named: object) -> Array | Arrays:
         """Run the file.
 
@@ -179,7 +191,8 @@ class OnnxModel:
                 fix="give a task's name, or one name per row",
                 code="arguments/type",
             )
-        for name in [task] if isinstance(task, str) else task:
+        names = [task] if isinstance(task, str) else list(task)
+        for name in names:
             if self._tasks is None:
                 raise UtcError(
                     "the ONNX file has no tasks",
@@ -191,14 +204,14 @@ class OnnxModel:
                 self._tasks.task(name, str(self.path))
         if isinstance(task, str):
             return task
-        if len(task) != self.batch_of(feeds):
+        if len(names) != self.batch_of(feeds):
             raise UtcError(
-                f"{len(task)} tasks for a batch of {self.batch_of(feeds)}",
+                f"{len(names)} tasks for a batch of {self.batch_of(feeds)}",
                 where=str(self.path),
                 fix="give one name per row, or one for all",
                 code="export/tasks",
             )
-        return list(task)
+        return list[str | None](names)
 
     def _adapter(self, name: str | None) -> ort.LoraAdapter | None:
         """A task's adapter, loaded once and kept: ONNX Runtime computes wrongly after it is dropped."""
@@ -373,6 +386,10 @@ class OnnxModel:
 
     def __repr__(self) -> str:
         return f"OnnxModel({str(self.path)!r}: ({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}))"
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _opened(value: object) -> list[object]:

@@ -93,6 +93,8 @@ class SavedTask(_Part):
         sha256: over the names and values of its inputs.
         run: the same over the tensors of its run.
         file: its adapter, next to the ONNX file; None in a file with rows.
+        outputs: what they mean, as `utcompile.outputs` of a file of one task.
+        preprocessing: how an image or a text becomes an input, where it is otherwise than the file says.
     """
 
     name: str
@@ -102,6 +104,8 @@ class SavedTask(_Part):
     sha256: Hex
     run: Hex
     file: str | None = None
+    outputs: dict[str, object] | None = None
+    preprocessing: dict[str, object] | None = None
 
 
 class TaskFile(_Part):
@@ -158,6 +162,13 @@ class TaskFile(_Part):
                 code="export/tasks",
             )
         return found
+
+
+def other_preprocessing(its: Mapping[str, object], files: Mapping[str, object] | None) -> dict[str, object] | None:
+    """The preprocessing of a task, where the file's is another; the tokenizer is that next to the file."""
+    shared = {"tokenizer": files["tokenizer"]} if files and "tokenizer" in files and "tokenizer" in its else {}
+    whole = {**its, **shared}
+    return whole if its and whole != files else None
 
 
 def beside(path: Path, ending: str) -> Path:

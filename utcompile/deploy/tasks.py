@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -33,6 +33,7 @@ from utcompile.deploy.task_files import (
     check_not_another,
     check_task_name,
     digest_of,
+    other_preprocessing,
     read_task_file,
     task_file_text,
     write_adapter,
@@ -53,6 +54,7 @@ from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, chec
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
+from utcompile.rewrite.run_facts import inputs_of, outputs_of
 
 ROUTINGS = ("call", "row")
 _FIXED: dict[str, object] = {"free": ["how"], "field": None, "axes": {}, "results": []}
@@ -66,11 +68,14 @@ class Task:
         name: of the task.
         tensors: by the names that the module has for them.
         labels: the names of its classes, where its run has them.
+        outputs, preprocessing: what its run says of them.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     labels: tuple[str, ...] | None
+    outputs: Mapping[str, object] = field(default_factory=dict)
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
 
     def swapped(self, tuned: TunedModule) -> nn.Module:
         """The task's own model in PyTorch."""
@@ -159,7 +164,9 @@ def _exported(
             )
             for live in lives
         },
-        tasks=[_saved(task, values[task.name], heads, varying, path, routing) for task in found],
+        tasks=[
+            _saved(task, values[task.name], heads, varying, path, routing, _preprocessing(options)) for task in found
+        ],
         sites=sites,
         parameters=names,
         sizes=sizes_in(varying, own),
@@ -330,10 +337,11 @@ def _read(tuned: TunedModule, name: str, folder: str | Path) -> Task:
     try:
         tensors = read_task(tuned, folder)
         labels = read_manifest(folder).get("classes")
+        outputs, preprocessing = outputs_of(Path(folder)), inputs_of(Path(folder))
     except UtcError as error:
         raise error.within(f"task {name!r}") from None
     named = tuple(map(str, labels)) if isinstance(labels, list) else None
-    return Task(name, tensors, named)
+    return Task(name, tensors, named, outputs, preprocessing)
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
@@ -343,7 +351,15 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _saved(task: Task, values: Values, heads: Varying, varying: Varying, path: Path, routing: str) -> SavedTask:
+def _saved(
+    task: Task,
+    values: Values,
+    heads: Varying,
+    varying: Varying,
+    path: Path,
+    routing: str,
+    files: Mapping[str, object] | None,
+) -> SavedTask:
     sizes = sizes_in(varying, task.tensors)
     is_named = task.labels is not None and fits(task.labels, sizes_in(heads, task.tensors))
     return SavedTask(
@@ -354,6 +370,8 @@ def _saved(task: Task, values: Values, heads: Varying, varying: Varying, path: P
         sha256=digest_of(values),
         run=digest_of(arrays_of(task.tensors)),
         file=beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None,
+        outputs=dict(task.outputs) or None,
+        preprocessing=other_preprocessing(task.preprocessing, files),
     )
 
 
