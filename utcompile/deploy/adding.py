@@ -34,7 +34,7 @@ from utcompile.deploy.task_files import (
 )
 from utcompile.deploy.task_values import Builder, arrays_of
 from utcompile.deploy.tasks import save_model
-from utcompile.deploy.widths import differs, with_the_files_factors
+from utcompile.deploy.widths import difference, with_the_files_factors
 from utcompile.errors import UtcError
 from utcompile.files import draft, one_writer, path_of, reported
 from utcompile.rewrite import TENSORS
@@ -121,16 +121,18 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
             code="checkpoint/other-base",
         )
     theirs, mine = {site.id: site for site in manifest.sites}, {site.id: site for site in known.sites}
-    both = theirs.keys() & mine
-    differing = sorted(
-        (theirs.keys() ^ mine) | {k for k in both if differs(mine[k], theirs[k].tuner, theirs[k].config)}
+    first = next(iter(sorted(theirs.keys() ^ mine)), None) or min(
+        tensors.keys() ^ known.parameters.keys(), default=None
     )
-    if differing or tensors.keys() != known.parameters.keys():
-        first = differing[0] if differing else min(tensors.keys() ^ known.parameters.keys())
+    why = f"the first that differs is {first}" if first is not None else None
+    for key in sorted(mine) if why is None else ():
+        found = difference(mine[key], theirs[key].tuner, theirs[key].config)
+        why = why or (found and f"{key}: {found}")
+    if why is not None:
         raise UtcError(
             "the run has other rules or sites than the file",
             where=str(run),
-            why=f"the first that differs is {first}",
+            why=why,
             fix="export another file for runs of these rules",
             code="checkpoint/other-sites",
         )
