@@ -13,6 +13,7 @@ from utcompile.errors import UtcError, known_arguments
 from utcompile.graph import UtcGraphModule
 from utcompile.matching import TunerDtype
 from utcompile.matching import match as find
+from utcompile.measured_forms import decide_forms
 from utcompile.memory import read_budget
 from utcompile.parts import CapturedParts, capture_parts
 from utcompile.parts.named import Within
@@ -77,7 +78,7 @@ def match(
             fix="put all the rules in one file and match the captured model; or fold first, and tune the folded model",
             code="arguments/type",
         )
-    return Plan.of(find(captured, rules, vars, train))
+    return Plan.of(decide_forms(find(captured, rules, vars, train)))
 
 
 @overload

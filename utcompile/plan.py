@@ -93,7 +93,8 @@ class Plan(PlanData):
             cost = self.cost.sites.get(site.id)
             counts = {k: getattr(cost, k, None) for k in ("flops", "saved_bytes")}
             config = site.config.model_dump(mode="json", exclude={"kind"})
-            sites.append({**{k: getattr(site, k) for k in keys}, **counts, "config": config})
+            measured = {"measured": site.measured.to_dict()} if site.measured else {}
+            sites.append({**{k: getattr(site, k) for k in keys}, **counts, "config": config, **measured})
         return {
             "rules": self.ruleset.name,
             "sites": sites,
@@ -113,12 +114,21 @@ class Plan(PlanData):
         rows += [("train", name, "trained itself", "", "", f"{size:,}", "", "") for name, size in self.sizes.items()]
         return "\n".join([*columns(rows, right=3), *self.summary()])
 
+    def _measured(self) -> dict[str, list[str]]:
+        """What `how: measured` found, and the paths of the sites at which it found that."""
+        found: dict[str, list[str]] = {}
+        for site in self.sites:
+            if site.measured is not None:
+                found.setdefault(str(site.measured), []).append(site.path)
+        return found
+
     def summary(self) -> list[str]:
         """What the tuners cost, where there are any, and how many sites and parameters there are."""
         counts = ", ".join(f"{n} {k}" for k, n in Counter(s.rule for s in self.sites).items())
         sites = f"{counted(len(self.sites), 'site')} ({counts})" if counts else "no sites"
         last = f"{sites}, {self.parameters:,} parameters to train"
         notes = [*(s.note for s in self.sites if s.note), *self.notes, *map(str, self.skipped)]
+        notes += [f"measured: {listed(paths)}: {found}" for found, paths in self._measured().items()]
         if self.left_out:
             notes.append(f"left out: {counted(len(self.left_out), 'weight matrix')}: {listed(self.left_out)}")
         return [*notes, *([str(self.cost)] if self.sites else []), last]

@@ -12,6 +12,7 @@ from utcompile.graph import path_in
 from utcompile.matching import Site, TunerDtype, require_sites
 from utcompile.matching.explain import Explanation
 from utcompile.matching.match_rules import match_all
+from utcompile.measured_forms import decide_forms
 from utcompile.parts import CapturedParts, insert_parts, lines_by_part
 from utcompile.plan import Plan
 from utcompile.rules import RuleSet
@@ -60,7 +61,10 @@ class PartsPlan:
             UtcError: as `utc.match`.
         """
         lines = lines_by_part(captured, ruleset)
-        found = match_all(captured.parts, ruleset, lines.inside)
+        matched = match_all(captured.parts, ruleset, lines.inside)
+        found = {path: decide_forms(plan, path) for path, plan in matched.items()}
+        measured = {site: one for plan in found.values() for site, one in plan.ruleset.measured.items()}
+        ruleset = replace(ruleset, measured=measured) if measured else ruleset
         every = {path: Plan.of(plan) for path, plan in found.items()}
         plans = {path: plan for path, plan in every.items() if plan.sites or plan.trained}
         if required and not plans and not lines.outside:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 import utcompile as utc
 from utcompile.memory import one_call, strides
 from utcompile.memory.planned import plan_graph
+from utcompile.memory.tuned_call import TunedCall
 from utcompile.memory.units import units_of
+from utcompile.tuners import branches
 
 RULES = """\
 version: 1
@@ -48,6 +50,7 @@ class Net(nn.Module):
 def _everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_call, "cheapest_form", lambda *_: "one")
     monkeypatch.setattr(strides, "_FEWEST", 0)
+    monkeypatch.setattr(branches, "_SMALL", 0)
 
 
 def pair(how: str, drop: float = 0.0) -> tuple[utc.TunedModule, utc.TunedModule, Tensor]:
@@ -89,7 +92,38 @@ def test_results_and_gradients(how: str, expected: int, layout: torch.memory_for
     assert close([of_x], [other])
 
 
-def test_gradients_of_gradients() -> None:
+@pytest.mark.parametrize("how", ["branch", "reparametrised"])
+def test_small_ones_are_torchs_own_operations(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned, plain, x = pair(how)
+    expected = step(plain, x)
+    monkeypatch.setattr(branches, "_SMALL", 2**18)
+    assert _functions(tuned(x)).isdisjoint({"_TunedBackward", "_ConvBranchBackward"})
+    for module in (tuned, plain):
+        assert close(step(module, x), expected)
+        assert close(step(module, x.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def _functions(result: Tensor) -> set[str]:
+    """The names of the autograd functions that a result comes from."""
+    found, waiting = set(), [result.grad_fn]
+    while waiting:
+        if (node := waiting.pop()) is not None and node not in found:
+            found.add(node)
+            waiting += [n for n, _ in node.next_functions]
+    return {type(node).__name__ for node in found}
+
+
+def test_the_numbers_of_a_result_are_known_before_it() -> None:
+    x = torch.randn(2, 3, 17, 17)
+    call = TunedCall("conv2d", ((2, 1), (1, 0), 2))
+    weight = torch.randn(4, 3, 3, 1)
+    result = torch.conv2d(x, weight, None, (2, 1), (1, 0), 2)
+    assert call._numbers(x, weight) == result.numel()
+
+
+@pytest.mark.parametrize("small", [0, 2**18])
+def test_gradients_of_gradients(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "_SMALL", small)
     tuned, plain, x = pair("branch")
 
     def second(module: nn.Module) -> list[Tensor]:

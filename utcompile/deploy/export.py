@@ -12,7 +12,7 @@ from torch import nn
 
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
-from utcompile.deploy.checks import check_dtype, check_recurrent, check_target
+from utcompile.deploy.checks import check_dtype, check_recurrent
 from utcompile.deploy.clean import clean
 from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
 from utcompile.deploy.metadata import check_described, check_labels, check_metadata, facts_of, written
@@ -24,7 +24,7 @@ from utcompile.deploy.tasks import export_tasks
 from utcompile.deploy.translate import translate
 from utcompile.deploy.written import ExportResult, Options, check_file, finish, fixed_sizes
 from utcompile.errors import UtcError, check_type
-from utcompile.files import draft, path_of, reported
+from utcompile.files import check_target, draft, path_of, reported
 
 
 def export_onnx(

@@ -55,9 +55,10 @@ from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
 from utcompile.rewrite.run_facts import inputs_of, outputs_of
+from utcompile.rewrite.widths import HOW
 
 ROUTINGS = ("call", "row")
-_FIXED: dict[str, object] = {"free": ["how"], "field": None, "axes": {}, "results": []}
+_FIXED: dict[str, object] = {"free": sorted(HOW), "field": None, "axes": {}, "results": []}
 
 
 @dataclass(frozen=True)

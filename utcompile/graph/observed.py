@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_PLAIN = (torch.Tensor, nn.Parameter)  # known at once; the question about a subclass takes longer
 
 
 def runs_plainly(*tensors: torch.Tensor | None) -> bool:
@@ -17,7 +20,7 @@ def runs_plainly(*tensors: torch.Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or any(is_traceable_wrapper_subclass(t) for t in tensors if t is not None)
+        or any(is_traceable_wrapper_subclass(t) for t in tensors if t is not None and type(t) not in _PLAIN)
     )
 
 

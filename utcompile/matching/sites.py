@@ -12,7 +12,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import Value, describe
 from utcompile.matching.engine import Bindings
 from utcompile.matching.forms import ChainPlace, Earlier, Found, Place, ValuePlace, WeightPlace, placed
-from utcompile.rules import ChainInsertion
+from utcompile.rules import ChainInsertion, Measured
 from utcompile.tuners import Form, Tuner, TunerConfig, TunerSite, build_tuner, tuner_class
 
 
@@ -31,6 +31,7 @@ class Site:
         place: the place in the graph, one type per form.
         bindings: the captures of the match.
         note: a remark of the plan below its table.
+        measured: what `how: measured` found; None where it was not asked.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Site:
     place: Place
     bindings: Bindings = field(default_factory=dict, compare=False)
     note: str | None = None
+    measured: Measured | None = None
 
     def __repr__(self) -> str:
         names = ("id", "rule", "path", "form", "tuner", "parameters", "reads", "writes", "how", "tunes")

@@ -121,7 +121,7 @@ class _ConvBranch(torch.autograd.Function):
         if torch.is_grad_enabled():
             hidden = function_of(ctx.settings[0])(x, a, None, **ctx.settings[1])
         g, wanted = grad.flatten(2), ctx.needs_input_grad[3:7]
-        h = (torch.matmul(b.t(), g) * ctx.s).view(hidden.shape)
+        h = (torch.bmm(b.t().expand(len(g), -1, -1), g) * ctx.s).view(hidden.shape)
         of_x, of_a = conv_backward(ctx.settings[1], h, x, a, wanted[0], wanted[2])
         of_b = torch.bmm(hidden.flatten(2), g.mT).sum(0).t() * ctx.s if wanted[3] else None
         return None, None, None, of_x, grad if wanted[1] else None, of_a, of_b, *[None] * len(given)

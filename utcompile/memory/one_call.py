@@ -107,7 +107,7 @@ def _of_branch(reading: Reading, node: fx.Node) -> OneCall | None:
         return None
     if operation.op == "call_module" and more_than_its_class(reading.root.get_submodule(str(operation.target))):
         return None
-    if operation.op not in ("call_module", "call_function") or not _has_plain_settings(op.attributes):
+    if operation.op not in ("call_module", "call_function") or not has_plain_settings(op.attributes):
         return None
     return OneCall(operation, node, str(node.target), op.name)
 
@@ -127,10 +127,11 @@ def _of_weight(reading: Reading, node: fx.Node) -> OneCall | None:
     ):
         return None
     settings = dict(zip(("stride", "padding", "dilation", "groups"), node.args[4:], strict=False))
-    return OneCall(node, changed, str(changed.target), str(name)) if _has_plain_settings(settings) else None
+    return OneCall(node, changed, str(changed.target), str(name)) if has_plain_settings(settings) else None
 
 
-def _has_plain_settings(attributes: Mapping[str, object]) -> bool:
+def has_plain_settings(attributes: Mapping[str, object]) -> bool:
+    """Whether a convolution has one group, and pads with a known number of zeros."""
     mode, padding, groups = (
         attributes.get(n, d) for n, d in (("padding_mode", "zeros"), ("padding", 0), ("groups", 1))
     )
@@ -139,10 +140,12 @@ def _has_plain_settings(attributes: Mapping[str, object]) -> bool:
 
 def _is_cheapest(reading: Reading, found: OneCall) -> bool:
     x = next((n for n in found.operation.all_input_nodes if value_of(n) is not None and not is_state(n)), None)
-    if x is None or value_of(found.operation) is None:
-        return False
     tuner = reading.tuner(found.tuner)
     assert isinstance(tuner, Lora)
+    if tuner.as_one is not None:
+        return tuner.as_one
+    if x is None or value_of(found.operation) is None:
+        return False
     read, written = (prod(tensor(n).sizes(8)) for n in (x, found.operation))
     return cheapest_form(tuner.weight_shape, tuner.rank * tuner.slice_count, read, written) == "one"
 

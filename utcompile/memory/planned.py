@@ -23,7 +23,7 @@ from utcompile.graph import (
 )
 from utcompile.memory.branch import remade_branch
 from utcompile.memory.calls import remade_call
-from utcompile.memory.functions import bit_relu, frozen_conv, small_index_pool
+from utcompile.memory.functions import bit_relu, frozen_conv, frozen_conv_of_kept, small_index_pool
 from utcompile.memory.one_call import one_calls
 from utcompile.memory.product import remade_product
 from utcompile.memory.queries import lone_queries, own_memory
@@ -261,7 +261,20 @@ class Planner:
         if node.op == "call_module":
             self.layers.add(str(node.target))
             to_function(self.graph, node, self.root)
-        self._call(node, frozen_conv, node.args)
+        self._call(node, frozen_conv_of_kept if self._is_kept(node) else frozen_conv, node.args)
+
+    def _is_kept(self, node: fx.Node) -> bool:
+        """Whether a branch of LoRA keeps the input of a convolution."""
+        for reader in node.args[0].users if isinstance(node.args[0], fx.Node) else ():
+            tuner = self.reading.tuner(reader)
+            if (
+                type(tuner) is Lora
+                and tuner.dropout is None
+                and len(reader.args) == 2
+                and reader.args[0] is node.args[0]
+            ):
+                return True
+        return False
 
     def pools(self) -> Iterator[_Change]:
         """Max-pools that keep a small index instead of their input and a large one."""

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
-from utcompile.graph import Context, autocast_dtype, runs_plainly
+from utcompile.graph import Context, autocast_dtype, function_of, runs_plainly
 from utcompile.memory.branch import remade_branch
 from utcompile.memory.calls import remade_call
 from utcompile.memory.functions import frozen_conv
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.memory.strides import Positions, few_positions
 from utcompile.tuners import Lora, recomputed
+from utcompile.tuners.branches import is_small
 from utcompile.tuners.gradients import Sides, Tensors, per_axis
 from utcompile.tuners.recompute import no_view
 
-_DTYPES = (torch.float32, torch.float64)  # in half precision `W + s·BA` would round the update away
+DTYPES = (torch.float32, torch.float64)  # in half precision `W + s·BA` would round the update away
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class TunedCall:
         a, b = tuner.lora_A, tuner._up()
         if not self._can_be_one(tuner, x, weight, bias, b):
             return self._apart(tuner, x, weight, bias, given)
+        if self.recipe is None and is_small(self._numbers(x, weight)):
+            return self._of_torch(x, weight, bias, a, b, tuner.scaling)
         made, kept = (None, [x]) if self.recipe is None else Remade.here(self.recipe, given, x)
         call = _Call(tuple(per_axis(v, weight.dim() - 2) for v in self.settings), tuner.scaling)
         result: torch.Tensor = _Tuned.apply(call, made, x, weight, bias, a, b, *kept)
@@ -71,11 +75,32 @@ class TunedCall:
             and not weight.requires_grad
             and (bias is None or not bias.requires_grad)
             and x.dtype == weight.dtype == tuner.lora_A.dtype == b.dtype
-            and x.dtype in _DTYPES
+            and x.dtype in DTYPES
             and x.dim() == weight.dim()
             and autocast_dtype(x.device.type) is None
             and not runs_plainly(x, weight, tuner.lora_A)
         )
+
+    def _numbers(self, x: torch.Tensor, weight: torch.Tensor) -> int:
+        """How many numbers the result has."""
+        n = weight.dim() - 2
+        sides = zip(x.shape[2:], weight.shape[2:], *(per_axis(v, n) for v in self.settings), strict=True)
+        return len(x) * len(weight) * prod((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sides)
+
+    def _of_torch(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """The same as a convolution and its branch, in torch's own operations."""
+        conv = function_of(self.name)
+        share = conv(conv(x, a, None, *self.settings), b.reshape(*b.shape, *[1] * (weight.dim() - 2)))
+        result: torch.Tensor = conv(x, weight, bias, *self.settings).add_(share, alpha=scaling)
+        return result
 
     def _apart(
         self,

@@ -230,7 +230,7 @@ def comparison_page(comparison: Comparison) -> str:
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes_of(comparison))
     metric, names = comparison.metric, heads(comparison.metric)
     body = table(names, [cells(row, metric) for row in rows], len(names) - 1) + notes
-    plots = f'<div class="charts">{"".join(plots_of(rows, metric))}</div>'
+    plots = f'<div class="charts plots">{"".join(plots_of(rows, metric))}</div>'
     sections = [Section("methods", "Methods", body, wide=True), Section("plots", "Plots", plots, wide=True)]
     if any(len(found) > 1 for found in comparison.tried.values()):
         sections.append(Section("rates", "Learning rates", _rates(comparison.tried, metric)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 
 from utcompile.matching import PlanData
 from utcompile.report.boxes import Box, TunerNote, boxes_of
@@ -46,10 +47,7 @@ def page(name: str, sections: Sequence[Section]) -> str:
         f":root[data-theme=dark]{{color-scheme:dark;{colours(DARK)}}}"
     )
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections) if len(sections) > 1 else ""
-    body = "".join(
-        f'<section id="{s.name}"{" class=wide" if s.wide else ""}><h2>{escape(s.title)}</h2>{s.body}</section>'
-        for s in sections
-    )
+    body = "".join(_row(list(some)) for _, some in groupby(sections, key=lambda s: s.wide))
     return (
         '<!doctype html>\n<html lang="en" data-theme="auto"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -58,6 +56,12 @@ def page(name: str, sections: Sequence[Section]) -> str:
         f'<body><header><h1>{escape(name)}</h1><nav>{links}</nav><button id="theme">theme: auto</button></header>'
         f"<main>{body}</main><script>{asset('page.js')}</script></body></html>\n"
     )
+
+
+def _row(sections: Sequence[Section]) -> str:
+    """Wide sections below one another; others in two columns that are filled one after the other."""
+    text = "".join(f'<section id="{s.name}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections)
+    return text if sections[0].wide or len(sections) == 1 else f'<div class="columns">{text}</div>'
 
 
 def asset(name: str) -> str:

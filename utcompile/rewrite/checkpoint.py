@@ -18,7 +18,7 @@ from utcompile.files import path_of, sync_folder
 from utcompile.graph import Size, value_of
 from utcompile.rewrite.base_print import digest_of_prints, fingerprint, print_of, prints_of, text_of
 from utcompile.rewrite.digests import whole as gathered
-from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors
+from utcompile.rewrite.fits import check_base, check_names, check_places, check_sites, check_tensors, note_forms
 from utcompile.rewrite.fits_parts import check_outside, parts_in
 from utcompile.rewrite.manifest import (
     FORMAT,
@@ -128,6 +128,7 @@ def read_tensors(
         check_places(tuned, saved, where)
     free = free_dims(whole) if new_widths else None
     notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head, free=free)
+    notes += note_forms(whole, manifest, str(folder))
     for note in notes:
         warnings.warn(f"{folder}: {note}", stacklevel=3)
     return tensors
@@ -172,6 +173,7 @@ def _manifest(whole: Whole, tensors: Mapping[str, torch.Tensor]) -> dict[str, ob
             "text": rules.text,
             "included": dict(rules.included),
             "train": rules.trains_instead,
+            **({"measured": {k: found.to_dict() for k, found in rules.measured.items()}} if rules.measured else {}),
         },
         **(_body(whole.parts[""]) if whole.is_one_graph else _body_of_parts(whole)),
         "tensors": {k: {"shape": list(v.shape), "dtype": text_of(v.dtype)} for k, v in tensors.items()},

@@ -17,9 +17,12 @@ from utcompile.rewrite.digests import digest_of
 from utcompile.rewrite.manifest import Base, Format1, Manifest, SavedSite, versions
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite
+from utcompile.rewrite.whole import Whole
 from utcompile.rewrite.widths import HOW as _HOW
 from utcompile.rewrite.widths import free_fields
 from utcompile.rewrite.wiring import first_difference, place_of_site, wiring
+from utcompile.rules.measured import all_measured
+from utcompile.text import counted
 
 Notes = list[str]
 _RULES = "compile with the rules and vars of the manifest"
@@ -34,6 +37,20 @@ def check_sites(tuned: TunedModule, manifest: Manifest | Format1, where: str, *,
     check_names(theirs, mine, where)
     for name, site in mine.items():
         _check_site(site, theirs[name], where, free_fields(tuned, site) if new_widths else _HOW)
+
+
+def note_forms(whole: Whole, manifest: Manifest | Format1, folder: str) -> Notes:
+    """A note where sites whose form was measured are computed in another form than the checkpoint's."""
+    theirs = all_measured(manifest.rules.measured)
+    others = [
+        site for site, mine in whole.ruleset.measured.items() if site in theirs and theirs[site].form != mine.form
+    ]
+    if not others:
+        return []
+    return [
+        f"{counted(len(others), 'site')} of `how: measured` ({others[0]} …) have another form here than in training: "
+        f"the results are equal up to rounding; for the same graph, compile with utc.RuleSet.load({folder!r})"
+    ]
 
 
 def _check_site(mine: TunedSite, theirs: SavedSite, where: str, free: frozenset[str]) -> None:

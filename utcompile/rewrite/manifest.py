@@ -34,6 +34,7 @@ class _Rules(_Part):
     vars: dict[str, object]
     included: dict[str, str] = {}
     train: list[str] | None = None
+    measured: dict[str, object] = {}
 
 
 class _Tensor(_Part):

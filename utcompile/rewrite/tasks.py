@@ -11,6 +11,7 @@ from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import owner_path
+from utcompile.rewrite.layer_sizes import fit_sizes
 
 FIRST = "default"
 Tensors = dict[str, torch.Tensor]
@@ -89,6 +90,8 @@ class Tasks:
             leaving[key] = value
             for owner, attribute in places:
                 owner[attribute] = coming[key]
+        if any(tensor.shape != leaving[key].shape for key, tensor in coming.items()):
+            fit_sizes(tuned)
         self.waiting[self.current], self.current = leaving, name
 
     def _slots(self, tuned: nn.Module) -> dict[str, list[Slot]]:

@@ -12,7 +12,7 @@ from utcompile.rewrite.whole import Whole, site_in
 from utcompile.tuners import Inner, Tuner, TunerConfig, config_for
 
 # how a tuner is computed, and not what: equal in exact arithmetic
-HOW = frozenset(["how"])
+HOW = frozenset(["how", "as_one"])
 
 
 def inner_of(tuned: nn.Module, site: TunedSite) -> Inner | None:

@@ -13,6 +13,7 @@ from utcompile.rules.insertions import (
     WeightInsertion,
 )
 from utcompile.rules.library import library_patterns
+from utcompile.rules.measured import Measured
 from utcompile.rules.model import (
     Expect,
     ExpectedSites,
@@ -66,6 +67,7 @@ __all__ = [
     "MatchOperation",
     "MatchParameter",
     "MatchPattern",
+    "Measured",
     "Name",
     "Operand",
     "Path",

@@ -12,8 +12,10 @@ from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.rules.build import Builder, train_line
 from utcompile.rules.files import find, read
 from utcompile.rules.include import File, Included, Sources, claim
+from utcompile.rules.measured import Measured, all_measured
 from utcompile.rules.model import Rule, RuleTest, Train
 from utcompile.rules.passage import Passage, short
+from utcompile.rules.saved import Saved
 from utcompile.rules.schema import RuleFile
 from utcompile.rules.schema_errors import validate
 from utcompile.rules.syntax import Mark, Pattern
@@ -41,6 +43,7 @@ class RuleSet:
         tests: models, and the sites each rule must find in them; those of the file itself.
         included: the texts of the included files, by the names under which `load` takes them back.
         trains_instead: the lines that the caller gave instead of the files' own `train:`; None where there are none.
+        measured: what `how: measured` found, by the ids of sites: there nothing is measured again.
     """
 
     name: str
@@ -56,6 +59,7 @@ class RuleSet:
     tests: tuple[RuleTest, ...]
     included: Mapping[str, str] = field(default_factory=dict)
     trains_instead: tuple[str, ...] | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -64,15 +68,17 @@ class RuleSet:
         vars: Mapping[str, object] | None = None,
         included: Mapping[str, str] | None = None,
         train: Sequence[str] | None = None,
+        measured: Mapping[str, object] | None = None,
     ) -> RuleSet:
         """Load rules.
 
         Args:
             source: a rule set, a path, the name of shipped rules (`u_tuning/dual`), or YAML text, which is known by
-                having more than one line.
+                having more than one line; or the folder of a checkpoint, for the rules that it was compiled with.
             vars: values for the file's variables, instead of the values that the file gives.
             included: texts of files that the rules include; a text without a file has them from here or not at all.
             train: what is trained in addition to the tuners, instead of the files' `train:`; nothing for an empty list.
+            measured: what `how: measured` found before, by the ids of sites, as a manifest has it.
 
         Raises:
             UtcError: anything in the file is wrong; the error has the place.
@@ -89,9 +95,17 @@ class RuleSet:
             ('weight', 4)
         """
         check_type(vars, (Mapping, NoneType), "vars", "a mapping from names to values")
+        if (saved := Saved.of(source)) is not None:
+            check_type(saved.vars, (Mapping, NoneType), "vars", "a mapping from names to values")
+            known = saved.measured if measured is None and not vars else measured  # other values make other tuners
+            every = {**(saved.vars or {}), **(vars or {})}
+            lines = saved.train if train is None else train
+            return cls.load(saved.text, every, {**_texts(saved.included), **_texts(included)}, lines, known)
         found = cls._load(source, dict(vars or {}), _texts(included))
         if train is None and isinstance(source, RuleSet):
             train = source.trains_instead
+        if measured is not None:
+            found = replace(found, measured=all_measured(measured))
         return found if train is None else found.training(train)
 
     def training(self, lines: Sequence[str]) -> RuleSet:

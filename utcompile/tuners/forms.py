@@ -7,16 +7,20 @@ forms need (P positions of the result, a weight of `rows × columns`, rank r):
   and written once more, the input's gradient too; A(x), `P·r` numbers, is saved.
 - *reparametrised*: the whole weight's gradient, `2·P·rows·columns` FLOPs in one thick product, and `8·r·rows·columns`
   for `BA` (twice) and the gradients of A and B; only the input is saved, as in the branch.
+
+With `how: measured` the forms are timed instead of counted (`utcompile/measured_forms.py`).
 """
 
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from utcompile.tuners.sites import WeightSite
 
-How = Literal["auto", "branch", "reparametrised"]
+How = Literal["auto", "branch", "reparametrised", "measured"]
+TimedForm = Literal["branch", "reparametrised", "one"]  # `one`: the branch, as one operation with its convolution
+TIMED_FORMS: tuple[TimedForm, ...] = get_args(TimedForm)
 BATCH = 8  # the batch of the count; only the cost of `BA` does not grow with it
 _THIN = 3.0  # thin products (r of 4 to 64) reach about a third of the FLOPs per second of a thick one
 _BYTE = 8.0  # FLOPs in the time in which one byte is moved

@@ -33,7 +33,15 @@ class LoraConfig(TunerConfig):
     rslora: bool = Field(False, description="multiply by alpha / √r instead of alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the branch's input, in training")
     slices: Slices = None
-    how: How = Field("auto", description="branch, reparametrised, or auto: the cheaper form")
+    how: How = Field(
+        "auto",
+        description="branch, reparametrised, auto: the form that costs less by count, or measured: the form that is "
+        "the fastest where the rules are matched",
+    )
+    as_one: bool | None = Field(
+        None,
+        description="whether a convolution and its update run as one operation in training; null: if that is cheaper",
+    )
     free: ClassVar[frozenset[str]] = frozenset(["r", "alpha", "rslora", "dropout"])
 
     def result_factor(self) -> float:
@@ -54,9 +62,10 @@ class Lora(Tuner):
 
         There are two forms, equal in exact arithmetic. *Branch*: `y + s·B(A(x))`. *Reparametrised*: `OP(x; W + s·BA)`,
         whose second weight is computed again in backward instead of being stored. The form with the lower count of
-        FLOPs and bytes is taken (`utcompile/tuners/forms.py`), or the one that `how` names; the plan shows it. Grouped
-        convolutions, einsums, recurrent layers and weights that the model computes (a slice, weight standardisation)
-        have no branch.
+        FLOPs and bytes is taken (`utcompile/tuners/forms.py`), or the one that `how` names; the plan shows it. With
+        `how: measured`, one training step of the site alone is timed in each form, and the plan has the choice and the
+        times. Grouped convolutions, einsums, recurrent layers and weights that the model computes (a slice, weight
+        standardisation) have no branch.
 
         `slices: [q, v]` tunes some output channels of a packed weight: rows of a linear's, columns of `x @ W`. A name
         is a capture; its channels are found by sending the numbers of the packed channels through the operations
@@ -88,6 +97,7 @@ class Lora(Tuner):
     config_class: ClassVar[type[TunerConfig]] = LoraConfig
     forms = ("weight",)
     reads_parameters = True
+    as_one: bool | None = None
 
     def __init__(
         self,
@@ -112,6 +122,7 @@ class Lora(Tuner):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
         self.branch = branch
         self.how = "reparametrised" if branch is None else "branch"
+        self.as_one = config.as_one
         self.slice_sizes = tuple(map(len, rows))
         if rows:  # rows in no slice read the row of zeros after the last
             self.register_buffer("place", places(rows, out), persistent=False)
@@ -151,7 +162,7 @@ class Lora(Tuner):
             )
         if config.how == "reparametrised":
             branch, why_not = None, "the rule has `how: reparametrised`"
-        elif config.how == "auto" and branch is not None and not config.dropout:
+        elif config.how in ("auto", "measured") and branch is not None and not config.dropout:
             rank = config.r * max(len(site.rows), 1)
             if not site.only_branch and cheaper_form(op.name, site, rank) == "reparametrised":
                 branch = None

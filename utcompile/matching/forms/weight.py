@@ -147,12 +147,13 @@ def _fitted(found: Found, site: WeightSite, tuned: TunedWeight) -> tuple[Fitted,
     """
     config = found.config
     fitted = found.fitting.fit(config, site)
-    if fitted.how == "reparametrised":
+    how: object = vars(config).get("how")
+    if fitted.how == "reparametrised" and how != "measured":  # which may still choose the branch
         return fitted, config
     try:
         found.check_unwritten((tuned.source, tuned.node))
     except UtcError:
-        if getattr(config, "how", None) != "auto" or getattr(config, "dropout", 0):
+        if how not in ("auto", "measured") or vars(config).get("dropout"):
             raise
         config = config.model_copy(update={"how": "reparametrised"})
         fitted = found.fitting.fit(config, site)

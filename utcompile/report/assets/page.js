@@ -5,6 +5,7 @@
 
   const themes = ["auto", "light", "dark"];
   const themeButton = document.getElementById("theme");
+  themeButton.textContent = `theme: ${root.dataset.theme}`;
   themeButton.addEventListener("click", () => {
     const next = themes[(themes.indexOf(root.dataset.theme) + 1) % themes.length];
     root.dataset.theme = next;
@@ -156,4 +157,7 @@
   document.getElementById("tuners").addEventListener("click", () => all((one) => first.get(one)));
   document.getElementById("close").addEventListener("click", () => all((one) => around(one) !== null));
   placeAll();
+  // a wide drawing begins at the way of the values
+  const canvas = svg.parentElement;
+  canvas.scrollLeft = -svg.viewBox.baseVal.x - canvas.clientWidth / 2;
 })();
