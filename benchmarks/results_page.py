@@ -32,7 +32,8 @@ _INTRO = """\
 `make results` makes this page. It trains for at most 15 minutes per call, and goes on where it stopped. Learning rates
 are tuned on the validation data, with the same budget for each method. The best epoch is chosen on the validation data,
 and the tables show accuracy on test data that chose nothing. Every method has the same seeds. They decide the start of
-the tuners and of the head, and the order of the samples.
+the tuners and of the head, and the order of the samples. A second run of a part on the same machine gives the same
+accuracies, to the last digit (`tests/benchmarks/test_results_again.py`).
 
 **Read with care.** The data sets and the budgets are small: they fit two CPU cores. The ± is one standard deviation
 over the seeds. Differences to the linear probe are paired by seed, with their range. Where the ranges of two methods

@@ -171,6 +171,9 @@ def compare(
         output.emit(found.to_dict())
         return
     _show(found, out)
+    best = methods.best_run(found)
+    output.say(f"next: utcompile report {best}, utcompile export {best} -o model.onnx", "dim")
+    output.say(f"(the best run on the validation data; the others are in {out / 'runs'})", "dim")
 
 
 def absolute(text: str) -> str:

@@ -5,6 +5,7 @@
 
   const themes = ["auto", "light", "dark"];
   const themeButton = document.getElementById("theme");
+  themeButton.textContent = `theme: ${root.dataset.theme}`;
   themeButton.addEventListener("click", () => {
     const next = themes[(themes.indexOf(root.dataset.theme) + 1) % themes.length];
     root.dataset.theme = next;
