@@ -250,6 +250,9 @@ def test_compare_writes_a_page_and_runs_that_other_verbs_open(tmp_path):
     said = parsed("report", run)
     result = json.loads((run / "result.json").read_text())
     assert said["accuracy"] == pytest.approx(result["validation"]) and not said["notes"]
+    for run in (out / "runs" / "lora_all_linear").iterdir():  # of every seed: all of them have one split
+        result = json.loads((run / "result.json").read_text())
+        assert parsed("evaluate", run)["figures"]["accuracy"] == pytest.approx(result["validation"])
 
 
 def test_a_rate_at_which_the_loss_is_not_finite_is_not_chosen(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,17 @@ def test_what_a_launcher_was_given_and_a_run_was_not(
     assert not (tmp_path / "run").exists()
 
 
+def test_gradients_are_clipped_to_a_norm(data: Data, tmp_path: Path) -> None:
+    free, clipped = toy_model(), toy_model()
+    before = free[5].weight.detach().clone()
+    one = {"epochs": 1, "batch_size": 72, "optimizer": "sgd", "lr": 0.1, "warmup": 0.0, "weight_decay": 0.0}
+    train(free, data, tmp_path / "a", **one)
+    train(clipped, data, tmp_path / "b", grad_clip=1e-4, **one)
+    # the first step of SGD with Nesterov's momentum moves by 1.9 times the rate and the gradient, of norm 1e-4 at most
+    moved = [float((model[5].weight.detach() - before).norm()) for model in (free, clipped)]
+    assert moved[1] <= 1.901e-5 < moved[0]
+
+
 def test_an_average_is_validated_and_kept(data: Data, tmp_path: Path) -> None:
     model = toy_model()
     result = train(model, data, tmp_path / "run", ema=0.9)
@@ -199,6 +212,7 @@ def test_class_weights_count_samples(tmp_path: Path) -> None:
         ({"ema": 1.0}, "ema is 1.0"),
         ({"class_weights": "balance"}, "unknown class_weights 'balance'\n  fix: did you mean 'balanced'"),
         ({"rates": {"train": -1.0}}, r"rates\['train'\] is -1.0"),
+        ({"rates": {"train": 1e39}}, r"rates\['train'\] is 1e\+39"),
         ({"rates": {"train": "fast"}}, "must be a number"),
     ],
 )
@@ -217,10 +231,15 @@ def test_a_bar_stays_whole_and_lines_appear_above_it(
 
     from utcompile.train import progress_bar
 
+    def told(history: Sequence[Mapping[str, float]]) -> str:
+        return f"epoch {len(history)} done" + ", accuracy 97.66%" * 6
+
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, highlight=False)
     monkeypatch.setattr(progress_bar, "Console", lambda **_: console)
-    train(toy_model(), data, tmp_path / "run", epochs=2, progress=True, on_epoch=lambda h: f"epoch {len(h)} done")
-    lines = text.getvalue().replace("\r", "\n").split("\n")
+    train(toy_model(), data, tmp_path / "run", epochs=2, progress=True, on_epoch=told)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    lines = plain.replace("\r", "\n").split("\n")
+    assert max(map(len, lines)) <= 80 and plain.count("97.66%") == 12  # continued at a word
     for epoch in (1, 2):
         assert [line for line in lines if f"epoch {epoch} done" in line and "━" not in line]

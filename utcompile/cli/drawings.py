@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.folders import check_file
-from utcompile.files import replace_file, reported
+from utcompile.files import check_target, replace_file, reported
 from utcompile.text import counted
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def check_targets(*files: Path | None) -> None:
     """Raise where a file cannot be written: called before any work is done."""
     for file in files:
         if file is not None:
-            check_file(file)
+            check_target(file)
 
 
 def draw(plan: Plan, svg: Path | None, html: Path | None) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw, draw_parts
-from utcompile.cli.early import check_model, check_rules
+from utcompile.cli.early import check_example, check_model, check_rules
 from utcompile.cli.options import (
     Example,
     InputShapes,
@@ -25,6 +25,7 @@ from utcompile.cli.options import (
     Within,
     examples,
     given,
+    pairs_of,
     size_of,
     trained,
     variables,
@@ -74,6 +75,9 @@ def explain(
     check_targets(svg, html)
     check_model(model)
     check_rules(rules)
+    check_example(example, input_shapes)
+    pairs_of(var)
+    size = size_of(input_size)
     import utcompile as utc
     from utcompile.cli.memory_curve import show_curve
     from utcompile.cli.models import ModelChoice
@@ -84,7 +88,7 @@ def explain(
     check_one_graph(within, memory=memory, svg=svg)
 
     ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
+    choice = ModelChoice(model, num_classes, input_size=size, **given(example, input_shapes))
     if within:
         _explain_parts(
             utc.capture_parts(choice.build(), choice.inputs(), within, verify="shapes"), ruleset, at, html, json

@@ -22,6 +22,7 @@ from utcompile.plain_data import JsonObject
 from utcompile.plan_of_parts import PartsPlan
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
 from utcompile.rewrite import TENSORS, trainable_parameters
+from utcompile.train.held_out import check_held_out, seed_of_split
 from utcompile.train.renumbered import Renumbered, with_classes
 from utcompile.train.result import best_of
 from utcompile.train.task_file import TASK_FILE, read_task_file
@@ -152,10 +153,11 @@ def _predictions(opened: Run, path: Path | None, folder: Path) -> Predictions | 
         opened.choice,
         path or Path(str(recorded)),
         {**reading, "check": False},
-        int(training.get("seed", 0)),
+        seed_of_split(manifest),
         False,
         folder,
     )
+    check_held_out(data, manifest, str(path or recorded))
     if tokenizer is not None:
         data = fitted(data, opened.tuned, tokenizer, opened.choice.spec)
     preset = opened.choice.preset()

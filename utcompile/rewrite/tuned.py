@@ -18,7 +18,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
-from utcompile.graph.shared import lazy_copy
+from utcompile.graph.shared import share_frozen
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.flat import fill
 from utcompile.rewrite.memory_protocol import Memory
@@ -78,11 +78,7 @@ class TunedModule(TunedState):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """A copy whose frozen parameters share this module's memory until one of both is written."""
-        for parameter in self.parameters():
-            if not parameter.requires_grad and id(parameter) not in memo:
-                shared = lazy_copy(parameter)
-                if shared is not None:
-                    memo[id(parameter)] = shared
+        share_frozen(self, memo)
         return super().__deepcopy__(memo)
 
     def recompile(self) -> PythonCode:
@@ -91,7 +87,7 @@ class TunedModule(TunedState):
         self.__dict__.pop("_planned", None)
         own = type(self)
         own._tuned_forward = own.forward
-        own.forward = _choosing(own.forward, _for_compiler(weakref.ref(self)))
+        own.forward = _choosing(own.forward, for_compiler(weakref.ref(self)))
         return code
 
     def prepare_base(self) -> None:
@@ -278,14 +274,15 @@ class TunedModule(TunedState):
         return found if isinstance(found, Originals) else Originals((), {})
 
 
-def _for_compiler(of: weakref.ref[TunedModule]) -> Callable[[object], bool]:
+def for_compiler(of: weakref.ref[UtcGraphModule]) -> Callable[[object], bool]:
     """Called by `torch.compile` while it compiles, once per plan: whether there is a `_compiled_forward` to compile."""
 
     def prepared(again: object) -> bool:
         tuned = of()
-        if tuned is None or tuned.memory is None or torch._C._are_functorch_transforms_active():
+        memory: Memory | None = getattr(tuned, "memory", None)
+        if tuned is None or memory is None or torch._C._are_functorch_transforms_active():
             return False
-        found = tuned.memory.compiled_forward_of(tuned)
+        found = memory.compiled_forward_of(tuned)
         tuned.__dict__["_compiled_forward"] = found
         return found is not None
 
@@ -293,7 +290,8 @@ def _for_compiler(of: weakref.ref[TunedModule]) -> Callable[[object], bool]:
     return asked
 
 
-def _is_compiled() -> bool:
+def is_compiled() -> bool:
+    """Whether `torch.compile` records a call that trains."""
     # not `is_exporting()`, which the compiler of torch 2.11 takes for true
     exports = getattr(torch.compiler, "_is_exporting_flag", False)
     return torch.compiler.is_dynamo_compiling() and not exports and torch.is_grad_enabled()
@@ -306,7 +304,7 @@ def _choosing(tuned_forward: Callable[..., object], prepared: Callable[[object],
         if is_off(self._switch):
             refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
-        if _is_compiled() and self.memory is not None and prepared(self.memory.again):
+        if is_compiled() and self.memory is not None and prepared(self.memory.again):
             return self._compiled_forward(self, *args, **kwargs)
         if not torch.compiler.is_compiling() and self.memory is not None:
             planned = self.memory.forward_of(self)
