@@ -14,7 +14,7 @@ from utcompile.report.boxes import Box, TunerNote, boxes_of
 from utcompile.report.drawing import Pen
 from utcompile.report.labels import title
 from utcompile.report.repeats import grouped
-from utcompile.report.svg import DARK, LIGHT, STYLE, about_of, colours, graph
+from utcompile.report.svg import DARK, LIGHT, STYLE, about_of, colours, graph, printable
 from utcompile.rules import RuleSet
 from utcompile.text import run
 
@@ -49,7 +49,7 @@ def page(name: str, sections: Sequence[Section]) -> str:
     )
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections) if len(sections) > 1 else ""
     body = "".join(_row(list(some)) for _, some in groupby(sections, key=lambda s: s.wide))
-    return (
+    return printable(
         '<!doctype html>\n<html lang="en" data-theme="auto"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
