@@ -54,7 +54,7 @@ class Planned:
 
 
 def _is_hooked(own: Mapping[str, object]) -> bool:
-    """Whether something is called with a layer, or instead of it. Asked for each layer in each call: it has no loop."""
+    """Whether something is called with a layer, or instead of it. Each call checks each layer, so there is no loop."""
     forward, pre, back = own.get("_forward_hooks"), own.get("_forward_pre_hooks"), own.get("_backward_hooks")
     return bool(forward or pre or back or own.get("_backward_pre_hooks") or "forward" in own)
 
