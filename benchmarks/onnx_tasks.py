@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-import gc
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,24 @@ from benchmarks.folding import shake
 from benchmarks.measure import Row, paired
 
 Inputs = tuple[torch.Tensor, ...]
+_RESIDENT = """
+import gc, json, sys
+from pathlib import Path
+import torch, utcompile as utc
+def megabytes():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+file, inputs = sys.argv[1:]
+example = torch.load(inputs)
+assert utc.OnnxModel  # imports what is loaded once per process
+before = megabytes()
+model = utc.OnnxModel(file, threads=1)
+model(*example)
+session = megabytes() - before
+for name in model.tasks:
+    model(*example, task=name)
+print(json.dumps([session, megabytes() - before]))
+"""
 
 
 @dataclass(frozen=True)
@@ -90,9 +110,9 @@ def _files(job: Job, folder: Path) -> tuple[Path, Path, Inputs]:
         runs.append(utc.save_tuners(other, folder / f"run{seed}"))
     captured = utc.capture(model, example, verify="shapes")
     base = utc.export_onnx(captured, folder / "base.onnx", example, batch_sizes=(1,)).path
-    tasks: dict[str, Any] = {f"t{i}": runs[i % 2] for i in range(job.tasks)}
+    tasks: dict[str, Any] = {f"t{i}": runs[i] for i in range(2)}
     file = utc.export_onnx(tuned, folder / "tasks.onnx", example, tasks=tasks, routing=job.routing, batch_sizes=(1,))
-    return base, file.path, example
+    return base, _grown(file.path, job.tasks) if job.tasks > 2 else file.path, example
 
 
 def _latency(job: Job, folder: Path, rounds: int) -> Iterator[Row]:
@@ -135,14 +155,9 @@ def _resident(folder: Path, count: int) -> Iterator[Row]:
     for i in range(2, count):
         utc.add_task(file, folder / f"run{1 + i % 2}", f"t{i}")
     adapter = file.with_name("tasks.t0.onnx_adapter").stat().st_size / 1e6
-    gc.collect()
-    before = _megabytes()
-    model = utc.OnnxModel(file, threads=1)
-    model(*example)
-    session = _megabytes() - before
-    for name in model.tasks:
-        model(*example, task=name)
-    whole = _megabytes() - before
+    torch.save(example, folder / "example.pt")
+    command = [sys.executable, "-c", _RESIDENT, str(file), str(folder / "example.pt")]
+    session, whole = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     ratio = whole / (session + count * adapter)
     note = (
         f"{whole:.1f} MB; one session {session:.1f} MB, an adapter {adapter:.3f} MB; {ratio:.3f} of their sum, bar 1.10"
@@ -172,10 +187,10 @@ def _grown(path: Path, count: int) -> Path:
     import numpy as np
     import onnx_ir as ir
 
-    from utcompile.deploy.task_files import read_task_file
+    from utcompile.deploy.task_files import beside, read_task_file, task_file_text
 
-    model = ir.load(path)
-    for name in read_task_file(path).stacks:
+    model, known = ir.load(path), read_task_file(path)
+    for name in known.stacks:
         value = model.graph.initializers[name]
         assert value.const_value is not None
         rows = value.const_value.numpy()
@@ -183,10 +198,6 @@ def _grown(path: Path, count: int) -> Path:
         value.shape = ir.Shape([count + 1, *rows.shape[1:]])
     target = path.with_name("grown.onnx")
     ir.save(model, target)
+    tasks = [known.tasks[i % 2].model_copy(update={"name": f"t{i}"}) for i in range(count)]
+    beside(target, ".json").write_bytes(task_file_text(known.model_copy(update={"tasks": tasks})))
     return target
-
-
-def _megabytes() -> float:
-    """What the process keeps in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    return pages * 4096 / 1e6

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
+
+from utcompile.deploy.task_files import Dims
 
 
 def _read_by_convolutions(model: ir.Model, index: int) -> list[ir.Node]:
@@ -22,6 +26,15 @@ def biases_of_convolutions(model: ir.Model) -> list[str]:
         if value is not None
         and all(u.idx == 2 and u.node.op_type == "Conv" and u.node not in slow for u in value.uses())
     )
+
+
+def axes_of_convolutions(model: ir.Model, shapes: Mapping[str, Dims]) -> set[str | None]:
+    """The named axes of inputs that convolutions read: other providers than the CPU have none without channels."""
+    found: set[str | None] = set()
+    for node in model.graph.all_nodes():
+        for value in node.inputs if node.op_type == "Conv" else ():
+            found |= {size for size in shapes.get(str(value.name), []) if isinstance(size, str)} if value else set()
+    return found
 
 
 def slow_parts(model: ir.Model) -> tuple[str, ...]:

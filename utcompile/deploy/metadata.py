@@ -27,7 +27,7 @@ KEYS = {
     "outputs": "of a run, what they mean: task, kind; of numbers mean and std, by which they are standardised",
     "preprocessing": "size, mean, std, interpolation, crop_pct; for texts, tokenizer",
     "parity": "the largest difference from PyTorch, the tolerance, and the sizes that were compared",
-    "tasks": "of a file with several tasks: name, labels, classes, sha256 of each",
+    "tasks": "of a file with several tasks: name, labels, classes, outputs, sha256 of each",
     "routing": "of a file with several tasks: call or row",
     "live": "of a file with several tasks: each optional input, with the parameters that it is made of",
 }

@@ -16,7 +16,7 @@ from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean
 from utcompile.deploy.frontier import Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
-from utcompile.deploy.live_convolutions import biases_of_convolutions, slow_parts
+from utcompile.deploy.live_convolutions import axes_of_convolutions, biases_of_convolutions, slow_parts
 from utcompile.deploy.live_shapes import declare, shapes_of
 from utcompile.deploy.metadata import facts_of, written
 from utcompile.deploy.onnx_model import OnnxModel
@@ -148,7 +148,9 @@ def _exported(
         declare(program.model, shapes, defaults, outputs)
         sites = sites_of(tuned) if widths else [site.model_copy(update=_FIXED) for site in sites_of(tuned)]
         if routing == "call":  # a tuner that is the identity costs nothing without a width
-            own |= without_width(own, sites, names)
+            kept = axes_of_convolutions(program.model, shapes)
+            free = [s for s in sites if not any(kept & set(varying.get(names[key], ())) for key in s.axes)]
+            own |= without_width(own, free, names)
             thin = builder(own)
             defaults = {
                 name: thin[name] if set(shapes[name]) & set(axes_in(widths)) else v for name, v in defaults.items()
