@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "day.md"
 LINES = 50
 _CONTROL = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|(\r)|(\n)|(\x08)|\x1b[()][A-Z0-9]|([^\x1b\r\n\x08]+)")
 
-NET = '''"""ImageNet features of EfficientNet-Lite0, and a convolution on three of them."""
+NET = '''"""ImageNet features of EfficientNet-Lite0, and one convolution on three."""
 
 import timm
 import torch
