@@ -13,6 +13,7 @@ import torch
 
 from utcompile.deploy.metadata import PREFIX
 from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.publishing import publish
 from utcompile.deploy.rows import stacked
 from utcompile.deploy.runtime import run
 from utcompile.deploy.task_axes import CLASSES, fits, sizes_in
@@ -25,6 +26,7 @@ from utcompile.deploy.task_files import (
     check_task_name,
     check_values,
     digest_of,
+    other_preprocessing,
     read_adapter,
     read_task_file,
     task_file_text,
@@ -32,12 +34,13 @@ from utcompile.deploy.task_files import (
 )
 from utcompile.deploy.task_values import Builder, arrays_of
 from utcompile.deploy.tasks import save_model
-from utcompile.deploy.widths import differs, with_the_files_factors
+from utcompile.deploy.widths import difference, with_the_files_factors
 from utcompile.errors import UtcError
 from utcompile.files import draft, one_writer, path_of, reported
 from utcompile.rewrite import TENSORS
 from utcompile.rewrite.manifest import Manifest, load_manifest, read_manifest
 from utcompile.rewrite.pair import read_pair
+from utcompile.rewrite.run_facts import inputs_of, outputs_of
 
 
 def add_task(path: str | Path, run: str | Path, name: str | None = None) -> str:
@@ -82,6 +85,8 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         sha256=digest_of(values),
         run=digest_of(arrays_of(named)),
         file=beside(path, f".{name}{ADAPTER}").name if known.routing == "call" else None,
+        outputs=outputs_of(folder) or None,
+        preprocessing=other_preprocessing(inputs_of(folder), known.preprocessing),
     )
     more = known.model_copy(update={"tasks": [*known.tasks, task]})
     with draft(path.parent) as drafts:
@@ -92,8 +97,7 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         (drafts / beside(path, ".json").name).write_bytes(task_file_text(more))
         _try_out(path, drafts, more, task)
         # the list last: until then, the file has the tasks that it had
-        for file in sorted(drafts.iterdir(), key=lambda file: (file.suffix == ".json", file.name == path.name)):
-            file.replace(path.with_name(file.name))
+        publish(drafts, path, last=beside(path, ".json").name)
     return name
 
 
@@ -117,16 +121,18 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
             code="checkpoint/other-base",
         )
     theirs, mine = {site.id: site for site in manifest.sites}, {site.id: site for site in known.sites}
-    both = theirs.keys() & mine
-    differing = sorted(
-        (theirs.keys() ^ mine) | {k for k in both if differs(mine[k], theirs[k].tuner, theirs[k].config)}
+    first = next(iter(sorted(theirs.keys() ^ mine)), None) or min(
+        tensors.keys() ^ known.parameters.keys(), default=None
     )
-    if differing or tensors.keys() != known.parameters.keys():
-        first = differing[0] if differing else min(tensors.keys() ^ known.parameters.keys())
+    why = f"the first that differs is {first}" if first is not None else None
+    for key in sorted(mine) if why is None else ():
+        found = difference(mine[key], theirs[key].tuner, theirs[key].config)
+        why = why or (found and f"{key}: {found}")
+    if why is not None:
         raise UtcError(
             "the run has other rules or sites than the file",
             where=str(run),
-            why=f"the first that differs is {first}",
+            why=why,
             fix="export another file for runs of these rules",
             code="checkpoint/other-sites",
         )

@@ -17,6 +17,7 @@ from utcompile.deploy.clean import clean
 from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
 from utcompile.deploy.metadata import check_described, check_labels, check_metadata, facts_of, written
 from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
+from utcompile.deploy.publishing import publish
 from utcompile.deploy.references import Expected, references, refined, trace_sizes
 from utcompile.deploy.runtime import session
 from utcompile.deploy.tasks import export_tasks
@@ -108,7 +109,7 @@ def export_onnx(
             return write(model, call, path, beside / path.name, options)
 
         result = _with_fallback(call, beside, written, asked=dynamic is not None)
-        publish(beside, path)
+        publish(beside, path, last=path.name)
     return result
 
 
@@ -210,12 +211,6 @@ def write(model: nn.Module, call: Call, path: Path, beside: Path, options: Optio
         fixed=fixed,
         notes=notes,
     )
-
-
-def publish(folder: Path, path: Path) -> None:
-    """Move what was written into place: the graph last, so that it is never there before its weights."""
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-        file.replace(path.with_name(file.name))
 
 
 def _in_half(model: nn.Module) -> nn.Module:

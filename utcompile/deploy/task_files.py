@@ -93,6 +93,8 @@ class SavedTask(_Part):
         sha256: over the names and values of its inputs.
         run: the same over the tensors of its run.
         file: its adapter, next to the ONNX file; None in a file with rows.
+        outputs: what they mean, as `utcompile.outputs` of a file of one task.
+        preprocessing: how an image or a text becomes an input, where it is otherwise than the file says.
     """
 
     name: str
@@ -102,6 +104,8 @@ class SavedTask(_Part):
     sha256: Hex
     run: Hex
     file: str | None = None
+    outputs: dict[str, object] | None = None
+    preprocessing: dict[str, object] | None = None
 
 
 class TaskFile(_Part):
@@ -113,6 +117,7 @@ class TaskFile(_Part):
         parameters: name of a tensor in a checkpoint to the builder's input.
         sizes: without a task, the size of each axis in which tasks may differ.
         widths: those of these axes that lie inside tuners, and are no classes.
+        biases: the inputs that are biases of convolutions whose weight is a constant.
         varying: the builder's inputs with such axes, and the name of each one's axis or None per dimension.
         outputs: the same of outputs.
     """
@@ -127,6 +132,7 @@ class TaskFile(_Part):
     parameters: dict[str, str]
     sizes: dict[str, int] = {}
     widths: list[str] = []
+    biases: list[str] = []
     varying: dict[str, AxisNames] = {}
     outputs: dict[str, AxisNames] = {}
     stacks: dict[str, Stack] = {}
@@ -156,6 +162,13 @@ class TaskFile(_Part):
                 code="export/tasks",
             )
         return found
+
+
+def other_preprocessing(its: Mapping[str, object], files: Mapping[str, object] | None) -> dict[str, object] | None:
+    """The preprocessing of a task, where the file's is another; the tokenizer is that next to the file."""
+    shared = {"tokenizer": files["tokenizer"]} if files and "tokenizer" in files and "tokenizer" in its else {}
+    whole = {**its, **shared}
+    return whole if its and whole != files else None
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -238,7 +251,8 @@ def read_adapter(path: Path, known: TaskFile, task: SavedTask) -> dict[str, np.n
         raise UtcError("there is no such adapter file", where=str(path), code="export/tasks")
     try:
         adapter = ort.AdapterFormat.read_adapter(str(path))
-        values = {name: value.numpy() for name, value in adapter.get_parameters().items()}
+        # copies: the memory is the adapter's, which ends here
+        values = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
         version = adapter.get_model_version()
     except Exception as error:  # the classes of the extension module are private
         raise UtcError(

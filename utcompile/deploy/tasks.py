@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean
 from utcompile.deploy.frontier import Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
+from utcompile.deploy.live_convolutions import biases_of_convolutions, slow_parts
 from utcompile.deploy.live_shapes import declare, shapes_of
 from utcompile.deploy.metadata import facts_of, written
 from utcompile.deploy.onnx_model import OnnxModel
@@ -32,6 +33,7 @@ from utcompile.deploy.task_files import (
     check_not_another,
     check_task_name,
     digest_of,
+    other_preprocessing,
     read_task_file,
     task_file_text,
     write_adapter,
@@ -52,6 +54,7 @@ from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, chec
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
+from utcompile.rewrite.run_facts import inputs_of, outputs_of
 from utcompile.rewrite.widths import HOW
 
 ROUTINGS = ("call", "row")
@@ -66,11 +69,14 @@ class Task:
         name: of the task.
         tensors: by the names that the module has for them.
         labels: the names of its classes, where its run has them.
+        outputs, preprocessing: what its run says of them.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     labels: tuple[str, ...] | None
+    outputs: Mapping[str, object] = field(default_factory=dict)
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
 
     def swapped(self, tuned: TunedModule) -> nn.Module:
         """The task's own model in PyTorch."""
@@ -159,7 +165,9 @@ def _exported(
             )
             for live in lives
         },
-        tasks=[_saved(task, values[task.name], heads, varying, path, routing) for task in found],
+        tasks=[
+            _saved(task, values[task.name], heads, varying, path, routing, _preprocessing(options)) for task in found
+        ],
         sites=sites,
         parameters=names,
         sizes=sizes_in(varying, own),
@@ -179,7 +187,8 @@ def _exported(
     if routing == "call":
         set_defaults(program.model, defaults)
         _check_readers(program.model, lives)
-        notes += _slow(program.model, lives)
+        known = known.model_copy(update={"biases": biases_of_convolutions(program.model)})
+        notes += slow_parts(program.model)
     with as_shipped(tuned):
         axes = tuple(a if a.name == BATCH else refined(tuned, call, a, expected) for a in bounded(tuned, call.sizes))
     fixed, guards = fixed_sizes(call), guards_in_words(tuned)
@@ -329,10 +338,11 @@ def _read(tuned: TunedModule, name: str, folder: str | Path) -> Task:
     try:
         tensors = read_task(tuned, folder)
         labels = read_manifest(folder).get("classes")
+        outputs, preprocessing = outputs_of(Path(folder)), inputs_of(Path(folder))
     except UtcError as error:
         raise error.within(f"task {name!r}") from None
     named = tuple(map(str, labels)) if isinstance(labels, list) else None
-    return Task(name, tensors, named)
+    return Task(name, tensors, named, outputs, preprocessing)
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
@@ -342,7 +352,15 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _saved(task: Task, values: Values, heads: Varying, varying: Varying, path: Path, routing: str) -> SavedTask:
+def _saved(
+    task: Task,
+    values: Values,
+    heads: Varying,
+    varying: Varying,
+    path: Path,
+    routing: str,
+    files: Mapping[str, object] | None,
+) -> SavedTask:
     sizes = sizes_in(varying, task.tensors)
     is_named = task.labels is not None and fits(task.labels, sizes_in(heads, task.tensors))
     return SavedTask(
@@ -353,6 +371,8 @@ def _saved(task: Task, values: Values, heads: Varying, varying: Varying, path: P
         sha256=digest_of(values),
         run=digest_of(arrays_of(task.tensors)),
         file=beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None,
+        outputs=dict(task.outputs) or None,
+        preprocessing=other_preprocessing(task.preprocessing, files),
     )
 
 
@@ -369,21 +389,3 @@ def _check_readers(model: ir.Model, lives: Sequence[Live]) -> None:
             fix="report it, with the model and the rules",
             code="export/disagrees",
         )
-
-
-def _slow(model: ir.Model, lives: Sequence[Live]) -> tuple[str, ...]:
-    """What ONNX Runtime does slowly where a weight is no constant."""
-    names = {live.name for live in lives}
-    weights = {
-        str(node.inputs[1].name)
-        for node in model.graph.all_nodes()
-        if node.op_type == "Conv" and len(node.inputs) > 1 and node.inputs[1] is not None
-        if node.inputs[1].name in names
-    }
-    if not weights:
-        return ()
-    return (
-        f"{len(weights)} weights of convolutions are inputs, and ONNX Runtime's fast layout on a CPU takes constants "
-        "alone: expect 2 to 3 times the latency. Folded files, one per task, have none of it; nor have rules that tune "
-        f"biases and the head (bitfit/biases): {', '.join(sorted(weights)[:4])}",
-    )

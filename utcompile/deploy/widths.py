@@ -97,8 +97,11 @@ def without_width(
     return found
 
 
-def differs(site: FileSite, tuner: object, config: Config) -> bool:
-    """Whether a run's site is another one than the file's, but for the fields that are free."""
-    free = {*site.free, *HOW}
-    mine, its = ({k: v for k, v in one.items() if k not in free} for one in (site.config, config))
-    return site.tuner != tuner or mine != its
+def difference(site: FileSite, tuner: object, config: Config) -> str | None:
+    """In what a run's site is another one than the file's, but for the fields that are free; None where in nothing."""
+    if site.tuner != tuner:
+        return f"its tuner is {tuner!r:.80} in the run, {site.tuner!r} in the file"
+    for field in sorted(site.config.keys() | config.keys()):
+        if field not in {*site.free, *HOW} and site.config.get(field) != config.get(field):
+            return f"{field} is {config.get(field)!r:.80} in the run, {site.config.get(field)!r:.80} in the file"
+    return None

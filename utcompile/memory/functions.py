@@ -53,10 +53,14 @@ def frozen_conv_of_kept(
 
     Autocast would keep a copy of it, and torch is slow at strides over single positions.
     """
-    is_strided = weight.shape[2:].numel() == 1 and any(step > 1 for step in per_axis(stride, weight.dim() - 2))
-    if is_strided or x.dim() != weight.dim() or autocast_dtype(x.device.type) is not None:
+    n = weight.dim() - 2
+    if (
+        x.dim() != weight.dim()
+        or autocast_dtype(x.device.type) is not None
+        or few_positions(x, weight, per_axis(stride, n), per_axis(padding, n)) is not None
+    ):
         return frozen_conv(x, weight, bias, stride, padding, dilation, groups)
-    return _CONVS[weight.dim() - 2](x, weight, bias, stride, padding, dilation, groups)
+    return _CONVS[n](x, weight, bias, stride, padding, dilation, groups)
 
 
 class _FrozenConv(torch.autograd.Function):
