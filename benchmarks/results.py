@@ -14,7 +14,7 @@ import gzip
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ import torch
 from torch import nn
 
 import utcompile as utc
+from benchmarks import results_biases
 from benchmarks.results_page import write_page
-from benchmarks.results_text import SETS, text_task
+from benchmarks.results_text import SETS, labels_of_text, text_task
 from utcompile.cli.compare_methods import Budget, Methods, Task
 from utcompile.cli.demo_data import efficientnet_lite0
 from utcompile.errors import UtcError
@@ -71,6 +72,7 @@ class Part:
         title: for the page.
         methods: the first one is the baseline.
         make: reads data and says how the model is built.
+        tested: the labels of the test data.
         note: what a reader of its table should know.
     """
 
@@ -78,6 +80,7 @@ class Part:
     methods: tuple[str, ...]
     budget: Budget
     make: Callable[[Path], Task]
+    tested: Callable[[Path], Sequence[int]]
     note: str = ""
 
 
@@ -99,6 +102,12 @@ def _images(name: str, write: Callable[[Path], None], size: int, notes: str, out
     example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     about = {"model": "EfficientNet-Lite0, ImageNet weights", "data": notes, "pixels": size}
     return Task(build, (example,), data, tested, about)
+
+
+def _labels_of_images(name: str, out: Path) -> list[int]:
+    with np.load(out / f"{name}.npz") as arrays:
+        labels: list[int] = arrays["y_test"].tolist()
+    return labels
 
 
 def _as_validation(path: Path, how: dict[str, Any]) -> Any:
@@ -167,13 +176,18 @@ def _image_part(name: str, title: str, write: Callable[[Path], None]) -> Part:
     budget = Budget(epochs=5, batch_size=10, lrs=(3e-4, 2e-3, 1e-2), schedule="onecycle")
     data = f"{title}: 200 train, 100 validation, 500 test"
     make = partial(_images, name, write, 64, data)
-    return Part(f"EfficientNet-Lite0 on {title}", IMAGE_METHODS, budget, make, _SHORT)
+    tested = partial(_labels_of_images, name)
+    return Part(f"EfficientNet-Lite0 on {title}", IMAGE_METHODS, budget, make, tested, _SHORT)
+
+
+_TEXTS = (200, 100, 400)  # to train on, to validate, to test
 
 
 def _text_part(kind: str) -> Part:
     """MiniLM on 200 snippets to train on, 100 to validate, 400 to test."""
     budget = Budget(epochs=3, batch_size=20, lrs=(3e-4, 2e-3, 1e-2), schedule="onecycle")
-    return Part(f"MiniLM on {kind}", TEXT_METHODS, budget, partial(text_task, kind, (200, 100, 400)))
+    make, tested = partial(text_task, kind, _TEXTS), partial(labels_of_text, kind, _TEXTS)
+    return Part(f"MiniLM on {kind}", TEXT_METHODS, budget, make, tested)
 
 
 PARTS = {
@@ -183,6 +197,7 @@ PARTS = {
     **{kind: _text_part(kind) for kind in SETS},
 }
 COUNTS = "counts"
+OTHERS = (COUNTS, results_biases.PART)
 # rules on ViT-B/16 with 100 classes, the values of their variables, and what the paper prints
 _PRINTED: tuple[tuple[str, dict[str, object], str], ...] = (
     ("probe/linear", {}, "0.07 M"),
@@ -240,16 +255,30 @@ def _attempt(name: str, out: Path, until: float) -> None:
     try:
         if name == COUNTS:
             count(out)
+        elif name == results_biases.PART:
+            results_biases.run(out, PARTS["tweets"].make(out), PARTS["tweets"].budget)
         else:
             run(name, PARTS[name], out, until)
     except UtcError as error:
         print(f"{name}: {error}", file=sys.stderr)
 
 
+def _commonest(out: Path) -> dict[str, float]:
+    """The share of the commonest class in the test data of each part whose data are there."""
+    found = {}
+    for name, part in PARTS.items():
+        try:
+            labels = part.tested(out)
+        except (OSError, UtcError):
+            continue
+        found[name] = max(map(labels.count, set(labels))) / len(labels)
+    return found
+
+
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=__doc__.partition("\n")[0])
-    parser.add_argument("--part", choices=[*PARTS, COUNTS], action="append", help="this part alone")
+    parser.add_argument("--part", choices=[*PARTS, *OTHERS], action="append", help="this part alone")
     parser.add_argument("--minutes", type=float, default=15.0, help="stop after so many; the next call goes on")
     parser.add_argument("--only-page", action="store_true", help="write the page from what is there")
     parser.add_argument("--out", type=Path, default=OUT, help="the folder of what has been run")
@@ -258,12 +287,13 @@ def main() -> None:
     until = time.monotonic() + 60 * given.minutes
     if not given.only_page:
         try:
-            for name in given.part or [COUNTS, *PARTS]:
+            for name in given.part or [COUNTS, *PARTS, results_biases.PART]:
                 _attempt(name, given.out, until)
         except _Enough:
             print("the time is over; the same command goes on", file=sys.stderr)
     titles, methods = {n: p.title for n, p in PARTS.items()}, {n: p.methods for n, p in PARTS.items()}
-    write_page(given.page, given.out, titles, methods, {n: p.note for n, p in PARTS.items()})
+    notes = {n: p.note for n, p in PARTS.items()} | {"tweets": results_biases.said(given.out)}
+    write_page(given.page, given.out, titles, methods, notes, _commonest(given.out))
     print(given.page)
 
 

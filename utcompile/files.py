@@ -53,6 +53,38 @@ def path_of(value: object, what: str) -> Path:
     return Path(value)
 
 
+def check_target(path: Path) -> None:
+    """Raise where a file cannot be written: called before any work is done."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UtcError(
+            "the folder to write to does not exist", where=str(path.parent), fix="create it first", code="path/invalid"
+        )
+    if path.is_dir():
+        raise UtcError(
+            "the path to write to is a folder",
+            where=str(path),
+            fix=f"name a file: {path / 'model.onnx'}",
+            code="path/invalid",
+        )
+    check_folder(parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise where nothing can be written into a folder, or it is a file."""
+    if not folder.is_dir():
+        raise UtcError(
+            "the folder to write to is a file", where=str(folder), fix="give another folder", code="path/invalid"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UtcError(
+            "the folder is not writable",
+            where=str(folder),
+            fix="choose a folder that you may write to",
+            code="path/invalid",
+        )
+
+
 @contextmanager
 def reported(what: str, where: str | Path) -> Iterator[None]:
     """An `OSError` inside becomes a `UtcError` with the reason and what to do about it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from support.browser import BROWSER, drive
 from support.cli_toys import parsed, passed, refused, utc, write_data
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import utcompile
 from utcompile.cli import compare_methods
@@ -121,6 +123,14 @@ def test_other_settings_and_a_folder_of_something_else_are_refused(tmp_path):
         Methods(tmp_path / "out", task(), BUDGET)
 
 
+@pytest.mark.parametrize("below", [False, True])
+def test_a_folder_that_cannot_be_made_is_one_error(below, tmp_path):
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(UtcError, match="the folder of the comparison cannot be made") as caught:
+        Methods(tmp_path / "file" / "out" if below else tmp_path / "file", task(), BUDGET)
+    assert caught.value.code == "path/invalid" and (tmp_path / "file").read_text() == "keep"
+
+
 def test_where_no_method_fits_it_is_one_error(tmp_path):
     with pytest.raises(UtcError, match="no method gave a result") as caught:
         Methods(tmp_path / "out", task(), BUDGET, latency="none").run(["prefix/prefix", "no/such"])
@@ -158,11 +168,58 @@ def test_the_frozen_forward_gives_what_the_whole_model_gives(rules):
     assert not FrozenForward(model, data, budget=100.0).has_room(method.names)
 
 
-def test_what_changes_the_backbone_is_not_shared():
+class RowsOf(TorchFunctionMode):
+    """Counts the rows of each batch that goes through the linear layer of a weight."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.at, self.rows = weight.data_ptr(), list[int]()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear and args[1].data_ptr() == self.at:
+            self.rows.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+LADDER = """
+version: 1
+name: ladder
+rules:
+  - name: rung
+    match: "b = ffn(x); y = add(x, b)"
+    insert: {chain: y -> y, from: x, tuner: {kind: ladder, width: 4}}
+train: ["pattern:head"]
+"""
+
+
+def test_what_leaves_the_backbone_alone_shares_one_forward_of_every_sample(tmp_path):
+    ladder = tmp_path / "ladder.yaml"
+    ladder.write_text(LADDER)
+    methods = Methods(tmp_path / "out", task(), BUDGET, latency="none")
+    samples, example = 64 + 16 + 32, 2
+    with RowsOf(methods.captured.get_submodule("stem").weight) as counted:
+        found = methods.run(["probe/linear", str(ladder)])
+    assert [row.is_shared for row in found.rows()] == [True, True]
+    # 8 runs of 2 epochs, and each sample is computed once; that tuners start as the identity is seen on the example
+    assert sum(n for n in counted.rows if n != example) == samples
+    with RowsOf(methods.captured.get_submodule("stem").weight) as counted:
+        first = tmp_path / "first.yaml"
+        first.write_text(RULES.format("blocks.0.0.**"))
+        methods.run(["probe/linear", str(first)])
+    assert (
+        sum(counted.rows) > 4 * samples
+    )  # what trains is at the beginning: each epoch of three runs computes the stem
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [("resnet", "lora/all_conv"), ("vit", "ssf/all_layers"), ("vit", "lora/all_linear"), ("vit", "bitfit/biases")],
+)
+def test_what_changes_the_backbone_is_not_shared(kind, rules):
     from support.models import captured
 
-    model = captured("resnet")
-    assert shareable(utcompile.match(model, "lora/all_conv").apply(), model) is None
+    model = captured(kind)
+    assert shareable(utcompile.match(model, rules).apply(), model) is None
 
 
 def test_wrong_options_are_refused_before_any_work(tmp_path):
@@ -186,10 +243,16 @@ def test_compare_writes_a_page_and_runs_that_other_verbs_open(tmp_path):
         assert drive(page, "return document.querySelectorAll('tbody tr').length", tmp_path) >= 3
     text = passed(*arguments).stdout
     assert "to the first" in text and "left out: convnet" in text
+    (best,) = re.findall(r"next: utcompile report (\S+), utcompile export \1 -o", " ".join(text.split()))
+    every = [json.loads(file.read_text())["validation"] for file in out.glob("runs/*/*/result.json")]
+    assert json.loads((Path(best) / "result.json").read_text())["validation"] == max(every)
     run = next(Path(out / "runs" / "lora_all_linear").iterdir())
     said = parsed("report", run)
     result = json.loads((run / "result.json").read_text())
     assert said["accuracy"] == pytest.approx(result["validation"]) and not said["notes"]
+    for run in (out / "runs" / "lora_all_linear").iterdir():  # of every seed: all of them have one split
+        result = json.loads((run / "result.json").read_text())
+        assert parsed("evaluate", run)["figures"]["accuracy"] == pytest.approx(result["validation"])
 
 
 def test_a_rate_at_which_the_loss_is_not_finite_is_not_chosen(tmp_path, monkeypatch):

@@ -1,9 +1,7 @@
-"""Recipes, `key=value` and flags; what is checked before torch is imported; what the shell completes."""
+"""Recipes, `key=value` and flags; what the shell completes."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +23,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def start(values: dict[str, Any]) -> dict[str, Any]:
         found.append(dict(values))
         values["report"] = False  # there is no run
-        return {"run": "run", "stopped_early": False, "text": "done"}
+        return {"run": "run", "model": "timm:resnet18", "task": "classify", "stopped_early": False, "text": "done"}
 
     monkeypatch.setattr(train_verb, "start_run", start)
     return found
@@ -90,78 +88,6 @@ def test_mistakes(arguments: tuple[str, ...], text: str | None, says: tuple[str,
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(text or "")
     refused("train", *arguments, *(() if text is None else ("--recipe", recipe)), says=says)
-
-
-GOOD = ("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "PHOTOS", "-o", "run")
-WRONG = {
-    "schedule=cosin": "did you mean 'cosine'",
-    "precision=bf32": "unknown precision 'bf32'",
-    "class_weights=x": "known: balanced, none",
-    "device=gpu": "did you mean 'cpu'",
-    "epochs=0": "epochs is 0",
-    "workers=-1": "workers is -1",
-    "seed=-1": "seed is -1",
-    "num_classes=0": "num_classes is 0",
-    "max_length=0 task=text": "max_length is 0",
-    "weight_decay=nan": "weight_decay is nan",
-    "lr=nan": "lr is nan",
-    "grad_clip=0": "grad_clip is 0",
-    "warmup=1": "warmup is 1",
-    "ema=1": "ema is 1",
-    "mixup=-1": "mixup is -1",
-    "mixup=1 task=segment": "the task 'segment' has no use for mixup",
-    "cutmix=1 task=multilabel": "the task 'multilabel' has no use for cutmix",
-    "label_smoothing=0.1 task=custom": "the task 'custom' has no use for label_smoothing",
-    "class_weights=balanced task=regress": "the task 'regress' has no use for class_weights",
-    "policy=rand-m9 task=segment": "the task 'segment' has no use for policy",
-    "input_size=32 task=text": "the task 'text' has no use for input_size",
-    "loss=net.py:loss": "the task 'classify' has no use for loss",
-    "tokenizer=words": "the task 'classify' has no use for tokenizer",
-    "metric=f1 task=custom": "the metrics of a custom task are those that your function returns",
-    "loss=nowhere.py:loss task=custom": "there is no such Python file",
-    "tokenizer=nowhere task=text": "there is no folder with this tokenizer",
-    "policy=rand-m9 --no-augment": "contradict each other",
-}
-CHEAP = [
-    (("train", "-m", "timm:resnet1811", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "timm has no model"),
-    (("train", "-m", "resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "write timm:resnet18"),
-    (("train", "-m", "torchvision:resnet81", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "did you mean"),
-    (("train", "-m", "net.py:make", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "no such Python file"),
-    (("train", "-m", "timm:resnet18", "-r", "lora/all_cov", "-d", "DATA", "-o", "run"), "did you mean 'lora/all_conv'"),
-    (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "nowhere", "-o", "run"), "path does not exist"),
-    (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "run"), "no class folders"),
-    (("train", "-m", "timm:resnet18", "-r", "lora/all_conv", "-d", "DATA", "-o", "OLD"), "contains a run already"),
-    (("train", "epohcs=3"), "did you mean 'epochs'"),
-    *(((*GOOD, *wrong.split()), says) for wrong, says in WRONG.items()),
-    (("inspect", "-m", "timm:resnet1811"), "did you mean"),
-    (("explain", "-m", "timm:resnet18", "-r", "lora/all_cov"), "did you mean"),
-    (("inspect", "-m", "hf:nowhere"), "contains no model of transformers"),
-    (("suggest", "-m", "hf:DATA@text"), "contains no model of transformers"),
-    (("suggest", "-m", "timm:resnet18", "--for", "speed"), "known: accuracy, latency, memory, parameters"),
-    (("evaluate", "nowhere"), "there is no checkpoint here"),
-]
-
-
-def test_cheap_checks_come_before_torch(tmp_path: Path) -> None:
-    (tmp_path / "DATA").mkdir()
-    (tmp_path / "OLD").mkdir()
-    (tmp_path / "OLD" / "history.jsonl").write_text("")
-    code = f"""
-import sys
-from typer.testing import CliRunner
-from utcompile.cli import app
-for arguments, says in {CHEAP!r}:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 1 and says in result.stderr, (arguments, result.output, result.exception)
-    assert "torch" not in sys.modules, arguments
-"""
-    package = str(Path(train_verb.__file__).parents[2])
-    found = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {package!r})\n{code}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["DATA", "OLD"]
 
 
 @pytest.mark.full

@@ -14,7 +14,9 @@ def test_a_page_that_cannot_be_written_is_found_before_any_work(tmp_path):
     refused("report", tmp_path, "-o", tmp_path, says=("is a folder",))
 
 
-def test_a_folder_without_a_history(tmp_path):
+def test_a_folder_without_a_run_or_a_history(tmp_path):
+    refused("report", tmp_path, says=("there is no checkpoint here", "utcompile train -o"))
+    (tmp_path / "manifest.json").write_text("{}")
     refused("report", tmp_path, says=("the run has no history", "utcompile train -o", "report/history"))
 
 

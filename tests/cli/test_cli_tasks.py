@@ -127,7 +127,7 @@ def test_a_custom_task_and_its_resumption(home: Path, tmp_path: Path, monkeypatc
     arguments = (
         "train", "-m", f"{net}:numbers", "-r", "lora/all_linear", "--task", "custom", "-d", home / "numbers.npz",
         "--loss", f"{net}:loss", "--metrics-function", f"{net}:metrics", "--metric", "worst", "--lower-is-better",
-        "-o", run, "epochs=3",
+        "-o", run, "epochs=3", "--cache", "none",
     )  # fmt: skip
     from utcompile.train.run_folder import RunFolder
 
@@ -140,9 +140,10 @@ def test_a_custom_task_and_its_resumption(home: Path, tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "keep_last", stop)
         result = utc(*arguments)
-    assert result.exit_code == 130 and f"go on with: utcompile train --resume -o {run}" in result.stderr
+    assert result.exit_code == 130
+    assert f"go on with: utcompile train --resume -o {run} --cache none --trust\n" in result.stderr
     refused("train", "--resume", "-o", run, says=("would run code", "--trust"))
-    resumed = parsed("train", "--no-report", "--resume", "-o", run, "--trust")
+    resumed = parsed("train", "--no-report", "--resume", "-o", run, "--cache", "none", "--trust")
     assert resumed["metric"] == "worst" and len(resumed["history"]) == 3
 
 
@@ -220,4 +221,6 @@ def test_skip_bad_leaves_out_what_is_named(tmp_path: Path) -> None:
     more = ("-d", tmp_path / "data", "-o", tmp_path / "run", "epochs=1", "--no-report")
     refused(*arguments, *more, says=("1 of 24 samples cannot be used", "3.png", "--skip-bad"))
     assert names(tmp_path) == ["data"]
-    assert "21 training and 2 validation samples" in passed(*arguments, *more, "--skip-bad").stderr
+    said = passed(*arguments, *more, "--skip-bad").stderr
+    assert "left out: 1 of 24 samples" in said and "3.png: " in said
+    assert "21 training and 2 validation samples" in said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+import torchvision
 import transformers
 from support.models import shake
 from torch import Tensor, nn
@@ -245,6 +248,44 @@ def test_opset(tmp_path: Path) -> None:
         Lambda(lambda x: x.reshape(x.shape[0], -1)), tmp_path / "n.onnx", torch.randn(1, 2, 2), opset=13
     )
     assert message.startswith("the model cannot be exported at opset 13\n  why: the exporter gives opset")
+
+
+@pytest.mark.full
+def test_attention_is_one_node_from_opset_23_on(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=3, img_size=32).eval()
+    result = export_onnx(model, tmp_path / "m.onnx", torch.randn(2, 3, 32, 32), opset=23)
+    operations = [node.op_type for node in onnx.load(result.path).graph.node]
+    assert operations.count("Attention") == len(model.blocks) and "Softmax" not in operations
+
+
+@pytest.mark.full
+def test_boxes_of_roi_align(tmp_path: Path) -> None:
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+            return self.head(torchvision.ops.roi_align(self.conv(x), boxes, 2, aligned=True).flatten(1))
+
+    boxes = torch.tensor([[0, 1, 1, 6, 7.5], [1, 0, 2.5, 7, 7]])
+    result = export_onnx(Regions().eval(), tmp_path / "m.onnx", (torch.randn(2, 3, 8, 8), boxes))
+    assert "RoiAlign" in [node.op_type for node in onnx.load(result.path).graph.node] and result.max_error < 1e-4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_and_a_folder_without_access(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"an older file")
+
+    def fails(file: Path, entries: object) -> None:
+        file.write_bytes(b"a part")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(export_module, "finish", fails)
+    message = export_fails(nn.Linear(2, 2), path, torch.ones(1, 2))
+    assert "the ONNX file cannot be written" in message and os.strerror(number) in message
+    assert path.read_bytes() == b"an older file" and list(tmp_path.iterdir()) == [path]
 
 
 def test_modes_are_restored_one_by_one(tmp_path: Path) -> None:

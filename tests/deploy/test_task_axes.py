@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,6 +101,27 @@ def test_tasks_that_are_added_at_once_are_all_there(one: tuple[Path, nn.Module])
     with ThreadPoolExecutor(5) as pool:
         list(pool.map(lambda i: utc.add_task(folder / "m.onnx", folder / f"r{i}"), range(1, 6)))
     assert set(utc.OnnxModel(folder / "m.onnx").tasks) == {f"r{i}" for i in range(6)}
+
+
+def test_a_task_keeps_what_its_run_says(one: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, tuned = one
+    said = {
+        "a": {"task": "multilabel", "outputs": {"kind": "labels"}, "preprocessing": {"size": 8}},
+        "b": {"task": "regress", "outputs": {"mean": [1.0]}, "preprocessing": {"size": 16}},
+    }
+    for number, (name, told) in enumerate(said.items()):
+        shutil.copytree(folder / f"r{number}", tmp_path / name)
+        (tmp_path / name / "task.json").write_text(json.dumps(told))
+    path, how = tmp_path / "m.onnx", {"size": 8}
+    utc.export_onnx(tuned, path, (X,), tasks={"a": tmp_path / "a"}, batch_sizes=(2,), preprocessing=how)
+    utc.add_task(path, tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")  # the file needs no run any more
+    model = utc.OnnxModel(path)
+    assert model.outputs_of("a") == {"task": "multilabel", "kind": "labels"} and model.preprocessing_of("a") == how
+    assert model.outputs_of("b") == {"task": "regress", "mean": [1.0]} and model.preprocessing_of("b") == {"size": 16}
+    assert model.outputs_of(None) == {} and model.preprocessing_of(None) == how
+    of_generator = model(X, task=(name for name in ("a", "b", "a", "b")))
+    np.testing.assert_array_equal(of_generator["kind"], model(X, task=["a", "b", "a", "b"])["kind"])  # type: ignore[call-overload]
 
 
 def test_what_a_call_cannot_be(one: tuple[Path, nn.Module]) -> None:

@@ -263,3 +263,44 @@ def test_a_part_that_is_wrapped_afterwards_is_saved_under_its_own_name(inside: b
         folded, report = utc.fold(wrapped)
         assert report.is_original
         torch.testing.assert_close(folded(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    found = torch.compile(module, backend="eager")
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def _checkpointed(module: nn.Module) -> nn.Module:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    found: nn.Module = checkpoint_wrapper(module)
+    return found
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, _compiled, torch.optim.swa_utils.AveragedModel, _checkpointed])
+def test_what_is_wrapped_before_is_refused_by_name(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = Around(line(), lambda m, x: m.p(x))
+    with pytest.raises(
+        utc.UtcError, match=r"the model is wrapped: .*\n.*\n.*model\.(module|_orig_mod|_checkpoint)"
+    ) as error:
+        utc.compile(wrap(model), RULES, X, within="**.p")
+    assert error.value.code == "parts/unsupported"
+    model.p = nn.Sequential(wrap(model.p))
+    with pytest.raises(utc.UtcError, match=r"p\.0 is wrapped: it is a \w+\n.*\n.*model\.p\.0\."):
+        utc.compile(model, RULES, X, within="p.0")
+
+
+@pytest.mark.parametrize("as_part", [False, True])
+def test_a_model_with_a_tuned_part_is_not_tuned_again(as_part: bool) -> None:
+    model = Around(nn.Sequential(line(), line()), lambda m, x: m.p(x))
+    if as_part:
+        model = utc.compile(model, RULES, X, within="p.0")
+    else:
+        model.p[0] = utc.compile(line(), RULES, X)  # type: ignore[operator]
+    with pytest.raises(utc.UtcError, match=r"p\.0 is tuned already") as error:
+        utc.compile(model, RULES, X, within="p.1")
+    assert error.value.code == "parts/unsupported"
+    if as_part:  # after a fold it is as any other model
+        folded, _ = utc.fold(model)
+        assert isinstance(utc.compile(folded, RULES, X, within="p.1").p[1], utc.TunedModule)  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -167,6 +168,62 @@ def test_llama_generates_with_a_cache_and_the_folded_model_gives_the_same_tokens
     assert report.is_original and type(folded.model.layers[0].mlp) is type(model.model.layers[0].mlp)
     with utc.disable_tuners(tuned):
         assert torch.equal(greedy(tuned, **inputs), greedy(model, **inputs))
+
+
+def qwen2() -> tuple[nn.Module, list[str]]:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**SIZES, num_key_value_heads=2, vocab_size=60, pad_token_id=0)
+    return Qwen2ForCausalLM(config), ["model.layers.*.mlp", "model.layers.*.self_attn.*_proj"]
+
+
+def neox() -> tuple[nn.Module, list[str]]:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(**SIZES, vocab_size=60, pad_token_id=0)
+    return GPTNeoXForCausalLM(config), ["gpt_neox.layers.*.mlp", "gpt_neox.layers.*.attention.*"]
+
+
+def t5() -> tuple[nn.Module, list[str]]:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 60}
+    tokens = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    parts = [
+        "**.DenseReluDense",
+        *(f"**.{kind}.{name}" for kind in ("SelfAttention", "EncDecAttention") for name in "qo"),
+    ]
+    return T5ForConditionalGeneration(T5Config(**sizes, **tokens)), parts
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("build", [qwen2, neox, t5])
+def test_language_models_of_other_families_generate(
+    build: Callable[[], tuple[nn.Module, list[str]]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, within = build()
+    ids = torch.randint(3, 60, (2, 7))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    compiled = partial(utc.compile, model.eval(), "lora/all_linear", {**given, "labels": ids}, vars={"r": 2})
+    tuned: nn.Module = compiled(within=within)
+    original = greedy(model, **given)
+    assert torch.equal(greedy(tuned, **given), original)
+    untrained = copy.deepcopy(tuned)
+    zoo.shake(tuned, 0.5)
+    tuned(**given, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
+    tokens = greedy(tuned, **given)
+    folded, report = utc.fold(tuned)
+    assert report.is_original and torch.equal(greedy(folded, **given), tokens) and not torch.equal(tokens, original)
+    with utc.disable_tuners(tuned):
+        assert torch.equal(greedy(tuned, **given), original)
+    utc.save_tuners(tuned, tmp_path)
+    utc.load_task(untrained, "task", tmp_path)
+    utc.set_task(untrained, "task")
+    assert torch.equal(greedy(untrained, **given), tokens)
 
 
 def test_whisper_generates() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import models as zoo
-from support.parts_toys import RULES, Blocks, Finder, Looped, Odd, Tied
+from support.parts_toys import RULES, Block, Blocks, Finder, Looped, Odd, Tied
 from torch import nn
 
 import utcompile as utc
@@ -107,6 +107,36 @@ def test_all_doors_take_a_model_with_tuned_parts(blocks: Made, captured: utc.Cap
     assert report.is_original and [s.status for s in report.sites] == ["absorbed"] * 6
     assert [s.id for s in report.sites] == [s.id for s in whole.sites]
     torch.testing.assert_close(folded(x), changed, rtol=1e-5, atol=1e-5)  # rounding of the folded weights
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_task_with_other_classes_is_folded_to_the_users_class(inside: bool, tmp_path: Path) -> None:
+    """With a head outside of the parts, and with one inside."""
+
+    def model_of(classes: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Sequential(Block(8), Block(8)), nn.Linear(8, classes))
+
+    x = torch.randn(2, 5, 8)
+    rules = RULES.replace("expect", "select: {first: 4}, expect")
+    around, of_five = (
+        utc.compile(nn.Sequential(model_of(n)), rules, x, within="0" if inside else "0.0", train=["module:0.1"])
+        for n in (2, 5)
+    )
+    zoo.shake(of_five, 0.3)
+    utc.save_tuners(of_five, tmp_path)
+    utc.load_task(around, "five", tmp_path)
+    start = around.eval()(x)
+    utc.set_task(around, "five")
+    expected = of_five.eval()(x)
+    assert torch.equal(around(x), expected)
+    folded, _ = utc.fold(around)
+    assert type(folded[0]) is nn.Sequential and folded[0][1].out_features == 5
+    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)  # rounding of the folded weights
+    utc.set_task(around, "default")
+    assert torch.equal(around(x), start) and folded[0][1].out_features == 5
+    again, _ = utc.fold(around)
+    assert again[0][1].out_features == 2
 
 
 def test_memory_is_shared_and_flags_are_not(blocks: Made, captured: utc.CapturedParts) -> None:

@@ -492,3 +492,24 @@ def test_guards_on_values_are_asked_in_one_call() -> None:
     for other in ((-x, k), (x + 9, k), (x, torch.tensor(4))):
         with pytest.raises(utc.UtcError, match=r"at capture|recorded with k=3"):
             captured(*other)
+
+
+class _Chunks(nn.Module):
+    """Asks two sizes that no formula gives, behind a pad to a multiple of eight."""
+
+    def forward(self, x: T) -> T:
+        a = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 8))
+        b = a.flip(1).relu()
+        if a.shape[1] % 8 or a.shape[1] != b.shape[1]:
+            return x
+        return (a + b)[:, : x.shape[1]]
+
+
+def test_guards_name_the_node_whose_size_they_ask_and_are_listed_once_for_all_layers() -> None:
+    model = nn.Sequential(nn.Embedding(50, 6), nn.Sequential(_Chunks(), _Chunks()))
+    captured = utc.capture(model.eval(), ids(2, 5))
+    listed = [str(g).partition(" (")[0] for g in captured.guards]
+    assert listed == ["1.*.pad.shape[1] % 8 == 0", "1.*: pad.shape[1] == relu.shape[1]"]
+    assert {n.name for n in captured.graph.nodes} >= {"_1_0_pad", "_1_1_relu"}  # as in the printed graph
+    for size in SIZES:
+        assert torch.equal(captured(ids(*size)), model(ids(*size)))

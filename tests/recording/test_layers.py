@@ -442,3 +442,36 @@ def test_weights_that_a_hook_loads_are_refused() -> None:
     model = accelerate.cpu_offload(nn.Sequential(nn.Linear(6, 6), nn.ReLU()).eval(), torch.device("cpu"))
     with pytest.raises(utc.UtcError, match="a hook loads the weights of Linear in each call"):
         utc.capture(model, X)
+
+
+class Lends(nn.Module):
+    """Calls one layer with parameters that are not its own."""
+
+    def __init__(self, lend: Callable[[nn.Linear, nn.Linear, T], T]) -> None:
+        super().__init__()
+        self.one, self.other, self.lend = nn.Linear(6, 6), nn.Linear(6, 6), lend
+
+    def forward(self, x: T) -> T:
+        return self.lend(self.one, self.other, x) + self.one(x)
+
+
+def _computed(one: nn.Linear, other: nn.Linear, x: T) -> T:
+    given = {"weight": other.weight * 2, "bias": other.bias.flip(0)}
+    return torch.func.functional_call(one, given, (x,))
+
+
+def _of_another_layer(one: nn.Linear, other: nn.Linear, x: T) -> T:
+    return torch.func.functional_call(one, {"weight": other.weight}, (x,))
+
+
+def _of_the_input(one: nn.Linear, other: nn.Linear, x: T) -> T:
+    return torch.func.functional_call(one, {"weight": other(x)[:6].softmax(0)}, (x,))
+
+
+@pytest.mark.parametrize("verify", ["values", "shapes"])
+@pytest.mark.parametrize("lend", [_computed, _of_another_layer, _of_the_input])
+def test_a_layer_that_is_called_with_other_parameters(lend: Callable[..., T], verify: Any) -> None:
+    model = Lends(lend).eval().requires_grad_(False)
+    x = torch.randn(9, 6)
+    captured = utc.capture(model, x, dynamic={}, verify=verify)
+    assert torch.equal(captured(x), model(x))

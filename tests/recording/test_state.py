@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +247,21 @@ def test_a_seed_that_forward_sets_is_reported() -> None:
     model, before = Seeds(), torch.get_rng_state()
     report = utc.capture(model, x(), verify="shapes").report
     assert any("forward seeds" in r for r in report.random) and torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("number", [0, 1, 42, 1234])
+@pytest.mark.parametrize("around", [contextlib.nullcontext, torch.random.fork_rng])
+def test_numbers_that_forward_draws_from_its_own_seed_are_refused(number: int, around: Any) -> None:
+    """The graph would draw from the caller's, so each call would differ."""
+
+    class Seeds(toys.Base):
+        def forward(self, x: T) -> T:
+            with around():
+                torch.manual_seed(number)
+                return self.linear(x) + torch.randn(4)
+
+    with pytest.raises(utc.UtcError, match="differs from the model's"):
+        utc.capture(Seeds(), x())
 
 
 def test_a_model_without_random_numbers_reports_none() -> None:

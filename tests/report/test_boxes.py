@@ -117,6 +117,32 @@ def test_a_tuner_for_one_reader_is_in_front_of_that_reader_alone():
     assert lines == {(ENTRY, 0), (0, 1), (0, 2), (1, 3), (2, 3), (3, 4), (4, EXIT)}
 
 
+@pytest.mark.parametrize("insert", ["parallel: x -> h", "sequential: x"])
+def test_a_tuner_that_reads_the_input_of_the_model_has_a_line_from_it(insert):
+    rules = (
+        "version: 1\nname: first\nrules:\n"
+        "  - {name: first, match: 'h = linear(x)', select: {first: 1}, "
+        f"insert: {{{insert}, tuner: {{kind: adapter, dim: 2}}}}}}\n"
+    )
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    root = grouped(boxes_of(utc.match(utc.capture(model, torch.randn(2, 4)), rules)))
+    tuner = next(i for i, child in enumerate(root.children) if child.kind == "tuner")
+    assert (ENTRY, tuner) in {(line.source, line.target) for line in root.lines}
+
+
+def test_a_long_name_is_short_in_the_drawing_and_whole_in_its_hint():
+    model: nn.Module = nn.Linear(3, 2)
+    for level in range(40):
+        outer = nn.Sequential()
+        outer.add_module(f"level_number_{level}", model)
+        model = outer
+    rules = "version: 1\nname: all\nrules: [{name: all, match: {op: linear}, insert: {weight: h, tuner: {kind: lora}}}]"
+    text = svg_of(utc.match(utc.capture(model, torch.randn(2, 3)), rules))
+    tree = ElementTree.fromstring(text)
+    assert float(tree.get("width")) < 1000
+    assert any("level_number_20.level_number_19" in (e.text or "") for e in tree.iter() if e.tag.endswith("title"))
+
+
 def test_names_of_users_are_text_and_never_markup():
     model = nn.Sequential()
     model.add_module("<b>&</script>", nn.Linear(3, 3))

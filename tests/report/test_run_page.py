@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -126,6 +128,29 @@ def test_charts_leave_gaps_where_a_number_is_not_finite():
     assert "nan" not in text and "inf" not in text and text.count("<circle") == 2
     assert line_chart("loss", [Series("a", [float("nan")])]) == ""
     assert "nan" not in scatter("s", [Point("a", 1, 0.5), Point("b", 1, 0.5, 0.1), Point("c", float("nan"), 0)], "x")
+
+
+def test_names_beside_a_plot_cover_no_other_name_and_stay_inside():
+    points = [Point("a" * 60, 10.0, 0.9), *(Point(f"method {i}", 10.0**i, 0.9 + i / 1e4, 0.01) for i in range(1, 40))]
+    text = scatter("s", points, "parameters")
+    tree = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    names = [e for e in tree.iter() if e.get("class") == "name"]
+    height, heights = float(tree.get("height")), sorted(float(e.get("y")) for e in names)
+    assert len(names) == 40 and all(b - a >= 12.9 for a, b in pairwise(heights))
+    assert heights[0] >= 30 and heights[-1] <= height - 30
+    assert "…" in names[0].text and len(names[0].text) <= 34
+
+
+def test_of_very_many_classes_only_pairs_that_occur_are_kept():
+    count = 21_841  # a table of all pairs would take gigabytes
+
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.one_hot(torch.full((len(x),), count - 1), count).float()
+
+    found = look(Far(), Grey([0.0, 1.0], [count - 1, 7]), [f"class {i}" for i in range(count)])
+    assert found.pairs == {(count - 1, count - 1): 1, (7, count - 1): 1} and found.accuracy == 0.5
+    assert "class 7</td><td>class 21840</td>" in run_page(facts(predictions=found))
 
 
 def facts(**more: object) -> RunFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,34 @@ def test_averages_of_other_libraries_start_with_the_same_memory(tuned: utc.Tuned
         update(tuned)
         assert torch.equal(tuned(x), out)
         utc.fold(average)
+
+
+class Around(torch.nn.Module):
+    """A part, and a frozen and a trained layer of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body, self.last = torch.nn.Linear(6, 6), Transformer(), torch.nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(self.body(self.first(x)))
+        return y
+
+
+def test_copies_of_a_model_with_tuned_parts_share_all_that_is_frozen(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 6)
+    tuned = utc.compile(Around().eval(), "lora/all_linear", x, within="body", train=["module:last"], verify="shapes")
+    out = tuned(x)
+    again = pickle.loads(pickle.dumps(tuned))
+    utc.save_tuners(again, tmp_path)  # any verb
+    for one in (tuned, again, copy.deepcopy(tuned)):
+        average = torch.optim.swa_utils.AveragedModel(one)
+        for other in (copy.deepcopy(one), average.module, ModelEmaV3(one, decay=0.9).module):
+            found = shared(one, other)
+            assert all(found) and len(found) > 10
+            with torch.no_grad():
+                other.first.weight.mul_(2)
+                other.last.weight.mul_(2)
+            assert torch.equal(one(x), out) and not torch.equal(other(x), out)
+            other.load_state_dict(one.state_dict())
+            utc.fold(other)

@@ -130,7 +130,10 @@ def test_a_task_trains_saves_folds_and_is_copied_alone(tasks: Any, tmp_path: Pat
     assert not torch.equal(after, before)
     assert torch.allclose(utc.fold(tuned)[0](X), after, atol=1e-5)
     utc.save_tuners(tuned, tmp_path)
+    folded, _ = utc.fold(tuned)
+    assert tuned.get_submodule("2").out_features == folded.get_submodule("2").out_features == 5
     tuned.set_task("t2")
+    assert tuned.get_submodule("2").out_features == 2 and folded.get_submodule("2").out_features == 5
     assert torch.equal(tuned(X), found["t2"][0](X))
     assert torch.equal(utc.load_tuners(tuned_of(5), tmp_path).eval()(X), after)
     tuned.set_task("t5")

@@ -108,6 +108,21 @@ def test_it_refuses_what_the_loader_refuses(old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tuner", "says"),
+    [
+        ({"kind": "lora", "rank": 4}, "'rank' was unexpected"),
+        ({"kind": "lorra"}, "'lorra' is not one of"),
+        ({"r": 4}, "'kind' is a required property"),
+    ],
+)
+def test_it_names_what_is_wrong_with_a_tuner(tuner: dict[str, object], says: str) -> None:
+    rule = {"name": "r", "match": "y = linear(x)", "insert": {"weight": "y", "tuner": tuner}}
+    data = {"version": 1, "name": "a", "rules": [rule]}
+    (error,) = jsonschema.Draft202012Validator(json_schema()).iter_errors(data)
+    assert says in error.message and list(error.absolute_path)[:4] == ["rules", 0, "insert", "tuner"]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "include: lora/all_linear",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch import nn
 import utcompile as utc
 from support import models as zoo
 from support.transformer_toys import Transformer
+from utcompile.rewrite import checkpoint
 
 NEAR = 1e-5  # of gradients: sums over processes are in another order
 
@@ -79,24 +81,45 @@ def _begin(rank: int, work: Callable[..., None], count: int, port: int, argument
         dist.destroy_process_group()
 
 
-def launched(count: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+Ended = subprocess.CompletedProcess[str]
+
+
+def launched(count: int, *arguments: str | Path) -> Ended:
     """`torchrun`, on loopback."""
+    return ended([_torchrun(f"--nproc-per-node={count}", f"--master-port={free_port()}", *arguments)])[0]
+
+
+def accelerated(count: int, *arguments: str | Path) -> Ended:
+    """`accelerate launch`, as for several GPUs, on loopback."""
+    options = ("--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
+    started = (f"--num_processes={count}", f"--main_process_port={free_port()}")
+    launch = (sys.executable, "-m", "accelerate.commands.launch", *options, *started)
+    return ended([[*launch, *map(str, arguments)]])[0]
+
+
+def on_two_nodes(*arguments: str | Path) -> list[Ended]:
+    """`torchrun` twice, as on two machines with one process each, which meet at a port of the first."""
+    meet = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
+    here = ("--rdzv-id=run", "--local-addr=127.0.0.1")
+    return ended([_torchrun(*meet, *here, *arguments) for _ in range(2)])
+
+
+def _torchrun(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+
+
+def ended(commands: list[list[str]]) -> list[Ended]:
+    """Run commands at the same time, on CPUs."""
     root = Path(utc.__file__).parents[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={count}",
-        f"--master-port={free_port()}",
-    ]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-    )
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env) for command in commands]
+    try:
+        texts = [one.communicate(timeout=500) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [Ended(p.args, p.returncode, *text) for p, text in zip(started, texts, strict=True)]
 
 
 # --- what the processes do
@@ -118,7 +141,9 @@ def check_gradients(rank: int, count: int, kind: str, folder: Path) -> None:
         assert error <= tolerance, (kind, name, error)
     with torch.no_grad(), utc.disable_tuners(model):
         torch.testing.assert_close(model(x), Transformer.forward(_original(), x), rtol=tolerance, atol=tolerance)
-    utc.save_tuners(model, folder / kind)
+    with patch.object(checkpoint, "write_pair", wraps=checkpoint.write_pair) as written:
+        utc.save_tuners(model, folder / kind)
+    assert kind == "ddp" or written.called == (rank == 0), "the first process writes what is sharded"
     dist.barrier()
     again = tuned_of(seed=1)
     utc.load_tuners(again, folder / kind)
@@ -233,7 +258,7 @@ def check_shares(rank: int, count: int) -> None:
             given = targets[mine]
             counted = task.counted(given) if isinstance(task, Counts) else processes.size(samples)
             loss = task.loss(predictions[mine], given)
-            value, shared = processes.joined(loss, samples, lambda counted=counted: counted)
+            value, shared, _ = processes.joined(loss, samples, lambda counted=counted: counted)
             (found,) = torch.autograd.grad(shared, predictions)
             dist.all_reduce(found)
             if samples == 5:

@@ -120,6 +120,30 @@ def test_wrong_tables(name: str, text: str, options: dict[str, Any], says: str, 
     assert says in refused(table(tmp_path, text, name), **options)
 
 
+@pytest.mark.parametrize(("mark", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_columns_with_other_marks_between_them(mark: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"path{mark}label\n" + f"0.png{mark}a\n1.png{mark}b\n" * 4)
+    with pytest.raises(UtcError, match=f"by commas instead of {word}"):
+        load_data(tmp_path / "t.csv")
+
+
+def test_what_is_no_image_is_told_and_a_link_to_nowhere_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / name)
+    for name in ("1.heic", "2.heic", "notes.txt", ".hidden"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    assert load_data(tmp_path, input_size=(3, 16, 16)).counts == (11, 11)
+    assert "3 files in" in caplog.text and ".heic, .txt" in caplog.text
+    (tmp_path / "b" / "3.png").unlink()
+    (tmp_path / "b" / "3.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UtcError, match="1 of 24 samples cannot be used"):
+        load_data(tmp_path, input_size=(3, 16, 16), check=True)
+    assert load_data(tmp_path, input_size=(3, 16, 16), check=True, skip_bad=True).counts == (11, 10)
+    assert "left out: 1 of 24 samples: " in caplog.text and "3.png" in caplog.text
+
+
 def test_one_class_is_nothing_to_train_on(tmp_path: Path) -> None:
     write_images(tmp_path / "data" / "only")
     assert "all samples have the label 'only'" in refused(tmp_path / "data")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,89 @@ def train(model: nn.Module, data: Data, out: Path, **changes: Any) -> TrainResul
     return fit(model, data, out=out, **hooks(model), **options | changes)
 
 
-def test_accumulated_batches_are_one_large_batch(data: Data, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Data with many samples of one class."""
+    x, y = images(80)
+    kept = (y == 0) | (np.arange(80) < 30)
+    path = tmp_path_factory.mktemp("uneven") / "d.npz"
+    np.savez(path, x=x[kept], y=y[kept])
+    return load_data(path, **SMALL)
+
+
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_accumulated_batches_are_one_large_batch(uneven: Data, class_weights: str, tmp_path: Path) -> None:
     large, small = toy_model(), toy_model()
-    train(large, data, tmp_path / "a", batch_size=32, optimizer="sgd", lr=0.1)
-    train(small, data, tmp_path / "b", batch_size=8, accumulate=4, optimizer="sgd", lr=0.1)
-    # the same sums in another order; 72 samples leave a last step of one batch
+    options = {"optimizer": "sgd", "lr": 0.1, "class_weights": class_weights, "grad_clip": 1.0}
+    expected = train(large, uneven, tmp_path / "a", batch_size=16, **options)
+    found = train(small, uneven, tmp_path / "b", batch_size=4, accumulate=4, **options)
+    # the same sums in another order; the last step has fewer batches
     assert torch.allclose(large[5].weight, small[5].weight, rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(found.history, expected.history, strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0]])
+def test_pixels_that_are_ignored_count_in_no_batch(weights: list[float] | None, tmp_path: Path) -> None:
+    """Also where a whole batch has none that counts."""
+    from utcompile.train.tasks import IGNORED, Segment
+
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(10, 3, 4, 4, generator=draw), torch.randint(0, 3, (10, 4, 4), generator=draw)
+    y[::2, 1:], y[3] = IGNORED, IGNORED
+    samples = torch.utils.data.TensorDataset(x, y)
+    data = Data(samples, samples, 3, ("a", "b", "c"), "segment")
+    task = Segment(3, None if weights is None else torch.tensor(weights))
+    found = []
+    for batch_size, accumulate in ((5, 1), (1, 5)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 3, 1))
+        options: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "task": task, "accumulate": accumulate}
+        save: Any = lambda folder: (folder / "nothing").touch()  # noqa: E731
+        hook = {"save": save, "load": lambda folder: None}
+        result = fit(
+            model,
+            data,
+            out=tmp_path / str(accumulate),
+            **hook,
+            epochs=1,
+            batch_size=batch_size,
+            progress=False,
+            cpu=True,
+            **options,
+        )
+        found.append((model[0].weight.detach(), result.history[0]["train_loss"]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "the launcher was given the mixed precision bf16"),
+        ("ACCELERATE_USE_FSDP", "true", "the engine FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "the engine DeepSpeed"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "4 gradient accumulation steps"),
+    ],
+)
+def test_what_a_launcher_was_given_and_a_run_was_not(
+    variable: str, value: str, says: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UtcError, match=says):
+        train(toy_model(), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_gradients_are_clipped_to_a_norm(data: Data, tmp_path: Path) -> None:
+    free, clipped = toy_model(), toy_model()
+    before = free[5].weight.detach().clone()
+    one = {"epochs": 1, "batch_size": 72, "optimizer": "sgd", "lr": 0.1, "warmup": 0.0, "weight_decay": 0.0}
+    train(free, data, tmp_path / "a", **one)
+    train(clipped, data, tmp_path / "b", grad_clip=1e-4, **one)
+    # the first step of SGD with Nesterov's momentum moves by 1.9 times the rate and the gradient, of norm 1e-4 at most
+    moved = [float((model[5].weight.detach() - before).norm()) for model in (free, clipped)]
+    assert moved[1] <= 1.901e-5 < moved[0]
 
 
 def test_an_average_is_validated_and_kept(data: Data, tmp_path: Path) -> None:
@@ -133,6 +212,7 @@ def test_class_weights_count_samples(tmp_path: Path) -> None:
         ({"ema": 1.0}, "ema is 1.0"),
         ({"class_weights": "balance"}, "unknown class_weights 'balance'\n  fix: did you mean 'balanced'"),
         ({"rates": {"train": -1.0}}, r"rates\['train'\] is -1.0"),
+        ({"rates": {"train": 1e39}}, r"rates\['train'\] is 1e\+39"),
         ({"rates": {"train": "fast"}}, "must be a number"),
     ],
 )
@@ -151,10 +231,15 @@ def test_a_bar_stays_whole_and_lines_appear_above_it(
 
     from utcompile.train import progress_bar
 
+    def told(history: Sequence[Mapping[str, float]]) -> str:
+        return f"epoch {len(history)} done" + ", accuracy 97.66%" * 6
+
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, highlight=False)
     monkeypatch.setattr(progress_bar, "Console", lambda **_: console)
-    train(toy_model(), data, tmp_path / "run", epochs=2, progress=True, on_epoch=lambda h: f"epoch {len(h)} done")
-    lines = text.getvalue().replace("\r", "\n").split("\n")
+    train(toy_model(), data, tmp_path / "run", epochs=2, progress=True, on_epoch=told)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    lines = plain.replace("\r", "\n").split("\n")
+    assert max(map(len, lines)) <= 80 and plain.count("97.66%") == 12  # continued at a word
     for epoch in (1, 2):
         assert [line for line in lines if f"epoch {epoch} done" in line and "━" not in line]

@@ -83,9 +83,15 @@ def _beyond(by_library: dict[str, list[Row]]) -> str:
     for library, rows in by_library.items():
         counted = [sum(getattr(r, name) for r in rows) for name in ("equal", "refused", "false")]
         lines.append(_line(library, *counted, sum(len(r.wrong) for r in rows), sum(len(r.guards) for r in rows)))
-    false = [r for rows in by_library.values() for r in rows if r.false]
-    told = [f"{r.name}: {'; '.join(r.guards)}" for r in false]
-    return "\n".join(lines) + "\n" + (f"\nRefused falsely: {', '.join(told)}.\n" if told else "")
+    false: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in (r for rows in by_library.values() for r in rows if r.false):
+        false[row.guards].append(row.name)
+    if false:
+        lines += ["", "Models of which a call was refused falsely, with all guards that they have:", ""]
+        lines += [_line("models", "guards"), _line("---", "---")]
+        ordered = sorted(false.items(), key=lambda item: (-len(item[1]), item[1]))
+        lines += [_line(", ".join(names), "<br>".join(f"`{g}`" for g in guards)) for guards, names in ordered]
+    return "\n".join(lines) + "\n"
 
 
 def _slowest(rows: Sequence[Row], most: int = 5) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.drawings import check_targets
+from utcompile.cli.early_runs import check_providers, check_source
 from utcompile.cli.options import Json, OptionalModel, Providers, Trust, Weights, examples, numbers_of
 
 if TYPE_CHECKING:
@@ -44,20 +46,20 @@ def bench(
     Medians with quartiles. Each round runs everything once, and ratios are taken within a round, because the speed of a
     machine drifts.
     """
-    from utcompile.cli.runs import open_run
-    from utcompile.deploy import providers_named
-    from utcompile.deploy.benching import bench_files, bench_run
-    from utcompile.deploy.checks import check_target
-    from utcompile.files import path_of, replace_file, reported
-
-    chosen = providers_named(providers)
     sizes, counts = numbers_of(batch_sizes, "--batch-sizes"), numbers_of(threads, "--threads")
     folders = [source for source in sources if source.is_dir()]
     if folders and len(sources) > 1:
         raise typer.BadParameter("give one run, or ONNX files", param_hint="RUN|FILE")
-    for option, file in (("--csv", csv), ("--plot", plot)):
-        if file is not None:
-            check_target(path_of(file, option))
+    check_providers(providers)
+    check_targets(csv, plot)
+    for source in sources:
+        check_source(source, model, weights, trust=trust)
+    from utcompile.cli.runs import open_run
+    from utcompile.deploy import providers_named
+    from utcompile.deploy.benching import bench_files, bench_run
+    from utcompile.files import replace_file, reported
+
+    chosen = providers_named(providers)
     if folders:
         opened = open_run(folders[0], model, weights, trust)
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,8 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.complete import choices
-from utcompile.cli.early import check_data, check_model, check_packages
+from utcompile.cli.early import check_data, check_example, check_model, check_packages, check_rules, check_weights
+from utcompile.cli.early_runs import check_new_folder
 from utcompile.cli.options import (
     Example,
     InputColumn,
@@ -25,6 +26,7 @@ from utcompile.cli.options import (
     given,
     size_of,
 )
+from utcompile.cli.train_checks import TASKS, WORDS, check_files, check_names
 
 if TYPE_CHECKING:
     from utcompile.report.comparison import Comparison
@@ -37,7 +39,7 @@ EXAMPLES = examples(
 )
 _WIDEST = 1000  # of a table, in characters
 LATENCIES = ("onnx", "torch", "none")
-TASKS = ("classify", "multilabel", "regress", "segment", "text", "custom")
+SCHEDULES = WORDS["schedule"]
 
 
 def compare(
@@ -80,7 +82,7 @@ def compare(
         typer.Option(metavar="LR,…", help="The highest learning rate; of several, each method's best on validation."),
     ] = "1e-3",
     weight_decay: Annotated[float, typer.Option(min=0)] = 1e-4,
-    schedule: Annotated[str, typer.Option(help="cosine or onecycle.")] = "cosine",
+    schedule: Annotated[str, typer.Option(help=f"{', '.join(SCHEDULES)}.")] = "cosine",
     num_classes: NumClasses = None,
     weights: Weights = None,
     pretrained: Annotated[bool, typer.Option(help="Fetch the library's pretrained weights.")] = True,
@@ -113,12 +115,25 @@ def compare(
     if not names:
         raise typer.BadParameter("no rules are named", param_hint="--rules")
     rates = rates_of(lr)
-    for value, known, option in ((latency, LATENCIES, "--latency"), (task, TASKS, "--task")):
+    for value, known, option in (
+        (latency, LATENCIES, "--latency"),
+        (task, TASKS, "--task"),
+        (schedule, SCHEDULES, "--schedule"),
+    ):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
     check_model(model)
+    for name in names:
+        if name != "full":
+            check_rules(name)
     data = Path(absolute(str(data)))
     check_data(data, task)
+    check_weights(weights)
+    check_example(example, input_shapes)
+    check_names("adamw", [metric] if metric else [], task)
+    check_files({"loss": loss, "metrics_function": metrics_function, "tokenizer": tokenizer, "example": None})
+    check_new_folder(out)
+    size = size_of(input_size)
 
     from utcompile.cli.compare_data import compared_task
     from utcompile.cli.compare_methods import Budget, Methods
@@ -133,7 +148,7 @@ def compare(
         str(weights) if weights else None,
         pretrained,
         0,
-        size_of(input_size),
+        size,
         **given(example, input_shapes),
     )
     reading = {
@@ -156,6 +171,9 @@ def compare(
         output.emit(found.to_dict())
         return
     _show(found, out)
+    best = methods.best_run(found)
+    output.say(f"next: utcompile report {best}, utcompile export {best} -o model.onnx", "dim")
+    output.say(f"(the best run on the validation data; the others are in {out / 'runs'})", "dim")
 
 
 def absolute(text: str) -> str:

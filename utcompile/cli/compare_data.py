@@ -37,6 +37,7 @@ def compared_task(choice: ModelChoice, path: Path, reading: Reading, metrics: tu
     from utcompile.cli.compare_methods import Task
     from utcompile.cli.train_data import example_of_data, is_function, read_data, task_of
     from utcompile.cli.train_texts import fitted
+    from utcompile.train.held_out import held_out
     from utcompile.train.task_file import TOKENIZER
 
     data, tokenizer = read_data(choice, path, reading, _SEED, False)
@@ -52,7 +53,7 @@ def compared_task(choice: ModelChoice, path: Path, reading: Reading, metrics: tu
         about = {"model": choice.as_dict(), "data": recorded}
 
         def extra(seed: int) -> dict[str, object]:
-            return {**about, "classes": list(data.class_names)}
+            return {**about, "classes": list(data.class_names), **held_out(data, _SEED)}
 
         def prepare(run: Path) -> None:
             if tokenizer is not None:

@@ -177,6 +177,12 @@ class Methods:
         self._write(found)
         return found
 
+    def best_run(self, found: Comparison) -> Path:
+        """The folder of the run that is best on the validation data."""
+        better = max if self.goal.higher else min
+        best = better(found.results, key=lambda result: result.validation)
+        return self._folder(best.method, best.seed, best.lr)
+
     def _claim(self) -> None:
         """Make the folder, or see that it is of this comparison."""
         path = self.out / TABLE

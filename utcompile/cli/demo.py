@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.early_runs import check_new_folder
 from utcompile.cli.folders import check_free
 from utcompile.cli.options import Json, Seed, examples
 
@@ -27,10 +28,11 @@ def demo(
     A linear probe is trained first, for comparison. FOLDER contains the three ONNX files, the run and the digits; a
     FOLDER of an earlier demo is replaced.
     """
+    check_free(out, overwrite=(out / REPORT).is_file(), flag="delete it")
+    check_new_folder(out)
     from utcompile.cli.demo_steps import run_demo
     from utcompile.cli.demo_table import table
 
-    check_free(out, overwrite=(out / REPORT).is_file(), flag="delete it")
     report = run_demo(out, seed=seed)
     if json:
         output.emit(report)

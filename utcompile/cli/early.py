@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from utcompile.cli.folders import MANIFEST, is_run
 from utcompile.cli.names import rule_names, timm_names, torchvision_names
-from utcompile.cli.options import SPECS
+from utcompile.cli.options import SPECS, shapes_of
 from utcompile.errors import UtcError, did_you_mean
 
 _STATE = Path("last") / "training_state.pt"
@@ -66,6 +67,38 @@ def check_model(spec: str) -> None:
         raise UtcError("there is no such Python file", where=kind, code="model/unknown")
 
 
+def runs_code(spec: str) -> bool:
+    """Whether building a model runs code of the user's: a factory."""
+    return ".py:" in spec or spec.partition(":")[0] not in ("timm", "torchvision", "hf", "demo")
+
+
+def check_weights(path: Path | None) -> None:
+    """Raise where there is no such file of weights."""
+    if path is not None and not path.is_file():
+        raise UtcError(
+            "there is no such weights file",
+            where=str(path),
+            fix="check the path given to --weights",
+            code="model/weights",
+        )
+
+
+def check_example(example: str | None, shapes: Sequence[str] | None = None) -> None:
+    """Raise where example inputs come from no file, or their sizes are none."""
+    shapes_of(shapes or ())
+    if example is None or example.endswith(".npz"):
+        if example is not None and not Path(example).is_file():
+            raise UtcError("there is no such file of example inputs", where=example, code="path/invalid")
+        return
+    module, colon, name = example.rpartition(":")
+    if not colon or not module or not name:
+        raise UtcError(
+            f"{example!r} names no function", fix="give the example as file.py:function", code="model/unknown"
+        )
+    if module.endswith(".py") and not Path(module).is_file():
+        raise UtcError("there is no such Python file", where=module, code="model/unknown")
+
+
 def check_rules(source: str) -> None:
     """Raise where rules are neither a file nor shipped."""
     if "\n" not in source and not Path(source).is_file() and source not in rule_names():
@@ -75,9 +108,20 @@ def check_rules(source: str) -> None:
         )
 
 
+def check_rule_path(source: str | None) -> None:
+    """Raise where a file of rules, a folder of them, or shipped rules are none; None is all that are shipped."""
+    if source is None or not Path(source).is_dir():
+        check_rules(source or rule_names()[0])
+    elif not any(Path(source).rglob("*.yaml")):
+        raise UtcError(
+            "the folder contains no rule file", where=source, fix="rule files end in .yaml", code="rule/not-found"
+        )
+
+
 def check_data(path: Path, task: str) -> None:
     """Raise where there is no data, or no class folder where there must be some."""
     if ".py:" in str(path):
+        check_example(str(path))
         return
     if not path.exists():
         raise UtcError(

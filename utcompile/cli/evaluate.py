@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.drawings import check_targets
 from utcompile.cli.early import check_data
-from utcompile.cli.folders import MANIFEST, check_file
+from utcompile.cli.early_runs import check_functions, check_run
+from utcompile.cli.folders import MANIFEST
 from utcompile.cli.options import Json, OptionalModel, RunFolder, Trust, Weights, examples
 from utcompile.errors import UtcError
+from utcompile.plain_data import JsonObject
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from utcompile.train import Data
     from utcompile.train.evaluation import Evaluation
     from utcompile.train.tasks import Task
 
@@ -49,17 +53,11 @@ def evaluate(
     Of data with a split, the validation part is measured (val, then test); of other data, every sample. Classes are
     matched by name.
     """
-    if not (run / MANIFEST).is_file():
-        raise UtcError(
-            "there is no checkpoint here",
-            where=str(run / MANIFEST),
-            fix="name the folder that `utcompile train -o` wrote",
-            code="checkpoint/not-found",
-        )
+    check_run(run, model, weights, trust=trust)
+    check_functions(run, "evaluating", trust=trust)
     if data is not None:
         check_data(data, "")
-    if out is not None:
-        check_file(out)
+    check_targets(out)
     found, read = evaluate_run(run, data, batch_size, workers, skip_bad, model, weights, trust)
     report = {"run": str(run), "data": read, **found.as_dict()}
     if out is not None:
@@ -87,10 +85,11 @@ def evaluate_run(
     from torch.utils.data import DataLoader
 
     from utcompile.cli.runs import open_run
-    from utcompile.cli.train_data import CODE, READING, read_data, task_of
+    from utcompile.cli.train_data import READING, read_data, task_of
     from utcompile.cli.train_texts import fitted
     from utcompile.rewrite import read_manifest
     from utcompile.train.evaluation import evaluate_model
+    from utcompile.train.held_out import check_held_out, seed_of_split
     from utcompile.train.renumbered import Renumbered, with_classes
 
     manifest = read_manifest(run)
@@ -99,31 +98,36 @@ def evaluate_run(
         raise UtcError(
             "the manifest does not say how the run was trained", where=str(run / MANIFEST), code="checkpoint/damaged"
         )
-    if any(map(training.get, CODE)) and not trust:
-        raise UtcError(
-            "evaluating this run would run code",
-            where=str(run / MANIFEST),
-            why=f"the manifest names {training.get('loss')}",
-            fix="say --trust if you know where the run comes from",
-            code="model/trust",
-        )
     reading = {key: training.get(key, default) for key, default in READING.items()}
     reading["skip_bad"] = reading["skip_bad"] or skip_bad
     opened = open_run(run, model, weights, trust)
     path = data_path or Path(manifest["data"])
     augment = False if reading["task"] != "custom" else None
-    seed = int(training.get("seed", 0))
+    seed = seed_of_split(manifest)
     data, tokenizer = read_data(opened.choice, path, reading, seed, augment, run, measured=data_path is not None)
+    if data_path is None:
+        check_held_out(data, manifest, str(path))
     if tokenizer is not None:
         data = fitted(data, opened.tuned, tokenizer, opened.choice.spec)
     classes = tuple(str(name) for name in manifest.get("classes") or data.class_names)
     chosen = Renumbered(data.validation, data, classes)
-    whole = data_path is not None and data.drawn
-    said = f"{len(chosen)} samples of {path}{'' if whole else ', its validation part'}"
+    said = f"{len(chosen)} samples of {path}{_part(data, path, data_path is not None, manifest)}"
     output.progress(said)
     task = run_task(run, task_of(with_classes(data, classes), reading, {**training, "class_weights": "none"}))
     batches = DataLoader(chosen, batch_size, num_workers=workers, collate_fn=data.collate)
     return evaluate_model(opened.tuned, batches, task, classes), said
+
+
+def _part(data: Data, path: Path, is_named: bool, manifest: JsonObject) -> str:
+    """Which part of the data is measured, in words."""
+    from utcompile.train.held_out import KEY
+
+    if not data.drawn:
+        return ", its validation part"
+    if not is_named:
+        return ", which the run held out" if KEY in manifest else ", held out anew: the run does not say which it was"
+    is_same = path.resolve() == Path(manifest["data"])
+    return ", on most of which the run was trained (without -d, the others are measured)" if is_same else ""
 
 
 def run_task(run: Path, task: Task) -> Task:
@@ -151,7 +155,7 @@ def show(found: Evaluation) -> None:
         f"{name.replace('_', ' ')} {f'{value:.2%}' if name in SHARES else f'{value:.4g}'}"
         for name, value in found.figures.items()
     )
-    output.say(f"{found.samples} samples: {figures}", "bold")
+    output.say_wrapped(f"{found.samples} samples: {figures}", "bold")
     if found.classes:
         console.print()
         console.print(_classes(found))
@@ -173,7 +177,8 @@ def _classes(found: Evaluation) -> Table:
     for name in (*columns, unit):
         table.add_column(name, justify="right")
     for c in found.classes:
-        cells = [f"{c.figures[n]:.4g}" if n in c.figures else "-" for n in columns]
+        shown = ".4g" if found.task == "regress" else ".3f"
+        cells = [f"{c.figures[n]:{shown}}" if n in c.figures else "-" for n in columns]
         table.add_row(c.name, *cells, f"{c.support:,}")
     return table
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw
-from utcompile.cli.early import check_model, check_rules
+from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw, draw_parts
+from utcompile.cli.early import check_example, check_model, check_rules
 from utcompile.cli.options import (
     Example,
     InputShapes,
@@ -24,6 +25,7 @@ from utcompile.cli.options import (
     Within,
     examples,
     given,
+    pairs_of,
     size_of,
     trained,
     variables,
@@ -73,6 +75,9 @@ def explain(
     check_targets(svg, html)
     check_model(model)
     check_rules(rules)
+    check_example(example, input_shapes)
+    pairs_of(var)
+    size = size_of(input_size)
     import utcompile as utc
     from utcompile.cli.memory_curve import show_curve
     from utcompile.cli.models import ModelChoice
@@ -80,12 +85,14 @@ def explain(
     from utcompile.matching import require_sites
     from utcompile.rules import RuleSet
 
-    check_one_graph(within, memory=memory, svg=svg, html=html)
+    check_one_graph(within, memory=memory, svg=svg)
 
     ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
+    choice = ModelChoice(model, num_classes, input_size=size, **given(example, input_shapes))
     if within:
-        _explain_parts(utc.capture_parts(choice.build(), choice.inputs(), within, verify="shapes"), ruleset, at, json)
+        _explain_parts(
+            utc.capture_parts(choice.build(), choice.inputs(), within, verify="shapes"), ruleset, at, html, json
+        )
         return
     captured = utc.capture(choice.build(), choice.inputs(), verify="shapes")
     plan = utc.match(captured, _lenient(ruleset))
@@ -102,11 +109,12 @@ def explain(
     require_sites(utc.match(captured, ruleset))
 
 
-def _explain_parts(captured: CapturedParts, ruleset: RuleSet, at: str | None, json: bool) -> None:
+def _explain_parts(captured: CapturedParts, ruleset: RuleSet, at: str | None, html: Path | None, json: bool) -> None:
     import utcompile as utc
     from utcompile.plan_of_parts import PartsPlan
 
     plan = PartsPlan.of(captured, _lenient(ruleset), required=False)
+    draw_parts(plan, html)
     found = plan.explanations(at)
     if json:
         output.emit({**plan.to_dict(), "explanation": {path: one.to_dict() for path, one in found.items()}})

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.folders import TOKENIZER, check_apart, check_file, check_free
+from utcompile.cli.early_runs import check_new_folder, check_proof, check_run
+from utcompile.cli.fold_lines import sibling_named, summary_lines
+from utcompile.cli.folders import TOKENIZER, check_apart, check_free
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, Trust, Weights, batches_of, examples, tasks_of
-from utcompile.files import reported
+from utcompile.files import check_target, reported
 from utcompile.plain_data import JsonObject
 
 if TYPE_CHECKING:
@@ -55,23 +57,27 @@ def export(
     json: Json = False,
 ) -> None:
     """Fold a run and export it to ONNX; the file appears once ONNX Runtime and PyTorch agree."""
+    tasks, sizes = tasks_of(task), batches_of(batch_sizes)
+    check_proof(tolerance, dtype, routing)
+    if (run is None) == (not tasks):
+        raise typer.BadParameter("give a RUN, or tasks", param_hint="RUN, --task")
+    folder = run or next(iter(tasks.values()))
+    for one in dict.fromkeys([folder, *tasks.values()]):
+        check_run(one, model, weights, trust=trust)
+        check_apart(out, one)
+    if peft:
+        check_free(out, overwrite=False, flag="remove it")
+    (check_new_folder if peft else check_target)(out)
     import utcompile as utc
     from utcompile.cli.run_facts import labels_of, outputs_of, preprocessing_of
     from utcompile.cli.runs import open_run
 
-    tasks = tasks_of(task)
-    if (run is None) == (not tasks):
-        raise typer.BadParameter("give a RUN, or tasks", param_hint="RUN, --task")
-    folder = run or next(iter(tasks.values()))
-    for one in [folder, *tasks.values()]:
-        check_apart(out, one)
     if peft:
         _peft(folder, out, open_run(folder, model, weights, trust).one_graph("a checkpoint of PEFT")[0], json)
         return
-    check_file(out)
     opened = open_run(folder, model, weights, trust, load=not tasks)
     shared: JsonObject = {
-        "batch_sizes": batches_of(batch_sizes),
+        "batch_sizes": sizes,
         "tolerance": tolerance,
         "opset": opset,
         "dtype": dtype,
@@ -83,11 +89,12 @@ def export(
         _copy_tokenizer(folder, out)
         _say(result, None, json)
         return
-    module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
-    if report is not None:
-        output.progress(str(report))
-    output.progress("exporting and comparing with ONNX Runtime")
     rules = opened.whole.ruleset
+    with sibling_named(rules.name):
+        module, report = utc.fold(opened.tuned, strict=strict) if fold else (opened.tuned, None)
+    if report is not None:
+        output.progress(summary_lines(report))
+    output.progress("exporting and comparing with ONNX Runtime")
     facts = {"base": opened.fingerprint, "rules": {"name": rules.name, "vars": dict(rules.vars), "text": rules.text}}
     facts["outputs"] = outputs_of(folder)
     result = utc.export_onnx(module, out, opened.example, labels=labels_of(opened), facts=facts, **shared)
@@ -113,7 +120,6 @@ def _tokenizer_of(out: Path) -> Path:
 def _peft(run: Path, out: Path, tuned: Any, json: bool) -> None:
     import utcompile as utc
 
-    check_free(out, overwrite=False, flag="remove it")
     path = utc.save_peft(tuned, out)
     if json:
         output.emit({"path": str(path)})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.early_runs import check_new_folder, check_run
+from utcompile.cli.fold_lines import report_lines, sibling_named
 from utcompile.cli.folders import check_apart, check_free, whole_folder
 from utcompile.cli.options import Json, OptionalModel, RunFolder, Trust, Weights, examples
 
@@ -58,10 +60,12 @@ def fold(
     FOLDER/model.pt2 is for torch.export.load, FOLDER/report.json says what became of each tuner, and, if the original
     architecture has a place for every folded tensor, FOLDER/model.safetensors is its state dict.
     """
-    from utcompile.cli.runs import open_run
-
+    check_run(run, model, weights, trust=trust)
     check_apart(out, run)
     check_free(out, overwrite=overwrite)
+    check_new_folder(out)
+    from utcompile.cli.runs import open_run
+
     opened = open_run(run, model, weights, trust)
     output.progress(f"folding {len(opened.whole.sites)} tuners")
     options = {"float32": float32, "constants": constants, "batch_norms": batch_norms, "dequantize": dequantize}
@@ -70,7 +74,7 @@ def fold(
     if json:
         output.emit({**report.to_dict(), "files": [str(out / name) for name in files], "no_checkpoint": why_not})
         return
-    output.say(str(report))
+    output.say(report_lines(report))
     output.say(f"written: {', '.join(str(out / name) for name in files)}")
     if why_not:
         output.say(why_not)
@@ -90,7 +94,8 @@ def fold_run(opened: Run, out: Path, *, strict: bool, **options: bool) -> tuple[
     from utcompile.cli.parts import save_program_of_parts
     from utcompile.graph import UtcGraphModule
 
-    folded, report = utc.fold(opened.tuned, strict=strict, check_inputs=None, **options)
+    with sibling_named(opened.whole.ruleset.name):
+        folded, report = utc.fold(opened.tuned, strict=strict, check_inputs=None, **options)
     with whole_folder(out) as draft:
         if isinstance(folded, UtcGraphModule):
             save_program(folded, opened.example, draft / "model.pt2")

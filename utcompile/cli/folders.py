@@ -64,21 +64,6 @@ def check_free(out: Path, *, overwrite: bool, flag: str = "--overwrite") -> None
         )
 
 
-def check_file(out: Path) -> None:
-    """Raise where a file cannot be written: called before any work is done."""
-    if not out.absolute().parent.is_dir():
-        raise UtcError(
-            "the folder to write to does not exist", where=str(out.parent), fix="create it first", code="path/invalid"
-        )
-    if out.is_dir():
-        raise UtcError(
-            "the path to write to is a folder",
-            where=str(out),
-            fix=f"name a file: {out / 'model.onnx'}",
-            code="path/invalid",
-        )
-
-
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A fresh folder next to `out`, which replaces it when nothing has failed."""

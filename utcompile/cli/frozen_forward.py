@@ -51,10 +51,14 @@ def shareable(tuned: TunedModule, captured: UtcGraphModule) -> Shareable | None:
         return None
     if any(tensor(nodes[name]).sizes(n)[:1] != (n,) for name in border for n in (2, 3)):
         return None
-    view, whole = GraphView(rest.graph, rest), GraphView(captured.graph, captured)
-    own = sum(flops(node, op) for node, op in view.operations.items())
-    every = sum(flops(node, op) for node, op in whole.operations.items())
+    every, frozen = _flops(captured), _flops(prefix)
+    # no operation is counted in a layer whose weight is tuned; what of the backbone is not in the prefix is in the rest
+    own = max(_flops(rest), every - frozen)
     return Shareable(tuple(border), rest) if own <= _MOST * every else None
+
+
+def _flops(module: fx.GraphModule) -> int:
+    return sum(flops(node, op) for node, op in GraphView(module.graph, module).operations.items())
 
 
 @dataclass

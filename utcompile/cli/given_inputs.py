@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utcompile.cli.options import shapes_of
 from utcompile.cli.run_example import example_of
 from utcompile.cli.user_code import called, function_of
 from utcompile.errors import UtcError
-from utcompile.plain_data import Keywords
 
 Inputs = dict[str, Tensor] | tuple[Any, ...]
-_WHOLE = ("ids", "mask", "type", "position", "label")
 
 
 def read_example(source: str) -> Inputs:
@@ -73,20 +72,4 @@ def sized_inputs(sizes: Sequence[str], seed: int) -> dict[str, Tensor]:
     Raises:
         UtcError: a text is no name with sizes.
     """
-    entries: Keywords = {}
-    for text in sizes:
-        name, equals, rest = text.partition("=")
-        numbers, _, dtype = rest.partition(":")
-        try:
-            shape = [int(number) for number in numbers.split(",")]
-        except ValueError:
-            shape = []
-        if not equals or not name.isidentifier() or not shape or min(shape) < 1 or name in entries:
-            raise UtcError(
-                f"{text!r} is no size of an input",
-                fix="write NAME=SIZES, once per input, e.g. input_ids=2,16 or x=2,3,64,64:float32",
-                code="capture/inputs",
-            )
-        whole = any(word in name for word in _WHOLE)
-        entries[name] = {"shape": shape, "dtype": dtype or ("int64" if whole else "float32")}
-    return example_of(entries, seed, "--input")
+    return example_of(shapes_of(sizes), seed, "--input")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.early import check_model
+from utcompile.cli.early import check_example, check_model
 from utcompile.cli.options import (
     Example,
     InputShapes,
@@ -52,10 +52,12 @@ def inspect(
 ) -> None:
     """Show a model's operations, shapes and layouts, and the named patterns found in it. Weights are random."""
     check_model(model)
+    check_example(example, input_shapes)
+    wanted = size_of(input_size)
     from utcompile.cli.models import ModelChoice
     from utcompile.cli.parts import captured_parts
 
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
+    choice = ModelChoice(model, num_classes, input_size=wanted, **given(example, input_shapes))
     output.progress(f"capturing {choice.spec}")
     found = captured_parts(choice.build(), choice.inputs(), within or ())
     size = list(choice.preset().input_size) if choice.takes_images else None

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+_QUOTED = re.compile(r"""['"](\w+)['"]""")
 _REGISTERED = re.compile(r"^@register_model\b(?!\(name).*?^def (\w+)\(", re.MULTILINE | re.DOTALL)
 
 
@@ -32,6 +34,16 @@ def _registered(package: str, folder: str) -> tuple[str, ...]:
             if "quantization" not in file.parts and "detection" not in file.parts and "video" not in file.parts:
                 found.update(_REGISTERED.findall(file.read_text(encoding="utf-8")))
     return tuple(sorted(found))
+
+
+@cache
+def timm_optimizers() -> tuple[str, ...]:
+    """Words among which are the optimizers of the installed timm, but those of bitsandbytes; none without timm."""
+    spec = importlib.util.find_spec("timm")
+    homes = (spec.submodule_search_locations if spec else None) or []
+    files = [Path(home) / "optim" / "_optim_factory.py" for home in homes]
+    texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    return tuple(sorted({name for text in texts for name in _QUOTED.findall(text)}))
 
 
 def rule_names() -> tuple[str, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from utcompile.cli.complete import complete_model, complete_rules
+from utcompile.errors import UtcError
 from utcompile.plain_data import JsonObject
 
+_WHOLE = ("ids", "mask", "type", "position", "label")  # in the name of an input that has whole numbers
 SPECS = "timm:NAME, torchvision:NAME, hf:DIR, package.module:factory, file.py:factory or demo:efficientnet_lite0"
 
 
@@ -69,6 +72,28 @@ def given(example: str | None, shapes: list[str] | None) -> JsonObject:
     return {"example_from": example, "sizes": tuple(shapes or ())}
 
 
+def shapes_of(texts: Sequence[str]) -> dict[str, JsonObject]:
+    """`input_ids=2,16` and `x=2,3,64,64:float16` as entries with a shape and a dtype: whole numbers for ids and masks.
+
+    Raises:
+        UtcError: a text is no name with sizes.
+    """
+    entries: dict[str, JsonObject] = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        numbers, _, dtype = rest.partition(":")
+        shape = _integers(numbers)
+        if not equals or not name.isidentifier() or not shape or name in entries:
+            raise UtcError(
+                f"{text!r} is no size of an input",
+                fix="write NAME=SIZES, once per input, e.g. input_ids=2,16 or x=2,3,64,64:float32",
+                code="capture/inputs",
+            )
+        whole = any(word in name for word in _WHOLE)
+        entries[name] = {"shape": list(shape), "dtype": dtype or ("int64" if whole else "float32")}
+    return entries
+
+
 def _integers(text: str) -> tuple[int, ...]:
     """Positive integers between commas; none where one is not."""
     try:
@@ -80,16 +105,22 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def variables(given: list[str] | None) -> dict[str, object]:
     """`key=value` texts; values are YAML 1.2, so `4` is a number and `[q, v]` a list."""
+    texts = pairs_of(given)
     from utcompile.rules.yaml12 import load
 
-    found: dict[str, object] = {}
+    return {key: load(value, f"--var {key}").data for key, value in texts.items()}
+
+
+def pairs_of(given: list[str] | None, option: str = "--var") -> dict[str, str]:
+    """`key=value` texts; no key may come twice."""
+    found: dict[str, str] = {}
     for text in given or []:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
-            raise typer.BadParameter(f"{text!r} is not key=value", param_hint="--var")
+            raise typer.BadParameter(f"{text!r} is not key=value", param_hint=option)
         if key in found:
-            raise typer.BadParameter(f"{key!r} is given twice", param_hint="--var")
-        found[key] = load(value, f"--var {key}").data
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint=option)
+        found[key] = value
     return found
 
 

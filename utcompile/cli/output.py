@@ -44,6 +44,16 @@ def say(text: str, style: str = "") -> None:
         stdout().print(Text(text, style), soft_wrap=True)
 
 
+def say_wrapped(text: str, style: str = "") -> None:
+    """A result for a person, which a terminal that is too narrow continues at a word; elsewhere as it is."""
+    if leads():
+        _wrapped(stdout(), Text(text, style))
+
+
+def _wrapped(console: Console, text: Text, *, soft: bool = False) -> None:
+    console.print(text, soft_wrap=soft or not console.is_terminal)
+
+
 def leads() -> bool:
     """Whether this process reports: the only one, or the first of those that a launcher (`torchrun`) has started."""
     return os.environ.get("RANK", "0") == "0"
@@ -54,11 +64,14 @@ def is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def progress(text: str) -> None:
-    """Report progress on stderr."""
-    if not leads():
-        return
-    stderr().print(Text(text, "dim"), soft_wrap=True)
+def progress(text: str, *, to_copy: bool = False) -> None:
+    """Report progress on stderr.
+
+    Args:
+        to_copy: a command: no line break is put into it, however narrow the terminal is.
+    """
+    if leads():
+        _wrapped(stderr(), Text(text, "dim"), soft=to_copy)
 
 
 def fail(error: UtcError) -> None:

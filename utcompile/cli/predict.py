@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.early_runs import check_inputs, check_new_folder, check_providers, check_source
 from utcompile.cli.options import Json, OptionalModel, Providers, Trust, Weights, examples
 
 if TYPE_CHECKING:
@@ -42,12 +43,17 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict classes with their probabilities, numbers, or masks, by the labels and preprocessing that are stored."""
+    if csv and json:
+        raise typer.BadParameter("give one of the two", param_hint="--csv, --json")
+    check_source(source, model, weights, trust=trust)
+    check_providers(providers)
+    check_inputs(source, inputs)
+    if masks is not None:
+        check_new_folder(masks)
     from utcompile.cli.predict_tasks import answers, has_other_answers
     from utcompile.cli.predictors import predictor_of
     from utcompile.deploy import providers_named
 
-    if csv and json:
-        raise typer.BadParameter("give one of the two", param_hint="--csv, --json")
     predictor = predictor_of(source, task, providers_named(providers), model, weights, trust)
     if has_other_answers(predictor.outputs):
         _show(list(answers(predictor, inputs, masks, top)), csv, json)

@@ -245,15 +245,12 @@ def _of_file(path: Path, task: str | None, providers: Sequence[str]) -> Predicto
             f"there is no task {task!r}", where=str(path), fix=did_you_mean(task, opened.tasks), code="export/tasks"
         )
     most = next((axis.high for axis in opened.axes if axis.name == BATCH and axis.high), _BATCH)
-    found = opened.facts.get("preprocessing")
 
     def logits(feeds: Feeds) -> np.ndarray:
         opened.check(feeds)
         return next(iter(opened.run_task(feeds, task).values()))
 
-    how = found if isinstance(found, dict) else {}
-    outputs = opened.facts.get("outputs")
-    meant = outputs if isinstance(outputs, dict) else {}
+    how, meant = opened.preprocessing_of(task), opened.outputs_of(task)
     return Predictor(str(path), opened.input_names, logits, opened.labels_of(task), how, min(most, _BATCH), meant)
 
 

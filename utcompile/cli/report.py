@@ -9,6 +9,8 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.drawings import check_targets
+from utcompile.cli.early import check_data
+from utcompile.cli.early_runs import check_run
 from utcompile.cli.options import Json, OptionalModel, RunFolder, Trust, Weights, examples
 
 EXAMPLES = examples(
@@ -37,9 +39,13 @@ def report(
 
     The page is one file that works offline, light and dark.
     """
+    check_targets(out)
+    check_run(run, model, weights, trust=trust)
+    check_targets(run / "report.html" if out is None else None)
+    if data is not None:
+        check_data(data, "")
     from utcompile.cli.run_report import write_report
 
-    check_targets(out)
     said = write_report(run, out, model=model, weights=weights, trust=trust, data=data, fold=fold)
     if json:
         output.emit(said)

@@ -11,6 +11,8 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.complete import complete_model, complete_rules
+from utcompile.cli.drawings import check_targets
+from utcompile.cli.early import check_model, check_rule_path, check_rules
 from utcompile.cli.options import Json, examples
 from utcompile.errors import UtcError
 from utcompile.plain_data import JsonObject
@@ -58,7 +60,6 @@ def list_rules(
 
 
 def _list_fitting(model: str, json: bool) -> None:
-    from utcompile.cli.early import check_model
     from utcompile.cli.suggest import grouped, table
 
     check_model(model)
@@ -90,6 +91,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show rules: in words and as text on a terminal, their text alone where it goes into a file."""
+    check_rules(name)
     from rich.syntax import Syntax
 
     from utcompile.cli import describe
@@ -127,6 +129,7 @@ def test(
     json: Json = False,
 ) -> None:
     """Run the `tests:` of rule files: the sites each rule finds in models of random weights."""
+    check_rule_path(path)
     from utcompile.cli.rule_tests import load_files, run_tests
 
     files, results = load_files(path)
@@ -167,6 +170,7 @@ def schema(
     It knows the registered tuners, those of plugins too. A rule file names it in its first line:
     `# yaml-language-server: $schema=rules.schema.json`.
     """
+    check_targets(out)
     from utcompile.rules import json_schema
 
     text = json_module.dumps(json_schema(), indent=2) + "\n"

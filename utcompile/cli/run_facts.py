@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utcompile.rewrite.manifest import read_json
+from utcompile.rewrite.run_facts import TASK, inputs_of, outputs_of
 
 if TYPE_CHECKING:
     from utcompile.cli.runs import Run
 
-TASK = "task.json"
+__all__ = ["TASK", "labels_of", "outputs_of", "preprocessing_of"]
 
 
 def labels_of(opened: Run) -> list[str] | None:
@@ -20,20 +20,8 @@ def labels_of(opened: Run) -> list[str] | None:
     return [str(label) for label in found] if isinstance(found, list) and found else None
 
 
-def outputs_of(folder: Path) -> dict[str, object]:
-    """What a run's outputs mean: its task, and `mean` and `std` of numbers; empty where the run does not say."""
-    if not (folder / TASK).is_file():
-        return {}
-    told = read_json(folder / TASK, "the run has no task file", "train again")
-    found = told.get("outputs") if isinstance(told, dict) else None
-    return {"task": told.get("task"), **found} if isinstance(told, dict) and isinstance(found, dict) else {}
-
-
 def preprocessing_of(folder: Path, opened: Run) -> dict[str, object]:
     """How inputs were made in training: as the run says, or as the model's source does for images."""
-    if (folder / TASK).is_file():
-        told = read_json(folder / TASK, "the run has no task file", "train again")
-        found = told.get("preprocessing") if isinstance(told, dict) else None
-        if isinstance(found, dict) and found:
-            return found
+    if found := inputs_of(folder):
+        return found
     return asdict(opened.choice.preset()) if len(opened.manifest.get("inputs") or {"x": 0}) == 1 else {}

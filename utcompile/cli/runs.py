@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.cli import output
+from utcompile.cli.early_runs import untrusted_model
 from utcompile.cli.models import ModelChoice
 from utcompile.cli.parts import plan_of
 from utcompile.cli.run_example import example_of, image_size
@@ -82,13 +83,7 @@ def choice_of(folder: Path, manifest: JsonObject, model: str | None, trust: bool
     if model is not None:
         return replace(choice, spec=model)
     if choice.source.runs_code and not trust:
-        raise UtcError(
-            "building this run's model would run code",
-            where=where,
-            why=f"the manifest names {choice.spec}",
-            fix=f"name it yourself with -m {choice.spec}, or say --trust if you know where the run comes from",
-            code="model/trust",
-        )
+        raise untrusted_model(where, choice.spec)
     return choice
 
 

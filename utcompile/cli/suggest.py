@@ -8,7 +8,7 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.complete import choices
-from utcompile.cli.early import check_model
+from utcompile.cli.early import check_example, check_model
 from utcompile.cli.options import (
     Example,
     InputShapes,
@@ -56,10 +56,12 @@ def suggest(
     if need not in NEEDS:
         raise UtcError(f"unknown need {need!r}", fix=did_you_mean(need, NEEDS), code="arguments/value")
     check_model(model)
+    check_example(example, input_shapes)
+    size = size_of(input_size)
     from utcompile.cli.models import ModelChoice
     from utcompile.cli.suggestions import ranked, suggestions
 
-    choice = ModelChoice(model, num_classes, input_size=size_of(input_size), **given(example, input_shapes))
+    choice = ModelChoice(model, num_classes, input_size=size, **given(example, input_shapes))
     fitting, refused = suggestions(choice)
     fitting = ranked(fitting, need)
     if json:

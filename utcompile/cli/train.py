@@ -10,7 +10,7 @@ import typer
 
 from utcompile.cli import output
 from utcompile.cli.complete import choices, complete_model, complete_override, complete_recipe, complete_rules
-from utcompile.cli.early import check_packages
+from utcompile.cli.early import check_packages, runs_code
 from utcompile.cli.options import (
     Example,
     InputColumn,
@@ -217,17 +217,18 @@ def train(
         values = chosen(ctx, get_type_hints(train), recipe, overrides or [], task)
         result, report = start_run(values), bool(values["report"])
         out = Path(result["run"])
-    report &= output.leads()
-    if report:
+    early = ", stopped early" if result["stopped_early"] else ""
+    if not json:  # before the page, which takes a while
+        output.say(f"{result['text']}{early}; saved in {out}")
+    if report and output.leads():
         from utcompile.cli.run_report import report_of
 
         result["report"] = report_of(out, result["model"], Path(result["data"]))
     if json:
         output.emit({k: v for k, v in result.items() if k != "text"})
         return
-    early = ", stopped early" if result["stopped_early"] else ""
-    output.say(f"{result['text']}{early}; saved in {out}")
     if result.get("report"):
         output.say(f"how it went: {result['report']}")
     run = shlex.quote(str(out))
-    output.say(f"next: utcompile evaluate {run}, utcompile export {run} -o model.onnx", "dim")
+    trusted = " --trust" * (runs_code(result["model"]) or result["task"] == "custom")
+    output.say(f"next: utcompile evaluate {run}{trusted}, utcompile export {run} -o model.onnx{trusted}", "dim")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from utcompile.cli.names import timm_optimizers
 from utcompile.errors import UtcError, did_you_mean
 
 TASKS = ("classify", "multilabel", "regress", "segment", "text", "custom")
+_CLASSES = ("accuracy", "balanced_accuracy", "top5_accuracy", "f1", "auroc", "mcc")
+METRICS: Mapping[str, tuple[str, ...]] = {  # a custom task has its own
+    "classify": _CLASSES,
+    "text": _CLASSES,
+    "multilabel": ("f1", "accuracy", "average_precision", "auroc"),
+    "regress": ("mae", "mse", "rmse", "r2"),
+    "segment": ("iou", "pixel_accuracy", "balanced_accuracy"),
+}
 WORDS: Mapping[str, tuple[str, ...]] = {
     "schedule": ("cosine", "onecycle", "linear", "poly", "step", "constant"),
     "class_weights": ("none", "balanced"),
@@ -19,8 +29,10 @@ _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience", "num_classes", "max_length"), 1),
     **dict.fromkeys(("workers", "seed", "weight_decay", "mixup", "cutmix"), 0),
 }
+_SIZE = re.compile(r"none|\s*\d{1,15}(\.\d*)?\s*[KMGT]?I?B?\s*", re.IGNORECASE)
 _SHARES = ("warmup", "label_smoothing")
 _POSITIVE = {"lr": "a positive learning rate, e.g. 1e-3", "grad_clip": "a positive norm, or none"}
+MOST = {"lr": 1e30, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}
 _IMAGES = ("classify", "multilabel", "regress", "segment")
 # Which tasks use an option; any task uses the others.
 USES: Mapping[str, tuple[str, ...]] = {
@@ -61,6 +73,11 @@ def check_values(values: Mapping[str, object]) -> None:
     for name, fix in _POSITIVE.items():
         if (value := _number(values[name])) is not None and not (value > 0 and math.isfinite(value)):
             raise _wrong(f"{name} is {values[name]}", f"give {fix}")
+    for name, most in MOST.items():
+        if (_number(values[name]) or 0) > most:
+            raise _wrong(f"{name} is {values[name]}", f"give at most {most:g}")
+    if not _SIZE.fullmatch(str(values["cache"])):
+        raise _wrong(f"cache is {values['cache']!r}", "give a size, e.g. 4GB, or none")
     if (ema := _number(values["ema"])) is not None and not 0 < ema < 1:
         raise _wrong(f"ema is {ema}", "give a share between 0 and 1, e.g. 0.99, or none")
 
@@ -80,6 +97,16 @@ def check_uses(values: Mapping[str, object], task: str) -> None:
             "the metrics of a custom task are those that your function returns",
             "give metrics_function=FILE.py:NAME, or leave out metric: the loss then chooses the best epoch",
         )
+
+
+def check_names(optimizer: str, metrics: Sequence[str], task: str) -> None:
+    """Raise where timm has no such optimizer, or the task no such metric."""
+    known = timm_optimizers()
+    if known and optimizer not in known and not optimizer.startswith("bnb"):
+        raise _wrong(f"timm has no optimizer {optimizer!r}", did_you_mean(optimizer, known))
+    for name in metrics:
+        if task in METRICS and name not in METRICS[task]:
+            raise _wrong(f"the task {task!r} has no metric {name!r}", did_you_mean(name, METRICS[task]))
 
 
 def check_files(values: Mapping[str, object]) -> None:

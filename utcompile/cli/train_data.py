@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utcompile.cli import output
+from utcompile.cli.early_runs import CODE
 from utcompile.cli.train_texts import check_vocabulary
+from utcompile.cli.watch import log_lines
 from utcompile.errors import UtcError
 from utcompile.plain_data import JsonObject
 
@@ -32,7 +34,6 @@ READING: Reading = {
     "tensorboard": False,
 }
 _LENGTH = 128  # tokens of a text, by default
-CODE = ("loss", "metrics_function")  # which name functions of a user's files
 
 
 def read_data(
@@ -65,20 +66,21 @@ def read_data(
     augment = augmented(augment, reading, path)
     if reading["check"] and reading["task"] != "text" and path.suffix != ".npz":
         output.progress("checking that every image can be read (--no-check leaves this out)")
-    data = load_data(
-        path,
-        **asdict(choice.preset()),
-        seed=seed,
-        augment=augment,
-        task=reading["task"],
-        input_column=reading["input_column"],
-        label_columns=tuple(reading["label_column"] or ()),
-        tokenizer=tokenizer,
-        max_length=reading["max_length"] or _usual_length(choice),
-        check=bool(reading["check"]),
-        skip_bad=bool(reading["skip_bad"]),
-        measured=measured,
-    )
+    with log_lines("utcompile.train.damaged"):
+        data = load_data(
+            path,
+            **asdict(choice.preset()),
+            seed=seed,
+            augment=augment,
+            task=reading["task"],
+            input_column=reading["input_column"],
+            label_columns=tuple(reading["label_column"] or ()),
+            tokenizer=tokenizer,
+            max_length=reading["max_length"] or _usual_length(choice),
+            check=bool(reading["check"]),
+            skip_bad=bool(reading["skip_bad"]),
+            measured=measured,
+        )
     return data, tokenizer
 
 

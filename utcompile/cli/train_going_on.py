@@ -9,24 +9,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utcompile.cli import output
-from utcompile.cli.train_data import CODE, is_function
+from utcompile.cli.early_runs import CODE
+from utcompile.cli.train_data import is_function
 
 if TYPE_CHECKING:
     from utcompile.cli.models import ModelChoice
 
 
+NOT_KEPT = {"data": None, "model": None, "cache": "4GB", "workers": 0}  # with their defaults
+
+
 @contextmanager
-def going_on(out: Path, *, trust: bool = False) -> Iterator[None]:
+def going_on(out: Path, given: Mapping[str, object], *, trust: bool = False) -> Iterator[None]:
     """On Ctrl-C says how the run is continued.
 
     Args:
+        given: options that the run does not keep, and that it is continued with: of `NOT_KEPT`.
         trust: whether this runs code that the manifest names.
     """
     try:
         yield
     except KeyboardInterrupt:
         if (out / "last").is_dir():
-            output.progress(f"go on with: utcompile train --resume -o {shlex.quote(str(out))}{' --trust' * trust}")
+            options = [
+                f" --{name} {shlex.quote(str(given[name]))}"
+                for name, usual in NOT_KEPT.items()
+                if given.get(name, usual) != usual
+            ]
+            more = "".join(options) + " --trust" * trust
+            output.progress(f"go on with: utcompile train --resume -o {shlex.quote(str(out))}{more}", to_copy=True)
         else:
             output.progress("nothing was saved: the first epoch was not complete")
         raise

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer
 
-from utcompile.cli.train_data import CODE, READING, is_function
+from utcompile.cli.early import check_data
+from utcompile.cli.early_runs import check_functions, check_run
+from utcompile.cli.train_data import READING, is_function
 from utcompile.cli.train_going_on import going_on
 from utcompile.cli.train_start import FITTING, cache_of
 from utcompile.cli.training import train_run
@@ -18,6 +20,10 @@ _SINCE_FIRST = frozenset("epochs batch_size lr weight_decay schedule label_smoot
 
 def resume_run(given_now: JsonObject, out: Path) -> JsonObject:
     """Go on with a run, with its own settings."""
+    check_run(out, given_now["model"], trust=given_now["trust"])
+    if given_now["data"] is not None:
+        check_data(given_now["data"], "")
+    check_functions(out, "resuming", trust=given_now["trust"])
     from utcompile.cli.models import ModelChoice
     from utcompile.cli.runs import choice_of, rules_of
     from utcompile.rewrite import MANIFEST, read_manifest
@@ -34,12 +40,11 @@ def resume_run(given_now: JsonObject, out: Path) -> JsonObject:
             "the manifest does not say how the run was trained", where=str(out / MANIFEST), code="checkpoint/damaged"
         )
     path = given_now["data"] or Path(manifest["data"])
-    named = [training[key] for key in CODE if training.get(key)] + ([str(path)] if is_function(path) else [])
-    if named and not (given_now["trust"] or (given_now["data"] is not None and not any(map(training.get, CODE)))):
+    if is_function(path) and given_now["data"] is None and not given_now["trust"]:
         raise UtcError(
             "resuming this run would run code",
             where=str(out / MANIFEST),
-            why=f"the manifest names {', '.join(map(str, named))}",
+            why=f"the manifest names {path}",
             fix="say --trust if you know where the run comes from",
             code="model/trust",
         )
@@ -49,7 +54,7 @@ def resume_run(given_now: JsonObject, out: Path) -> JsonObject:
     settings["workers"] = given_now["workers"]
     if given_now["device"] != "auto":
         settings["cpu"] = given_now["device"] == "cpu"
-    with going_on(out, trust=given_now["trust"]):
+    with going_on(out, given_now, trust=given_now["trust"]):
         rules = rules_of(out, manifest)
         return train_run(
             choice,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.early import check_data, check_model, check_new_run, check_rules, check_tensorboard
-from utcompile.cli.options import given, size_of, trained, variables
-from utcompile.cli.train_checks import check_files, check_uses, check_values
-from utcompile.cli.train_data import CODE, READING, is_function
+from utcompile.cli.early import (
+    check_data,
+    check_example,
+    check_model,
+    check_new_run,
+    check_rules,
+    check_tensorboard,
+    check_weights,
+)
+from utcompile.cli.early_runs import CODE
+from utcompile.cli.options import given, pairs_of, size_of, trained, variables
+from utcompile.cli.train_checks import MOST, check_files, check_names, check_uses, check_values
+from utcompile.cli.train_data import READING, is_function
 from utcompile.cli.train_going_on import going_on, trusting
 from utcompile.cli.training import train_run
 from utcompile.errors import UtcError
@@ -38,6 +47,12 @@ def start_run(values: JsonObject) -> JsonObject:
     check_model(values["model"])
     check_rules(values["rules"])
     check_data(path, task)
+    check_weights(values["weights"] and Path(values["weights"]))
+    check_example(values["example"], values["input_shapes"])
+    check_names(values["optimizer"], values["metric"] or (), task)
+    pairs_of(values["var"])
+    trained(values["train_"])
+    size = size_of(values["input_size"])
     if values["tensorboard"]:
         check_tensorboard()
     settings = _settings(values)
@@ -47,7 +62,9 @@ def start_run(values: JsonObject) -> JsonObject:
         reading[key] = reading[key] and str(_absolute(Path(reading[key])))
     augment = values["policy"] or values["augment"]
 
-    check_names(settings["optimizer"], settings["metrics"], task)
+    from utcompile.train.optimizers import check_optimizer
+
+    check_optimizer(settings["optimizer"])
     from utcompile.cli.hf import with_head
     from utcompile.cli.models import ModelChoice
     from utcompile.rules import RuleSet
@@ -60,12 +77,13 @@ def start_run(values: JsonObject) -> JsonObject:
         str(weights) if weights else None,
         values["pretrained"],
         values["seed"],
-        size_of(values["input_size"]),
+        size,
         **given(values["example"], values["input_shapes"]),
         within=tuple(values["within"] or ()),
     )
-    with going_on(out, trust=trusting(path, reading, choice)):
-        cache = cache_of(values["cache"])
+    cache = cache_of(values["cache"])
+    given_again = {name: values[name] for name in ("cache", "workers")}
+    with going_on(out, given_again, trust=trusting(path, reading, choice)):
         return train_run(choice, ruleset, path, out, settings, augment=augment, reading=reading, prefix_cache=cache)
 
 
@@ -75,11 +93,16 @@ def _settings(values: JsonObject) -> JsonObject:
     settings["metrics"] = list(values["metric"] or ())
     settings["rates"] = _numbers(values["rate"], "--rate")
     settings["decays"] = _numbers(values["decay"], "--decay")
-    settings["cpu"] = _on_cpu(values["device"])
+    settings["cpu"] = device_is_cpu(values["device"])
     return settings
 
 
-def _on_cpu(device: str) -> bool:
+def device_is_cpu(device: str) -> bool:
+    """Whether training stays on the CPU.
+
+    Raises:
+        UtcError: there is no such device.
+    """
     if device in ("cuda", "mps"):
         import torch
 
@@ -91,17 +114,6 @@ def _on_cpu(device: str) -> bool:
     return device == "cpu"
 
 
-def check_names(optimizer: str, metrics: Sequence[str], task: str) -> None:
-    """Refuse an optimizer that timm does not have, and a metric that the task does not have, before data are read."""
-    from utcompile.train.optimizers import check_optimizer
-    from utcompile.train.tasks.make import METRICS
-    from utcompile.train.tasks.measured import check_metrics
-
-    check_optimizer(optimizer)
-    if task in METRICS:
-        check_metrics(metrics, METRICS[task], task)
-
-
 def _numbers(texts: list[str] | None, option: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in texts or []:
@@ -109,7 +121,8 @@ def _numbers(texts: list[str] | None, option: str) -> dict[str, float]:
         try:
             number = float(value)
         except ValueError:
-            equals = ""
+            number = math.nan
+        equals = equals if 0 <= number <= MOST["lr"] else ""
         if not equals or not name or name in found:
             raise UtcError(
                 f"{name!r} is given twice" if name in found else f"{text!r} is not RULE=NUMBER",

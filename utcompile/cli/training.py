@@ -48,14 +48,17 @@ def train_run(
 
     import utcompile as utc
     from utcompile.cli.parts import plan_of
-    from utcompile.rewrite import Whole, trainable_parameters
+    from utcompile.rewrite import Whole, read_manifest, trainable_parameters
     from utcompile.train import fit
+    from utcompile.train.held_out import check_held_out, held_out
     from utcompile.train.task_file import TaskFile
 
     reading = {**READING, **(reading or {})}
     data, tokenizer = read_data(choice, data_path, reading, settings["seed"], augment, out if resume else None)
     if choice.num_classes is None and data.num_classes and choice.source.takes_num_classes():
         choice = replace(choice, num_classes=data.num_classes)
+    if resume:
+        check_held_out(data, read_manifest(out), str(data_path))
     output.progress(f"{data}{size_of(choice, data)}")
     task = task_of(data, reading, settings)
     model = choice.build()
@@ -72,6 +75,7 @@ def train_run(
         "model": choice.as_dict(),
         "data": str(recorded) if is_function(recorded) else str(recorded.resolve()),
         "classes": list(data.class_names),
+        **held_out(data, settings["seed"]),
         "training": {**kept, "augment": augment, **{k: reading[k] for k in READING}},
     }
 

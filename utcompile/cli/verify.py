@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from utcompile.cli import output
+from utcompile.cli.early_runs import check_onnx, check_proof, check_providers, check_run
 from utcompile.cli.options import BatchSizes, Json, OptionalModel, Providers, Trust, Weights, batches_of, examples
 
 EXAMPLES = examples(
@@ -33,10 +34,16 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare an ONNX file with the run it was exported from, its tuners in place and not folded."""
+    sizes = batches_of(batch_sizes)
+    check_proof(tolerance)
+    check_providers(providers)
+    check_onnx(file)
+    for run in runs:
+        check_run(run, model, weights, trust=trust)
     from utcompile.cli.runs import open_run
     from utcompile.deploy import OnnxModel, providers_named, verify_onnx, verify_tasks
 
-    sizes, chosen = batches_of(batch_sizes), providers_named(providers)
+    chosen = providers_named(providers)
     has_tasks = bool(OnnxModel(file).tasks)  # a file that is none is found before the model is built
     if len(runs) > 1 and not has_tasks:
         raise typer.BadParameter("the file has one model; give its run alone", param_hint="RUN")

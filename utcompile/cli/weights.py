@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from utcompile.cli.early import check_weights
 from utcompile.errors import UtcError
 
 _WRAPPERS = ("state_dict", "model")  # what training scripts put a state dict under
@@ -19,13 +20,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UtcError: the file is missing, damaged, would run code, or contains no state dict.
     """
-    if not path.is_file():
-        raise UtcError(
-            "there is no such weights file",
-            where=str(path),
-            fix="check the path given to --weights",
-            code="model/weights",
-        )
+    check_weights(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

@@ -13,6 +13,7 @@ import torch
 
 from utcompile.deploy.metadata import PREFIX
 from utcompile.deploy.onnx_model import OnnxModel
+from utcompile.deploy.publishing import publish
 from utcompile.deploy.rows import stacked
 from utcompile.deploy.runtime import run
 from utcompile.deploy.task_axes import CLASSES, fits, sizes_in
@@ -25,6 +26,7 @@ from utcompile.deploy.task_files import (
     check_task_name,
     check_values,
     digest_of,
+    other_preprocessing,
     read_adapter,
     read_task_file,
     task_file_text,
@@ -32,11 +34,13 @@ from utcompile.deploy.task_files import (
 )
 from utcompile.deploy.task_values import Builder, arrays_of
 from utcompile.deploy.tasks import save_model
+from utcompile.deploy.widths import difference, with_the_files_factors
 from utcompile.errors import UtcError
 from utcompile.files import draft, one_writer, path_of, reported
 from utcompile.rewrite import TENSORS
 from utcompile.rewrite.manifest import Manifest, load_manifest, read_manifest
 from utcompile.rewrite.pair import read_pair
+from utcompile.rewrite.run_facts import inputs_of, outputs_of
 
 
 def add_task(path: str | Path, run: str | Path, name: str | None = None) -> str:
@@ -77,10 +81,12 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         name=name,
         classes=sizes.get(CLASSES),
         sizes=sizes,
-        labels=labels if labels is not None and fits(labels, sizes) else None,
+        labels=labels if labels is not None and fits(labels, known.heads(sizes)) else None,
         sha256=digest_of(values),
         run=digest_of(arrays_of(named)),
         file=beside(path, f".{name}{ADAPTER}").name if known.routing == "call" else None,
+        outputs=outputs_of(folder) or None,
+        preprocessing=other_preprocessing(inputs_of(folder), known.preprocessing),
     )
     more = known.model_copy(update={"tasks": [*known.tasks, task]})
     with draft(path.parent) as drafts:
@@ -91,8 +97,7 @@ def _added(path: Path, folder: Path, name: str | None) -> str:
         (drafts / beside(path, ".json").name).write_bytes(task_file_text(more))
         _try_out(path, drafts, more, task)
         # the list last: until then, the file has the tasks that it had
-        for file in sorted(drafts.iterdir(), key=lambda file: (file.suffix == ".json", file.name == path.name)):
-            file.replace(path.with_name(file.name))
+        publish(drafts, path, last=beside(path, ".json").name)
     return name
 
 
@@ -115,18 +120,23 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
             fix="export a file of that base",
             code="checkpoint/other-base",
         )
-    theirs = {site.id: _site(site.tuner, site.config) for site in manifest.sites}
-    mine = {str(site["id"]): _site(site["tuner"], site["config"]) for site in known.sites}
-    differing = sorted(key for key in theirs.keys() | mine if theirs.get(key) != mine.get(key))
-    if differing or tensors.keys() != known.parameters.keys():
-        first = differing[0] if differing else min(tensors.keys() ^ known.parameters.keys())
+    theirs, mine = {site.id: site for site in manifest.sites}, {site.id: site for site in known.sites}
+    first = next(iter(sorted(theirs.keys() ^ mine)), None) or min(
+        tensors.keys() ^ known.parameters.keys(), default=None
+    )
+    why = f"the first that differs is {first}" if first is not None else None
+    for key in sorted(mine) if why is None else ():
+        found = difference(mine[key], theirs[key].tuner, theirs[key].config)
+        why = why or (found and f"{key}: {found}")
+    if why is not None:
         raise UtcError(
             "the run has other rules or sites than the file",
             where=str(run),
-            why=f"the first that differs is {first}",
+            why=why,
             fix="export another file for runs of these rules",
             code="checkpoint/other-sites",
         )
+    tensors = with_the_files_factors(tensors, known.sites, {site.id: site.config for site in manifest.sites}, str(run))
     labels = read_manifest(run).get("classes")
     return tensors, [str(label) for label in labels] if isinstance(labels, list) else None
 
@@ -134,12 +144,6 @@ def _read_run(run: Path, known: TaskFile) -> tuple[dict[str, torch.Tensor], list
 def _identity(run: Path) -> str | None:
     manifest = load_manifest(run)
     return manifest.identity if isinstance(manifest, Manifest) else None
-
-
-def _site(tuner: object, config: object) -> tuple[object, object]:
-    """A site without how it is computed, which changes no number."""
-    plain = {k: v for k, v in config.items() if k not in ("how", "as_one")} if isinstance(config, Mapping) else config
-    return tuner, plain
 
 
 def _extend(path: Path, target: Path, known: TaskFile, values: Mapping[str, np.ndarray]) -> None:
@@ -150,10 +154,12 @@ def _extend(path: Path, target: Path, known: TaskFile, values: Mapping[str, np.n
         if value is None or value.const_value is None:
             raise UtcError("the list of tasks belongs to another ONNX file", where=str(path), code="export/tasks")
         room = stack.padded or list(values[stack.live].shape)
-        for size, most in zip(values[stack.live].shape, room, strict=True):
+        axes = known.inputs[stack.live].shape
+        for axis, size, most in zip(axes, values[stack.live].shape, room, strict=True):
             if size > most:
+                word = f"a larger {axis}" if axis in known.widths else "more classes"
                 raise UtcError(
-                    f"the task has more classes than the file has room for: {most}",
+                    f"the task has {word} than the file has room for: {most}",
                     where=str(path),
                     fix="export the file again with this task among `tasks=`",
                     code="export/tasks",

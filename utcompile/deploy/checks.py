@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from utcompile.errors import UtcError
-
-
-def check_target(path: Path) -> None:
-    """Raise where a file cannot be written."""
-    if not path.parent.is_dir():
-        raise UtcError(
-            "the folder to write to does not exist", where=str(path.parent), fix="create it first", code="path/invalid"
-        )
-    if path.is_dir():
-        raise UtcError(
-            "the path to write to is a folder",
-            where=str(path),
-            fix=f"name a file: {path / 'model.onnx'}",
-            code="path/invalid",
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise UtcError("the folder is not writable", where=str(path.parent), code="path/invalid")
 
 
 def check_dtype(model: nn.Module) -> None:

@@ -12,18 +12,19 @@ from torch import nn
 
 from utcompile.deploy.axes import BATCH, bounded, guards_in_words
 from utcompile.deploy.call import Call, ExampleInputs, as_shipped
-from utcompile.deploy.checks import check_dtype, check_recurrent, check_target
+from utcompile.deploy.checks import check_dtype, check_recurrent
 from utcompile.deploy.clean import clean
 from utcompile.deploy.half import DTYPES, operations_in_float32, store_in_half
 from utcompile.deploy.metadata import check_described, check_labels, check_metadata, facts_of, written
 from utcompile.deploy.parity import ParityReport, check_batch_sizes, check_tolerance, compare_expected
+from utcompile.deploy.publishing import publish
 from utcompile.deploy.references import Expected, references, refined, trace_sizes
 from utcompile.deploy.runtime import session
 from utcompile.deploy.tasks import export_tasks
 from utcompile.deploy.translate import translate
 from utcompile.deploy.written import ExportResult, Options, check_file, finish, fixed_sizes
 from utcompile.errors import UtcError, check_type
-from utcompile.files import draft, path_of, reported
+from utcompile.files import check_target, draft, path_of, reported
 
 
 def export_onnx(
@@ -108,7 +109,7 @@ def export_onnx(
             return write(model, call, path, beside / path.name, options)
 
         result = _with_fallback(call, beside, written, asked=dynamic is not None)
-        publish(beside, path)
+        publish(beside, path, last=path.name)
     return result
 
 
@@ -210,12 +211,6 @@ def write(model: nn.Module, call: Call, path: Path, beside: Path, options: Optio
         fixed=fixed,
         notes=notes,
     )
-
-
-def publish(folder: Path, path: Path) -> None:
-    """Move what was written into place: the graph last, so that it is never there before its weights."""
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-        file.replace(path.with_name(file.name))
 
 
 def _in_half(model: nn.Module) -> nn.Module:

@@ -55,6 +55,7 @@ def cut(
     graph = model.graph
     sources = [graph.initializers[name] for name in dict.fromkeys(trained) if name in graph.initializers]
     body, live, constant = _above(graph, sources)
+    _keep_leading_sizes(graph, body, varying)
     inner = set(body)
     order = {value: i for i, value in enumerate([*sources, *(out for node in body for out in node.outputs)])}
     front = [v for v in order if v in live and (v.is_graph_output() or any(u.node not in inner for u in v.uses()))]
@@ -95,6 +96,21 @@ def _above(graph: ir.Graph, sources: Sequence[ir.Value]) -> tuple[list[ir.Node],
         if is_live:
             body.append(node)
     return body, live, constant
+
+
+def _keep_leading_sizes(graph: ir.Graph, body: Sequence[ir.Node], varying: Mapping[str, object]) -> None:
+    """`[r, in, k, k]` as `[r, in·k·k]`: the first size is that of the operand, and no constant of the trace."""
+    for node in body if varying else ():
+        value, made = node.inputs[0], node.outputs[0]
+        if node.op_type != "Reshape" or value is None or value.shape is None or made.shape is None:
+            continue
+        equal = [a == b for a, b in zip(value.shape, made.shape, strict=False)]
+        count = equal.index(False) if False in equal else len(equal)
+        sizes = [size for size in made.shape if isinstance(size, int)]
+        if count and len(sizes) == len(made.shape) and 0 not in sizes:
+            numbers = np.array([0] * count + sizes[count:], np.int64)
+            node.replace_input_with(1, initializer(graph, numbers, f"{made.name}.sizes"))
+            node.attributes.pop("allowzero", None)  # 0 is the size of the operand
 
 
 def _has_graphs(node: ir.Node) -> bool:

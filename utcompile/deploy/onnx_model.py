@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from utcompile.deploy.axes import BATCH, Axis
+from utcompile.deploy.blocked import Blocked
+from utcompile.deploy.blocked import blocked as open_blocked
 from utcompile.deploy.metadata import read
 from utcompile.deploy.relations import holds
-from utcompile.deploy.runtime import DTYPES, run, session
+from utcompile.deploy.runtime import DTYPES, PROVIDERS, run, session, session_options
 from utcompile.deploy.structure import leaves
 from utcompile.deploy.task_files import read_adapter, read_task_file
 from utcompile.errors import UtcError, did_you_mean
@@ -33,6 +35,8 @@ class OnnxModel:
         threads: threads within an operation. None: one per physical core.
         providers: execution providers of ONNX Runtime, in order of preference.
         spin: whether idle worker threads spin.
+        blocked: whether a CPU computes convolutions whose biases are a task's in ONNX Runtime's fast layout, as the
+            base's; the file alone does not (`utcompile.deploy.blocked`). It takes a second session's memory.
 
     Attributes:
         facts: what the file says of itself (`utcompile.deploy.metadata.KEYS`).
@@ -55,6 +59,7 @@ class OnnxModel:
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         spin: bool = True,
+        blocked: bool = True,
     ) -> None:
         self.path = path_of(path, "path")
         self.session = session(self.path, threads, providers=providers, spin=spin)
@@ -65,6 +70,10 @@ class OnnxModel:
         self._tasks = read_task_file(self.path) if "routing" in self.facts else None
         self._check_tasks()
         self._adapters: dict[str, ort.LoraAdapter] = {}
+        self._values: dict[str, Arrays] = {}
+        self._blocked = (
+            self._in_blocks(threads, spin) if blocked and list(providers[:1]) == [PROVIDERS["cpu"]] else None
+        )
         names = tuple(entry.name for entry in self.session.get_inputs())
         self._selector = names[-1] if self.is_by_row else None
         self.input_names = names[:-1] if self.is_by_row else names
@@ -80,11 +89,28 @@ class OnnxModel:
         """Whether one run of the file computes a batch of several tasks."""
         return self._tasks is not None and self._tasks.routing == "row"
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether convolutions whose biases are a task's are computed in ONNX Runtime's fast layout."""
+        return self._blocked is not None
+
     def labels_of(self, task: str | None) -> tuple[str, ...]:
         """The names of a task's classes; empty where its run had none."""
         if task is None or self._tasks is None:
             return self.labels
         return tuple(self._tasks.task(task, str(self.path)).labels or ())
+
+    def outputs_of(self, task: str | None) -> dict[str, object]:
+        """What the outputs mean: the task, and `mean` and `std` of numbers; empty where that is not known."""
+        its = self._tasks.task(task, str(self.path)).outputs if task is not None and self._tasks is not None else None
+        return its or _mapping(self.facts.get("outputs"))
+
+    def preprocessing_of(self, task: str | None) -> dict[str, object]:
+        """How an image or a text becomes an input; empty where that is not known."""
+        its = None
+        if task is not None and self._tasks is not None:
+            its = self._tasks.task(task, str(self.path)).preprocessing
+        return its or _mapping(self.facts.get("preprocessing"))
 
     def __call__(self, *inputs: object, task: str | Sequence[str] | None = None, **named: object) -> Array | Arrays:
         """Run the file.
@@ -129,13 +155,30 @@ class OnnxModel:
         if self.is_by_row:
             return self._run_rows(feeds, names if isinstance(names, list) else [names] * self.batch_of(feeds))
         if not isinstance(names, list):
-            return run(self.session, feeds, adapter=self._adapter(names))
+            return self._call(feeds, names)
         groups = {name: [row for row, its in enumerate(names) if its == name] for name in dict.fromkeys(names)}
-        parts = {
-            name: run(self.session, self._rows(feeds, rows), adapter=self._adapter(name))
-            for name, rows in groups.items()
-        }
+        parts = {name: self._call(self._rows(feeds, rows), name) for name, rows in groups.items()}
         return {output: self._joined(output, parts, groups, len(names)) for output in self.output_names}
+
+    def _call(self, feeds: Mapping[str, Tensor], name: str | None) -> Arrays:
+        """One call for one task."""
+        if self._blocked is None:
+            return run(self.session, feeds, adapter=self._adapter(name))
+        return run(self._blocked.session, feeds, values=self._values_in_blocks(name))
+
+    def _in_blocks(self, threads: int | None, spin: bool) -> Blocked | None:
+        if self._tasks is None or self.is_by_row:
+            return None
+        return open_blocked(self.path, self._tasks.biases, session_options(threads, spin))
+
+    def _values_in_blocks(self, name: str | None) -> Arrays:
+        if name is None or self._tasks is None or self._blocked is None:
+            return {}
+        if name not in self._values:
+            task, file = self._tasks.task(name, str(self.path)), self.adapter_of(name)
+            assert file is not None
+            self._values[name] = self._blocked.values(read_adapter(file, self._tasks, task))
+        return self._values[name]
 
     def _names(self, task: str | Sequence[str] | None, feeds: Mapping[str, Tensor]) -> str | list[str | None] | None:
         """The task of a call, or of each row; checked."""
@@ -148,7 +191,8 @@ class OnnxModel:
                 fix="give a task's name, or one name per row",
                 code="arguments/type",
             )
-        for name in [task] if isinstance(task, str) else task:
+        names = [task] if isinstance(task, str) else list(task)
+        for name in names:
             if self._tasks is None:
                 raise UtcError(
                     "the ONNX file has no tasks",
@@ -160,14 +204,14 @@ class OnnxModel:
                 self._tasks.task(name, str(self.path))
         if isinstance(task, str):
             return task
-        if len(task) != self.batch_of(feeds):
+        if len(names) != self.batch_of(feeds):
             raise UtcError(
-                f"{len(task)} tasks for a batch of {self.batch_of(feeds)}",
+                f"{len(names)} tasks for a batch of {self.batch_of(feeds)}",
                 where=str(self.path),
                 fix="give one name per row, or one for all",
                 code="export/tasks",
             )
-        return list(task)
+        return list[str | None](names)
 
     def _adapter(self, name: str | None) -> ort.LoraAdapter | None:
         """A task's adapter, loaded once and kept: ONNX Runtime computes wrongly after it is dropped."""
@@ -342,6 +386,10 @@ class OnnxModel:
 
     def __repr__(self) -> str:
         return f"OnnxModel({str(self.path)!r}: ({', '.join(self.input_names)}) -> ({', '.join(self.output_names)}))"
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _opened(value: object) -> list[object]:

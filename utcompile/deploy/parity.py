@@ -48,7 +48,7 @@ class OutputParity:
     def __str__(self) -> str:
         verdict = "equal" if self.passed else "DIFFERS"
         sizes = f", {self.sizes}" if self.sizes else ""
-        error = f"{self.max_error:.2e} of {self.bound:.2e}"
+        error = f"difference {self.max_error:.2e} (allowed {self.bound:.2e})"
         return f"{self.output} at batch {self.batch}{sizes} ({self.source}): {error}, {verdict}"
 
 

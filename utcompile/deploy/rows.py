@@ -270,14 +270,16 @@ class _Router:
         assert live is not None
         key = (live, tuple(shape), tuple(perm or ()), taps, fill)
         if key not in self._made:
-            varies = any(isinstance(size, str) for size in self.known.inputs[live].shape)
+            axes = {size for size in self.known.inputs[live].shape if isinstance(size, str)}
+            if fill == -np.inf and axes <= set(self.known.widths):
+                fill = 0  # what a task lacks inside of a tuner changes nothing; only a class that it lacks is -inf
             name = free_name(live, set(self.graph.initializers))
             stack = Stack(
                 live=live,
                 perm=perm,
                 shape=list(shape),
                 taps=taps,
-                padded=self._shape(value) if varies else None,
+                padded=self._shape(value) if axes else None,
                 fill=None if fill == -np.inf else fill,
             )
             made = initializer(self.graph, stacked(stack, [row[live] for row in self.rows]), name)

@@ -100,16 +100,7 @@ def session(
         raise UtcError("there is no such ONNX file", where=str(path), code="onnx/file")
     for provider in providers:
         check_provider(provider)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    if threads is not None:
-        if threads < 1:
-            raise UtcError(
-                f"threads is {threads}", fix="pass 1 or more, or None for one per core", code="arguments/value"
-            )
-        options.intra_op_num_threads = threads
-    if not spin:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(threads, spin)
     try:
         opened = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # its classes are private to the extension module
@@ -130,18 +121,35 @@ def session(
     return opened
 
 
+def session_options(threads: int | None, spin: bool) -> ort.SessionOptions:
+    """Options of a session that logs errors alone."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        if threads < 1:
+            raise UtcError(
+                f"threads is {threads}", fix="pass 1 or more, or None for one per core", code="arguments/value"
+            )
+        options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def run(
     opened: ort.InferenceSession,
     feeds: Mapping[str, Tensor],
     seconds: float = SECONDS,
     *,
     adapter: ort.LoraAdapter | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a session once on named tensors.
 
     Args:
         seconds: after which it is stopped.
         adapter: values for optional inputs.
+        values: the same, as arrays that were checked before.
 
     Raises:
         UtcError: an input is missing, unknown, or of another shape or type than the file declares; or the file did not
@@ -162,7 +170,8 @@ def run(
     timer.daemon = True
     timer.start()
     try:
-        results = opened.run(names, {name: as_numpy(tensor) for name, tensor in feeds.items()}, options)
+        arrays = {name: as_numpy(tensor) for name, tensor in feeds.items()}
+        results = opened.run(names, {**arrays, **(values or {})}, options)
     except Exception as error:
         if stopped.is_set():
             raise UtcError(
@@ -185,9 +194,10 @@ def run(
 def check_feeds(opened: ort.InferenceSession, feeds: Mapping[str, Tensor]) -> None:
     """Raise a `UtcError` where names or fixed sizes of `feeds` differ from the file's inputs."""
     declared = {entry.name: entry.shape for entry in opened.get_inputs()}
-    optional = {entry.name for entry in opened.get_overridable_initializers()}
-    for name in feeds:
-        if name not in declared and name not in optional:
+    others = [name for name in feeds if name not in declared]
+    optional = {entry.name for entry in opened.get_overridable_initializers()} if others else set()
+    for name in others:
+        if name not in optional:
             raise UtcError(f"the ONNX file has no input {name!r}", fix=did_you_mean(name, declared), code="onnx/inputs")
     if missing := [name for name in declared if name not in feeds]:
         raise UtcError(

@@ -62,6 +62,26 @@ class Stack(_Part):
     fill: float | None = None
 
 
+class FileSite(_Part):
+    """A site, which a run must have too.
+
+    Attributes:
+        id, tuner, config: as in the manifest of a run.
+        free: the fields of the config in which a task may differ.
+        field: of these, the size of the inner axis.
+        axes: the tensors of a checkpoint that have it, and which of their dimensions it is.
+        results: those on which a fixed factor on the tuner's result is a factor.
+    """
+
+    id: str
+    tuner: str
+    config: dict[str, object]
+    free: list[str] = []
+    field: str | None = None
+    axes: dict[str, int] = {}
+    results: list[str] = []
+
+
 class SavedTask(_Part):
     """A task.
 
@@ -73,6 +93,8 @@ class SavedTask(_Part):
         sha256: over the names and values of its inputs.
         run: the same over the tensors of its run.
         file: its adapter, next to the ONNX file; None in a file with rows.
+        outputs: what they mean, as `utcompile.outputs` of a file of one task.
+        preprocessing: how an image or a text becomes an input, where it is otherwise than the file says.
     """
 
     name: str
@@ -82,6 +104,8 @@ class SavedTask(_Part):
     sha256: Hex
     run: Hex
     file: str | None = None
+    outputs: dict[str, object] | None = None
+    preprocessing: dict[str, object] | None = None
 
 
 class TaskFile(_Part):
@@ -89,9 +113,11 @@ class TaskFile(_Part):
 
     Attributes:
         base: the fingerprint of the frozen base.
-        sites: id, tuner and config of each site, which a run must have too.
+        sites: which a run must have too.
         parameters: name of a tensor in a checkpoint to the builder's input.
         sizes: without a task, the size of each axis in which tasks may differ.
+        widths: those of these axes that lie inside tuners, and are no classes.
+        biases: the inputs that are biases of convolutions whose weight is a constant.
         varying: the builder's inputs with such axes, and the name of each one's axis or None per dimension.
         outputs: the same of outputs.
     """
@@ -102,9 +128,11 @@ class TaskFile(_Part):
     routing: str
     inputs: dict[str, LiveInput]
     tasks: list[SavedTask]
-    sites: list[dict[str, object]]
+    sites: list[FileSite]
     parameters: dict[str, str]
     sizes: dict[str, int] = {}
+    widths: list[str] = []
+    biases: list[str] = []
     varying: dict[str, AxisNames] = {}
     outputs: dict[str, AxisNames] = {}
     stacks: dict[str, Stack] = {}
@@ -114,6 +142,10 @@ class TaskFile(_Part):
     def names(self) -> list[str]:
         """The tasks' names."""
         return [task.name for task in self.tasks]
+
+    def heads(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Of the sizes of a task, those of its heads."""
+        return {axis: size for axis, size in sizes.items() if axis not in self.widths}
 
     def sizes_of(self, task: str | None, where: str) -> dict[str, int]:
         """The size of each axis in which tasks may differ, of a task or of the base."""
@@ -130,6 +162,13 @@ class TaskFile(_Part):
                 code="export/tasks",
             )
         return found
+
+
+def other_preprocessing(its: Mapping[str, object], files: Mapping[str, object] | None) -> dict[str, object] | None:
+    """The preprocessing of a task, where the file's is another; the tokenizer is that next to the file."""
+    shared = {"tokenizer": files["tokenizer"]} if files and "tokenizer" in files and "tokenizer" in its else {}
+    whole = {**its, **shared}
+    return whole if its and whole != files else None
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -212,7 +251,8 @@ def read_adapter(path: Path, known: TaskFile, task: SavedTask) -> dict[str, np.n
         raise UtcError("there is no such adapter file", where=str(path), code="export/tasks")
     try:
         adapter = ort.AdapterFormat.read_adapter(str(path))
-        values = {name: value.numpy() for name, value in adapter.get_parameters().items()}
+        # copies: the memory is the adapter's, which ends here
+        values = {name: np.array(value.numpy()) for name, value in adapter.get_parameters().items()}
         version = adapter.get_model_version()
     except Exception as error:  # the classes of the extension module are private
         raise UtcError(

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from utcompile.deploy.frontier import LIVE, Live
+from utcompile.deploy.widths import sites_of, with_the_files_factors
 from utcompile.errors import UtcError
 from utcompile.rewrite import TunedModule
 from utcompile.rewrite.checkpoint import read_tensors
-from utcompile.rewrite.tasks import Tasks
+from utcompile.rewrite.manifest import load_manifest
+from utcompile.rewrite.tasks import as_like, check_heads
 from utcompile.rewrite.whole import tensors_of
 
 Tensors = dict[str, Tensor]
@@ -43,16 +45,21 @@ def parameters_of(tuned: TunedModule) -> dict[str, str]:
     return {key: names[id(tensor)] for key, tensor in tensors_of(tuned).items()}
 
 
-def read_task(tuned: TunedModule, name: str, folder: str | Path) -> Tensors:
-    """A run's tensors by the names that the module has for them; its head may have another number of classes.
+def read_task(tuned: TunedModule, folder: str | Path) -> Tensors:
+    """A run's tensors by the names that the module has for them.
+
+    Its head may have another number of classes, and its tuners another rank or width.
 
     Raises:
         UtcError: no run, or one of another base or other rules.
     """
-    store = Tasks(tensors_of, read_tensors)
-    store.add(tuned, name, folder)
+    wanted = tensors_of(tuned)
+    found = read_tensors(tuned, folder, wanted, new_head=True, new_widths=True)
+    check_heads(found, wanted, str(folder))
+    theirs = {site.id: site.config for site in load_manifest(folder).sites}
+    found = with_the_files_factors(found, sites_of(tuned), theirs, str(folder))
     names = parameters_of(tuned)
-    return {names[key]: tensor.detach() for key, tensor in store.waiting[name].items()}
+    return {names[key]: as_like(found[key], mine).detach() for key, mine in wanted.items()}
 
 
 class Builder:
@@ -82,7 +89,15 @@ class Builder:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> Values:
         """The inputs of the file for a task."""
-        results = self._session.run(None, arrays_of({name: tensors[name] for name in self._names}))
+        try:
+            results = self._session.run(None, arrays_of({name: tensors[name] for name in self._names}))
+        except Exception as error:
+            raise UtcError(
+                "the builder of the tasks cannot take the tensors of a task",
+                why=str(error).strip().partition("\n")[0][:300],
+                fix="give the task the rank and the width that the others have",
+                code="export/disagrees",
+            ) from error
         # an adapter has no values without a dimension
         return {
             name: np.ascontiguousarray(np.atleast_1d(value)) for name, value in zip(self._outputs, results, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,16 +16,16 @@ from utcompile.deploy.call import Call, ExampleInputs, as_shipped
 from utcompile.deploy.clean import clean
 from utcompile.deploy.frontier import Live, cut, set_defaults, without_reader
 from utcompile.deploy.half import store_in_half
+from utcompile.deploy.live_convolutions import biases_of_convolutions, slow_parts
+from utcompile.deploy.live_shapes import declare, shapes_of
 from utcompile.deploy.metadata import facts_of, written
 from utcompile.deploy.onnx_model import OnnxModel
 from utcompile.deploy.parity import ParityReport, check_batch_sizes
 from utcompile.deploy.references import references, refined, trace_sizes
-from utcompile.deploy.task_axes import CLASSES, Varying, axes_in, fits, heads_of, outputs_along, sizes_in, with_one_more
+from utcompile.deploy.task_axes import CLASSES, Varying, axes_in, fits, heads_of, outputs_along, sizes_in
 from utcompile.deploy.task_files import (
     ADAPTER,
     BUILDER,
-    AxisNames,
-    Dims,
     LiveInput,
     SavedTask,
     TaskFile,
@@ -33,6 +33,7 @@ from utcompile.deploy.task_files import (
     check_not_another,
     check_task_name,
     digest_of,
+    other_preprocessing,
     read_task_file,
     task_file_text,
     write_adapter,
@@ -48,12 +49,16 @@ from utcompile.deploy.task_values import (
     serialized,
 )
 from utcompile.deploy.translate import translate
+from utcompile.deploy.widths import sites_of, widths_of, without_width
 from utcompile.deploy.written import HALF_TOLERANCE, ExportResult, Options, check_file, finish, fixed_sizes
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.files import path_of
 from utcompile.rewrite import TunedModule, fingerprint, read_manifest
+from utcompile.rewrite.run_facts import inputs_of, outputs_of
+from utcompile.rewrite.widths import HOW
 
 ROUTINGS = ("call", "row")
+_FIXED: dict[str, object] = {"free": sorted(HOW), "field": None, "axes": {}, "results": []}
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,14 @@ class Task:
         name: of the task.
         tensors: by the names that the module has for them.
         labels: the names of its classes, where its run has them.
+        outputs, preprocessing: what its run says of them.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     labels: tuple[str, ...] | None
+    outputs: Mapping[str, object] = field(default_factory=dict)
+    preprocessing: Mapping[str, object] = field(default_factory=dict)
 
     def swapped(self, tuned: TunedModule) -> nn.Module:
         """The task's own model in PyTorch."""
@@ -91,8 +99,39 @@ def export_tasks(
     """
     tuned = _checked(tuned, tasks, routing, options, path)
     found = [_read(tuned, name, folder) for name, folder in tasks.items()]
+    widths = widths_of(tuned, parameters_of(tuned))
+    try:
+        return _exported(tuned, call, found, routing, path, drafts, options, widths)
+    except UtcError as error:
+        fixed = not any(
+            task.tensors[name].shape != tuned.get_parameter(name).shape for task in found for name in widths
+        )
+        if not widths or not fixed or error.code not in ("export/disagrees", "export/unsupported", "onnx/runtime"):
+            raise
+        for file in drafts.iterdir():
+            file.unlink()
+        try:  # a graph in which the rank of the trace is a constant
+            result = _exported(tuned, call, found, routing, path, drafts, options, {})
+        except UtcError:
+            raise error from None
+        return replace(
+            result, notes=(*result.notes, f"all tasks have the ranks and widths of the module: {error.what}")
+        )
+
+
+def _exported(
+    tuned: TunedModule,
+    call: Call,
+    found: Sequence[Task],
+    routing: str,
+    path: Path,
+    drafts: Path,
+    options: Options,
+    widths: Varying,
+) -> ExportResult:
     with as_shipped(tuned):
-        varying = heads_of(tuned, call)
+        heads = heads_of(tuned, call)
+        varying = {**heads, **widths}
         expected = references(tuned, call, options.batch_sizes, options.check_inputs)
         sizes = trace_sizes(tuned, call)
         program = translate(tuned, call, tuple(expected[0].outputs), options.opset, sizes, optimize=False)
@@ -104,9 +143,16 @@ def export_tasks(
         builder = Builder(text, lives)
         own = {name: tensor for name, tensor in _named(tuned).items() if name in builder.inputs}
         defaults = builder(own)
-        shapes = _shapes(builder, own, varying, defaults)
-        outputs = outputs_along(tuned, call, varying, expected[0].outputs)
-        _declare(program.model, shapes, defaults, outputs)
+        shapes = shapes_of(builder, own, varying, defaults)
+        outputs = outputs_along(tuned, call, heads, expected[0].outputs)
+        declare(program.model, shapes, defaults, outputs)
+        sites = sites_of(tuned) if widths else [site.model_copy(update=_FIXED) for site in sites_of(tuned)]
+        if routing == "call":  # a tuner that is the identity costs nothing without a width
+            own |= without_width(own, sites, names)
+            thin = builder(own)
+            defaults = {
+                name: thin[name] if set(shapes[name]) & set(axes_in(widths)) else v for name, v in defaults.items()
+            }
     values = {task.name: builder({**own, **task.tensors}) for task in found}
     known = TaskFile(
         format=1,
@@ -119,10 +165,13 @@ def export_tasks(
             )
             for live in lives
         },
-        tasks=[_saved(task, values[task.name], varying, path, routing) for task in found],
-        sites=[{"id": s.id, "tuner": s.tuner, "config": s.config.model_dump(mode="json")} for s in tuned.sites],
+        tasks=[
+            _saved(task, values[task.name], heads, varying, path, routing, _preprocessing(options)) for task in found
+        ],
+        sites=sites,
         parameters=names,
         sizes=sizes_in(varying, own),
+        widths=axes_in(widths),
         varying=varying,
         outputs=outputs,
         preprocessing=_preprocessing(options),
@@ -138,7 +187,8 @@ def export_tasks(
     if routing == "call":
         set_defaults(program.model, defaults)
         _check_readers(program.model, lives)
-        notes += _slow(program.model, lives)
+        known = known.model_copy(update={"biases": biases_of_convolutions(program.model)})
+        notes += slow_parts(program.model)
     with as_shipped(tuned):
         axes = tuple(a if a.name == BATCH else refined(tuned, call, a, expected) for a in bounded(tuned, call.sizes))
     fixed, guards = fixed_sizes(call), guards_in_words(tuned)
@@ -286,12 +336,13 @@ def _checked(
 
 def _read(tuned: TunedModule, name: str, folder: str | Path) -> Task:
     try:
-        tensors = read_task(tuned, name, folder)
+        tensors = read_task(tuned, folder)
         labels = read_manifest(folder).get("classes")
+        outputs, preprocessing = outputs_of(Path(folder)), inputs_of(Path(folder))
     except UtcError as error:
         raise error.within(f"task {name!r}") from None
     named = tuple(map(str, labels)) if isinstance(labels, list) else None
-    return Task(name, tensors, named)
+    return Task(name, tensors, named, outputs, preprocessing)
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
@@ -301,45 +352,33 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _saved(task: Task, values: Values, varying: Varying, path: Path, routing: str) -> SavedTask:
+def _saved(
+    task: Task,
+    values: Values,
+    heads: Varying,
+    varying: Varying,
+    path: Path,
+    routing: str,
+    files: Mapping[str, object] | None,
+) -> SavedTask:
     sizes = sizes_in(varying, task.tensors)
+    is_named = task.labels is not None and fits(task.labels, sizes_in(heads, task.tensors))
     return SavedTask(
         name=task.name,
         classes=sizes.get(CLASSES),
         sizes=sizes,
-        labels=list(task.labels) if task.labels is not None and fits(task.labels, sizes) else None,
+        labels=list(task.labels or ()) if is_named else None,
         sha256=digest_of(values),
         run=digest_of(arrays_of(task.tensors)),
         file=beside(path, f".{task.name}{ADAPTER}").name if routing == "call" else None,
+        outputs=dict(task.outputs) or None,
+        preprocessing=other_preprocessing(task.preprocessing, files),
     )
 
 
 def _preprocessing(options: Options) -> dict[str, object] | None:
     found = options.facts.get("preprocessing")
     return dict(found) if isinstance(found, Mapping) else None
-
-
-def _shapes(builder: Builder, own: Mapping[str, Tensor], varying: Varying, defaults: Values) -> dict[str, Dims]:
-    """The shape of each input; the name of an axis where it grows with one."""
-    shapes: dict[str, Dims] = {name: [*value.shape] for name, value in defaults.items()}
-    for axis in axes_in(varying):
-        larger = builder({**own, **with_one_more(own, varying, axis)})
-        for name, value in defaults.items():
-            grows = [a != b for a, b in zip(value.shape, larger[name].shape, strict=True)]
-            shapes[name] = [axis if g else known for g, known in zip(grows, shapes[name], strict=True)]
-    return shapes
-
-
-def _declare(model: ir.Model, shapes: Mapping[str, Dims], defaults: Values, outputs: Mapping[str, AxisNames]) -> None:
-    """Declare the inputs of the frontier, and make what differs between tasks an axis of the file."""
-    for value in model.graph.inputs:
-        if value.name is not None and value.name in shapes:
-            value.shape = ir.Shape(shapes[value.name])
-            value.type = ir.TensorType(ir.DataType.from_numpy(defaults[value.name].dtype))
-    for value in model.graph.outputs:
-        if names := outputs.get(str(value.name)):
-            assert value.shape is not None
-            value.shape = ir.Shape([name or size for name, size in zip(names, value.shape, strict=True)])
 
 
 def _check_readers(model: ir.Model, lives: Sequence[Live]) -> None:
@@ -350,21 +389,3 @@ def _check_readers(model: ir.Model, lives: Sequence[Live]) -> None:
             fix="report it, with the model and the rules",
             code="export/disagrees",
         )
-
-
-def _slow(model: ir.Model, lives: Sequence[Live]) -> tuple[str, ...]:
-    """What ONNX Runtime does slowly where a weight is no constant."""
-    names = {live.name for live in lives}
-    weights = {
-        str(node.inputs[1].name)
-        for node in model.graph.all_nodes()
-        if node.op_type == "Conv" and len(node.inputs) > 1 and node.inputs[1] is not None
-        if node.inputs[1].name in names
-    }
-    if not weights:
-        return ()
-    return (
-        f"{len(weights)} weights of convolutions are inputs, and ONNX Runtime's fast layout on a CPU takes constants "
-        "alone: expect 2 to 3 times the latency. Folded files, one per task, have none of it; nor have rules that tune "
-        f"biases and the head (bitfit/biases): {', '.join(sorted(weights)[:4])}",
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from utcompile.graph.difference import relative_error
 from utcompile.graph.nested import map_tensors, tensors
 from utcompile.graph.structure import structural_copy
 from utcompile.graph.ties import cut_ties, owned
-from utcompile.rewrite import KEPT, Whole, count_parameters, replace_module
+from utcompile.rewrite import KEPT, Whole, count_parameters, fit_sizes, replace_module
 
 FoldOne = Callable[[nn.Module], tuple[UtcGraphModule, FoldReport]]
 
@@ -58,15 +58,20 @@ def _with(whole: Whole, parts: Mapping[str, UtcGraphModule]) -> nn.Module:
     model = structural_copy(whole.module)
     vars(model).pop(KEPT)
     for path, new in parts.items():
-        replace_module(model, path, _as_original(new, whole.kept.originals[path]) or new)
+        own = _as_original(new, whole.kept.originals[path], whole.parts[path].trained)
+        replace_module(model, path, own or new)
     model.requires_grad_(False)
     return model
 
 
-def _as_original(folded: UtcGraphModule, empty: nn.Module) -> nn.Module | None:
-    """The user's own module with the folded values; None where it would not compute what the folded graph does."""
+def _as_original(folded: UtcGraphModule, empty: nn.Module, trained: Collection[str]) -> nn.Module | None:
+    """The user's own module with the folded values; None where it would not compute what the folded graph does.
+
+    Args:
+        trained: what `train:` names there: of a task, a head may have another number of rows.
+    """
     values, own = dict(every_name(folded)), dict(every_name(empty))
-    if any(name not in values or values[name].shape != own[name].shape for name in own):
+    if any(name not in values or not _fits(values[name], own[name], rows=name in trained) for name in own):
         return None
     module = structural_copy(empty)
     for name in own:
@@ -75,6 +80,7 @@ def _as_original(folded: UtcGraphModule, empty: nn.Module) -> nn.Module | None:
             owner._parameters[attribute] = nn.Parameter(values[name].detach(), requires_grad=False)
         else:
             owner._buffers[attribute] = values[name]
+    fit_sizes(module)
     module.eval()
     inputs = ProofInputs(folded)
     with evaluated(folded, module):
@@ -88,6 +94,11 @@ def _as_original(folded: UtcGraphModule, empty: nn.Module) -> nn.Module | None:
             if not all(_is_near(a, b) for a, b in zip(found, expected, strict=True)):
                 return None
     return module
+
+
+def _fits(value: torch.Tensor, own: torch.Tensor, *, rows: bool) -> bool:
+    """Whether a value has the shape of the user's own, or another number of rows where that may differ."""
+    return value.dim() == own.dim() and value.shape[rows:] == own.shape[rows:]
 
 
 def _is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:

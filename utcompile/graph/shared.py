@@ -31,6 +31,15 @@ def lazy_copy(parameter: nn.Parameter) -> nn.Parameter | None:
         return None
 
 
+def share_frozen(module: nn.Module, memo: dict[int, object]) -> None:
+    """Let `copy.deepcopy` of a module share what is frozen: its memo gets a lazy copy of each such parameter."""
+    for parameter in module.parameters():
+        if not parameter.requires_grad and id(parameter) not in memo:
+            shared = lazy_copy(parameter)
+            if shared is not None:
+                memo[id(parameter)] = shared
+
+
 def read_only(tensor: torch.Tensor) -> torch.Tensor:
     """The same values, for a reader outside of torch, which would otherwise end the sharing."""
     is_shared = getattr(torch._C, "_is_cow_tensor", lambda _: False)

@@ -17,9 +17,9 @@ from utcompile.ops import Trait, having
 from utcompile.tuners import Lora
 
 _NOTHING, _INPUT, _RESULT = (having(t) for t in (Trait.KEEPS_NOTHING, Trait.KEEPS_INPUT, Trait.KEEPS_RESULT))
+_NO_RESULT = having(Trait.KEEPS_NOTHING | Trait.KEEPS_INPUT | Trait.KEEPS_NO_RESULT | Trait.CONV)
 _SAME_MEMORY = having(Trait.SAME | Trait.VIEW | Trait.AXES | Trait.DROPOUT)
 _CONVS = having(Trait.CONV)
-_NEITHER = {"linear", "mul", "batch_norm"}  # they keep no result
 
 
 class Reading:
@@ -107,7 +107,7 @@ class Reading:
 
     def _may_keep_result(self, node: fx.Node) -> bool:
         name = self.operations[node].name
-        sure = name in _NOTHING or name in _INPUT or name in _CONVS or name in _NEITHER or self.shares_memory(node)
+        sure = name in _NO_RESULT or self.shares_memory(node)
         return not (sure or info(node).role is Role.BRANCH or node.op in ("placeholder", "get_attr"))
 
     def shares_memory(self, node: fx.Node) -> bool:

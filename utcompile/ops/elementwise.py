@@ -15,7 +15,7 @@ ELEMENTWISE: tuple[Row, ...] = (
        "input, other, alpha=1", "sub subtract op.sub op.isub",
        "other, input, alpha=1", "torch.rsub"),
     op("mul", "product of two values, in either order",
-       T.ARITHMETIC | T.COMMUTATIVE | T.SUMS_OF_MASKS | T.LISTED | T.CHEAP, A.TOGETHER,
+       T.ARITHMETIC | T.COMMUTATIVE | T.SUMS_OF_MASKS | T.LISTED | T.CHEAP | T.KEEPS_NO_RESULT, A.TOGETHER,
        "input, other", "mul multiply op.mul op.imul"),
     op("div", "quotient of two values", T.ARITHMETIC | T.SUMS_OF_MASKS | T.LISTED, A.TOGETHER,
        "input, other, rounding_mode=None", "div divide true_divide op.truediv op.itruediv",

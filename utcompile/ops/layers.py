@@ -16,7 +16,7 @@ _CELL = "input, hx=None, *, input_size, hidden_size"
 
 WEIGHTED: tuple[Row, ...] = (
     op("linear", "x @ W.T + b in any spelling: addmm, or a product with a parameter that is a matrix, too",
-       T.LAYER | T.PRODUCT | T.OUTPUTS_FIRST | T.COUNTED, A.LINEAR,
+       T.LAYER | T.PRODUCT | T.OUTPUTS_FIRST | T.COUNTED | T.KEEPS_NO_RESULT, A.LINEAR,
        "input, weight, bias=None", "F.linear nn.Linear"),
     op("conv1d", "1-d convolution, of any groups", T.LAYER | T.CONV | T.OUTPUTS_FIRST | T.COUNTED, A.CONV,
        _CONV, "F.conv1d torch.conv1d nn.Conv1d"),
@@ -81,7 +81,8 @@ PRODUCTS: tuple[Row, ...] = (
 )  # fmt: skip
 
 NORMS: tuple[Row, ...] = (
-    op("batch_norm", "by running or batch statistics of a channel", T.LAYER | T.NORM | T.AFFINE, A.CHANNEL_NORM,
+    op("batch_norm", "by running or batch statistics of a channel",
+       T.LAYER | T.NORM | T.AFFINE | T.KEEPS_NO_RESULT, A.CHANNEL_NORM,
        "input, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05",
        "F.batch_norm nn.BatchNorm1d nn.BatchNorm2d nn.BatchNorm3d nn.SyncBatchNorm",
        ("input, running_mean=None, running_var=None, weight=None, bias=None, training=False, momentum=0.1, "

@@ -57,6 +57,7 @@ class Trait(Flag):
     KEEPS_NOTHING = auto()
     KEEPS_INPUT = auto()
     KEEPS_RESULT = auto()
+    KEEPS_NO_RESULT = auto()  # it may keep what it reads
     CHEAP = auto()  # computing it again costs little
 
     # --- tensors that are made

@@ -13,7 +13,7 @@ from utcompile.graph.ties import clones
 from utcompile.matching import PlanData
 from utcompile.parts.captured import CapturedParts, copy_with_modes
 from utcompile.parts.proof import prove
-from utcompile.rewrite import KEPT, Kept, TunedModule, read_tensors, replace_module, tensors_of
+from utcompile.rewrite import Kept, TunedModule, read_tensors, replace_module, tensors_of
 from utcompile.rewrite.tasks import Tasks
 from utcompile.rules import RuleSet
 
@@ -50,7 +50,7 @@ def insert_parts(
     retie(model, captured.ties)
     modes = {path: module.training for path, module in captured.model.named_modules()}
     kept = Kept(ruleset, captured.example, modes, originals, captured.ties, Tasks(tensors_of, read_tensors))
-    vars(model)[KEPT] = kept
+    kept.put_into(model)
     kept.proven = prove(captured, model, tuned)
     return model
 

@@ -17,12 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import cast
+
+from torch import fx
 
 from utcompile.errors import UtcError
 from utcompile.graph import Size, Symbol, place_of
 from utcompile.recording.expressions import Expression
 from utcompile.recording.guards import Guard
+from utcompile.recording.naming import dotted_names
 from utcompile.recording.polynomials import Polynomial, is_never_negative, total
 from utcompile.recording.polynomials import constant as constant_polynomial
 from utcompile.recording.probes import translated
@@ -143,7 +147,7 @@ class Conditions:
             if sides[0] is not None and sides[1] is not None:
                 return self._bound(question.op, total(sides[0], sides[1], -1))
             relation, same = _ORDER.get(question.op, ("eq", question.op == "eq"))
-            if relation == "eq" and (left.op == "const" or (right.op != "const" and id(left) > id(right))):
+            if relation == "eq" and _comes_first(right, left):
                 left, right = right, left
             if self._is_clear(relation, left, right) or self.sizes.differ_by_a_constant(left, right):
                 return None
@@ -238,10 +242,16 @@ class Conditions:
         return str(added), str(subtracted) if subtracted.terms else ""
 
     def text(self, expression: Expression) -> str:
-        """An expression as a person reads it: sizes by their symbols, or by the module behind which they are read."""
+        """An expression as a person reads it: sizes by their symbols, or by the node whose shape they are.
+
+        Where all these nodes are of one module, it is named once: `layers.0.attn: bmm.shape[1] == sum.shape[0]`.
+        """
         names = {r: self.name(r) for r in expression.readings()}
-        text = expression.text(names)
-        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+        places = {self._place(r) for r in names if self.sizes.exact(r) is None}
+        shared = places.pop() if len(names) > 1 and len(places) == 1 else ""
+        text = expression.text({r: name.removeprefix(f"{shared}.") for r, name in names.items()})
+        whole = f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
+        return f"{shared}: {whole}" if shared else whole
 
     def name(self, reading: Expression) -> str:
         """A reading's name: its polynomial, or where it is read."""
@@ -249,9 +259,29 @@ class Conditions:
         if found is not None:
             text = str(found)
             return text if text.isalnum() else f"({text})"
-        node = self.sizes.nodes.get(reading.serial)
+        node = self._node(reading)
         word = "shape" if reading.op == "size" else "stride"
-        return f"{(place_of(node) or node.name) if node is not None else '?'}.{word}[{reading.dim}]"
+        return f"{self._names.get(node, node.name) if node is not None else '?'}.{word}[{reading.dim}]"
+
+    def _node(self, reading: Expression) -> fx.Node | None:
+        return self.sizes.nodes.get(reading.serial)
+
+    def _place(self, reading: Expression) -> str:
+        """The module in which a reading's node was called."""
+        node = self._node(reading)
+        return "" if node is None or node.op == "call_module" else place_of(node)
+
+    @cached_property
+    def _names(self) -> Mapping[fx.Node, str]:
+        return dotted_names(self.sizes.graph)
+
+
+def _comes_first(one: Expression, other: Expression) -> bool:
+    """The order in which the sides of an equation are written: what is read first is first, numbers are last."""
+    if "const" in (one.op, other.op):
+        return one.op != "const"
+    first, second = ([(r.serial, r.dim) for r in e.readings()] for e in (one, other))
+    return (first, id(one)) < (second, id(other))
 
 
 def _related(left: str, sign: str, right: str, bound: Fraction) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -58,6 +59,7 @@ SIGNS = {
 PREFIXES = {"neg": "-", "pos": "+", "invert": "~"}
 # the size and the stride of a dimension of a node's tensor
 READINGS = ("size", "stride")
+_WORD = re.compile(r"[\w.\[\]]+")  # a number, a symbol, or `layers.0.bmm.shape[1]`
 
 
 class Expression:
@@ -197,7 +199,7 @@ def _in_brackets(inner: Expression, text: str, outer: Expression) -> str:
     tight = inner.is_leaf or (inner.op not in SIGNS and inner.op not in PREFIXES)
     negative = inner.op == "const" and text.startswith("-")
     loose = outer.op in ("eq", "ne", "lt", "le", "gt", "ge") and inner.op in ("add", "sub", "mul", "floordiv", "mod")
-    if (tight and not negative and text.replace("_", "").isalnum()) or (tight and "(" in text) or loose:
+    if (tight and not negative and _WORD.fullmatch(text)) or (tight and "(" in text) or loose:
         return text
     if inner.op == "neg" and outer.op in ("mod", "floordiv"):
         return text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +42,30 @@ class Guard:
             fix=self.fix,
             code="call/guard",
         )
+
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=[.:])")  # the number of a layer in a dotted name
+
+
+def grouped(guards: Iterable[Guard]) -> tuple[Guard, ...]:
+    """Guards for a list: those that a line of the model asks of each layer alike are one.
+
+    Example:
+        >>> asked = [Guard(f"layers.{i}.mixer.pad.shape[1] % 128 == 0", "model.py:3") for i in (0, 2, 4)]
+        >>> print(*grouped(asked))
+        layers.*.mixer.pad.shape[1] % 128 == 0 (model.py:3)
+    """
+    found: dict[tuple[str, str], list[Guard]] = {}
+    for guard in guards:
+        found.setdefault((_LAYER.sub("*", guard.relation), guard.source), []).append(guard)
+    return tuple(replace(alike[0], relation=_in_common([g.relation for g in alike])) for alike in found.values())
+
+
+def _in_common(relations: Sequence[str]) -> str:
+    """Relations that differ in numbers of layers, with `*` for those in which they differ."""
+    numbers = [*zip(*(_LAYER.findall(r) for r in relations), strict=True)]
+    shown = iter(n[0] if len(set(n)) == 1 else "*" for n in numbers)
+    return _LAYER.sub(lambda _: next(shown), relations[0])
 
 
 class SizeCheck:

@@ -11,7 +11,7 @@ from torch import fx
 from utcompile.graph import Size, Symbol, info
 from utcompile.recording.conditions import Conditions
 from utcompile.recording.expressions import PREFIXES, SIGNS, Expression
-from utcompile.recording.guards import Guard, SizeCheck
+from utcompile.recording.guards import Guard, SizeCheck, grouped
 from utcompile.recording.size_nodes import free_size
 from utcompile.recording.ways import Answers, Condition, shown
 
@@ -51,7 +51,7 @@ class _Inserter:
             self._insert_late(guard, ways)
         # a guard that only an empty tensor would violate is checked, and not listed
         listed = (g for g, ways in [*early.values(), *late.values()] if not _holds_from_one(ways))
-        return tuple(dict.fromkeys(listed))
+        return grouped(listed)
 
     def _guard(self, ways: Sequence[Answers]) -> Guard:
         texts = [shown(way) for way in ways]

@@ -190,7 +190,7 @@ class Recorder(Writer, TorchFunctionMode):
         path = self._paths.get(id(module))
         if self._silence.depth or path is None:
             return original(module, *args, **kwargs)
-        if path and (path in self._leaves or (is_leaf(module) and not hooks_for_all())):
+        if path and (path in self._leaves or self._is_one_node(module, path)):
             return self._leaf(original, module, path, args, kwargs)
         frame = Frame(path, type(module).__name__)
         with self.inside(frame):
@@ -198,6 +198,12 @@ class Recorder(Writer, TorchFunctionMode):
             self.check_known(out)
         self._note_call(frame, (args, kwargs), out)
         return out
+
+    def _is_one_node(self, module: nn.Module, path: str) -> bool:
+        """Whether a module does what its class does, with its own state: `functional_call` lends it another one."""
+        state = (*module._parameters.items(), *module._buffers.items())
+        is_own = all(t is None or self.is_state(f"{path}.{name}", t) for name, t in state)
+        return is_own and is_leaf(module) and not hooks_for_all()
 
     def _leaf(self, original: Function, module: nn.Module, path: str, args: Args, kwargs: Kwargs) -> object:
         try:

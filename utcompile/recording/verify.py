@@ -222,7 +222,7 @@ class _Both:
         )
 
     def _run(self, module: nn.Module, calls: Sequence[dict[str, object]], gradients: bool) -> _Outcome:
-        """Call a module under seed 0 and put everything back."""
+        """Call a module under one seed and put everything back."""
         own = Snapshot.of_model(module)  # the capture has state where it has opaque modules
         state = dict(every_name(module))
         flags = nullcontext() if module is self.model else trainable_as(module, self.model)

@@ -65,6 +65,7 @@ class Writer:
         self._nodes = LiveNodes()
         self._state: list[T] = []  # keeps them alive, so that their ids stay unique
         self._state_names: dict[int, str] = {}
+        self._named: set[tuple[str, int]] = set()
         self._scope: list[Frame] = []
         self._sized = False  # whether an argument of this call contains a number that was computed from sizes
 
@@ -119,7 +120,12 @@ class Writer:
     def name_state(self, tensor: T, name: str) -> None:
         """Make a parameter or buffer known by its name."""
         self._state_names.setdefault(id(tensor), name)
+        self._named.add((name, id(tensor)))
         self._state.append(tensor)
+
+    def is_state(self, name: str, tensor: T) -> bool:
+        """Whether a tensor is the parameter or buffer of that name, as at the start of the recording."""
+        return (name, id(tensor)) in self._named
 
     def bind_input(self, name: str, value: object) -> None:
         """Make an argument of `forward` a placeholder; `inputs` lists the nodes of its tensors in order."""

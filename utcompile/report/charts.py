@@ -9,6 +9,10 @@ from html import escape
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 40
+WIDE, _PLOT = 540, 350  # of a scatter plot with and without its names
+_DOTS = 60  # epochs with points that can be seen
+_LINE = 13  # of a name
+_LETTERS = 34
 
 
 @dataclass(frozen=True)
@@ -62,15 +66,16 @@ def line_chart(title: str, series: Sequence[Series], form: str = "{:.3g}") -> st
     if not shown:
         return ""
     epochs = max(len(one.values) for one in series)
+    radius = 2.6 if epochs <= _DOTS else 1
     x = _Scale(1, max(epochs, 1), _LEFT, _WIDTH - _RIGHT)
     y = _scale(shown)
-    parts = [_axes(title, x, y, form, "epoch", whole=True)]
+    parts = [_axes(title, x, y, form, "epoch", _HEIGHT, whole=True)]
     for number, one in enumerate(series, 1):
         points = [(i, v) for i, v in enumerate(one.values, 1) if math.isfinite(v)]
         path = "".join(f"{'L' if n else 'M'}{x(i)},{y(v)}" for n, (i, v) in enumerate(points))
         parts.append(f'<path class="c{number}" d="{path}"/>')
         parts += [
-            f'<circle class="c{number}" cx="{x(i)}" cy="{y(v)}" r="2.6"><title>{escape(one.name)}, epoch {i}: '
+            f'<circle class="c{number}" cx="{x(i)}" cy="{y(v)}" r="{radius}"><title>{escape(one.name)}, epoch {i}: '
             f"{form.format(v)}</title></circle>"
             for i, v in points
         ]
@@ -83,7 +88,10 @@ def line_chart(title: str, series: Sequence[Series], form: str = "{:.3g}") -> st
 
 
 def scatter(title: str, points: Sequence[Point], unit: str, form: str = "{:.1%}") -> str:
-    """Points with whiskers and names over an axis; a logarithmic one where the numbers span more than a decade."""
+    """Points with whiskers over an axis, and their names in a column on the right, each with a line to its point.
+
+    The axis is logarithmic where the numbers span more than a decade.
+    """
     points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if not points:
         return ""
@@ -91,51 +99,50 @@ def scatter(title: str, points: Sequence[Point], unit: str, form: str = "{:.1%}"
     is_log = low > 0 and high / low > 10
     more = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     ends = (low / 1.3, high * 1.3) if is_log else (low - more, high + more)
-    x = _Scale(*ends, _LEFT, _WIDTH + 120 - _RIGHT, is_log)
-    y = _scale([v for p in points for v in (p.y - p.spread, p.y + p.spread)])
-    parts = [_axes(title, x, y, form, unit, whole=False)]
+    height = max(_HEIGHT, _LINE * len(points) + _TOP + _BOTTOM)
+    x = _Scale(*ends, _LEFT, _PLOT - _RIGHT, is_log)
+    y = _scale([v for p in points for v in (p.y - p.spread, p.y + p.spread)], height)
+    parts = [_axes(title, x, y, form, unit, height, whole=False)]
     places = [(x(p.x), y(p.y)) for p in points]
-    labels = _labels([p.name for p in points], places)
-    for point, (cx, cy), (start, at) in zip(points, places, labels, strict=True):
+    for point, (cx, cy), at in zip(points, places, _column([cy for _, cy in places], height), strict=True):
         top, bottom = y(point.y + point.spread), y(point.y - point.spread)
         value = f"{form.format(point.y)} \N{PLUS-MINUS SIGN} {form.format(point.spread)}"
         hint = f"{point.name}: {value}, {unit} {point.x:,.4g}"
-        parts.append(f'<path class="c1 whisker" d="M{cx},{top}V{bottom}M{cx - 4},{top}h8M{cx - 4},{bottom}h8"/>')
+        name = _cut(point.name)
+        parts.append(f'<path class="lead" d="M{cx + 4:g},{cy}L{_PLOT - 6},{at:g}h4"/>')
+        parts.append(f'<path class="c1 whisker" d="M{cx},{top}V{bottom}M{cx - 4:g},{top}h8M{cx - 4:g},{bottom}h8"/>')
         parts.append(f'<circle class="c1" cx="{cx}" cy="{cy}" r="3.6"><title>{escape(hint)}</title></circle>')
-        parts.append(f'<text x="{start:g}" y="{at:g}">{escape(point.name)}</text>')
-    return _chart(title, parts, _WIDTH + 120)
+        parts.append(
+            f'<text class="name" x="{_PLOT + 2}" y="{at + 4:g}">{escape(name)}<title>{escape(hint)}</title></text>'
+        )
+    return _chart(title, parts, WIDE, height)
 
 
-def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Where each name begins: near its point, where it covers no point and no name; else to the right of it."""
-    taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in places]
-    found = []
-    for name, (cx, cy) in zip(names, places, strict=True):
-        wide = 5.8 * len(name)
-        tries = [
-            (start, cy + 4 + shift) for shift in (0, -12, 12, -24, 24, -36, 36) for start in (cx + 8, cx - 8 - wide)
-        ]
-        free = [at for at in tries if _fits(at, wide, taken)]
-        start, at = free[0] if free else tries[0]
-        taken.append((start, at - 10, start + wide, at + 2))
-        found.append((start, at))
-    return found
+def _cut(name: str) -> str:
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS // 2 - 1]}…{name[-(_LETTERS // 2) :]}"
 
 
-def _fits(at: tuple[float, float], wide: float, taken: Sequence[tuple[float, float, float, float]]) -> bool:
-    left, top, right, bottom = at[0], at[1] - 10, at[0] + wide, at[1] + 2
-    inside = left >= _LEFT and right <= _WIDTH + 118 and top >= _TOP - 12 and bottom <= _HEIGHT - _BOTTOM
-    return inside and all(right < a or c < left or bottom < b or d < top for a, b, c, d in taken)
+def _column(heights: Sequence[float], height: float) -> list[float]:
+    """Where names at these heights go, from top to bottom without covering one another, each near its own height."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    places = [0.0] * len(heights)
+    last, low = _TOP - _LINE / 2, height - _BOTTOM
+    for number, index in enumerate(order):
+        most = low - _LINE * (len(order) - 1 - number)  # so that the names below it fit
+        last = places[index] = max(last + _LINE, min(heights[index], most))
+    for index, after in zip(order[-2::-1], order[:0:-1], strict=True):  # up again where there is room above
+        places[index] = min(places[index], places[after] - _LINE)
+    return places
 
 
-def _scale(values: Sequence[float]) -> _Scale:
+def _scale(values: Sequence[float], height: float = _HEIGHT) -> _Scale:
     low, high = min(values), max(values)
     more = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-    return _Scale(low - more, high + more, _HEIGHT - _BOTTOM, _TOP)
+    return _Scale(low - more, high + more, height - _BOTTOM, _TOP)
 
 
-def _axes(title: str, x: _Scale, y: _Scale, form: str, unit: str, *, whole: bool) -> str:
-    right = x.end
+def _axes(title: str, x: _Scale, y: _Scale, form: str, unit: str, height: float, *, whole: bool) -> str:
+    right, low = x.end, height - _BOTTOM
     rows = "".join(
         f'<path class="grid" d="M{_LEFT},{y(t)}H{right}"/><text x="{_LEFT - 6}" y="{y(t) + 4:g}" text-anchor="end">'
         f"{form.format(t)}</text>"
@@ -143,10 +150,8 @@ def _axes(title: str, x: _Scale, y: _Scale, form: str, unit: str, *, whole: bool
     )
     write: Callable[[float], str] = _short if not whole else lambda t: f"{t:.0f}"
     ticks = [t for t in x.ticks() if not whole or t == round(t)]
-    columns = "".join(
-        f'<text x="{x(t)}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{write(t)}</text>' for t in ticks
-    )
-    name = f'<text x="{right}" y="{_HEIGHT - _BOTTOM + 27}" text-anchor="end">{escape(unit)}</text>'
+    columns = "".join(f'<text x="{x(t)}" y="{low + 14:g}" text-anchor="middle">{write(t)}</text>' for t in ticks)
+    name = f'<text x="{right}" y="{low + 27:g}" text-anchor="end">{escape(unit)}</text>'
     return f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>{rows}{columns}{name}'
 
 
@@ -157,8 +162,8 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _chart(title: str, parts: Sequence[str], width: int = _WIDTH) -> str:
+def _chart(title: str, parts: Sequence[str], width: int = _WIDTH, height: float = _HEIGHT) -> str:
     return (
-        f'<svg class="chart" role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {_HEIGHT}" width="{width}" '
-        f'height="{_HEIGHT}">{"".join(parts)}</svg>'
+        f'<svg class="chart" role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height:g}" width="{width}" '
+        f'height="{height:g}">{"".join(parts)}</svg>'
     )

@@ -206,12 +206,13 @@ def csv_of(comparison: Comparison) -> str:
 
 def notes_of(comparison: Comparison) -> list[str]:
     """What a reader of the table must know."""
-    seeds = counted(max((len(row.seeds) for row in comparison.rows()), default=0), "seed")
+    count = max((len(row.seeds) for row in comparison.rows()), default=0)
+    over = f"mean {PLUS_MINUS} standard deviation over {counted(count, 'seed')}" if count > 1 else "of one seed"
     metric = comparison.metric.replace("_", " ").capitalize()
     found = [
-        f"{metric} on the {comparison.measured_on} data, mean {PLUS_MINUS} standard deviation over {seeds}; "
+        f"{metric} on the {comparison.measured_on} data, {over}; "
         "the epoch is chosen on the validation data. "
-        f"Differences to {comparison.baseline} are paired by seed, with their range.",
+        f"Differences to {comparison.baseline} are paired by seed{', with their range' if count > 1 else ''}.",
         "Saved: bytes kept for backward per sample, without parameters.",
     ]
     if comparison.measured_on == "validation":
@@ -230,7 +231,7 @@ def comparison_page(comparison: Comparison) -> str:
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes_of(comparison))
     metric, names = comparison.metric, heads(comparison.metric)
     body = table(names, [cells(row, metric) for row in rows], len(names) - 1) + notes
-    plots = f'<div class="charts">{"".join(plots_of(rows, metric))}</div>'
+    plots = f'<div class="charts plots">{"".join(plots_of(rows, metric))}</div>'
     sections = [Section("methods", "Methods", body, wide=True), Section("plots", "Plots", plots, wide=True)]
     if any(len(found) > 1 for found in comparison.tried.values()):
         sections.append(Section("rates", "Learning rates", _rates(comparison.tried, metric)))

@@ -8,7 +8,7 @@ from html import escape
 
 from utcompile.report.boxes import ENTRY, EXIT, Box, Line
 from utcompile.report.geometry import CHARACTER, HEAD, Drawn, Row, Stack
-from utcompile.report.labels import behind, hint, title, word
+from utcompile.report.labels import behind, hint, short, title, word
 
 _LANE = 14
 
@@ -255,7 +255,7 @@ class Container:
         self.parts.append((template, markup))
 
     def _title(self) -> str:
-        return f"{title(self.box)}  {word(self.box)}"
+        return f"{short(title(self.box))}  {word(self.box)}"
 
     def _assembled(self, left: float, right: float) -> Drawn:
         stack = Stack(tuple(self.rows))
@@ -276,13 +276,13 @@ class Container:
         state = "" if is_open else " closed"
         sign = f'<text class="sign" x="{-left + 9:g}" y="19">▾</text>' if live else ""
         trained = " trained" if box.trained and not box.children else ""
-        kind = "repeat" if box.kind == "repeat" else "module"
+        kind, name = "repeat" if box.kind == "repeat" else "module", escape(short(title(box)))
         text = (
             f'<g class="container {kind}{state}{trained}" {marks}>{hint(box)}'
             + "".join(behind(box, left, right, height))
             + f'<rect class="frame" x="{-left:g}" width="{left + right:g}" height="{height:g}" rx="8"/>'
             + f'<g class="head"><rect class="bar" x="{-left:g}" width="{left + right:g}" height="{HEAD}" rx="8"/>{sign}'
-            + f'<text x="{-left + (22 if live else 10):g}" y="19"><tspan class="name">{escape(title(box))}</tspan>'
+            + f'<text x="{-left + (22 if live else 10):g}" y="19"><tspan class="name">{name}</tspan>'
             + f'<tspan class="word" dx="8">{escape(word(box))}</tspan></text></g>'
             + f'<g class="inside">{"".join(inside)}</g></g>'
         )

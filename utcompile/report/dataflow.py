@@ -84,6 +84,7 @@ class _Wiring:
         # what stands for a value once tuners have changed it, for one reader or for all; the latest is last
         self.instead: dict[fx.Node, list[tuple[fx.Node | None, Thing]]] = defaultdict(list)
         self.wires: list[Wire] = []
+        self.inputs: list[tuple[str, str, Thing]] = []
         self.later: list[tuple[fx.Node, Thing]] = []  # values that tuners read, whatever changes them
 
     def flow(self) -> Flow:
@@ -95,17 +96,16 @@ class _Wiring:
             self._insert(site)
         for value, tuner in self.later:
             self._wire(value, None, tuner)
-        inputs: list[tuple[str, str, Thing]] = []
         for node, thing in self.things.items():
             for value in self._sources(node):
-                self._wire(value, node, thing, inputs)
+                self._wire(value, node, thing)
         results = tuple(
             (found, str(value_of(value) or ""))
             for value in self._returned()
             if (found := self._standing(value, None)) is not None
         )
         things = sorted([*self.things.values(), *self.inserted], key=lambda thing: thing.order)
-        return Flow(tuple(things), tuple(self.wires), tuple(dict.fromkeys(inputs)), results)
+        return Flow(tuple(things), tuple(self.wires), tuple(dict.fromkeys(self.inputs)), results)
 
     def _needed(self) -> list[fx.Node]:
         """The nodes from which the output and the tuned values are computed, composites as one; in graph order."""
@@ -158,21 +158,15 @@ class _Wiring:
                     return thing
         return self.things.get(node)
 
-    def _wire(
-        self,
-        value: fx.Node,
-        reader: fx.Node | None,
-        target: Thing,
-        inputs: list[tuple[str, str, Thing]] | None = None,
-        *,
-        is_side: bool = False,
-    ) -> None:
+    def _wire(self, value: fx.Node, reader: fx.Node | None, target: Thing, *, is_side: bool = False) -> None:
+        """A line from what a reader gets a value from; that from an input of the model is noted apart."""
         source, shape = self._standing(value, reader), str(value_of(value) or "")
         if source is not None and source is not target:
             self.wires.append(Wire(source, target, shape, is_side))
-        elif source is None and inputs is not None:
+        elif source is None:
             *_, start = self._way(value)
-            inputs.append((str(start.target), str(value_of(start) or ""), target))
+            if not is_state(start):
+                self.inputs.append((str(start.target), str(value_of(start) or ""), target))
 
     def _insert(self, site: Site) -> None:
         match site.place:

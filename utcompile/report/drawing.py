@@ -8,7 +8,7 @@ from html import escape
 from utcompile.report.boxes import Box, TunerNote
 from utcompile.report.container import Container
 from utcompile.report.geometry import CHARACTER, LEAF, SUM, TUNER, Drawn
-from utcompile.report.labels import behind, hint, title, tuner_text, width, word
+from utcompile.report.labels import behind, hint, short, title, tuner_text, width, word
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Pen:
     def _leaf(self, box: Box) -> Drawn:
         if box.kind == "tuner":
             return self._tuner(box)
-        name, about = title(box), word(box)
+        name, about = short(title(box)), short(word(box))
         half = (CHARACTER * len(name) + CHARACTER * len(about) + 8 * bool(name and about)) / 2 + 12
         kind = "module" if box.kind in ("module", "repeat") else "op"
         trained = " trained" if box.trained else ""

@@ -9,6 +9,8 @@ from utcompile.report.boxes import Box, TunerNote
 from utcompile.report.geometry import CHARACTER, SMALL
 from utcompile.text import amount, run
 
+_LONGEST = 56  # characters of a name
+
 
 def title(box: Box) -> str:
     """Its name; of copies, the run of their paths."""
@@ -18,7 +20,13 @@ def title(box: Box) -> str:
     return box.name
 
 
+def short(name: str) -> str:
+    """A name as a drawing shows it: of a long one the beginning and the end."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 2 :]}"
+
+
 def word(box: Box) -> str:
+    """What it is, how often, and its parameters."""
     times = f" \N{MULTIPLICATION SIGN}{box.times}" if box.times > 1 else ""
     name = "" if box.kind == "repeat" else box.word.rpartition(".")[2] if box.kind != "group" else box.word
     size = f" · {amount(box.parameters)}" if box.kind in ("module", "repeat") and box.parameters else ""

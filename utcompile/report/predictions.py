@@ -6,7 +6,8 @@ import base64
 import heapq
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -59,21 +60,34 @@ class Predictions:
 
     Attributes:
         names: of the classes.
-        confusion: rows are true classes, columns predicted ones; the last column is for outputs that are no class.
-            Empty where a sample has no class.
+        pairs: how many samples have a true and a predicted class; the class after the last is for outputs that are
+            no class. Empty where a sample has no class.
         worst, best: by loss.
     """
 
     names: tuple[str, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    pairs: Mapping[tuple[int, int], int]
     worst: tuple[Sample, ...]
     best: tuple[Sample, ...]
 
     @property
+    def confusion(self) -> tuple[tuple[int, ...], ...]:
+        """Rows are true classes, columns predicted ones, the last one for no class; empty without classes."""
+        if not self.pairs:
+            return ()
+        count = len(self.names)
+        return tuple(tuple(self.pairs.get((i, j), 0) for j in range(count + 1)) for i in range(count))
+
+    @property
+    def samples(self) -> int:
+        """With a class."""
+        return sum(self.pairs.values())
+
+    @property
     def accuracy(self) -> float | None:
         """The share of right ones; None where a sample has no class."""
-        total = sum(map(sum, self.confusion))
-        return sum(row[i] for i, row in enumerate(self.confusion)) / total if total else None
+        right = sum(number for (true, guess), number in self.pairs.items() if true == guess)
+        return right / self.samples if self.pairs else None
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ def look(
     """
     task = task or Classify(0)
     device, index = device_of(model), count()
-    confusion = torch.zeros(len(names), len(names) + 1, dtype=torch.long)
+    pairs = Counter[tuple[int, int]]()
     worst, best = _Most(), _Most()
     with evaluating(model):
         batches = DataLoader(dataset, batch_size, collate_fn=collate)
@@ -118,7 +132,8 @@ def look(
             output = called(model, moved(_placed(inputs, channels_last), device))
             found = task.predictions(output, targets.to(device)).cpu()
             if isinstance(task, Classify):
-                _count(confusion, found.argmax(1), targets)
+                guesses = found.argmax(1).clamp(max=len(names))
+                pairs.update(zip(targets.tolist(), guesses.tolist(), strict=True))
             for target, prediction, loss in zip(targets, found, _losses(task, found, targets), strict=True):
                 at = next(index)
                 if isinstance(task, Segment) and bool((target == IGNORED).all()):
@@ -129,7 +144,7 @@ def look(
     sources, normal = shown or dataset, (tuple(mean), tuple(std))
     return Predictions(
         tuple(names),
-        tuple(tuple(row) for row in confusion.tolist()) if isinstance(task, Classify) else (),
+        pairs,
         tuple(_sample(task, guess, names, sources, normal) for guess in worst.sorted()),
         tuple(_sample(task, guess, names, sources, normal) for guess in best.sorted()),
     )
@@ -147,12 +162,6 @@ class _Most:
 
     def sorted(self) -> list[_Guess]:
         return [guess for _, _, guess in sorted(self.heap, reverse=True)]
-
-
-def _count(confusion: Tensor, guesses: Tensor, targets: Tensor) -> None:
-    columns = confusion.shape[1]
-    places = targets.cpu() * columns + guesses.clamp(max=columns - 1)
-    confusion += torch.bincount(places, minlength=confusion.numel()).view_as(confusion)
 
 
 def _losses(task: Task, found: Tensor, targets: Tensor) -> list[float]:

@@ -11,7 +11,7 @@ from utcompile.folding import FoldReport
 from utcompile.matching import PlanData
 from utcompile.matching.cost import plan_cost
 from utcompile.report.charts import Series, line_chart
-from utcompile.report.page import Section, graph_section, page
+from utcompile.report.page import Section, graph_sections, page
 from utcompile.report.predictions import Predictions, Sample
 from utcompile.text import amount, percent
 
@@ -39,18 +39,19 @@ class RunFacts:
         title: the run's folder, or what else names it.
         summary: names and values of the first lines.
         history: one entry per epoch.
-        plan: what was inserted.
+        plan: what was inserted; by path, where parts of the model are tuned.
         parameters: all of the model with its tuners.
         checkpoint: bytes of the saved tuners; None where nothing is saved.
         predictions: on the validation data; None for a task without classes.
         speeds: latencies, and what measured them.
         fold: the report; or, as a text, why there is none.
+        outside: parameters that train outside of the parts.
     """
 
     title: str
     summary: Mapping[str, str]
     history: Sequence[Mapping[str, float]]
-    plan: PlanData
+    plan: PlanData | Mapping[str, PlanData]
     parameters: int
     checkpoint: int | None = None
     predictions: Predictions | None = None
@@ -58,6 +59,12 @@ class RunFacts:
     engine: str = ""
     fold: FoldReport | str = ""
     notes: Sequence[str] = field(default=())
+    outside: int = 0
+
+    @property
+    def plans(self) -> Mapping[str, PlanData]:
+        """The plan of each part by its path; of a whole model as one graph by the empty path."""
+        return self.plan if isinstance(self.plan, Mapping) else {"": self.plan}
 
 
 def run_page(facts: RunFacts) -> str:
@@ -67,9 +74,9 @@ def run_page(facts: RunFacts) -> str:
         sections.append(_latency(facts))
     sections.append(_folding(facts.fold))
     if facts.predictions is not None:
-        sections += [_confusion(facts.predictions)] if facts.predictions.confusion else []
+        sections += [_confusion(facts.predictions)] if facts.predictions.pairs else []
         sections.append(_samples(facts.predictions))
-    sections.append(graph_section(facts.plan))
+    sections += graph_sections(facts.plans)
     return page(facts.title, sections)
 
 
@@ -107,12 +114,13 @@ def _curves(facts: RunFacts) -> Section:
         name = key.removeprefix("validation_").replace("_", " ")
         is_share = any(word in key for word in _SHARES)
         charts.append(_chart(name, history, [("validation", key)], "{:.1%}" if is_share else "{:.3g}"))
-    charts.append(_chart("learning rate", history, [("at the end of an epoch", "lr")], "{:.1e}"))
+    charts.append(_chart("learning rate", history, [("at the end of an epoch", "lr")], "{:.3g}"))
+    known = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else "<p>No figure of this run is finite.</p>"
     keys = [k for k in history[-1] if k != "epoch"]
     rows = [[str(int(e["epoch"])), *(f"{e[k]:.4g}" if k in e else "" for k in keys)] for e in history]
     heads = ["epoch", *(k.replace("_", " ") for k in keys)]
     numbers = f"<details><summary>all numbers</summary>{table(heads, rows, len(heads))}</details>"
-    return Section("curves", "Curves", f'<div class="charts">{"".join(charts)}</div>{numbers}', wide=True)
+    return Section("curves", "Curves", known + numbers, wide=True)
 
 
 def _chart(
@@ -127,12 +135,11 @@ def _chart(
 
 
 def _confusion(found: Predictions) -> Section:
-    title = f"Confusion: {found.accuracy or 0:.2%} of {sum(map(sum, found.confusion)):,} right"
-    pairs = [(row, i, j) for i, counts in enumerate(found.confusion) for j, row in enumerate(counts) if i != j and row]
-    pairs.sort(reverse=True)
+    title = f"Confusion: {found.accuracy or 0:.2%} of {found.samples:,} right"
+    pairs = sorted(((number, i, j) for (i, j), number in found.pairs.items() if i != j), reverse=True)
     names = (*found.names, "no class")
     most = table(["true", "predicted", "samples"], [[names[i], names[j], f"{n:,}"] for n, i, j in pairs[:8]], 1)
-    most = f"<p>{most}</p>" if pairs else "<p>Every sample is right.</p>"
+    most = most if pairs else "<p>Every sample is right.</p>"
     if len(found.names) > _MOST_CLASSES:
         return Section("confusion", title, f'<p class="soft">The pairs that are confused most.</p>{most}')
     return Section("confusion", title, _matrix(found) + most)
@@ -141,7 +148,7 @@ def _confusion(found: Predictions) -> Section:
 def _matrix(found: Predictions) -> str:
     shown = len(found.names) + any(row[-1] for row in found.confusion)
     names = (*found.names, "none")[:shown]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(map(_class_head, names))
     rows = []
     for i, counts in enumerate(found.confusion):
         total = max(1, sum(counts))
@@ -156,11 +163,15 @@ def _matrix(found: Predictions) -> str:
             )
             hint = f"{found.names[i]} predicted as {names[j]}: {number} of {total}"
             cells.append(f'<td style="{shade}" title="{escape(hint)}">{number or "·"}</td>')
-        rows.append(f"<tr><th>{escape(found.names[i])}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr>{_class_head(found.names[i])}{''.join(cells)}</tr>")
     return (
-        f'<table class="confusion"><thead><tr><th title="rows are true classes, columns predicted ones">true \\ '
+        f'<table class="confusion"><thead><tr><th>true \\ '
         f"predicted</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _class_head(name: str) -> str:
+    return f'<th dir=auto title="{escape(name)}">{escape(name)}</th>'
 
 
 def _samples(found: Predictions) -> Section:
@@ -168,28 +179,30 @@ def _samples(found: Predictions) -> Section:
     for title, samples in (("Worst", found.worst), ("Best", found.best)):
         figures = "".join(map(_figure, samples))
         parts.append(f'<h3>{title} by loss</h3><div class="samples">{figures}</div>')
-    return Section("samples", "Predictions", "".join(parts))
+    return Section("samples", "Predictions", "".join(parts), wide=True)
 
 
 def _figure(sample: Sample) -> str:
     is_right = sample.truth == sample.guess
     share = "" if sample.share is None else f"; {sample.share:.1%} {'right' if not sample.truth else 'for the truth'}"
     hint = f"loss {sample.loss:.3g}{share}"
-    said = escape(sample.truth) if is_right else f"{escape(sample.truth)} as <b>{escape(sample.guess)}</b>"
+    truth, guess = (f"<bdi>{escape(name)}</bdi>" if name else "" for name in (sample.truth, sample.guess))
+    said = truth if is_right else f"{truth} as <b>{guess}</b>"
     shown = f'<img alt="{escape(sample.truth or "image, true and predicted classes")}" src="{sample.image}">'
-    shown = shown if sample.image else f"<blockquote>{escape(sample.text)}</blockquote>"
+    shown = shown if sample.image else f"<blockquote dir=auto>{escape(sample.text)}</blockquote>"
     kind = " ".join(filter(None, ("" if is_right else "wrong", "" if sample.image else "text")))
     part = "" if sample.share is None else f'<span class="soft">{sample.share:.0%}</span>'
     return f'<figure class="{kind}" title="{escape(hint)}">{shown}{said} {part}</figure>'
 
 
 def _cost(facts: RunFacts) -> Section:
-    plan = facts.plan
-    cost = plan_cost(plan.sites, plan.view, 1)
+    plans = facts.plans.values()
+    costs = [plan_cost(plan.sites, plan.view, 1) for plan in plans]
+    every = [(site, cost.sites.get(site.id)) for plan, cost in zip(plans, costs, strict=True) for site in plan.sites]
     rows = []
-    for rule in dict.fromkeys(site.rule for site in plan.sites):
-        sites = [site for site in plan.sites if site.rule == rule]
-        known = [cost.sites[s.id] for s in sites if s.id in cost.sites]
+    for rule in dict.fromkeys(site.rule for site, _ in every):
+        sites = [site for site, _ in every if site.rule == rule]
+        known = [cost for site, cost in every if site.rule == rule and cost is not None]
         kinds = Counter(s.inserts for s in sites)
         rows.append(
             [
@@ -201,14 +214,17 @@ def _cost(facts: RunFacts) -> Section:
                 amount(sum(c.saved_bytes for c in known), "B"),
             ]
         )
-    trained = sum(plan.sizes.values())
+    own = {name: size for plan in plans for name, size in plan.sizes.items()}
+    trained = sum(sum(plan.sizes.values()) for plan in plans) + facts.outside
     if trained:
-        rows.append(["train:", ", ".join(list(plan.sizes)[:3]), "", f"{trained:,}", "", ""])
+        rows.append(["train:", ", ".join(list(own)[:3]), "", f"{trained:,}", "", ""])
     heads = ["rule", "inserts", "sites", "parameters", "FLOPs", "saved"]
-    share = percent(plan.parameters / max(1, facts.parameters))
+    parameters = sum(plan.parameters for plan in plans) + facts.outside
+    share = percent(parameters / max(1, facts.parameters))
+    name = "the model's FLOPs" if "" in facts.plans else "the parts' FLOPs"
     more = {
-        "trained": f"{plan.parameters:,} of {facts.parameters:,} ({share})",
-        "the model's FLOPs": amount(cost.model_flops),
+        "trained": f"{parameters:,} of {facts.parameters:,} ({share})",
+        name: amount(sum(cost.model_flops for cost in costs)),
     }
     if facts.checkpoint is not None:
         more["saved tuners"] = amount(facts.checkpoint, "B")

@@ -5,6 +5,7 @@ from utcompile.rewrite.base_print import fingerprint
 from utcompile.rewrite.checkpoint import TENSORS, load_tuners, move_checkpoint, read_tensors, save_tuners
 from utcompile.rewrite.from_peft import load_peft, peft_rules
 from utcompile.rewrite.functional import to_module
+from utcompile.rewrite.layer_sizes import fit_sizes
 from utcompile.rewrite.learn import check_learning
 from utcompile.rewrite.manifest import MANIFEST, read_manifest
 from utcompile.rewrite.masters import settle_precision
@@ -51,6 +52,7 @@ __all__ = [
     "disable_tuners",
     "enabled_tuners",
     "fingerprint",
+    "fit_sizes",
     "load_peft",
     "load_task",
     "load_tuners",

@@ -33,6 +33,7 @@ from utcompile.rewrite.pair import IDENTITY, move_pair, read_pair, write_pair
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rewrite.whole import Whole, site_in
+from utcompile.rewrite.widths import free_dims
 from utcompile.rewrite.wiring import place_of_site, wiring
 
 TENSORS = "tuners.safetensors"
@@ -93,13 +94,19 @@ def load_tuners(tuned: _M, folder: str | Path) -> _M:
 
 
 def read_tensors(
-    model: torch.nn.Module, folder: str | Path, wanted: Mapping[str, torch.Tensor], *, new_head: bool = False
+    model: torch.nn.Module,
+    folder: str | Path,
+    wanted: Mapping[str, torch.Tensor],
+    *,
+    new_head: bool = False,
+    new_widths: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, checked against a tuned model.
 
     Args:
         wanted: the model's, by their names in a checkpoint.
         new_head: whether what `train:` names may have another number of rows.
+        new_widths: whether tuners may have another rank or width (`Tuner.inner`), and other fields that are free then.
     """
     folder, whole = path_of(folder, "folder"), Whole.of(model, "load_tuners")
     manifest: Manifest | Format1
@@ -113,13 +120,14 @@ def read_tensors(
     where = str(folder / MANIFEST)
     parts = parts_in(whole, manifest, where)
     for tuned, saved in parts:
-        check_sites(tuned, saved, where)
+        check_sites(tuned, saved, where, new_widths=new_widths)
     check_names(tensors, wanted, str(folder / TENSORS))
     notes = check_outside(whole, manifest, where)
     for tuned, saved in parts:
         notes += check_base(tuned, saved, where)
         check_places(tuned, saved, where)
-    notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head)
+    free = free_dims(whole) if new_widths else None
+    notes += check_tensors(tensors, wanted, str(folder / TENSORS), new_head=new_head, free=free)
     notes += note_forms(whole, manifest, str(folder))
     for note in notes:
         warnings.warn(f"{folder}: {note}", stacklevel=3)

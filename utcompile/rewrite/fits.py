@@ -18,6 +18,8 @@ from utcompile.rewrite.manifest import Base, Format1, Manifest, SavedSite, versi
 from utcompile.rewrite.tuned import TunedModule
 from utcompile.rewrite.tuned_site import TunedSite
 from utcompile.rewrite.whole import Whole
+from utcompile.rewrite.widths import HOW as _HOW
+from utcompile.rewrite.widths import free_fields
 from utcompile.rewrite.wiring import first_difference, place_of_site, wiring
 from utcompile.rules.measured import all_measured
 from utcompile.text import counted
@@ -26,17 +28,15 @@ Notes = list[str]
 _RULES = "compile with the rules and vars of the manifest"
 _SIDES = {"theirs": "in the checkpoint", "mine": "here"}
 _SAME_BASE = "build the model with the same architecture and weights as in training"
-# how a tuner is computed, and not what: equal in exact arithmetic
-_HOW = frozenset(["how", "as_one"])
 
 
-def check_sites(tuned: TunedModule, manifest: Manifest | Format1, where: str) -> None:
+def check_sites(tuned: TunedModule, manifest: Manifest | Format1, where: str, *, new_widths: bool = False) -> None:
     """Raise where the sites, their tuners or configs are not those of the checkpoint."""
     theirs = {site.id: site for site in manifest.sites}
     mine = {site.id: site for site in tuned.sites}
     check_names(theirs, mine, where)
     for name, site in mine.items():
-        _check_site(site, theirs[name], where)
+        _check_site(site, theirs[name], where, free_fields(tuned, site) if new_widths else _HOW)
 
 
 def note_forms(whole: Whole, manifest: Manifest | Format1, folder: str) -> Notes:
@@ -53,12 +53,12 @@ def note_forms(whole: Whole, manifest: Manifest | Format1, folder: str) -> Notes
     ]
 
 
-def _check_site(mine: TunedSite, theirs: SavedSite, where: str) -> None:
+def _check_site(mine: TunedSite, theirs: SavedSite, where: str, free: frozenset[str]) -> None:
     config = mine.config.model_dump(mode="json")
     defaults = {k: f.get_default(call_default_factory=True) for k, f in type(mine.config).model_fields.items()}
     old = {**{k: v for k, v in defaults.items() if k not in theirs.config and k in config}, **theirs.config}
     for key in ["tuner", *sorted(config.keys() | old.keys())]:
-        if key in _HOW:
+        if key in free:
             continue
         pair = (theirs.tuner, mine.tuner) if key == "tuner" else (old.get(key), config.get(key))
         if pair[0] != pair[1]:
@@ -178,14 +178,19 @@ def _check_format_1(tuned: TunedModule, manifest: Format1, where: str) -> Notes:
 
 
 def check_tensors(
-    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str, *, new_head: bool = False
+    found: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, torch.Tensor],
+    where: str,
+    *,
+    new_head: bool = False,
+    free: Mapping[str, int] | None = None,
 ) -> Notes:
-    """Raise where tensors are of another shape or kind of dtype."""
+    """Raise where tensors are of another shape or kind of dtype; `free` says which dimension may be of another size."""
     cast: dict[tuple[str, str], str] = {}
     for name, value in wanted.items():
         theirs = found[name]
-        head = new_head and name.startswith("train:") and theirs.dim() == value.dim() > 0
-        if theirs.shape[head:] != value.shape[head:]:
+        dim = 0 if new_head and name.startswith("train:") else (free or {}).get(name)
+        if not _is_shaped(theirs, value, dim):
             raise UtcError(
                 f"{name} has the shape {list(theirs.shape)} in the checkpoint, {list(value.shape)} here",
                 where=where,
@@ -203,6 +208,12 @@ def check_tensors(
             )
         cast.setdefault((text_of(theirs.dtype), text_of(value.dtype)), name)
     return _notes_of_casts(cast)
+
+
+def _is_shaped(theirs: torch.Tensor, mine: torch.Tensor, free: int | None) -> bool:
+    if theirs.dim() != mine.dim():
+        return False
+    return all(i == free or a == b for i, (a, b) in enumerate(zip(theirs.shape, mine.shape, strict=True)))
 
 
 def _kind(value: torch.Tensor) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.graph import owner_path
+from utcompile.rewrite.layer_sizes import fit_sizes
 
 FIRST = "default"
 Tensors = dict[str, torch.Tensor]
@@ -62,8 +63,8 @@ class Tasks:
             )
         wanted = self._tensors_of(tuned)
         found = self._read_tensors(tuned, folder, wanted, new_head=True)
-        _check_heads(found, wanted, str(folder))
-        self.waiting[name] = {key: _as(found[key], mine) for key, mine in wanted.items()}
+        check_heads(found, wanted, str(folder))
+        self.waiting[name] = {key: as_like(found[key], mine) for key, mine in wanted.items()}
 
     def put(self, tuned: nn.Module, name: str) -> None:
         """Put a task in place. The graph stays as it is: parameters are exchanged, and nothing is copied."""
@@ -89,6 +90,8 @@ class Tasks:
             leaving[key] = value
             for owner, attribute in places:
                 owner[attribute] = coming[key]
+        if any(tensor.shape != leaving[key].shape for key, tensor in coming.items()):
+            fit_sizes(tuned)
         self.waiting[self.current], self.current = leaving, name
 
     def _slots(self, tuned: nn.Module) -> dict[str, list[Slot]]:
@@ -111,14 +114,15 @@ def _places(modules: Iterable[nn.Module]) -> Mapping[int, list[Slot]]:
     return found
 
 
-def _as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def as_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of a checkpoint as one of a module: on its device, of its dtype, a parameter where that is one."""
     value = value.to(device=like.device, dtype=like.dtype)
     return nn.Parameter(value, requires_grad=like.requires_grad) if isinstance(like, nn.Parameter) else value
 
 
-def _check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
+def check_heads(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str) -> None:
     """A number of rows may differ where it is that of classes: in a matrix, and in the bias of its module."""
-    differing = [key for key, mine in wanted.items() if found[key].shape != mine.shape]
+    differing = [key for key, mine in wanted.items() if key.startswith("train:") and found[key].shape != mine.shape]
     heads = {owner_path(key) for key in differing if wanted[key].dim() > 1}
     for key in differing:
         if owner_path(key) not in heads:

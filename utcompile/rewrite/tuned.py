@@ -18,7 +18,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import Role, UtcGraphModule, every_name, info
 from utcompile.graph.codegen import quote_keywords
 from utcompile.graph.functions import copied
-from utcompile.graph.shared import lazy_copy
+from utcompile.graph.shared import share_frozen
 from utcompile.rewrite.checkpointed import checkpoint_frames, refuse_checkpoint
 from utcompile.rewrite.flat import fill
 from utcompile.rewrite.memory_protocol import Memory
@@ -78,11 +78,7 @@ class TunedModule(TunedState):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """A copy whose frozen parameters share this module's memory until one of both is written."""
-        for parameter in self.parameters():
-            if not parameter.requires_grad and id(parameter) not in memo:
-                shared = lazy_copy(parameter)
-                if shared is not None:
-                    memo[id(parameter)] = shared
+        share_frozen(self, memo)
         return super().__deepcopy__(memo)
 
     def recompile(self) -> PythonCode:

@@ -48,7 +48,8 @@ def unwrapped(model: object, verb: str) -> object:
                 fix="take timm.utils.ModelEmaV3 or torch's AveragedModel, which leave equal weights equal",
                 code="tune/wrapped",
             )
-        inner = next((getattr(found, _WRAPPERS[n], None) for n in names if n in _WRAPPERS), None)
+        attribute = wrapped_attribute(found)
+        inner = None if attribute is None else getattr(found, attribute, None)
         if inner is None:
             break
         found = inner
@@ -77,6 +78,11 @@ def plain_path(model: nn.Module, path: str) -> str:
             kept.append(segment)
         module = getattr(module, segment, None)
     return ".".join(kept)
+
+
+def wrapped_attribute(module: object) -> str | None:
+    """The attribute of a known wrapper that has the module inside; None of another module."""
+    return next((_WRAPPERS[name] for name in _class_names(module) if name in _WRAPPERS), None)
 
 
 def _class_names(value: object) -> list[str]:

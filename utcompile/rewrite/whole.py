@@ -6,8 +6,10 @@ A `TunedModule` is one graph at the path "". A model of which parts are tuned (`
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -16,6 +18,7 @@ from torch import nn
 
 from utcompile.errors import UtcError
 from utcompile.graph import every_name, path_in
+from utcompile.graph.shared import share_frozen
 from utcompile.graph.structure import every_path
 from utcompile.rewrite.base_print import statistics_of
 from utcompile.rewrite.tasks import Tasks
@@ -37,6 +40,7 @@ class Kept:
         ties: the names of each parameter that a part shares with another part, or with the rest.
         tasks: which task is in place, and those that wait.
         proven: what was compared with the original model, or why nothing was.
+        model: the model that has this; None after unpickling, until a verb takes it.
     """
 
     ruleset: RuleSet
@@ -46,6 +50,28 @@ class Kept:
     ties: tuple[tuple[str, ...], ...]
     tasks: Tasks
     proven: str = "unproven"
+    model: weakref.ref[nn.Module] | None = None
+
+    def put_into(self, model: nn.Module) -> None:
+        """Become the first attribute of a model, which a copy copies first."""
+        self.model, state = weakref.ref(model), dict(vars(model))
+        vars(model).clear()
+        vars(model).update({KEPT: self, **state})
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Kept:
+        """A copy, for a copy of the model, which shares the frozen memory until one of both is written."""
+        model = None if self.model is None else self.model()
+        if model is not None:
+            share_frozen(model, memo)
+        memo[id(self)] = made = copy.copy(self)
+        for name in (f.name for f in fields(self) if f.name != "model"):
+            setattr(made, name, copy.deepcopy(getattr(self, name), memo))
+        copied = memo.get(id(model))
+        made.model = weakref.ref(copied) if isinstance(copied, nn.Module) else None
+        return made
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "model": None}
 
 
 @dataclass(frozen=True)
@@ -79,6 +105,7 @@ class Whole:
                 fix="compile the model first: utc.compile",
                 code="checkpoint/write",
             )
+        kept.model = weakref.ref(found)
         every = {n: m for n, m in found.named_modules() if isinstance(m, TunedModule)}
         outermost = {n: m for n, m in every.items() if not any(n.startswith(f"{other}.") for other in every)}
         return cls(found, {plain_path(found, n): m.as_one_graph() for n, m in outermost.items()}, kept)

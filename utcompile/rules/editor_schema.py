@@ -35,7 +35,14 @@ def json_schema(kinds: Iterable[str] | None = None) -> JsonSchemaValue:
         _allow_variables(definition)
     _allow_variables(schema)
     definitions["Tuner"] = {
-        "oneOf": [{"$ref": reference} for reference in references.values()],
+        "type": "object",
+        "properties": {"kind": {"enum": list(references)}},
+        "required": ["kind"],
+        # so that an editor names the field that is wrong, and not all kinds
+        "allOf": [
+            {"if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]}, "then": {"$ref": reference}}
+            for kind, reference in references.items()
+        ],
         "discriminator": {"propertyName": "kind", "mapping": references},
     }
     finished = _finished(schema)
@@ -92,5 +99,11 @@ def _finished(value: object) -> object:
         return value
     if value.get("$comment") == "tuner":
         return {"$ref": "#/$defs/Tuner"}
+    options = value.get("anyOf", ())
+    others = [option for option in options if not (isinstance(option, dict) and option.get("$comment") == "tuner")]
+    if 0 < len(others) < len(options):  # a mapping is a tuner; what is none is one of the others
+        about = {key: item for key, item in value.items() if key != "anyOf"}
+        rest = others[0] if len(others) == 1 else {"anyOf": others}
+        return {**about, "if": {"type": "object"}, "then": {"$ref": "#/$defs/Tuner"}, "else": _finished(rest)}
     closed = {"additionalProperties": False} if "patternProperties" in value else {}
     return {**closed, **{key: _finished(item) for key, item in value.items()}}

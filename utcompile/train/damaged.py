@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TypeVar
 from utcompile.errors import UtcError
 from utcompile.train.pictures import FAILURES, Source, check_picture, reason_of
 
+_log = logging.getLogger(__name__)
 _SHOWN = 5
 _THREADS = 8  # decoding an image lets other threads run
 
@@ -30,12 +32,15 @@ class Bad:
 
 
 def refuse(bad: Sequence[Bad], total: int, *, skip: bool) -> None:
-    """Raise where samples are bad, unless they are to be skipped; all being bad is always an error."""
-    if not bad or (skip and len(bad) < total):
+    """Raise where samples are bad; where they are to be skipped, and are not all, log how many and which."""
+    if not bad:
         return
     shown = [f"{sample.where}: {sample.why}" for sample in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         shown.append(f"and {len(bad) - _SHOWN} more")
+    if skip and len(bad) < total:
+        left_out(f"{len(bad)} of {total} samples: {'; '.join(shown)}")
+        return
     raise UtcError(
         f"{len(bad)} of {total} samples cannot be used",
         where=bad[0].where,
@@ -43,6 +48,11 @@ def refuse(bad: Sequence[Bad], total: int, *, skip: bool) -> None:
         fix="mend or remove them" if skip else "mend or remove them, or leave them out with --skip-bad",
         code="data/damaged",
     )
+
+
+def left_out(what: str) -> None:
+    """Log what of the data is not used."""
+    _log.warning("left out: %s", what)
 
 
 T = TypeVar("T")

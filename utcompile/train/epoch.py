@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from utcompile.errors import UtcError
+from utcompile.train.accumulation import Accumulation
 from utcompile.train.averages import Averages
 from utcompile.train.dataset import Data
 from utcompile.train.metrics import called, measure, moved
@@ -71,6 +72,7 @@ class Epochs:
         batches = processes.batches(order, settings.batch_size)
         self.train = load(data.train, batch_sampler=batches, generator=self.order)
         self.validation = load(data.validation, settings.batch_size)
+        self.batches = Accumulation(settings.batch_size)
 
     def run(self, epoch: int, advance: Callable[[str], None]) -> dict[str, float]:
         """Train and validate in epoch `epoch` (from 1); returns its line of the history.
@@ -81,15 +83,14 @@ class Epochs:
         started = time.perf_counter()
         self.order.manual_seed(seed_epoch(self.settings.seed, epoch))
         self.model.train()
-        total, seen = 0.0, 0
+        total, seen = 0.0, 0.0
         for index, (inputs, targets) in enumerate(self._batches(self.train)):
             step = (epoch - 1) * self.settings.steps + index // self.settings.accumulate + 1
             lr = base_rate(self.optimizer)
             if self.mixing is not None:
                 inputs, targets = self.mixing(inputs, targets)
-            loss = self._learn(inputs, targets, index, step, lr)
-            samples = self._samples_of_batch(index)
-            total, seen = total + loss * samples, seen + samples
+            loss, counts = self._learn(inputs, targets, index, step, lr)
+            total, seen = total + loss * counts, seen + counts
             advance(f"epoch {epoch}/{self.settings.epochs}, loss {loss:.3f}")
         with self.averages.in_place() if self.averages else nullcontext():
             measured = measure(self.model, self._batches(self.validation), self.task)
@@ -97,18 +98,22 @@ class Epochs:
             raise not_finite(f"the validation loss is {measured['loss']} after epoch {epoch}", lr, self.settings.lr)
         return {
             "epoch": epoch,
-            "train_loss": total / seen,
+            "train_loss": total / seen if seen else 0.0,
             **{f"validation_{name}": value for name, value in measured.items()},
             "lr": lr,
             "seconds": round(time.perf_counter() - started, 3),
         }
 
-    def _learn(self, inputs: object, targets: Tensor, index: int, step: int, lr: float) -> float:
-        """Add a batch's gradient, and step where the batches of one step are complete; returns the loss."""
+    def _learn(self, inputs: object, targets: Tensor, index: int, step: int, lr: float) -> tuple[float, float]:
+        """Add a batch's gradient, and step where the batches of one step are complete.
+
+        Returns:
+            The loss, and how much the batch counts in a mean over several.
+        """
         predictions = self.task.predictions(called(self.model, inputs), targets)
         loss = self.task.loss(predictions, targets)
         samples = self._samples_of_batch(index)
-        value, shared = self.processes.joined(loss, samples, partial(self._counted, targets, samples))
+        value, shared, counts = self.processes.joined(loss, samples, partial(self._counted, targets, samples))
         if not math.isfinite(value):
             if not all_finite((inputs, targets)):
                 raise UtcError(
@@ -121,13 +126,14 @@ class Epochs:
         place, every = index % self.settings.accumulate, self.settings.accumulate
         if not place:
             self.optimizer.zero_grad(set_to_none=True)
-        # Weighted by samples, so that the gradient is that of one large batch.
-        self.accelerator.backward(shared if every == 1 else shared * (samples / self._samples_of_step(index)))
+            self.batches = Accumulation(self._samples_of_step(index))
+        self.accelerator.backward(shared if every == 1 else shared * self.batches.share(counts, samples))
         if place + 1 == every or index + 1 == self.settings.batches:
             self._step(step)
-        return value
+        return value, counts
 
     def _step(self, step: int) -> None:
+        self.batches.correct(self.model.parameters())
         if self.settings.grad_clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.optimizer.step()

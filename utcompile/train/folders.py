@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utcompile.errors import UtcError
-from utcompile.train.damaged import refuse, unreadable
+from utcompile.train.damaged import left_out, refuse, unreadable
 from utcompile.train.dataset import Data, Preprocessing
 from utcompile.train.pictures import FAILURES, Source, damaged, read_picture
 from utcompile.train.split import check_several, stratified
@@ -180,10 +180,12 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
             code="data/not-found",
         )
     samples: list[Sample] = []
+    others: Counter[str] = Counter()
     for label, folder_of_class in enumerate(classes):
-        files = sorted(
-            file for file in folder_of_class.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-        )
+        # a link that leads nowhere is a damaged image, and is reported as one
+        found = sorted(file for file in folder_of_class.rglob("*") if not file.is_dir() and file.name[0] != ".")
+        files = [file for file in found if file.suffix.lower() in SUFFIXES]
+        others.update(file.suffix.lower() or "none" for file in found if file.suffix.lower() not in SUFFIXES)
         if not files:
             raise UtcError(
                 "the class folder contains no image",
@@ -192,6 +194,10 @@ def _samples(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
                 code="data/not-found",
             )
         samples += [(file, label) for file in files]
+    if others:
+        left_out(
+            f"{others.total()} files in {folder}, whose suffixes are those of no image: {', '.join(sorted(others))}"
+        )
     return tuple(entry.name for entry in classes), samples
 
 

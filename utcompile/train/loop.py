@@ -14,6 +14,7 @@ from utcompile.errors import UtcError
 from utcompile.train.averages import Averages
 from utcompile.train.dataset import Data
 from utcompile.train.epoch import Epochs
+from utcompile.train.launcher import check_launcher
 from utcompile.train.mixing import Mixing, check_mixing
 from utcompile.train.needs import check_accelerate
 from utcompile.train.optimizers import create_optimizer
@@ -223,6 +224,7 @@ def _check(model: nn.Module, data: Data, workers: int) -> None:
 
 def _accelerator(precision: str, cpu: bool) -> Accelerator:
     check_accelerate()
+    check_launcher(precision)
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

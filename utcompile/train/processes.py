@@ -95,8 +95,10 @@ class Processes:
         """This process's share of each batch; where it has none, one sample that counts nothing."""
         return _Shares(BatchSampler(order, batch_size, drop_last=False), self)
 
-    def joined(self, loss: Tensor, samples: int, counted: Callable[[], float]) -> tuple[float, Tensor]:
+    def joined(self, loss: Tensor, samples: int, counted: Callable[[], float]) -> tuple[float, Tensor, float]:
         """The mean over a batch, and this process's loss such that the mean over processes has the batch's gradient.
+
+        The third result is how much the whole batch counts.
 
         Args:
             loss: the mean over this process's share.
@@ -104,12 +106,12 @@ class Processes:
             counted: how much the share counts: its samples, their weights, or the pixels that are not ignored.
         """
         if self.count == 1:
-            return float(loss.detach()), loss
+            return float(loss.detach()), loss, counted()
         mine = counted() if self.size(samples) else 0.0
         both = torch.stack([loss.detach().double() * mine, loss.new_tensor(mine, dtype=torch.float64)])
         torch.distributed.all_reduce(both)
         total, every = both.tolist()
-        return (total / every, loss * (mine * self.count / every)) if every else (0.0, loss * 0.0)
+        return (total / every, loss * (mine * self.count / every), every) if every else (0.0, loss * 0.0, 0.0)
 
 
 class _Shares(Sampler[list[int]]):
@@ -128,13 +130,33 @@ class FollowedFolder(RunFolder):
     """The folder of a run in a process that does not write it."""
 
     def start(self) -> None:
-        """The first process has made it."""
+        """The first process has made it.
+
+        Raises:
+            UtcError: it is not here.
+        """
+        self._check_shared()
 
     def resume(self, settings: Mapping[str, object], parts: tuple[str, ...]) -> JsonObject:
-        """Load the last checkpoint; the first process has checked the settings."""
+        """Load the last checkpoint; the first process has checked the settings.
+
+        Raises:
+            UtcError: the folder is not here.
+        """
+        self._check_shared()
         state = read_state(self.last / STATE, parts)
         self.load(self.last)
         return state
+
+    def _check_shared(self) -> None:
+        if not self.out.is_dir():
+            raise UtcError(
+                "the run folder of the first process is not on this machine",
+                where=str(self.out),
+                why="every process reads the checkpoints that the first one writes",
+                fix="give a folder on a disk that all machines share",
+                code="train/run",
+            )
 
     def keep_best(self) -> None:
         """The first process writes it."""

@@ -22,8 +22,8 @@ class Bar:
             self.progress.update(self.task, advance=1, description=text)
 
     def line(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(Text(text, "dim"), soft_wrap=True)
+        """A line that stays; in a terminal that is too narrow, it is continued at a word."""
+        self.console.print(Text(text, "dim"), soft_wrap=not self.console.is_terminal)
 
 
 @contextmanager

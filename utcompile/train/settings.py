@@ -11,6 +11,8 @@ from utcompile.errors import UtcError, check_type, did_you_mean
 
 PRECISIONS = ("no", "bf16", "fp16")
 CLASS_WEIGHTS = ("none", "balanced")
+# What an optimizer makes of these fits into float32; of a seed, what torch takes.
+MOST = {"lr": 1e30, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}
 _WHOLE = dict.fromkeys(("epochs", "batch_size", "seed", "samples", "accumulate"), "a whole number")
 _TEXTS = dict.fromkeys(("schedule", "precision", "optimizer", "task", "metric", "class_weights"), "a text")
 _RATES = dict.fromkeys(("rates", "decays"), "a mapping from the names of rules to numbers")
@@ -64,6 +66,9 @@ class Settings:
                 raise _wrong(name, getattr(self, name), "give 0 or more")
         if self.seed < 0:
             raise _wrong("seed", self.seed, "give 0 or more")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise _wrong(name, getattr(self, name), f"give at most {most:g}")
         _check_word("precision", self.precision, PRECISIONS)
         if not 0 <= self.label_smoothing < 1:
             raise _wrong("label_smoothing", self.label_smoothing, "give a share from 0 to below 1")
@@ -80,8 +85,9 @@ class Settings:
         for name, group in (("rates", self.rates), ("decays", self.decays)):
             for rule, value in group.items():
                 check_type(value, (int, float), f"{name}[{rule!r}]", "a number")
-                if not (value >= 0 and math.isfinite(value)):
-                    raise _wrong(f"{name}[{rule!r}]", value, "give 0 or more")
+                most = MOST["lr" if name == "rates" else "weight_decay"]
+                if not 0 <= value <= most:
+                    raise _wrong(f"{name}[{rule!r}]", value, f"give a number from 0 to {most:g}")
 
     @property
     def batches(self) -> int:

@@ -16,6 +16,7 @@ from utcompile.errors import UtcError, did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 SPLITS: Mapping[str, str] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # in a header that is one column
 HELD_OUT = ("val", "validation", "valid", "dev", "test")
 
 
@@ -41,6 +42,8 @@ class Table:
         found = next((found for name in usual if (found := self.like(name)) is not None), None)
         if found is None:
             fix = f"name the column of the {what} with --{what}-column, or call it {usual[0]!r}"
+            if len(self.columns) == 1 and (marks := [mark for mark in _MARKS if mark in self.columns[0]]):
+                fix = f"separate the columns by commas instead of {_MARKS[marks[0]]}, or by tabs in a .tsv file"
             raise self._no_column(f"no column has the {what}", fix)
         return found
 
@@ -110,7 +113,8 @@ def _csv(path: Path, text: str) -> Table:
             "the row cannot be read",
             where=f"{path}:{reader.line_num}",
             why=str(error),
-            fix='close every quote, and write a quote inside of quotes twice: "she said ""no"""',
+            fix='close every quote, and write a quote inside of quotes twice: "she said ""no"""; a text of more than '
+            f"{csv.field_size_limit():,} characters needs a .jsonl file",
             code="data/damaged",
         ) from error
     return Table(path, tuple(header), tuple(rows), tuple(places))

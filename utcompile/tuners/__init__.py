@@ -18,6 +18,7 @@ from utcompile.tuners.conv_adapter import ConvAdapter, ConvAdapterConfig
 from utcompile.tuners.conv_lora import ConvLora, ConvLoraConfig
 from utcompile.tuners.dora import Dora, DoraConfig
 from utcompile.tuners.ia3 import Ia3, Ia3Config
+from utcompile.tuners.inner import Inner
 from utcompile.tuners.lora import Lora, LoraConfig
 from utcompile.tuners.norm_affine import NormAffine, NormAffineConfig
 from utcompile.tuners.outputs import Outputs, outputs_of
@@ -55,6 +56,7 @@ __all__ = [
     "Form",
     "Ia3",
     "Ia3Config",
+    "Inner",
     "Ladder",
     "LadderConfig",
     "Lora",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -13,6 +13,7 @@ from utcompile.errors import UtcError
 from utcompile.tuners.activations import check_activation, make_activation
 from utcompile.tuners.base import ChannelMap, Tuner, TunerConfig, register_tuner
 from utcompile.tuners.bottleneck import Bottleneck
+from utcompile.tuners.inner import Inner
 from utcompile.tuners.projection import stride_between
 from utcompile.tuners.sites import Port, ValueSite
 
@@ -42,6 +43,11 @@ class AdapterConfig(TunerConfig):
         "houlsby: truncated normal, std 0.01, cut at ±2 std",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the bottleneck, in training")
+    free: ClassVar[frozenset[str]] = frozenset(["dim", "factor", "init", "dropout"])
+
+    def result_factor(self) -> float:
+        """The fixed factor."""
+        return self.factor
 
 
 @register_tuner("adapter")
@@ -173,6 +179,12 @@ class Adapter(Tuner):
         if isinstance(self.up, nn.Linear):
             return nn.functional.linear(hidden, weight, bias)
         return self.up._conv_forward(hidden, weight, bias)
+
+    def inner(self) -> Inner:
+        """The width of the bottleneck."""
+        biases = ("down.bias", "up.bias") if self.up.bias is not None else ()
+        axes = {"down.weight": 0, "up.weight": 1, **dict.fromkeys(biases[:1], 0)}
+        return Inner("dim", axes, ("up.weight", *biases[1:]))
 
     def bottleneck(self) -> Bottleneck:
         """D and U, with the scale in U.

@@ -14,6 +14,7 @@ from torch import nn
 
 from utcompile.errors import UtcError, check_type, did_you_mean
 from utcompile.tuners.bottleneck import Bottleneck
+from utcompile.tuners.inner import Inner
 from utcompile.tuners.precision import changed_in_own_dtype, in_own_dtype
 from utcompile.tuners.recompute import remember
 from utcompile.tuners.sites import Form, Port
@@ -23,11 +24,21 @@ LARGEST = 2**16  # the largest rank, width or length; no layer of today is wider
 
 
 class TunerConfig(BaseModel):
-    """The fields that a rule file may set; a subclass adds its fields and a literal `kind`."""
+    """The fields that a rule file may set; a subclass adds its fields and a literal `kind`.
+
+    Attributes:
+        free: fields in which tasks on one base may differ (`Tuner.inner`): the size of the inner axis, those of
+            `result_factor`, and those that matter in training alone.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    free: ClassVar[frozenset[str]] = frozenset()
 
     kind: str
+
+    def result_factor(self) -> float:
+        """The fixed factor on the tuner's result."""
+        return 1.0
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -132,6 +143,10 @@ class Tuner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """For `weight`, reparametrised: the parameters with which the operation runs."""
         return remember(changed_in_own_dtype(self, *args), self, args)
+
+    def inner(self) -> Inner | None:
+        """The axis by which the tuners of tasks may differ in one ONNX file; None where there is none."""
+        return None
 
     def channel_map(self) -> ChannelMap | None:
         """For `parallel` and `sequential`: the linear map of channels that the tuner computes, or None."""

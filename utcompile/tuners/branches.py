@@ -53,7 +53,7 @@ class Branch:
             if is_small(y.numel()):
                 return y.add_(self.share(x, a, b), alpha=s)
             return _ConvBranch.apply(x, y, a, b, s, self.name, self.settings)
-        return y + self.share(x, a, b) * s
+        return y + self.share(x, a, b * s)  # B is small, and a compiler folds it
 
     def share(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`B(A(x))` by the plain formula."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from utcompile.errors import UtcError
 from utcompile.graph import function_of
 from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
+from utcompile.tuners.inner import Inner
 from utcompile.tuners.sites import ValueSite
 
 _CONVS = {name: function_of(name) for name in having(Trait.CONV)}
@@ -25,6 +26,11 @@ class ConvLoraConfig(TunerConfig):
     alpha: float = Field(8, gt=0, description="the result is multiplied by alpha / r")
     rslora: bool = Field(False, description="multiply by alpha / √r instead of alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate of the input, in training")
+    free: ClassVar[frozenset[str]] = frozenset(["r", "alpha", "rslora", "dropout"])
+
+    def result_factor(self) -> float:
+        """α/r, or α/√r."""
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
 
 @register_tuner("conv_lora")
@@ -60,7 +66,7 @@ class ConvLora(Tuner):
     ) -> None:
         super().__init__()
         self.rank, self.groups, self.settings = config.r, groups, settings
-        self.scaling = config.alpha / (config.r**0.5 if config.rslora else config.r)
+        self.scaling = config.result_factor()
         self.lora_A, self.lora_B = nn.Parameter(torch.empty(a)), nn.Parameter(torch.zeros(b))
         nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
@@ -93,6 +99,10 @@ class ConvLora(Tuner):
         b = (site.target.channels, config.r // groups, *[1] * spatial)
         settings = {k: op.attributes[k] for k in ("stride", "padding") if k in op.attributes}
         return cls(config, a, b, groups, settings)
+
+    def inner(self) -> Inner | None:
+        """The rank; None with groups, each of which has its share of it."""
+        return Inner("r", {"lora_A": 0, "lora_B": 1}, ("lora_B",)) if self.groups == 1 else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`s·B(A(x))`."""

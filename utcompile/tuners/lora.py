@@ -15,6 +15,7 @@ from utcompile.ops import Trait, having
 from utcompile.tuners.base import Tuner, TunerConfig, register_tuner
 from utcompile.tuners.branches import BRANCHES, Branch
 from utcompile.tuners.forms import How, cheaper_form
+from utcompile.tuners.inner import Inner
 from utcompile.tuners.precision import in_own_dtype
 from utcompile.tuners.sites import WeightSite
 from utcompile.tuners.slices import Slices, places
@@ -41,6 +42,11 @@ class LoraConfig(TunerConfig):
         None,
         description="whether a convolution and its update run as one operation in training; null: if that is cheaper",
     )
+    free: ClassVar[frozenset[str]] = frozenset(["r", "alpha", "rslora", "dropout"])
+
+    def result_factor(self) -> float:
+        """α/r, or α/√r."""
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
 
 @register_tuner("lora")
@@ -106,7 +112,7 @@ class Lora(Tuner):
         self.weight_shape, self.turned = tuple(weight_shape[::-1] if turned else weight_shape), turned
         self.stack = self.weight_shape[:1] if stacked else ()
         out, *rest = self.weight_shape[len(self.stack) :]
-        self.scaling = config.alpha / (config.r**0.5 if config.rslora else config.r)
+        self.scaling = config.result_factor()
         self.rank, self.slice_count = config.r, max(len(rows), 1)
         tuned = sum(map(len, rows)) if rows else out
         self.lora_A = nn.Parameter(torch.empty(*self.stack, self.slice_count * config.r, *rest))
@@ -180,6 +186,13 @@ class Lora(Tuner):
             return None, "the model computes the weight before it uses it"
         return Branch(op.name, op.attributes), ""
 
+    def inner(self) -> Inner | None:
+        """The rank; None with slices, whose factors lie in blocks."""
+        if self.slice_sizes:
+            return None
+        first = len(self.stack)
+        return Inner("r", {"lora_A": first, "lora_B": first + 1}, ("lora_B",))
+
     def delta(self) -> torch.Tensor:
         """The update `s·B·A` in the shape of the weight."""
         a = self.lora_A.flatten(1 + len(self.stack))
@@ -204,7 +217,7 @@ class Lora(Tuner):
         if self.dropout is not None:
             x = self.dropout(x)
         if y is None:
-            return self.branch.share(x, self.lora_A, self._up()) * self.scaling
+            return self.branch.share(x, self.lora_A, self._up() * self.scaling)
         return self.branch(x, y, self.lora_A, self._up(), self.scaling)
 
     def _up(self) -> torch.Tensor:

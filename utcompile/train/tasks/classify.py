@@ -50,8 +50,11 @@ class Classify:
         return F.cross_entropy(predictions, targets, weights, label_smoothing=self.label_smoothing)
 
     def counted(self, targets: Tensor) -> float:
-        """The sum of the weights of a batch's classes."""
-        return float(len(targets) if self.weights is None else self.weights.to(targets.device)[targets].sum())
+        """The sum of the weights of a batch's classes: of labels `(B,)`, or of shares of the classes."""
+        if self.weights is None:
+            return float(len(targets))
+        weights = self.weights.to(targets.device)
+        return float((targets * weights).sum() if targets.is_floating_point() else weights[targets].sum())
 
     def meter(self) -> Meter:
         others = tuple(name for name in self.metrics if name != "accuracy")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from utcompile.errors import UtcError, did_you_mean
 from utcompile.train.tasks.base import Metric
@@ -16,17 +18,17 @@ _Table = Mapping[str, Callable[[ModuleType, int], Metric]]
 
 CLASSIFICATION: _Table = {
     "accuracy": lambda m, n: m.MulticlassAccuracy(n, average="micro"),
-    "balanced_accuracy": lambda m, n: m.MulticlassAccuracy(n, average="macro"),
+    "balanced_accuracy": lambda m, n: _Defined(m.MulticlassRecall(n, average="none")),
     "top5_accuracy": lambda m, n: m.MulticlassAccuracy(n, average="micro", top_k=min(5, n)),
     "f1": lambda m, n: m.MulticlassF1Score(n, average="macro"),
-    "auroc": lambda m, n: m.MulticlassAUROC(n, average="macro"),
+    "auroc": lambda m, n: _Defined(m.MulticlassAUROC(n, average="none"), with_others=True),
     "mcc": lambda m, n: m.MulticlassMatthewsCorrCoef(n),
 }
 MULTILABEL: _Table = {
     "f1": lambda m, n: m.MultilabelF1Score(n, average="macro"),
     "accuracy": lambda m, n: m.MultilabelAccuracy(n, average="macro"),
-    "average_precision": lambda m, n: m.MultilabelAveragePrecision(n, average="macro"),
-    "auroc": lambda m, n: m.MultilabelAUROC(n, average="macro"),
+    "average_precision": lambda m, n: _Defined(m.MultilabelAveragePrecision(n, average="none")),
+    "auroc": lambda m, n: _Defined(m.MultilabelAUROC(n, average="none"), with_others=True),
 }
 REGRESSION: _Table = {
     "mae": lambda m, n: m.MeanAbsoluteError(num_outputs=n),
@@ -54,6 +56,39 @@ def multilabel(names: Iterable[str], labels: int) -> dict[str, Metric]:
 def regression(names: Iterable[str], targets: int) -> dict[str, Metric]:
     """Metrics of predictions and targets `(B, targets)`."""
     return {name: _Mean(m) for name, m in _made(names, REGRESSION, "torchmetrics.regression", targets).items()}
+
+
+class _Defined:
+    """The mean of a metric over the classes (or labels) for which it is defined: those that occur in the targets.
+
+    torchmetrics counts 0 for the others, and warns.
+
+    Args:
+        metric: with one value per class.
+        with_others: only over classes that some samples do not have, too.
+    """
+
+    def __init__(self, metric: Metric, *, with_others: bool = False) -> None:
+        self.metric, self.with_others = metric, with_others
+        self.occur: Tensor | int = 0
+        self.samples = 0
+
+    def to(self, device: torch.device) -> _Defined:
+        self.metric = self.metric.to(device)
+        return self
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        self.metric.update(predictions, targets)
+        flags = targets if targets.ndim > 1 else one_hot(targets, predictions.shape[1])
+        self.occur, self.samples = self.occur + flags.sum(0).cpu(), self.samples + len(targets)
+
+    def compute(self) -> Tensor:
+        """The mean; not a number where it is defined for no class."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of the classes that do not count here
+            values = self.metric.compute().cpu()
+        occur = torch.as_tensor(self.occur)
+        return values[(occur > 0) & ((occur < self.samples) if self.with_others else True)].mean()
 
 
 class _Mean:
