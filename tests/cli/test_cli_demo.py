@@ -88,6 +88,15 @@ def test_the_demo_table(small, capsys):
         assert part in text
 
 
+def test_the_demo_ends_with_the_page_of_its_run(small, tmp_path, monkeypatch):
+    _, report, _ = small
+    monkeypatch.setattr("utcompile.cli.demo_steps.run_demo", lambda out, seed: report)
+    said = "".join(passed("demo", "-o", tmp_path / "demo").stdout.split())
+    page = Path(report["files"]["report"])
+    assert page.name == "report.html" and f"howtherunwent:{page}" in said
+    assert "What is inserted" in page.read_text()
+
+
 def test_the_demo_run_is_an_ordinary_run(small, tmp_path):
     out, _, (_, _, widened, _) = small
     text = passed("fold", out / "run", "-o", tmp_path / "folded", "--strict").stdout

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.browser import BROWSER, drive
-from support.cli_toys import MODEL, parsed
+from support.cli_toys import MODEL, parsed, write_data
+from support.processes import launched
 from support.task_toys import NET, write_bert, write_csv, write_scenes
 
 pytestmark = pytest.mark.full
@@ -117,3 +118,12 @@ def test_names_of_folders_a_moved_run_and_pictures_that_have_gone(home: Path, tm
     shutil.rmtree(photos)
     said, _ = page(Path(moved), tmp_path)
     assert "Predictions are left out" in said["notes"][0]
+
+
+def test_several_processes_end_with_one_page(tmp_path: Path) -> None:
+    data, run = write_data(tmp_path / "data.npz"), tmp_path / "run"
+    given = ("train", *MODEL, "-r", "lora/all_conv", "-d", data, "-o", run, "--epochs", "1", "--batch-size", "8")
+    done = launched(2, "-m", "utcompile", *given, "--cache", "none")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("how it went") == 1 and "no page" not in done.stderr
+    assert "What is inserted" in (run / "report.html").read_text()

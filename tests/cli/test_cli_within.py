@@ -60,6 +60,7 @@ def test_inspect_and_explain_show_each_part(model: tuple[str, str]) -> None:
     nothing = ("explain", *model, *PARTS, "-r", "lora/all_linear", "--train", "none")
     refused(*nothing, says=("matched 0 places",))
     refused("explain", *model, *PARTS, "-r", "lora/all_conv", "--memory", says=("--memory is for one graph",))
+    refused("explain", *model, *PARTS, "-r", "lora/all_conv", "--svg", "a.svg", says=("--svg is for one graph",))
     refused("inspect", *model, "--within", "bod", says=("names no submodule", "body"))
 
 
@@ -69,7 +70,19 @@ def test_a_run_with_tuned_parts_goes_the_whole_way(model: tuple[str, str], tmp_p
     common = ("--epochs", "2", "--batch-size", "8", "--lr", "0.01", "-d", data)
     rules = ("-r", "lora/all_conv", "--var", "r=2", "--train", "module:heads.small")
     done = passed("train", *model, *PARTS, *rules, *common, "-o", run)
-    assert "there is no page of the run" in done.stderr
+    assert "there is no page of the run" not in done.stderr
+    text = (run / "report.html").read_text()
+    for words in (
+        "Confusion",
+        "Worst by loss",
+        "Latency",
+        "absorbed",
+        "What is inserted in body",
+        "the parts&#x27; FLOPs",
+    ):
+        assert words in text
+    said = parsed("report", run, "--trust")
+    assert said["notes"] == [] and set(said["latency_ms"]) == {"base", "tuned", "folded"}
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["model"]["within"] == ["body"] and list(manifest["parts"]) == ["body"]
     assert manifest["inputs"] == {"x": {"shape": [2, 1, 12, 12], "dtype": "float32"}}

@@ -36,3 +36,16 @@ def test_the_gradient_is_torchs_and_nothing_is_kept(dtype: torch.dtype, lowered:
     # one rounding of the result, as torch's own has it
     bound = torch.finfo(dtype).eps * exact.abs().max() * (1 if dtype == torch.bfloat16 else 4)
     assert (found.double() - exact).abs().max() <= bound
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5), (4, 6, 5, 5), (2, 6, 3, 4, 5)])
+def test_gradients_of_gradients_and_layouts(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    mean, variance, weight = torch.randn(6).double(), torch.rand(6).double() + 0.5, torch.randn(6).double()
+    assert torch.autograd.gradcheck(lambda t: affine_batch_norm(t, mean, variance, weight).sin(), x)
+    assert torch.autograd.gradgradcheck(lambda t: affine_batch_norm(t, mean, variance).sin(), x)
+    g = torch.randn(1, dtype=torch.float64).expand(shape)  # no memory of its own
+    (found,) = torch.autograd.grad(affine_batch_norm(x, mean, variance, weight), x, g)
+    (expected,) = torch.autograd.grad(F.batch_norm(x, mean, variance, weight), x, g)
+    torch.testing.assert_close(found, expected)

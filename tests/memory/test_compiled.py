@@ -101,3 +101,24 @@ def test_a_compiled_module_without_gradients_or_tuners_is_as_it_is() -> None:
     assert torch.allclose(compiled(x), tuned(x), atol=1e-5)
     by_sample = torch.compile(torch.func.vmap(lambda one: tuned(one[None])[0]), backend=BACKEND, fullgraph=True)
     assert torch.allclose(by_sample(x), tuned(x), atol=1e-5)
+
+
+def test_what_lies_above_a_frozen_prefix_follows_the_plan_too() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 16), _Block(64), _Block(64)).eval(), torch.randn(8, 16, 16)
+    rules = "{version: 1, name: t, rules: [{name: l, match: {op: linear}, inside: [{class: _Block}],\n"
+    rules += " insert: {weight: h, tuner: {kind: lora, r: 2}}}]}"
+    tuned = utc.compile(model, rules, (x,), verify="shapes")
+    zoo.shake(tuned, 0.1)
+    prefix, rest = utc.split_prefix(tuned)
+    (between,) = prefix(x)
+    sizes, gradients = [], []
+    for memory in (rest.memory, None):
+        rest.memory = memory
+        torch.compiler.reset()
+        size, found = kept(rest, torch.compile(rest, backend=BACKEND, fullgraph=True), between)
+        sizes.append(size)
+        gradients.append(found)
+    assert sizes[0] < 0.8 * sizes[1]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -6,11 +6,13 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from support.browser import drive, needs_browser
 from support.models import captured
+from torch import nn
 
 import utcompile as utc
-from utcompile.report import plan_page
+from utcompile.report import parts_page, plan_page
 from utcompile.rules import shipped_rules
 
 pytestmark = [pytest.mark.full, needs_browser]
@@ -92,3 +94,51 @@ def _check_tuners(plan: utc.Plan, form: str, told: list[dict[str, Any]], file: s
         shown = [line for line in one["text"].splitlines() if line.split(maxsplit=1)[:1] == [str(number)]]
         assert shown and re.search(r"insert|parallel|sequential|weight|tokens|chain", shown[0]), one
         assert re.match(r"\S+\.py:\d+ in \w+", one["source line"]), one
+
+
+class Stack(nn.Module):
+    """Three alike blocks, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(3))
+        self.last = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+_PARTS = """
+const press = (part) => part.dispatchEvent(new MouseEvent("click", {bubbles: true}));
+return [...document.querySelectorAll("section")].map((section, number, all) => {
+  const search = section.querySelector(".search");
+  search.value = "lora"; search.dispatchEvent(new Event("input"));
+  press(section.querySelector(".leaf.op, .tuner"));
+  const others = all.filter((one) => one !== section);
+  const found = {
+    title: section.querySelector("h2").textContent,
+    hits: section.querySelectorAll(".hit").length,
+    told: section.querySelector(".details h3").textContent,
+    others: others.map((one) => one.querySelectorAll(".hit").length),
+    height: section.querySelector("svg").viewBox.baseVal.height,
+  };
+  search.value = ""; search.dispatchEvent(new Event("input"));
+  section.querySelector(".close").click();
+  found.closed = section.querySelector("svg").viewBox.baseVal.height;
+  section.querySelector(".tuners").click();
+  return found;
+});
+"""
+
+
+def test_parts_of_a_model_have_a_drawing_each_and_alike_ones_one(tmp_path):
+    plan = utc.match(
+        utc.capture_parts(Stack(), torch.randn(2, 8), within=["blocks.*", "last"]),
+        "version: 1\nname: all\nrules: [{name: all, match: {op: linear}, insert: {weight: h, tuner: {kind: lora, r: 2}}}]",
+    )
+    first, second = drive(parts_page(plan.plans, "parts"), _PARTS, tmp_path)
+    assert (first["title"], second["title"]) == ("What is inserted in blocks.0…2", "What is inserted in last")
+    for found in (first, second):
+        assert found["hits"] >= 2 and found["others"] == [0] and found["told"]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 import utcompile as utc
 from utcompile.errors import UtcError
-from utcompile.report import RunFacts, Speed, look, read_history, run_page
+from utcompile.report import RunFacts, Speed, look, plan_page, read_history, run_page, svg_of
 from utcompile.report.charts import Point, Series, line_chart, scatter
 
 
@@ -177,6 +177,18 @@ def test_names_of_classes_and_texts_are_never_markup():
     page = run_page(facts())
     assert "<script>alert" not in page and "<i>m" not in page and "Run <b>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_bytes_of_names_that_are_no_text_are_replaced():
+    names = ("caf\udce9", "a\x00b", "d")  # a folder's name in another encoding, and a control character
+    found = look(Brightness(), Grey([0, 1], [0, 2]), names)
+    page = run_page(facts(predictions=found))
+    assert "caf\ufffd" in page and "a\ufffdb" in page and page.encode()
+    model = nn.Sequential()
+    model.add_module("\x01", nn.Linear(3, 3))
+    model.add_module("last", nn.Linear(3, 2))
+    plan = utc.match(utc.capture(model, torch.randn(2, 3)), "lora/all_linear")
+    assert ElementTree.fromstring(svg_of(plan)).tag.endswith("svg") and plan_page(plan).encode()
 
 
 def test_a_run_without_classes_has_a_page_without_confusion():

@@ -9,9 +9,11 @@ import typer
 
 from utcompile.cli import output
 from utcompile.files import check_target, replace_file, reported
+from utcompile.text import counted
 
 if TYPE_CHECKING:
     from utcompile.plan import Plan
+    from utcompile.plan_of_parts import PartsPlan
 
 DrawingFile = Annotated[
     Path | None, typer.Option("--svg", metavar="FILE", help="Draw what is inserted, as an SVG file.")
@@ -41,6 +43,18 @@ def draw(plan: Plan, svg: Path | None, html: Path | None) -> None:
         if file is not None:
             write_page(file, made(plan))
             output.progress(f"written: {file}")
+
+
+def draw_parts(plan: PartsPlan, html: Path | None) -> None:
+    """Write the page of the parts of a model, where a file is named."""
+    if html is None:
+        return
+    from utcompile.report import parts_page
+
+    sites, parts = counted(len(plan.sites), "site"), counted(len(plan.plans), "part")
+    about = f"{plan.ruleset.name} in {parts}: {sites}, {plan.parameters:,} parameters to train"
+    write_page(html, parts_page(plan.plans or plan.empty, about))
+    output.progress(f"written: {html}")
 
 
 def write_page(file: Path, text: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from utcompile.cli import output
-from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw
+from utcompile.cli.drawings import DrawingFile, PageFile, check_targets, draw, draw_parts
 from utcompile.cli.early import check_example, check_model, check_rules
 from utcompile.cli.options import (
     Example,
@@ -84,12 +85,14 @@ def explain(
     from utcompile.matching import require_sites
     from utcompile.rules import RuleSet
 
-    check_one_graph(within, memory=memory, svg=svg, html=html)
+    check_one_graph(within, memory=memory, svg=svg)
 
     ruleset = RuleSet.load(rules, vars=variables(var), train=trained(train))
     choice = ModelChoice(model, num_classes, input_size=size, **given(example, input_shapes))
     if within:
-        _explain_parts(utc.capture_parts(choice.build(), choice.inputs(), within, verify="shapes"), ruleset, at, json)
+        _explain_parts(
+            utc.capture_parts(choice.build(), choice.inputs(), within, verify="shapes"), ruleset, at, html, json
+        )
         return
     captured = utc.capture(choice.build(), choice.inputs(), verify="shapes")
     plan = utc.match(captured, _lenient(ruleset))
@@ -106,11 +109,12 @@ def explain(
     require_sites(utc.match(captured, ruleset))
 
 
-def _explain_parts(captured: CapturedParts, ruleset: RuleSet, at: str | None, json: bool) -> None:
+def _explain_parts(captured: CapturedParts, ruleset: RuleSet, at: str | None, html: Path | None, json: bool) -> None:
     import utcompile as utc
     from utcompile.plan_of_parts import PartsPlan
 
     plan = PartsPlan.of(captured, _lenient(ruleset), required=False)
+    draw_parts(plan, html)
     found = plan.explanations(at)
     if json:
         output.emit({**plan.to_dict(), "explanation": {path: one.to_dict() for path, one in found.items()}})

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from torch import nn
+
 import utcompile as utc
 from utcompile.cli import output
 from utcompile.cli.drawings import write_page
@@ -17,8 +19,9 @@ from utcompile.cli.train_texts import fitted
 from utcompile.errors import UtcError
 from utcompile.folding import FoldReport
 from utcompile.plain_data import JsonObject
+from utcompile.plan_of_parts import PartsPlan
 from utcompile.report import Predictions, RunFacts, Speed, look, read_history, run_page
-from utcompile.rewrite import TENSORS
+from utcompile.rewrite import TENSORS, trainable_parameters
 from utcompile.train.held_out import check_held_out, seed_of_split
 from utcompile.train.renumbered import Renumbered, with_classes
 from utcompile.train.result import best_of
@@ -62,11 +65,11 @@ def write_report(
     """
     history = read_history(folder)
     opened, notes = opened or open_run(folder, model, weights, trust), list[str]()
-    tuned, plan = opened.one_graph("the page of a run")
+    tuned, plan = opened.tuned, opened.plan
     output.progress(f"looking at {folder}")
     predictions = _noted(notes, "Predictions are left out", lambda: _predictions(opened, data, folder))
     folding: FoldReport | str = folded or ""
-    _, every = tuned.trainable_parameters()
+    _, every = trainable_parameters(tuned)
     if fold and folded is None and every > most:
         notes.append(f"A model of {every:,} parameters is not folded here: utcompile report {folder}")
         fold = False
@@ -76,13 +79,13 @@ def write_report(
         if found is not None:
             module, folding = found
             if not measured:
-                models = {"base": plan.module.eval(), "tuned": tuned, "folded": module}
+                models = {"base": _base(opened), "tuned": tuned, "folded": module}
                 measured, engine = torch_speeds(models, opened.example), f"{torch_engine()} {_SHIPPED}"
     facts = RunFacts(
         f"Run {folder.resolve().name}",
         _summary(opened, history, folder),
         history,
-        plan,
+        plan.plans if isinstance(plan, PartsPlan) else plan,
         every,
         _size(folder / TENSORS),
         predictions,
@@ -90,6 +93,7 @@ def write_report(
         engine,
         folding,
         notes,
+        outside=plan.parameters - sum(p.parameters for p in plan.plans.values()) if isinstance(plan, PartsPlan) else 0,
     )
     page = folder / REPORT if out is None else out
     write_page(page, run_page(facts))
@@ -101,6 +105,12 @@ def write_report(
         "fold": folding.to_dict() if isinstance(folding, FoldReport) else None,
         "notes": notes,
     }
+
+
+def _base(opened: Run) -> nn.Module:
+    """The model without its tuners."""
+    plan = opened.plan
+    return (plan.captured.model if isinstance(plan, PartsPlan) else plan.module).eval()
 
 
 def report_of(folder: Path, model: str, data: Path) -> str | None:

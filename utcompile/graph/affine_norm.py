@@ -34,9 +34,9 @@ def affine_batch_norm(
         tensor([1., 2., 3.])
     """
     plain = training or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not input.requires_grad
-    others = (running_mean, running_var, weight, bias)
-    plain = plain or any(t is not None and t.requires_grad for t in others) or runs_plainly(input, *others)
-    if plain:
+    trains = (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    trains = trains or running_mean.requires_grad or running_var.requires_grad
+    if plain or trains or runs_plainly(input, running_mean, running_var, weight, bias):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     result: torch.Tensor = _Affine.apply(input, running_mean, running_var, weight, bias, eps)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,6 @@ from utcompile.graph import UtcGraphModule, runs_plainly
 from utcompile.graph.codegen import quote_keywords
 from utcompile.memory.planned import Saving, plan_graph
 from utcompile.memory.segments import recompute
-
-_HOOKS = ("forward", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,15 @@ class Planned:
     def is_current(self) -> bool:
         """Whether each of its layers is there, and computes what its class computes and nothing else."""
         return all(
-            parent._modules.get(name) is leaf and type(leaf) is kind and not any(leaf.__dict__.get(h) for h in _HOOKS)
+            parent._modules.get(name) is leaf and type(leaf) is kind and not _is_hooked(leaf.__dict__)
             for parent, name, leaf, kind in self.layers
         )
+
+
+def _is_hooked(own: Mapping[str, object]) -> bool:
+    """Whether something is called with a layer, or instead of it. Each call checks each layer, so there is no loop."""
+    forward, pre, back = own.get("_forward_hooks"), own.get("_forward_pre_hooks"), own.get("_backward_hooks")
+    return bool(forward or pre or back or own.get("_backward_pre_hooks") or "forward" in own)
 
 
 def planned_forward(tuned: UtcGraphModule, again: tuple[tuple[str, str], ...] = ()) -> Callable[..., object] | None:

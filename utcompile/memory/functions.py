@@ -12,7 +12,7 @@ from utcompile.memory.masks import is_dense, masked, pack_signs
 from utcompile.memory.strides import few_positions
 from utcompile.tuners.gradients import Sides, per_axis
 
-_SMALL = 2**17  # numbers: up to here, what would be saved is worth less than what calls of Python cost
+_SMALL = 2**15  # numbers: below, what would be saved is less than what a call of Python costs
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -53,10 +53,14 @@ def frozen_conv_of_kept(
 
     Autocast would keep a copy of it, and torch is slow at strides over single positions.
     """
-    is_strided = weight.shape[2:].numel() == 1 and any(step > 1 for step in per_axis(stride, weight.dim() - 2))
-    if is_strided or x.dim() != weight.dim() or autocast_dtype(x.device.type) is not None:
+    n = weight.dim() - 2
+    if (
+        x.dim() != weight.dim()
+        or autocast_dtype(x.device.type) is not None
+        or few_positions(x, weight, per_axis(stride, n), per_axis(padding, n)) is not None
+    ):
         return frozen_conv(x, weight, bias, stride, padding, dilation, groups)
-    return _CONVS[weight.dim() - 2](x, weight, bias, stride, padding, dilation, groups)
+    return _CONVS[n](x, weight, bias, stride, padding, dilation, groups)
 
 
 class _FrozenConv(torch.autograd.Function):
@@ -111,7 +115,7 @@ def bit_relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
         >>> torch.equal(x.grad, (x > 0).float())
         True
     """
-    if not x.requires_grad or x.numel() <= _SMALL or runs_plainly(x) or not is_dense(x):
+    if not x.requires_grad or x.numel() < _SMALL or runs_plainly(x) or not is_dense(x):
         return F.relu(x, inplace)
     result: torch.Tensor = _BitRelu.apply(x, inplace)
     return result
@@ -134,7 +138,7 @@ class _BitRelu(torch.autograd.Function):
 def small_index_pool(
     x: torch.Tensor, kernel: Sides, stride: Sides, padding: Sides, dilation: Sides, ceil_mode: bool
 ) -> torch.Tensor:
-    """`F.max_pool2d` that keeps 16 or 32 bits per result, and no input; of a small input it is torch's own.
+    """`F.max_pool2d` that keeps 16 or 32 bits per result, and no input.
 
     Example:
         >>> x = torch.tensor([[[[1.0, 2.0], [4.0, 3.0]]]], requires_grad=True)
@@ -143,7 +147,7 @@ def small_index_pool(
         tensor([[0., 0.],
                 [1., 0.]])
     """
-    if not x.requires_grad or x.dim() != 4 or x.numel() <= _SMALL or runs_plainly(x):
+    if not x.requires_grad or x.dim() != 4 or runs_plainly(x):
         return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
     result: torch.Tensor = _SmallIndexPool.apply(x, ceil_mode, kernel, stride, padding, dilation)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from math import prod
 from typing import ClassVar
@@ -17,6 +18,7 @@ from utcompile.memory.plan import MemoryPlan
 from utcompile.memory.reading import Reading
 from utcompile.memory.segments import out_of_place
 from utcompile.ops import Trait, having
+from utcompile.rewrite.tuned import for_compiler, is_compiled
 
 _CHEAP = having(Trait.NORM | Trait.ACTIVATION | Trait.ARITHMETIC | Trait.AXES | Trait.SAME | Trait.DROPOUT | Trait.VIEW)
 
@@ -26,6 +28,7 @@ class Rest(UtcGraphModule):
 
     memory: MemoryPlan | None = None
     _plain_forward: ClassVar[Callable[..., object]]
+    _compiled_forward: Callable[..., object]
     kept_attributes = (*UtcGraphModule.inherited, "memory")
 
     def recompile(self) -> PythonCode:
@@ -34,7 +37,7 @@ class Rest(UtcGraphModule):
         self.__dict__.pop("_planned", None)
         own = type(self)
         own._plain_forward = own.forward
-        own.forward = _planned_or_plain()
+        own.forward = _planned_or_plain(for_compiler(weakref.ref(self)))
         return code
 
     def train(self, mode: bool = True) -> Rest:
@@ -45,8 +48,10 @@ class Rest(UtcGraphModule):
         return self
 
 
-def _planned_or_plain() -> Callable[..., object]:
+def _planned_or_plain(prepared: Callable[[object], bool]) -> Callable[..., object]:
     def forward(self: Rest, *args: object, **kwargs: object) -> object:
+        if is_compiled() and self.memory is not None and prepared(self.memory.again):
+            return self._compiled_forward(self, *args, **kwargs)
         planned = None if torch.compiler.is_compiling() or self.memory is None else self.memory.forward_of(self)
         return self._plain_forward(*args, **kwargs) if planned is None else planned(self, *args, **kwargs)
 

@@ -55,7 +55,7 @@ def few_positions(
         Positions(stride=(2, 2))
         >>> few_positions(x, weight, [1, 1], [0, 0])
     """
-    is_one = all(n == 1 for n in weight.shape[2:]) and not any(padding) and any(step > 1 for step in stride)
+    is_one = weight.shape[2:].numel() == 1 and not any(padding) and max(stride) > 1
     if not is_one or x.device.type != "cpu" or not x.is_contiguous():
         return None
     read = prod(-(-size // step) for size, step in zip(x.shape[2:], stride, strict=True))

@@ -206,12 +206,13 @@ def csv_of(comparison: Comparison) -> str:
 
 def notes_of(comparison: Comparison) -> list[str]:
     """What a reader of the table must know."""
-    seeds = counted(max((len(row.seeds) for row in comparison.rows()), default=0), "seed")
+    count = max((len(row.seeds) for row in comparison.rows()), default=0)
+    over = f"mean {PLUS_MINUS} standard deviation over {counted(count, 'seed')}" if count > 1 else "of one seed"
     metric = comparison.metric.replace("_", " ").capitalize()
     found = [
-        f"{metric} on the {comparison.measured_on} data, mean {PLUS_MINUS} standard deviation over {seeds}; "
+        f"{metric} on the {comparison.measured_on} data, {over}; "
         "the epoch is chosen on the validation data. "
-        f"Differences to {comparison.baseline} are paired by seed, with their range.",
+        f"Differences to {comparison.baseline} are paired by seed{', with their range' if count > 1 else ''}.",
         "Saved: bytes kept for backward per sample, without parameters.",
     ]
     if comparison.measured_on == "validation":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -14,12 +14,13 @@ from utcompile.report.boxes import Box, TunerNote, boxes_of
 from utcompile.report.drawing import Pen
 from utcompile.report.labels import title
 from utcompile.report.repeats import grouped
-from utcompile.report.svg import DARK, LIGHT, STYLE, about_of, colours, graph
+from utcompile.report.svg import DARK, LIGHT, STYLE, about_of, colours, graph, printable
 from utcompile.rules import RuleSet
 from utcompile.text import run
 
 # nothing is loaded, from anywhere: also not by what a data set's texts may contain
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+_MOST_PARTS = 8  # drawings of unlike parts on one page
 _LINES = 7  # of a rule file, from the insertion upwards
 
 
@@ -48,7 +49,7 @@ def page(name: str, sections: Sequence[Section]) -> str:
     )
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections) if len(sections) > 1 else ""
     body = "".join(_row(list(some)) for _, some in groupby(sections, key=lambda s: s.wide))
-    return (
+    return printable(
         '<!doctype html>\n<html lang="en" data-theme="auto"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -74,23 +75,57 @@ def plan_page(plan: PlanData) -> str:
     return page(about_of(plan), [graph_section(plan)])
 
 
+def parts_page(plans: Mapping[str, PlanData], about: str) -> str:
+    """The page of the plans of a model's parts, by path: a drawing for all parts that are alike.
+
+    Args:
+        about: the title.
+    """
+    return page(about, graph_sections(plans))
+
+
+def graph_sections(plans: Mapping[str, PlanData]) -> list[Section]:
+    """The drawings of a model's parts, by path; of the whole model under the empty path."""
+    alike: list[tuple[Box, list[str]]] = []
+    for path, plan in plans.items():
+        root = grouped(boxes_of(plan))
+        same = next((paths for box, paths in alike if box.signature == root.signature), None)
+        if same is None:
+            alike.append((root, [path]))
+        else:
+            same.append(path)
+    found = []
+    for number, (root, paths) in enumerate(alike[:_MOST_PARTS]):
+        title = f"What is inserted in {run(paths)}" if paths[0] else "What is inserted"
+        found.append(_graph_section(plans[paths[0]], root, f"graph{number or ''}", title))
+    if len(alike) > _MOST_PARTS:
+        more = [path for _, paths in alike[_MOST_PARTS:] for path in paths]
+        found.append(Section("more-parts", "More parts", f"<p>Not drawn: {escape(', '.join(more))}</p>", wide=True))
+    return found
+
+
 def graph_section(plan: PlanData) -> Section:
     """The drawing of a plan with its tools and the panel of details."""
-    root = grouped(boxes_of(plan))
+    return graph_sections({"": plan})[0]
+
+
+def _graph_section(plan: PlanData, root: Box, name: str, title: str) -> Section:
     pen = Pen(is_live=True)
     drawn = pen.draw(root)
     inputs = [f"{name} {shape}" for name, shape in root.inputs]
     facts = [_facts(box, plan.ruleset) for box in pen.boxes]
+    ids = ("search", "count", "tuners", "open", "close", "details", "boxes")
+    mark = {word: f'id="{word}" class="{word}"' if name == "graph" else f'class="{word}"' for word in ids}
     body = (
-        '<div class="tools"><input id="search" type="search" placeholder="module, operation, rule, tuner …"'
-        ' aria-label="search the drawing"><span id="count" class="soft"></span><button id="tuners">tuners</button>'
-        '<button id="open">open all</button><button id="close">close all</button></div>'
+        f'<div class="tools"><input {mark["search"]} type="search" placeholder="module, operation, rule, tuner …"'
+        f' aria-label="search the drawing"><span {mark["count"]}></span><button {mark["tuners"]}>tuners</button>'
+        f"<button {mark['open']}>open all</button><button {mark['close']}>close all</button></div>"
         f'<div class="explorer"><div class="canvas">{graph(drawn, about_of(plan), "", inputs)}</div>'
-        '<aside id="details"><p class="soft">Click a box: its module, its source line, and the line of the rule that '
-        "placed a tuner.</p></aside></div>"
-        f'<script id="boxes" type="application/json">{_json(facts)}</script>'
+        f'<aside {mark["details"]}><p class="soft">Click a box: its module, its source line, and the line of the rule '
+        "that placed a tuner.</p></aside></div>"
+        f'<script {mark["boxes"]} type="application/json">{_json(facts)}</script>'
     )
-    return Section("graph", "What is inserted", body, wide=True)
+    return Section(name, title, body, wide=True)
 
 
 def _facts(box: Box, ruleset: RuleSet) -> dict[str, object]:

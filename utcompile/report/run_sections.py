@@ -11,7 +11,7 @@ from utcompile.folding import FoldReport
 from utcompile.matching import PlanData
 from utcompile.matching.cost import plan_cost
 from utcompile.report.charts import Series, line_chart
-from utcompile.report.page import Section, graph_section, page
+from utcompile.report.page import Section, graph_sections, page
 from utcompile.report.predictions import Predictions, Sample
 from utcompile.text import amount, percent
 
@@ -39,18 +39,19 @@ class RunFacts:
         title: the run's folder, or what else names it.
         summary: names and values of the first lines.
         history: one entry per epoch.
-        plan: what was inserted.
+        plan: what was inserted; by path, where parts of the model are tuned.
         parameters: all of the model with its tuners.
         checkpoint: bytes of the saved tuners; None where nothing is saved.
         predictions: on the validation data; None for a task without classes.
         speeds: latencies, and what measured them.
         fold: the report; or, as a text, why there is none.
+        outside: parameters that train outside of the parts.
     """
 
     title: str
     summary: Mapping[str, str]
     history: Sequence[Mapping[str, float]]
-    plan: PlanData
+    plan: PlanData | Mapping[str, PlanData]
     parameters: int
     checkpoint: int | None = None
     predictions: Predictions | None = None
@@ -58,6 +59,12 @@ class RunFacts:
     engine: str = ""
     fold: FoldReport | str = ""
     notes: Sequence[str] = field(default=())
+    outside: int = 0
+
+    @property
+    def plans(self) -> Mapping[str, PlanData]:
+        """The plan of each part by its path; of a whole model as one graph by the empty path."""
+        return self.plan if isinstance(self.plan, Mapping) else {"": self.plan}
 
 
 def run_page(facts: RunFacts) -> str:
@@ -69,7 +76,7 @@ def run_page(facts: RunFacts) -> str:
     if facts.predictions is not None:
         sections += [_confusion(facts.predictions)] if facts.predictions.pairs else []
         sections.append(_samples(facts.predictions))
-    sections.append(graph_section(facts.plan))
+    sections += graph_sections(facts.plans)
     return page(facts.title, sections)
 
 
@@ -189,12 +196,13 @@ def _figure(sample: Sample) -> str:
 
 
 def _cost(facts: RunFacts) -> Section:
-    plan = facts.plan
-    cost = plan_cost(plan.sites, plan.view, 1)
+    plans = facts.plans.values()
+    costs = [plan_cost(plan.sites, plan.view, 1) for plan in plans]
+    every = [(site, cost.sites.get(site.id)) for plan, cost in zip(plans, costs, strict=True) for site in plan.sites]
     rows = []
-    for rule in dict.fromkeys(site.rule for site in plan.sites):
-        sites = [site for site in plan.sites if site.rule == rule]
-        known = [cost.sites[s.id] for s in sites if s.id in cost.sites]
+    for rule in dict.fromkeys(site.rule for site, _ in every):
+        sites = [site for site, _ in every if site.rule == rule]
+        known = [cost for site, cost in every if site.rule == rule and cost is not None]
         kinds = Counter(s.inserts for s in sites)
         rows.append(
             [
@@ -206,14 +214,17 @@ def _cost(facts: RunFacts) -> Section:
                 amount(sum(c.saved_bytes for c in known), "B"),
             ]
         )
-    trained = sum(plan.sizes.values())
+    own = {name: size for plan in plans for name, size in plan.sizes.items()}
+    trained = sum(sum(plan.sizes.values()) for plan in plans) + facts.outside
     if trained:
-        rows.append(["train:", ", ".join(list(plan.sizes)[:3]), "", f"{trained:,}", "", ""])
+        rows.append(["train:", ", ".join(list(own)[:3]), "", f"{trained:,}", "", ""])
     heads = ["rule", "inserts", "sites", "parameters", "FLOPs", "saved"]
-    share = percent(plan.parameters / max(1, facts.parameters))
+    parameters = sum(plan.parameters for plan in plans) + facts.outside
+    share = percent(parameters / max(1, facts.parameters))
+    name = "the model's FLOPs" if "" in facts.plans else "the parts' FLOPs"
     more = {
-        "trained": f"{plan.parameters:,} of {facts.parameters:,} ({share})",
-        "the model's FLOPs": amount(cost.model_flops),
+        "trained": f"{parameters:,} of {facts.parameters:,} ({share})",
+        name: amount(sum(cost.model_flops for cost in costs)),
     }
     if facts.checkpoint is not None:
         more["saved tuners"] = amount(facts.checkpoint, "B")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from importlib.resources import files
 
@@ -44,7 +45,13 @@ MARKERS = "".join(
     f'<path class="{name}" d="M0,0.6L8,4L0,7.4z"/></marker>'
     for name in ("tip", "tip-t")
 )
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _LEGEND = (("leaf op", "frozen operation"), ("leaf trained", "trained itself"), ("tuner", "tuner"))
+
+
+def printable(text: str) -> str:
+    """A text without control characters and halves of characters: names of files may have them, pages may not."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def colours(theme: dict[str, str]) -> str:
@@ -57,7 +64,7 @@ def svg_of(plan: PlanData) -> str:
     root = grouped(boxes_of(plan))
     drawn = Pen().draw(root)
     style = f"svg{{{colours(LIGHT)}}}@media(prefers-color-scheme:dark){{svg{{{colours(DARK)}}}}}{STYLE}"
-    return graph(drawn, about_of(plan), style, [f"{name} {shape}" for name, shape in root.inputs])
+    return printable(graph(drawn, about_of(plan), style, [f"{name} {shape}" for name, shape in root.inputs]))
 
 
 def about_of(plan: PlanData) -> str:

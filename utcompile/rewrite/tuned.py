@@ -87,7 +87,7 @@ class TunedModule(TunedState):
         self.__dict__.pop("_planned", None)
         own = type(self)
         own._tuned_forward = own.forward
-        own.forward = _choosing(own.forward, _for_compiler(weakref.ref(self)))
+        own.forward = _choosing(own.forward, for_compiler(weakref.ref(self)))
         return code
 
     def prepare_base(self) -> None:
@@ -274,14 +274,15 @@ class TunedModule(TunedState):
         return found if isinstance(found, Originals) else Originals((), {})
 
 
-def _for_compiler(of: weakref.ref[TunedModule]) -> Callable[[object], bool]:
+def for_compiler(of: weakref.ref[UtcGraphModule]) -> Callable[[object], bool]:
     """Called by `torch.compile` while it compiles, once per plan: whether there is a `_compiled_forward` to compile."""
 
     def prepared(again: object) -> bool:
         tuned = of()
-        if tuned is None or tuned.memory is None or torch._C._are_functorch_transforms_active():
+        memory: Memory | None = getattr(tuned, "memory", None)
+        if tuned is None or memory is None or torch._C._are_functorch_transforms_active():
             return False
-        found = tuned.memory.compiled_forward_of(tuned)
+        found = memory.compiled_forward_of(tuned)
         tuned.__dict__["_compiled_forward"] = found
         return found is not None
 
@@ -289,7 +290,8 @@ def _for_compiler(of: weakref.ref[TunedModule]) -> Callable[[object], bool]:
     return asked
 
 
-def _is_compiled() -> bool:
+def is_compiled() -> bool:
+    """Whether `torch.compile` records a call that trains."""
     # not `is_exporting()`, which the compiler of torch 2.11 takes for true
     exports = getattr(torch.compiler, "_is_exporting_flag", False)
     return torch.compiler.is_dynamo_compiling() and not exports and torch.is_grad_enabled()
@@ -302,7 +304,7 @@ def _choosing(tuned_forward: Callable[..., object], prepared: Callable[[object],
         if is_off(self._switch):
             refuse_checkpoint(self._switch)
             return self._base_forward(self, *args, **kwargs)
-        if _is_compiled() and self.memory is not None and prepared(self.memory.again):
+        if is_compiled() and self.memory is not None and prepared(self.memory.again):
             return self._compiled_forward(self, *args, **kwargs)
         if not torch.compiler.is_compiling() and self.memory is not None:
             planned = self.memory.forward_of(self)
