@@ -74,7 +74,7 @@ def check(path: Path, its: Mapping[str, nn.Module], example: Inputs) -> None:
             np.testing.assert_allclose(mixed[i, : len(wanted)], wanted, atol=2e-5)
 
 
-SOME = ("lora", "adapter")
+SOME = ("lora",)
 
 
 @pytest.mark.parametrize("kind", [k if k in SOME else pytest.param(k, marks=pytest.mark.full) for k in KINDS])

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 _DOMAIN = "com.microsoft.nchwc"
-_MOST_BYTES = 1e9  # of a file that is in memory twice while it is optimised
+_MOST_BYTES = 1e9  # of a file; it is in memory twice while it is optimised
 
 
 @dataclass(frozen=True)
