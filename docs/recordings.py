@@ -17,6 +17,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def text(home: Path) -> Sequence[str]:
     with (home / "tweets.csv").open("w", newline="", encoding="utf-8") as file:
         rows = zip(texts[:120], labels[:120], strict=True)
         csv.writer(file).writerows([("text", "label"), *((t, ("negative", "positive")[i]) for t, i in rows)])
-    (home / "minilm").symlink_to(_model_folder())
+    shutil.copytree(_model_folder(), home / "minilm")
     return (
         "utcompile train -m hf:minilm/ -r lora/all_linear --task text -d tweets.csv -o run/ --no-report "
         "epochs=3 lr=2e-3",

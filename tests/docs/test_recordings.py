@@ -35,7 +35,7 @@ def test_commands_run_in_a_terminal_of_a_width(recordings: ModuleType, tmp_path:
 
 def test_every_recording_has_its_place_and_is_whole() -> None:
     text = (ROOT / "docs" / "day.md").read_text(encoding="utf-8")
-    for name, told in {"image": "digits.onnx", "segment": "scenes.onnx"}.items():
+    for name, told in {"image": "digits.onnx", "text": "tweets.onnx", "segment": "scenes.onnx"}.items():
         recording = text.partition(f"<!-- recorded: {name} -->\n")[2].partition("<!-- recorded end -->")[0]
         assert f"$ utcompile predict {told}" in recording and "equal in ONNX Runtime" in recording
         assert "Warning" not in recording and "Traceback" not in recording
