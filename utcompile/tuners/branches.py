@@ -53,7 +53,13 @@ class Branch:
             if is_small(y.numel()):
                 return y.add_(self.share(x, a, b), alpha=s)
             return _ConvBranch.apply(x, y, a, b, s, self.name, self.settings)
-        return y + self.share(x, a, b * s)  # B is small, and a compiler folds it
+        return y + self.scaled_share(x, a, b, s)
+
+    def scaled_share(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, s: float) -> torch.Tensor:
+        """`s·B(A(x))`. B is small, and an exporter folds s into it; autograd would keep the scaled one besides."""
+        if torch.is_grad_enabled() and not runs_plainly(x, a, b):
+            return self.share(x, a, b) * s
+        return self.share(x, a, b * s)
 
     def share(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`B(A(x))` by the plain formula."""

@@ -217,7 +217,7 @@ class Lora(Tuner):
         if self.dropout is not None:
             x = self.dropout(x)
         if y is None:
-            return self.branch.share(x, self.lora_A, self._up() * self.scaling)
+            return self.branch.scaled_share(x, self.lora_A, self._up(), self.scaling)
         return self.branch(x, y, self.lora_A, self._up(), self.scaling)
 
     def _up(self) -> torch.Tensor:
