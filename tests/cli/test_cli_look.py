@@ -175,7 +175,7 @@ def test_rules_schema(tmp_path):
     assert json.loads(passed("rules", "schema").stdout)["type"] == "object"
     passed("rules", "schema", "-o", tmp_path / "schema.json")
     assert json.loads((tmp_path / "schema.json").read_text())["type"] == "object"
-    refused("rules", "schema", "-o", tmp_path / "none" / "schema.json", says=("the schema cannot be written",))
+    refused("rules", "schema", "-o", tmp_path / "none" / "schema.json", says=("the folder to write to does not exist",))
 
 
 def rule_file(folder, expected: int):

@@ -98,7 +98,11 @@ def test_the_command_writes_the_program_alone_and_says_which_tie_was_cut(tmp_pat
     tuned = utc.match(utc.capture(model, x), RULES % "'untied:d.weight'").apply()
     zoo.shake(tuned, 0.3)
     run: Any = SimpleNamespace(
-        tuned=tuned.eval(), example=(x,), manifest={"model": "a tied autoencoder"}, choice=SimpleNamespace(as_dict=dict)
+        tuned=tuned.eval(),
+        whole=tuned,
+        example=(x,),
+        manifest={"model": "a tied autoencoder"},
+        choice=SimpleNamespace(as_dict=dict),
     )
     report, files = fold_run(run, tmp_path / "folded", strict=True)
     assert files == ["model.pt2", "report.json"] and "is no longer tied to e.weight" in no_checkpoint(report)

@@ -32,7 +32,7 @@ _LEAST = {
 _SIZE = re.compile(r"none|\s*\d{1,15}(\.\d*)?\s*[KMGT]?I?B?\s*", re.IGNORECASE)
 _SHARES = ("warmup", "label_smoothing")
 _POSITIVE = {"lr": "a positive learning rate, e.g. 1e-3", "grad_clip": "a positive norm, or none"}
-MOST = {"lr": 1e30, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}
+MOST = {"lr": 3e37, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}
 _IMAGES = ("classify", "multilabel", "regress", "segment")
 # Which tasks use an option; any task uses the others.
 USES: Mapping[str, tuple[str, ...]] = {

@@ -16,8 +16,8 @@ from utcompile.graph.observed import runs_plainly
 
 def affine_batch_norm(
     input: torch.Tensor,
-    running_mean: torch.Tensor,
-    running_var: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     training: bool = False,
@@ -34,9 +34,9 @@ def affine_batch_norm(
         tensor([1., 2., 3.])
     """
     plain = training or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not input.requires_grad
-    trains = (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    trains = trains or running_mean.requires_grad or running_var.requires_grad
-    if plain or trains or runs_plainly(input, running_mean, running_var, weight, bias):
+    state = (running_mean, running_var, weight, bias)
+    trains = any(t is not None and t.requires_grad for t in state)
+    if plain or trains or runs_plainly(input, *state):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     result: torch.Tensor = _Affine.apply(input, running_mean, running_var, weight, bias, eps)
     return result
@@ -70,7 +70,7 @@ class _AffineBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
-        return affine_batch_norm(input, *statistics, self.weight, self.bias, False, momentum, self.eps)  # type: ignore[arg-type]
+        return affine_batch_norm(input, *statistics, self.weight, self.bias, False, momentum, self.eps)
 
 
 class AffineBatchNorm1d(_AffineBatchNorm, nn.BatchNorm1d):

@@ -33,9 +33,9 @@ class Saved:
         if not isinstance(source, str | Path) or "\n" in str(source):
             return None
         path = Path(source) / _MANIFEST
+        if not _is_file(path):
+            return None
         try:
-            if not path.is_file():
-                return None
             data = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MOST_BYTES else None
         except (OSError, ValueError, RecursionError):
             data = None
@@ -50,3 +50,10 @@ class Saved:
         text = rules["text"]
         text += "" if "\n" in text else "\n"  # by which a text is known
         return cls(text, *(rules.get(k) for k in ("vars", "included", "train", "measured")))  # type: ignore[arg-type]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no path can be so long, or have such a letter
+        return False

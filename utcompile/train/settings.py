@@ -12,7 +12,7 @@ from utcompile.errors import UtcError, check_type, did_you_mean
 PRECISIONS = ("no", "bf16", "fp16")
 CLASS_WEIGHTS = ("none", "balanced")
 # What an optimizer makes of these fits into float32; of a seed, what torch takes.
-MOST = {"lr": 1e30, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}
+MOST = {"lr": 3e37, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}
 _WHOLE = dict.fromkeys(("epochs", "batch_size", "seed", "samples", "accumulate"), "a whole number")
 _TEXTS = dict.fromkeys(("schedule", "precision", "optimizer", "task", "metric", "class_weights"), "a text")
 _RATES = dict.fromkeys(("rates", "decays"), "a mapping from the names of rules to numbers")
