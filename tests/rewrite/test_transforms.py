@@ -146,7 +146,7 @@ def saved_bytes(call: Callable[[], torch.Tensor], own: nn.Module) -> int:
 
 def test_checkpointing_around_the_model_frees_all(case: tuple[utc.TunedModule, Named, torch.Tensor]) -> None:
     tuned, expected, x = case
-    x = x.requires_grad_()
+    x = x.clone().requires_grad_()
     assert saved_bytes(lambda: tuned(x), tuned) > 4 * x.nbytes
     assert saved_bytes(lambda: checkpoint(tuned, x, use_reentrant=False), tuned) <= x.nbytes
     total(checkpoint(tuned, x, use_reentrant=False)).backward()
