@@ -110,7 +110,7 @@ def text(home: Path) -> Sequence[str]:
 
     texts, labels = _snippets(_source(Path(os.environ.get("RESULTS", "results-output"))), "tweets")
     with (home / "tweets.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = random.Random(0).sample([*zip(texts, labels, strict=True)], 400)  # the first ones are the clearest
+        rows = random.Random(0).sample([*zip(texts, labels, strict=True)], 400)
         csv.writer(file).writerows([("text", "label"), *((t, ("negative", "positive")[i]) for t, i in rows)])
     shutil.copytree(_model_folder(), home / "minilm")
     return (

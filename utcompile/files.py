@@ -64,7 +64,7 @@ def check_target(path: Path) -> None:
         raise UtcError(
             "the path to write to is a folder",
             where=str(path),
-            fix=f"name a file: {path / 'model.onnx'}",
+            fix="name a file in it",
             code="path/invalid",
         )
     check_folder(parent)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from support import architectures
 from support import models as zoo
+from support.saved import saved_bytes
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
@@ -86,19 +86,7 @@ def close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 
 def kept(tuned: nn.Module, call: Callable[[], Any]) -> int:
     """Bytes of what autograd keeps, the module's own tensors aside."""
-    own = {t.untyped_storage()._cdata for t in [*tuned.parameters(), *tuned.buffers()]}
-    seen: dict[int, torch.Tensor] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        if t.untyped_storage()._cdata not in own:
-            seen[t.untyped_storage()._cdata] = t
-        return t
-
-    with saved_tensors_hooks(pack, lambda t: t):
-        loss = total(call())
-    found = sum(t.untyped_storage().nbytes() for t in seen.values())
-    del loss
-    return found
+    return saved_bytes(tuned, lambda: total(call()))
 
 
 def savings(tuned: utc.TunedModule) -> tuple[Saving, ...]:

@@ -57,7 +57,7 @@ class Net(nn.Module):
 
 @dataclass(eq=False)
 class Clock:
-    """A clock that yields what it is told, and remembers how often it was asked."""
+    """A clock that yields what it is told, and counts how often it was read."""
 
     fastest: str = "branch"
     asked: list[tuple[str, ...]] = field(default_factory=list)
@@ -152,7 +152,7 @@ def test_a_checkpoint_has_the_choice(
     said = manifest["rules"]["measured"]["conv/first/0"]
     assert said["form"] == "one" and said["at"] == "[3, 3, 9, 9] float32 on cpu" and len(said["seconds"]) == 3
     assert {s["config"]["how"] for s in manifest["sites"]} <= {"branch", "reparametrised"}
-    monkeypatch.setattr(clock, "least_seconds", None)  # whoever asks it fails
+    monkeypatch.setattr(clock, "least_seconds", None)  # who calls it fails
     again = utc.match(captured, utc.RuleSet.load(tmp_path)).apply()
     assert again.code == tuned.code and joined(again) == joined(tuned) == ["first"]
     assert again.ruleset.measured == tuned.ruleset.measured

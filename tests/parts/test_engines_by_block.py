@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import models as zoo
 from support.processes import one_process_group
+from support.saved import saved_bytes
 from torch import nn
 
 import utcompile as utc
@@ -62,22 +63,6 @@ def step(model: nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
     return found
 
 
-def kept(model: nn.Module, inputs: Inputs) -> int:
-    """The bytes that a forward keeps for backward, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        result_of(model, inputs)
-    return sum(found.values())
-
-
 def regions(nested: nn.Module) -> list[nn.Module]:
     return [m for m in nested.modules() if isinstance(m, utc.TunedModule) and m is not nested]
 
@@ -102,7 +87,7 @@ def test_engines_work_by_block(name: str, group: None) -> None:
     model, inputs = build()
     tuned = utc.compile(model.eval(), rules, inputs, verify="shapes")
     zoo.shake(tuned, 0.1)
-    expected, before = step(tuned, inputs), kept(tuned, inputs)
+    expected, before = step(tuned, inputs), saved_bytes(tuned, lambda: result_of(tuned, inputs))
     nested = tuned.nested(glob)
     assert len(regions(nested)) > 1
     assert same(step(nested, inputs), expected)
@@ -110,7 +95,9 @@ def test_engines_work_by_block(name: str, group: None) -> None:
     again = copy.deepcopy(nested)
     blocks = set(regions(again))
     apply_activation_checkpointing(again, check_fn=lambda module: module in blocks)
-    assert kept(again, inputs) < 0.5 * before  # the inputs of blocks, and what lies outside of them
+    assert (
+        saved_bytes(again, lambda: result_of(again, inputs)) < 0.5 * before
+    )  # the inputs of blocks, and what lies outside of them
     assert same(step(again, inputs), expected)
 
     sharded = copy.deepcopy(nested)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support import models as zoo
 from support.processes import one_process_group
+from support.saved import saved_bytes
 from support.transformer_toys import RULES, Block, Transformer
 from torch import nn
 
@@ -223,31 +224,15 @@ def gathered_by(nested: nn.Module, folder: Path) -> int:
     return count
 
 
-def kept(model: nn.Module, x: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """The bytes that a forward keeps for backward, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-
-    def pack(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
-        out = model(x)
-    return sum(found.values()), out
-
-
 def test_a_checkpoint_around_each_region_frees_what_is_inside(made: Made, tmp_path: Path) -> None:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
     tuned, x = tuned_of(made), torch.randn(8, 5, 6)
     nested = tuned.nested("blocks.*")
     regions = set(nested.get_submodule("blocks").children())
-    before, _ = kept(nested, x)
+    before = saved_bytes(nested, lambda: nested(x))
     apply_activation_checkpointing(nested, check_fn=lambda m: m in regions)
-    after, _ = kept(nested, x)
+    after = saved_bytes(nested, lambda: nested(x))
     assert after < 0.4 * before  # two blocks of some ten values each keep their inputs
     (out, grads), (nested_out, nested_grads) = step(tuned, x), step(nested, x)
     assert torch.equal(out, nested_out)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from support import models as zoo
 from support.processes import one_process_group
+from support.saved import saved_bytes
 from support.transformer_toys import RULES, Transformer
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -130,24 +130,10 @@ def group() -> Iterator[None]:
         yield
 
 
-def saved_bytes(call: Callable[[], torch.Tensor], own: nn.Module) -> int:
-    """What a forward keeps for backward beside the model's own state."""
-    mine = {t.untyped_storage()._cdata for t in [*own.parameters(), *own.buffers()]}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def keep(t: torch.Tensor) -> torch.Tensor:
-        found[t.untyped_storage()._cdata] = t.untyped_storage()
-        return t
-
-    with saved_tensors_hooks(keep, lambda t: t):
-        call()
-    return sum(s.nbytes() for cdata, s in found.items() if cdata not in mine)
-
-
 def test_checkpointing_around_the_model_frees_all(case: tuple[utc.TunedModule, Named, torch.Tensor]) -> None:
     tuned, expected, x = case
     x = x.clone().requires_grad_()
-    assert saved_bytes(lambda: tuned(x), tuned) > 4 * x.nbytes
-    assert saved_bytes(lambda: checkpoint(tuned, x, use_reentrant=False), tuned) <= x.nbytes
+    assert saved_bytes(tuned, lambda: tuned(x)) > 4 * x.nbytes
+    assert saved_bytes(tuned, lambda: checkpoint(tuned, x, use_reentrant=False)) <= x.nbytes
     total(checkpoint(tuned, x, use_reentrant=False)).backward()
     assert same({n: p.grad for n, p in tuned.named_parameters() if p.grad is not None}, expected)

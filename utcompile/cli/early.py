@@ -64,7 +64,9 @@ def check_model(spec: str) -> None:
             code="model/unknown",
         )
     if kind.endswith(".py") and not Path(kind).is_file():
-        raise UtcError("there is no such Python file", where=kind, code="model/unknown")
+        raise UtcError(
+            "there is no such Python file", where=kind, fix="name a file of yours, as net.py:make", code="model/unknown"
+        )
 
 
 def runs_code(spec: str) -> bool:
@@ -88,7 +90,12 @@ def check_example(example: str | None, shapes: Sequence[str] | None = None) -> N
     shapes_of(shapes or ())
     if example is None or example.endswith(".npz"):
         if example is not None and not Path(example).is_file():
-            raise UtcError("there is no such file of example inputs", where=example, code="path/invalid")
+            raise UtcError(
+                "there is no such file of example inputs",
+                where=example,
+                fix="correct --example; numpy.savez writes such files",
+                code="path/invalid",
+            )
         return
     module, colon, name = example.rpartition(":")
     if not colon or not module or not name:
@@ -96,7 +103,7 @@ def check_example(example: str | None, shapes: Sequence[str] | None = None) -> N
             f"{example!r} names no function", fix="give the example as file.py:function", code="model/unknown"
         )
     if module.endswith(".py") and not Path(module).is_file():
-        raise UtcError("there is no such Python file", where=module, code="model/unknown")
+        raise UtcError("there is no such Python file", where=module, fix="correct --example", code="model/unknown")
 
 
 def check_rules(source: str) -> None:

@@ -28,7 +28,7 @@ def rename_by_path(graph: fx.Graph) -> None:
 
 
 def dotted_names(graph: fx.Graph) -> Mapping[fx.Node, str]:
-    """`blocks.0.attn.qkv`, `blocks.0.attn.reshape_1`: names for messages, numbered as those that nodes get."""
+    """`blocks.0.attn.qkv`, `blocks.0.attn.reshape_1`: names for messages, numbered in graph order as nodes are."""
     used: Counter[str] = Counter()
     found: dict[fx.Node, str] = {}
     for node in graph.nodes:
