@@ -24,7 +24,7 @@ from utcompile.memory.planned import plan_graph
 
 CASES = {  # model, rules, which ways of keeping less it must use
     "vit": ("lora/all_linear", {"remade"}),
-    "resnet": ("lora/all_conv", {"frozen input", "bits", "index"}),
+    "resnet": ("lora/all_conv", {"frozen input", "index"}),
     "convnext": ("lora/all_linear", {"remade", "frozen input"}),
     "mobilenet": ("lora/all_conv", set()),
     "bert": ("lora/all_linear", {"remade"}),

@@ -58,7 +58,7 @@ class OneCall:
             to_function(graph, node, root)
         x, weight, *rest = node.args
         self._put(graph, node, recipe, (x, weight), rest, starts)
-        branch.op, branch.target, branch.args, branch.kwargs = "call_function", _as_it_is, (node,), {}
+        branch.op, branch.target, branch.args, branch.kwargs = "call_function", as_it_is, (node,), {}
 
     def _join_weight(self, graph: fx.Graph) -> None:
         node = self.operation
@@ -168,7 +168,7 @@ def _sequence(value: Argument) -> Sequence[Argument]:
     return value
 
 
-def _as_it_is(value: object) -> object:
+def as_it_is(value: object) -> object:
     return value
 
 
