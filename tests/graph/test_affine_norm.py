@@ -1,4 +1,4 @@
-"""A frozen BatchNorm keeps nothing for backward, and its gradient is torch's, in every precision."""
+"""A frozen BatchNorm keeps nothing for backward of what is large, and its gradient is torch's, in every precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
+from utcompile.graph import affine_norm
 from utcompile.graph.affine_norm import affine_batch_norm
+
+
+@pytest.fixture(autouse=True)
+def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affine_norm, "_SMALL", 0)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +55,12 @@ def test_gradients_of_gradients_and_layouts(shape: tuple[int, ...]) -> None:
     (found,) = torch.autograd.grad(affine_batch_norm(x, mean, variance, weight), x, g)
     (expected,) = torch.autograd.grad(F.batch_norm(x, mean, variance, weight), x, g)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_small_one_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    state = (torch.zeros(4), torch.ones(4))
+    names = [
+        type(affine_batch_norm(torch.randn(2, 4, n, requires_grad=True), *state).grad_fn).__name__ for n in (4096, 4097)
+    ]
+    assert names == ["NativeBatchNormBackward0", "_AffineBackward"]

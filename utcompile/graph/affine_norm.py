@@ -1,4 +1,4 @@
-"""BatchNorm in eval is an affine map of its channels; run as one, it saves nothing for backward.
+"""BatchNorm in eval is an affine map of its channels; run as one, it saves nothing for backward, unless it is small.
 
 `F.batch_norm` keeps its input for the gradients of its weight and statistics, which a frozen one does not have. The
 forward here is the same call, bit for bit; the backward is `grad · w / √(var + ε)`, the same norm of a mean of zero.
@@ -13,6 +13,8 @@ from torch import nn
 from utcompile.graph.context import Context
 from utcompile.graph.observed import runs_plainly
 
+_SMALL = 2**15  # numbers: up to here, what would be saved is less than what a call of Python costs
+
 
 def affine_batch_norm(
     input: torch.Tensor,
@@ -24,16 +26,17 @@ def affine_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`F.batch_norm` in eval; where only its input needs a gradient, nothing is saved for backward.
+    """`F.batch_norm` in eval; where only its input needs a gradient, nothing is saved for backward of a large input.
 
     Example:
-        >>> x = torch.randn(2, 3, 4, requires_grad=True)
+        >>> x = torch.randn(2, 3, 8192, requires_grad=True)
         >>> y = affine_batch_norm(x, torch.zeros(3), torch.ones(3), torch.tensor([1.0, 2.0, 3.0]))
         >>> y.sum().backward()
         >>> x.grad[0, :, 0].round(decimals=3)
         tensor([1., 2., 3.])
     """
     plain = training or torch.compiler.is_compiling() or not torch.is_grad_enabled() or not input.requires_grad
+    plain = plain or input.numel() <= _SMALL
     state = (running_mean, running_var, weight, bias)
     trains = any(t is not None and t.requires_grad for t in state)
     if plain or trains or runs_plainly(input, *state):
@@ -55,12 +58,14 @@ class _Affine(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(variance, weight)  # the model's own tensors
         ctx.eps = eps
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled)
 
     @staticmethod
     def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         variance, weight = ctx.saved_tensors
-        return F.batch_norm(grad, torch.zeros_like(variance), variance, weight, None, False, 0.0, ctx.eps), *[None] * 5
+        zero = torch.zeros_like(variance)
+        use_cudnn = torch.backends.cudnn.enabled
+        return torch.batch_norm(grad, weight, None, zero, variance, False, 0.0, ctx.eps, use_cudnn), *[None] * 5
 
 
 class _AffineBatchNorm(nn.modules.batchnorm._BatchNorm):

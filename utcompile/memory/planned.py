@@ -297,7 +297,7 @@ class Planner:
     def _relu_before(self, pool: fx.Node) -> fx.Node | None:
         """The ReLU whose result a pool alone reads; what it reads nothing else does, or it does not write there."""
         node = pool.args[0]
-        if node not in self._nodes(("relu",)) or not isinstance(node, fx.Node) or info(node).role is not None:
+        if not isinstance(node, fx.Node) or info(node).role is not None or node not in set(self._nodes(("relu",))):
             return None
         source = node.args[0] if node.args else None
         writes = self._writes(node)
@@ -306,7 +306,7 @@ class Planner:
         return node if not writes or (set(source.users) == {node} and self._is_new(source)) else None
 
     def _is_new(self, node: fx.Node) -> bool:
-        """Whether what a node yields is surely in memory of its own."""
+        """Whether what a node yields is surely in new memory."""
         is_layer = self.reading.operations[node].name in _CONVS | having(Trait.NORM) and not info(node).inplace
         return is_layer or node.target is recomputed or info(node).role is Role.BRANCH
 
