@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
+from numbers import Real
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ class MemoryPlan:
         limit = int(amount * found.before.peak) if isinstance(amount, float) else amount - found.others
         chosen, step = _fitting(found, limit) or _least(found)
         if step.peak > limit:
-            raise _too_small(found, step.peak, budget)
+            raise _too_small(found, step.peak, budget, is_share=isinstance(amount, float))
         return found.plan(chosen, step)
 
     def surveyed(self, tuned: UtcGraphModule, example_inputs: object = None) -> MemoryPlan:
@@ -176,12 +177,13 @@ def _least(survey: _Survey) -> tuple[frozenset[int], Simulated]:
     return min(tried, key=lambda pair: pair[1].peak)
 
 
-def _too_small(survey: _Survey, least: int, budget: float | int | str) -> UtcError:
+def _too_small(survey: _Survey, least: int, budget: float | int | str, *, is_share: bool) -> UtcError:
     possible = f"{shown_up(least + survey.others)}, of which {shown(survey.others)} are parameters, buffers and inputs"
-    if isinstance(budget, float):
-        possible = f"{ceil(1000 * least / survey.before.peak) / 1000:.3f}"
+    share = ceil(1000 * least / survey.before.peak) / 1000
+    if is_share and share <= 1:
+        possible = f"{share:.3f}"
     return UtcError(
-        f"a step does not fit the memory budget {budget!r}",
+        f"a step does not fit the memory budget {budget if isinstance(budget, Real) else repr(budget)}",
         why=f"the least possible with these inputs is {possible}",
         fix="give a larger budget, or example inputs with a smaller batch",
         code="memory/budget",
