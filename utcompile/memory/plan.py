@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
 from numbers import Real
 
@@ -23,6 +23,7 @@ from utcompile.memory.sizes import read_budget, shown, shown_up
 from utcompile.memory.units import Unit, units_of
 
 _TRIES = 6  # simulations until a plan's own step fits
+_LOWER = 0.99  # of a peak: what is tried next, for the least possible
 _POINTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the curve
 
 
@@ -128,19 +129,22 @@ class _Survey:
     step: Simulated
     model: Model
     others: int
+    known: dict[frozenset[int], Simulated] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tuned: UtcGraphModule, arguments: Mapping[str, object]) -> _Survey:
         units = units_of(tuned.graph, tuned, tuned.follows_mode)
         before = simulate(tuned, arguments, as_it_is=True)
-        step = simulate(tuned, arguments, [u.last for u in units])
+        step = simulate(tuned, arguments, [(u.first, u.last) for u in units])
         others = _bytes_of([*tuned.parameters(), *tuned.buffers(), *tensors(arguments)])
         return cls(tuned, arguments, units, before, step, Model(step, [True] * len(units)), others)
 
     def simulated(self, again: frozenset[int]) -> Simulated:
         """The step in which these units run again."""
-        units = [(self.units[i].first, self.units[i].last) for i in sorted(again)]
-        return simulate(self.tuned, self.arguments, again=units)
+        if again not in self.known:
+            units = [(self.units[i].first, self.units[i].last) for i in sorted(again)]
+            self.known[again] = simulate(self.tuned, self.arguments, again=units)
+        return self.known[again]
 
     def plan(self, chosen: frozenset[int], expected: Simulated) -> MemoryPlan:
         """The plan in which some units run again."""
@@ -174,7 +178,10 @@ def _least(survey: _Survey) -> tuple[frozenset[int], Simulated]:
     """The units whose running again has the lowest peak that is found, and that step."""
     candidates = dict.fromkeys((survey.model.every, survey.model.least(), frozenset[int]()))
     tried = [(chosen, survey.simulated(chosen)) for chosen in candidates]
-    return min(tried, key=lambda pair: pair[1].peak)
+    best = min(tried, key=lambda pair: pair[1].peak)
+    while (found := _fitting(survey, int(_LOWER * best[1].peak))) is not None:
+        best = found
+    return best
 
 
 def _too_small(survey: _Survey, least: int, budget: float | int | str, *, is_share: bool) -> UtcError:

@@ -32,6 +32,23 @@ def read_budget(budget: float | int | str) -> float | int:
     return given
 
 
+def read_bound(bound: int | str) -> int:
+    """The most bytes that something may take: a budget that is no share.
+
+    Raises:
+        UtcError: it is no such size.
+
+    Example:
+        >>> read_bound("4GB")
+        4000000000
+    """
+    given = _amount(bound)
+    if given is None or isinstance(given, float) or given <= 0:
+        what, fix = f"a bound of memory is {_text(bound)}", "say a size, as '4GB' or '900MiB', or none"
+        raise UtcError(what, fix=fix, code="memory/budget")
+    return given
+
+
 def _text(budget: object) -> str:
     """A budget in a message: numbers and short texts as they are written."""
     if isinstance(budget, str) or budget is None:
