@@ -104,11 +104,11 @@ def test_the_fastest_form_is_taken(
     plan = utc.match(captured, MEASURED)
     forms = {site.path: site.measured.form for site in plan.sites if site.measured}
     can_be_one = fastest if fastest != "one" else "branch"  # at these sizes, the count chooses it among the slower ones
-    assert forms["first"] == fastest and forms["grouped"] == "reparametrised"
-    assert {forms[p] for p in ("edges", "wider", "head")} <= {can_be_one, "reparametrised"}
-    assert sorted(map(len, told.asked)) == [2, 2, 2, 3]  # the grouped one has no choice
+    assert forms["first"] == forms["head"] == fastest and forms["grouped"] == "reparametrised"
+    assert {forms[p] for p in ("edges", "wider")} <= {can_be_one, "reparametrised"}
+    assert sorted(map(len, told.asked)) == [2, 2, 3, 3]  # the grouped one has no choice
     tuned = plan.apply()
-    assert joined(tuned) == (["first"] if fastest == "one" else [])
+    assert joined(tuned) == (["first", "head"] if fastest == "one" else [])
     # the forms are exact: the same numbers as with `how: auto`, whatever that takes
     shake(tuned)
     other = utc.match(captured, rules_of("how: auto")).apply()
@@ -154,7 +154,7 @@ def test_a_checkpoint_has_the_choice(
     assert {s["config"]["how"] for s in manifest["sites"]} <= {"branch", "reparametrised"}
     monkeypatch.setattr(clock, "least_seconds", None)  # who calls it fails
     again = utc.match(captured, utc.RuleSet.load(tmp_path)).apply()
-    assert again.code == tuned.code and joined(again) == joined(tuned) == ["first"]
+    assert again.code == tuned.code and joined(again) == joined(tuned) == ["first", "head"]
     assert again.ruleset.measured == tuned.ruleset.measured
     utc.load_tuners(again, tmp_path)
     assert all(map(torch.equal, step(again, x), step(tuned, x)))
@@ -215,11 +215,14 @@ def test_other_values_of_variables_are_measured_anew(
 def test_a_plan_says_it_and_pickles(told: Clock, recorded: tuple[utc.CapturedModule, Tensor]) -> None:
     told.fastest = "reparametrised"
     plan = utc.match(recorded[0], MEASURED)
-    line = "measured: head: reparametrised, 1.00 ms (branch 1.50 times as long), at [3, 4] float32 on cpu"
+    line = (
+        "measured: head: reparametrised, 1.00 ms (branch 1.50 times as long, one operation 1.50 times as long), "
+        "at [3, 4] float32 on cpu"
+    )
     assert line in plan.summary() and line in str(plan)
     assert "measured: grouped: reparametrised, which alone is possible" in plan.summary()
     site = next(s for s in plan.to_dict()["sites"] if s["id"] == "linear/head/0")  # type: ignore[attr-defined]
-    assert site["measured"]["seconds"] == {"branch": 0.0015, "reparametrised": 0.001}
+    assert site["measured"]["seconds"] == {"branch": 0.0015, "reparametrised": 0.001, "one": 0.0015}
     count = len(told.asked)
     copied = pickle.loads(pickle.dumps(plan))
     assert [s.measured for s in copied.sites] == [s.measured for s in plan.sites]
@@ -295,10 +298,10 @@ def test_damaged_data(data: object, why: str) -> None:
 
 
 def test_a_form_that_a_site_cannot_have(told: Clock, recorded: tuple[utc.CapturedModule, Tensor]) -> None:
-    known = {"linear/head/0": {"form": "one", "seconds": {}, "at": ""}}
+    known = {"conv/edges/0": {"form": "one", "seconds": {}, "at": ""}}
     with pytest.raises(utc.UtcError, match="cannot be computed as 'one'") as caught:
         utc.match(recorded[0], utc.RuleSet.load(MEASURED, measured=known))
-    assert caught.value.where == "site linear/head/0"
+    assert caught.value.where == "site conv/edges/0"
 
 
 OPERATIONS = {
@@ -320,7 +323,7 @@ def test_each_form_of_a_site_computes_the_same(kind: str) -> None:
     (site,) = utc.match(utc.capture(nn.Sequential(make()).eval(), (x,), verify="shapes"), rules).sites
     assert isinstance(site.place, WeightPlace) and isinstance(site.config, LoraConfig)
     forms = forms_of(site.config, site.place.site)
-    assert len(forms) == (3 if kind == "conv1d" else 2)
+    assert len(forms) == (3 if kind in ("conv1d", "linear") else 2)
     first, *others = (list(site_step(site.config, site.place.site, form, 2)()) for form in forms)  # type: ignore[call-overload]
     for other in others:
         for a, b in zip(first, other, strict=True):

@@ -1,13 +1,15 @@
-"""A convolution and its LoRA as one operation: the gradients of the two, up to rounding."""
+"""A linear or convolution and its LoRA as one operation: the gradients of the two, up to rounding."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from support import models as zoo
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import utcompile as utc
 from utcompile.memory import one_call, strides
@@ -26,11 +28,14 @@ rules:
     match: {op: conv}
     insert: {weight: h, tuner: l}
     on_refusal: skip
+  - name: linear
+    match: {op: linear}
+    insert: {weight: h, tuner: l}
 """
 
 
 class Net(nn.Module):
-    """Convolutions of one and two axes, with strides, padding, dilation and biases, and one of groups."""
+    """Convolutions of one and two axes, with strides, padding, dilation and biases, and one of groups; two linears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,10 +45,12 @@ class Net(nn.Module):
         self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.wide = nn.Conv2d(8, 4, (1, 3), padding=(0, 1))
         self.line = nn.Conv1d(4, 5, 3, padding=1)
+        self.axes = nn.Linear(32, 6)
+        self.weight = nn.Parameter(torch.randn(3, 6))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.wide(self.grouped(self.few(self.point(self.first(x).relu())).relu()))
-        return self.line(x.flatten(2))  # type: ignore[no-any-return]
+        return F.linear(self.axes(self.line(x.flatten(2))).mean(1), self.weight)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +89,7 @@ def joined(tuned: utc.TunedModule) -> int:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("how", "expected"), [("branch", 5), ("reparametrised", 5)])
+@pytest.mark.parametrize(("how", "expected"), [("branch", 7), ("reparametrised", 7)])
 def test_results_and_gradients(how: str, expected: int, layout: torch.memory_format) -> None:
     tuned, plain, x = pair(how)
     assert joined(tuned) == expected  # all but the one with groups
@@ -97,20 +104,21 @@ def test_small_ones_are_torchs_own_operations(how: str, monkeypatch: pytest.Monk
     tuned, plain, x = pair(how)
     expected = step(plain, x)
     monkeypatch.setattr(branches, "_SMALL", 2**18)
-    assert _functions(tuned(x)).isdisjoint({"_TunedBackward", "_ConvBranchBackward"})
+    found = _functions(tuned(x))
+    assert found["_TunedBackward"] == 2 and not found["_ConvBranchBackward"]  # the linears are not torch's own
     for module in (tuned, plain):
         assert close(step(module, x), expected)
         assert close(step(module, x.contiguous(memory_format=torch.channels_last)), expected)
 
 
-def _functions(result: Tensor) -> set[str]:
-    """The names of the autograd functions that a result comes from."""
+def _functions(result: Tensor) -> Counter[str]:
+    """How many autograd functions of each name a result comes from."""
     found, waiting = set(), [result.grad_fn]
     while waiting:
         if (node := waiting.pop()) is not None and node not in found:
             found.add(node)
             waiting += [n for n, _ in node.next_functions]
-    return {type(node).__name__ for node in found}
+    return Counter(type(node).__name__ for node in found)
 
 
 def test_the_numbers_of_a_result_are_known_before_it() -> None:
@@ -158,9 +166,17 @@ def test_a_budget_runs_it_again() -> None:
     assert close(step(tuned, x), step(plain, x))
 
 
-@pytest.mark.parametrize("kind", ["resnet", pytest.param("convnext", marks=pytest.mark.full)])
-def test_real_models(kind: str) -> None:
-    _, tuned, x = zoo.compiled(kind, "lora/all_conv")
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [
+        ("resnet", "lora/all_conv"),
+        ("vit", "lora/all_linear"),
+        pytest.param("convnext", "lora/all_conv", marks=pytest.mark.full),
+        pytest.param("convnext", "lora/all_linear", marks=pytest.mark.full),
+    ],
+)
+def test_real_models(kind: str, rules: str) -> None:
+    _, tuned, x = zoo.compiled(kind, rules)
     zoo.shake(tuned, 0.1)
     tuned = copy.deepcopy(tuned).double()
     plain = copy.deepcopy(tuned)
@@ -175,4 +191,17 @@ def test_the_form_with_the_least_work_is_taken() -> None:
 
     assert cheapest_form((64, 64, 3, 3), 8, 8 * 64 * 56**2, 8 * 64 * 56**2) == "one"
     assert cheapest_form((512, 512, 3, 3), 8, 8 * 512 * 7**2, 8 * 512 * 7**2) == "branch"
+    assert cheapest_form((1536, 384), 8, 8 * 384 * 197, 8 * 1536 * 197) == "one"
+    assert cheapest_form((4096, 4096), 8, 8 * 4096 * 128, 8 * 4096 * 128) == "branch"
     assert cheapest_form((8, 8, 1, 1), 64, 8 * 8 * 32**2, 8 * 8 * 32**2) == "reparametrised"
+
+
+def test_packed_projections_with_slices() -> None:
+    """B of the queries and values alone is a block matrix, whose gradient goes to the blocks."""
+    _, tuned, x = zoo.compiled("vit", "lora/qv")
+    zoo.shake(tuned, 0.1)
+    tuned = copy.deepcopy(tuned).double()
+    plain = copy.deepcopy(tuned)
+    plain.memory = None
+    assert joined(tuned)
+    assert close(step(tuned, x.double()), step(plain, x.double()), 1e-9)

@@ -86,7 +86,7 @@ class _FrozenConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.settings
         n = weight.dim() - 2
         sides = [per_axis(v, n) for v in (stride, padding, dilation)]
-        x = _no_numbers(shape, strides, grad)
+        x = no_numbers(shape, strides, grad)
         positions = few_positions(x, weight, *sides[:2]) if groups == 1 and grad.is_contiguous() else None
         if positions is not None:
             x, sides[0] = positions.like(x), [1] * n
@@ -97,7 +97,7 @@ class _FrozenConv(torch.autograd.Function):
         return of_x.to(dtype), *[None] * 6
 
 
-def _no_numbers(shape: Sequence[int], strides: Sequence[int], grad: torch.Tensor) -> torch.Tensor:
+def no_numbers(shape: Sequence[int], strides: Sequence[int], grad: torch.Tensor) -> torch.Tensor:
     """A tensor in the layout of an input of which no number is read: kernels need its shape and layout alone."""
     return torch.empty_strided(shape, strides, dtype=grad.dtype, device=grad.device)
 
@@ -115,7 +115,8 @@ def bit_relu(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
         >>> torch.equal(x.grad, (x > 0).float())
         True
     """
-    if not x.requires_grad or x.numel() < _SMALL or runs_plainly(x) or not is_dense(x):
+    other_readers = inplace and x._is_view()  # of the memory: their gradients pass through the ReLU too
+    if not x.requires_grad or x.numel() < _SMALL or other_readers or runs_plainly(x) or not is_dense(x):
         return F.relu(x, inplace)
     result: torch.Tensor = _BitRelu.apply(x, inplace)
     return result
@@ -133,39 +134,3 @@ class _BitRelu(torch.autograd.Function):
     def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (bits,) = ctx.saved_tensors
         return masked(grad, bits, ctx.strides), None
-
-
-def small_index_pool(
-    x: torch.Tensor, kernel: Sides, stride: Sides, padding: Sides, dilation: Sides, ceil_mode: bool
-) -> torch.Tensor:
-    """`F.max_pool2d` that keeps 16 or 32 bits per result, and no input.
-
-    Example:
-        >>> x = torch.tensor([[[[1.0, 2.0], [4.0, 3.0]]]], requires_grad=True)
-        >>> small_index_pool(x, 2, 2, 0, 1, False).sum().backward()
-        >>> x.grad[0, 0]
-        tensor([[0., 0.],
-                [1., 0.]])
-    """
-    if not x.requires_grad or x.dim() != 4 or runs_plainly(x):
-        return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
-    result: torch.Tensor = _SmallIndexPool.apply(x, ceil_mode, kernel, stride, padding, dilation)
-    return result
-
-
-class _SmallIndexPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Context, x: torch.Tensor, ceil_mode: bool, *settings: Sides) -> torch.Tensor:
-        sides = [per_axis(value, 2) for value in settings]
-        y, index = torch.ops.aten.max_pool2d_with_indices(x, *sides, ceil_mode)
-        ctx.save_for_backward(index.to(torch.int16 if x.shape[2] * x.shape[3] < 2**15 else torch.int32))
-        ctx.like, ctx.settings = (x.shape, x.stride()), (*sides, ceil_mode)
-        return y
-
-    @staticmethod
-    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (index,) = ctx.saved_tensors
-        shape, strides = ctx.like
-        x = _no_numbers(shape, strides, grad)
-        found = torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *ctx.settings, index.long())
-        return found, *[None] * 5

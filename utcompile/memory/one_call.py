@@ -1,7 +1,4 @@
-"""Which convolutions with LoRA become one operation in a planned graph, and how they are written.
-
-Of linears none does: their thin products take a twentieth of the time of the thick ones in either form.
-"""
+"""Which linears and convolutions with LoRA become one operation in a planned graph, and how they are written."""
 
 from __future__ import annotations
 
@@ -24,6 +21,7 @@ from utcompile.tuners.forms import cheapest_form
 from utcompile.tuners.gradients import Sides
 
 _CONVS = having(Trait.CONV)
+_OPERATIONS = _CONVS | {"linear"}
 _DEFAULTS = (1, 0, 1, 1)  # stride, padding, dilation, groups
 
 
@@ -32,7 +30,7 @@ class OneCall:
     """A site whose operation and tuner become one.
 
     Attributes:
-        operation: the node of the convolution.
+        operation: the node of the linear or convolution.
         tuner: the node that calls the tuner: on its result, or on its weight.
         path: of the tuner.
         name: of the operation.
@@ -60,7 +58,7 @@ class OneCall:
             to_function(graph, node, root)
         x, weight, *rest = node.args
         self._put(graph, node, recipe, (x, weight), rest, starts)
-        branch.op, branch.target, branch.args, branch.kwargs = "call_function", _as_it_is, (node,), {}
+        branch.op, branch.target, branch.args, branch.kwargs = "call_function", as_it_is, (node,), {}
 
     def _join_weight(self, graph: fx.Graph) -> None:
         node = self.operation
@@ -80,7 +78,8 @@ class OneCall:
         starts: Sequence[Argument],
     ) -> None:
         bias, *settings = rest or [None]
-        given = cast(tuple[Sides, ...], (*settings, *_DEFAULTS[len(settings) :])[:3])
+        is_conv = self.name in _CONVS
+        given = cast(tuple[Sides, ...], (*settings, *_DEFAULTS[len(settings) :])[:3]) if is_conv else ()
         with graph.inserting_before(node):
             tuner = graph.get_attr(self.path)
         node.op, node.target, node.kwargs = "call_function", _function(TunedCall(self.name, given, recipe)), {}
@@ -103,7 +102,12 @@ def _of_branch(reading: Reading, node: fx.Node) -> OneCall | None:
     if not isinstance(operation, fx.Node) or set(operation.users) != {node} or operation.args[:1] != (x,):
         return None
     op = reading.operations[operation]
-    if op.name != tuner.branch.name or op.name not in _CONVS or not reading.is_frozen(operation) or operation.kwargs:
+    if (
+        op.name != tuner.branch.name
+        or op.name not in _OPERATIONS
+        or not reading.is_frozen(operation)
+        or operation.kwargs
+    ):
         return None
     if operation.op == "call_module" and more_than_its_class(reading.root.get_submodule(str(operation.target))):
         return None
@@ -114,7 +118,7 @@ def _of_branch(reading: Reading, node: fx.Node) -> OneCall | None:
 
 def _of_weight(reading: Reading, node: fx.Node) -> OneCall | None:
     name, changed = node.args[0], node.args[2] if len(node.args) > 2 else None  # a weight may be named
-    if name not in _CONVS or node.kwargs or not isinstance(changed, fx.Node) or set(changed.users) != {node}:
+    if name not in _OPERATIONS or node.kwargs or not isinstance(changed, fx.Node) or set(changed.users) != {node}:
         return None
     tuner = reading.tuner(changed)
     if type(tuner) is not Lora or tuner.stack or tuner.turned or len(changed.args) != 1 or changed.kwargs:
@@ -164,7 +168,7 @@ def _sequence(value: Argument) -> Sequence[Argument]:
     return value
 
 
-def _as_it_is(value: object) -> object:
+def as_it_is(value: object) -> object:
     return value
 
 

@@ -13,6 +13,7 @@ from torch.fx.node import Argument
 
 from utcompile.graph import (
     ACTIVATIONS,
+    Role,
     copy_graph,
     function_of,
     info,
@@ -23,8 +24,9 @@ from utcompile.graph import (
 )
 from utcompile.memory.branch import remade_branch
 from utcompile.memory.calls import remade_call
-from utcompile.memory.functions import bit_relu, frozen_conv, frozen_conv_of_kept, small_index_pool
-from utcompile.memory.one_call import one_calls
+from utcompile.memory.functions import bit_relu, frozen_conv, frozen_conv_of_kept
+from utcompile.memory.max_pool import small_index_pool
+from utcompile.memory.one_call import as_it_is, one_calls
 from utcompile.memory.product import remade_product
 from utcompile.memory.queries import lone_queries, own_memory
 from utcompile.memory.reading import Reading
@@ -90,6 +92,7 @@ class Planner:
         self.graph, self.root = graph, root
         self.reading = Reading(graph, root, follows_mode)
         self.layers: set[str] = set()  # paths of the modules that are not called
+        self.pooled: set[fx.Node] = set()  # ReLUs that run on the result of the pool after them
 
     def _nodes(self, names: Container[str]) -> Iterator[fx.Node]:
         """The nodes of the backbone that are an operation, and through which a gradient passes."""
@@ -277,19 +280,47 @@ class Planner:
         return False
 
     def pools(self) -> Iterator[_Change]:
-        """Max-pools that keep a small index instead of their input and a large one."""
+        """Max-pools that keep a small index instead of their input and a large one, with the ReLU before them."""
         for node in self._nodes(("pool",)):
-            if self.reading.is_plain_pool(node):
-                leaf = self.root.get_submodule(str(node.target))
-                assert isinstance(leaf, nn.MaxPool2d)
-                settings = (leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation, leaf.ceil_mode)
-                saving = Saving(node.all_input_nodes[0].name, "index", (node.name,))
-                yield _Change(saving, partial(self._call, node, small_index_pool, (node.args[0], *settings)))
+            if not self.reading.is_plain_pool(node):
+                continue
+            leaf = self.root.get_submodule(str(node.target))
+            assert isinstance(leaf, nn.MaxPool2d)
+            settings = (leaf.kernel_size, leaf.stride, leaf.padding, leaf.dilation, leaf.ceil_mode)
+            relu = self._relu_before(node)
+            value = node.all_input_nodes[0]
+            if relu is not None:
+                self.pooled.add(relu)
+            saving = Saving(value.name, "index", (node.name,))
+            yield _Change(saving, partial(self._pool, node, settings, relu))
+
+    def _relu_before(self, pool: fx.Node) -> fx.Node | None:
+        """The ReLU whose result a pool alone reads; what it reads nothing else does, or it does not write there."""
+        node = pool.args[0]
+        if node not in self._nodes(("relu",)) or not isinstance(node, fx.Node) or info(node).role is not None:
+            return None
+        source = node.args[0] if node.args else None
+        writes = self._writes(node)
+        if set(node.users) != {pool} or writes is None or not isinstance(source, fx.Node):
+            return None
+        return node if not writes or (set(source.users) == {node} and self._is_new(source)) else None
+
+    def _is_new(self, node: fx.Node) -> bool:
+        """Whether what a node yields is surely in memory of its own."""
+        is_layer = self.reading.operations[node].name in _CONVS | having(Trait.NORM) and not info(node).inplace
+        return is_layer or node.target is recomputed or info(node).role is Role.BRANCH
+
+    def _pool(self, node: fx.Node, settings: tuple[Argument, ...], relu: fx.Node | None) -> None:
+        if relu is not None:
+            self._call(relu, as_it_is, relu.args[:1])
+        self._call(node, small_index_pool, (node.args[0], *settings, relu is not None))
 
     def relus(self) -> Iterator[_Change]:
         """ReLUs whose result nothing else keeps: one bit per number."""
         for node in self._nodes(("relu",)):
             if info(node).role is not None or not node.args or self.reading.keepers(node) != {node}:
+                continue
+            if node in self.pooled:
                 continue
             if (inplace := self._writes(node)) is not None:
                 args = (node.args[0], inplace)

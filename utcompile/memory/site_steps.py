@@ -41,7 +41,8 @@ def forms_of(config: LoraConfig, site: WeightSite) -> tuple[TimedForm, ...]:
 
 def _can_be_one(site: WeightSite) -> bool:
     op = site.operation
-    return op.name in _CONVS and has_plain_settings(op.attributes) and site.source.value.dtype in DTYPES
+    is_one = op.name in _CONVS and has_plain_settings(op.attributes)
+    return (is_one or op.name == "linear") and site.source.value.dtype in DTYPES
 
 
 def counted_form(config: LoraConfig, site: WeightSite, forms: tuple[TimedForm, ...]) -> TimedForm:
@@ -131,6 +132,6 @@ def _forward(tuner: Tuner, site: WeightSite, form: TimedForm) -> Callable[[torch
 
     def one(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         assert isinstance(tuner, Lora)
-        return TunedCall(name, conv[:3])(tuner, x, weight, None)
+        return TunedCall(name, conv[:3] if name in _CONVS else ())(tuner, x, weight, None)
 
     return {"branch": apart, "reparametrised": changed, "one": one}[form]

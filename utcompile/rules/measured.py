@@ -17,7 +17,7 @@ class Measured:
     """The form of a site, and why.
 
     Attributes:
-        form: `branch`, `reparametrised`, or `one`: the branch, as one operation with its convolution in training.
+        form: `branch`, `reparametrised`, or `one`: the branch, as one operation with what it tunes in training.
         seconds: of one step of the site alone, by form; empty where only one form is possible.
         at: what it was measured on: shape, dtype and device; or why nothing was measured.
     """

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from utcompile.tuners.sites import WeightSite
 
 How = Literal["auto", "branch", "reparametrised", "measured"]
-TimedForm = Literal["branch", "reparametrised", "one"]  # `one`: the branch, as one operation with its convolution
+TimedForm = Literal["branch", "reparametrised", "one"]  # `one`: the branch, as one operation with what it tunes
 TIMED_FORMS: tuple[TimedForm, ...] = get_args(TimedForm)
 BATCH = 8  # the batch of the count; only the cost of `BA` does not grow with it
 _THIN = 3.0  # thin products (r of 4 to 64) reach about a third of the FLOPs per second of a thick one
@@ -54,7 +54,7 @@ def costs(name: str, site: WeightSite, rank: int) -> tuple[float, float]:
 
 
 def cheapest_form(weight_shape: tuple[int, ...], rank: int, read: int, written: int) -> str:
-    """`branch`, `reparametrised` or `one`: the tuned operation as one, for convolutions of one group.
+    """`branch`, `reparametrised` or `one`: the tuned operation as one, for linears and convolutions of one group.
 
     As one operation it makes `W + s·BA` twice, as the reparametrised form does, and takes the gradients of A and B from
     thin products, as the branch does. It makes no pass over the input's gradient or the result.

@@ -40,7 +40,7 @@ class LoraConfig(TunerConfig):
     )
     as_one: bool | None = Field(
         None,
-        description="whether a convolution and its update run as one operation in training; null: if that is cheaper",
+        description="whether the operation and its update run as one in training; null: if that is cheaper",
     )
     free: ClassVar[frozenset[str]] = frozenset(["r", "alpha", "rslora", "dropout"])
 
