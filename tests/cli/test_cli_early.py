@@ -48,6 +48,8 @@ WRONG = {
     "metric=acuracy": "did you mean 'accuracy'",
     "metric=iou task=text": "the task 'text' has no metric 'iou'",
     "cache=much": "cache is 'much'",
+    "cache=0GB": "cache is '0GB'",
+    "cache=0.5": "cache is '0.5'",
     "var=r": "'r' is not key=value",
     "train=none,module:x": "'none' stands alone",
     "rate=head": "is not RULE=NUMBER",

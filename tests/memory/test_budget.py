@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import architectures
@@ -52,7 +53,7 @@ def vit() -> tuple[utc.TunedModule, dict[str, torch.Tensor]]:
     return tuned, {"x": torch.cat([x, x, x, x])}
 
 
-@pytest.mark.parametrize("share", [0.45, pytest.param(0.7, marks=pytest.mark.full)])
+@pytest.mark.parametrize("share", [0.45, pytest.param(0.65, marks=pytest.mark.full)])
 def test_a_plan_fits_its_budget_and_predicts_the_peak(
     vit: tuple[utc.TunedModule, dict[str, torch.Tensor]], share: float
 ) -> None:
@@ -110,8 +111,11 @@ def test_a_size_counts_parameters_and_inputs() -> None:
         tuned.plan_memory(f"{large.others // 1000}KB", inputs)
 
 
+NO_BUDGETS = [0, -1, 1.5, True, "much", "8 apples", "1.2.3GB", ".", "9" * 400 + "GB", None, float("nan"), float("inf")]
+
+
 @pytest.mark.parametrize(
-    "budget", [0, -1, 1.5, True, "much", "8 apples", "1.2.3GB", ".", "9" * 400 + "GB", None, float("nan")]
+    "budget", [*NO_BUDGETS, "0", "0GB", "0.0", "0.5B", "", "50%", b"8GB", np.float32(2), np.int64(0)]
 )
 def test_what_is_no_budget_is_refused(vit: tuple[utc.TunedModule, dict[str, torch.Tensor]], budget: Any) -> None:
     with pytest.raises(utc.UtcError, match="memory budget"):
@@ -136,6 +140,18 @@ def test_inputs_that_the_module_refuses_have_no_plan(given: Any, says: str) -> N
         tuned.plan_memory(0.9, given)
     assert says in str(caught.value) and caught.value.fix
     assert tuned.memory is before
+
+
+@pytest.mark.parametrize(
+    ("budget", "is_share"),
+    [(np.float32(1e-6), True), ("0.000001", True), (np.int64(1), False), ("1.0B", False), (1, False)],
+)
+def test_the_least_possible_is_said_as_the_budget_is(budget: Any, is_share: bool) -> None:
+    x = torch.randn(40, 8)
+    tuned = utc.compile(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2)), "lora/all_linear", (x,))
+    with pytest.raises(utc.UtcError, match="least possible") as caught:
+        tuned.plan_memory(budget, (x,))
+    assert ("B, of which" in str(caught.value.why)) is not is_share
 
 
 def test_compile_takes_a_budget() -> None:

@@ -162,17 +162,45 @@ def test_a_checkpoint_has_the_choice(
     assert by_value.code == tuned.code
 
 
-def test_other_forms_than_the_checkpoints_load_with_a_warning(
-    told: Clock, recorded: tuple[utc.CapturedModule, Tensor], tmp_path: Path
+def _said(tuned: nn.Module, folder: Path) -> str:
+    """The one warning of a checkpoint that is loaded."""
+    with pytest.warns(UserWarning) as caught:
+        utc.load_tuners(tuned, folder)
+    (warning,) = caught
+    return str(warning.message)
+
+
+@pytest.mark.parametrize(("first", "then"), [("one", "branch"), ("branch", "reparametrised")])
+def test_rules_that_are_measured_again_load_with_a_warning_that_says_how_to_get_the_same_graph(
+    told: Clock,
+    recorded: tuple[utc.CapturedModule, Tensor],
+    tmp_path: Path,
+    first: str,
+    then: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told.fastest = "one"
-    utc.save_tuners(utc.match(recorded[0], MEASURED).apply(), tmp_path)
-    other = copy.deepcopy(recorded[0])
-    rules = utc.RuleSet.load(MEASURED)
-    chosen = {"conv/first/0": {"form": "branch", "seconds": {}, "at": ""}}
-    tuned = utc.match(other, utc.RuleSet.load(rules, measured=chosen)).apply()
-    with pytest.warns(UserWarning, match=r"1 site of `how: measured` \(conv/first/0"):
-        utc.load_tuners(tuned, tmp_path)
+    captured, x = recorded
+    told.fastest = first
+    trained = utc.match(captured, MEASURED).apply()
+    shake(trained)
+    utc.save_tuners(trained, tmp_path)
+    monkeypatch.setattr("utcompile.measured_forms._known", {})  # as another process
+    told.fastest = then
+    other = utc.match(captured, MEASURED).apply()
+    before = other.code
+    count = sum(m.form != other.ruleset.measured[k].form for k, m in trained.ruleset.measured.items())
+    site = next(k for k, m in other.ruleset.measured.items() if m.form != trained.ruleset.measured[k].form)
+    mine, theirs = other.ruleset.measured[site].form, trained.ruleset.measured[site].form
+    assert _said(other, tmp_path) == (
+        f"{tmp_path}: {count} site{'s' * (count > 1)} of `how: measured` with another form here than in training "
+        f"({site}: {mine} here, {theirs} there): the results are equal up to rounding; "
+        f"for the same graph, compile with utc.RuleSet.load({str(tmp_path)!r})"
+    )
+    assert other.code == before  # a checkpoint has numbers, and changes no graph
+    for a, b in zip(step(other, x), step(trained, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # float32, sums in another order
+    same = utc.compile(Net().eval(), str(tmp_path), (x,), verify="shapes")  # a folder is rules too
+    assert same.code == trained.code and joined(same) == joined(trained)
 
 
 def test_other_values_of_variables_are_measured_anew(
@@ -239,6 +267,19 @@ def test_parts_of_a_model(told: Clock, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(clock, "least_seconds", None)
     again = utc.compile(model, known, (x,), within=["a", "b"])
     assert [again.get_submodule(p).code == tuned.get_submodule(p).code for p in "ab"] == [True, True]
+
+
+def test_parts_with_other_forms_load_with_the_warning(
+    told: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 4)), nn.Sequential(nn.Linear(4, 6))).eval()
+    told.fastest = "reparametrised"
+    utc.save_tuners(utc.compile(model, LINEARS, (torch.randn(3, 6),), within=["0", "1"]), tmp_path)
+    monkeypatch.setattr("utcompile.measured_forms._known", {})
+    told.fastest = "branch"
+    again = utc.compile(model, LINEARS, (torch.randn(3, 6),), within=["0", "1"])
+    said = _said(again, tmp_path)
+    assert "2 sites of" in said and "(linear/0.0/0: branch here, reparametrised there)" in said
 
 
 @pytest.mark.parametrize(

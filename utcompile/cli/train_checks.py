@@ -29,7 +29,7 @@ _LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "patience", "num_classes", "max_length"), 1),
     **dict.fromkeys(("workers", "seed", "weight_decay", "mixup", "cutmix"), 0),
 }
-_SIZE = re.compile(r"none|\s*\d{1,15}(\.\d*)?\s*[KMGT]?I?B?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"none|\s*(?=[\d.]*[1-9])(\d{1,15}(\.\d*)?\s*[KMGT]I?B?|\d{1,15}\s*B?)\s*", re.IGNORECASE | re.ASCII)
 _SHARES = ("warmup", "label_smoothing")
 _POSITIVE = {"lr": "a positive learning rate, e.g. 1e-3", "grad_clip": "a positive norm, or none"}
 MOST = {"lr": 3e37, **dict.fromkeys(("weight_decay", "mixup", "cutmix"), 1e8), "seed": 2**63 - 1}

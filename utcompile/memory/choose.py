@@ -37,25 +37,25 @@ class Model:
 
     def peak(self, again: frozenset[int]) -> int:
         """The most bytes in a step."""
-        highest = saved = before = 0
+        highest = saved = 0
         for i, forward in enumerate(self.step.forward):
-            highest = max(highest, forward.peak - saved)
+            highest = max(highest, forward.lead - saved, forward.peak - saved)
             backward = self.step.backward.get(i)
             if backward is not None:
                 highest = max(highest, backward.peak - saved)
                 if i in again:  # its forward once more, with the gradients that are there by then
-                    gradients = backward.before - before - self.kept[i]
-                    highest = max(highest, forward.peak - saved + max(gradients, 0))
+                    gradients, held = backward.before - forward.after, forward.freed + RANDOM_STATE
+                    once_more = forward.peak + max(gradients, 0)
+                    highest = max(highest, held - saved + max(once_more, backward.peak))
             saved += self.savings[i] if i in again else 0
-            before += self.kept[i]
         return highest
 
     def least(self) -> frozenset[int]:
-        """Every unit that can run again, without those whose running again raises the peak."""
+        """Every unit that can run again, without those whose running again does not lower the peak."""
         chosen = self.every
         for unit in sorted(self.every, key=lambda i: self.savings[i]):
             fewer = chosen - {unit}
-            chosen = fewer if self.peak(fewer) < self.peak(chosen) else chosen
+            chosen = fewer if self.peak(fewer) <= self.peak(chosen) else chosen
         return chosen
 
     def within(self, budget: int) -> frozenset[int] | None:
@@ -67,9 +67,16 @@ class Model:
                 return self.every if self.peak(self.every) <= budget else None
             excess = self.peak(chosen) - budget
             if excess <= 0:
-                return chosen
+                return self._without_needless(chosen, budget)
             need += excess
         return frozenset()
+
+    def _without_needless(self, chosen: frozenset[int], budget: int) -> frozenset[int]:
+        """Units without those that the budget does not need, the most work first."""
+        for unit in sorted(chosen, key=lambda i: -self.work[i]):
+            if self.peak(chosen - {unit}) <= budget:
+                chosen -= {unit}
+        return chosen
 
     def _cheapest(self, need: int) -> frozenset[int] | None:
         """A 0/1 knapsack: savings of at least `need` for the least work."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
+from numbers import Real
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from utcompile.memory.sizes import read_budget, shown, shown_up
 from utcompile.memory.units import Unit, units_of
 
 _TRIES = 6  # simulations until a plan's own step fits
+_LOWER = 0.99  # of a peak: what is tried next, for the least possible
 _POINTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the curve
 
 
@@ -78,7 +80,7 @@ class MemoryPlan:
         limit = int(amount * found.before.peak) if isinstance(amount, float) else amount - found.others
         chosen, step = _fitting(found, limit) or _least(found)
         if step.peak > limit:
-            raise _too_small(found, step.peak, budget)
+            raise _too_small(found, step.peak, budget, is_share=isinstance(amount, float))
         return found.plan(chosen, step)
 
     def surveyed(self, tuned: UtcGraphModule, example_inputs: object = None) -> MemoryPlan:
@@ -127,19 +129,22 @@ class _Survey:
     step: Simulated
     model: Model
     others: int
+    known: dict[frozenset[int], Simulated] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tuned: UtcGraphModule, arguments: Mapping[str, object]) -> _Survey:
         units = units_of(tuned.graph, tuned, tuned.follows_mode)
         before = simulate(tuned, arguments, as_it_is=True)
-        step = simulate(tuned, arguments, [u.last for u in units])
+        step = simulate(tuned, arguments, [(u.first, u.last) for u in units])
         others = _bytes_of([*tuned.parameters(), *tuned.buffers(), *tensors(arguments)])
         return cls(tuned, arguments, units, before, step, Model(step, [True] * len(units)), others)
 
     def simulated(self, again: frozenset[int]) -> Simulated:
         """The step in which these units run again."""
-        units = [(self.units[i].first, self.units[i].last) for i in sorted(again)]
-        return simulate(self.tuned, self.arguments, again=units)
+        if again not in self.known:
+            units = [(self.units[i].first, self.units[i].last) for i in sorted(again)]
+            self.known[again] = simulate(self.tuned, self.arguments, again=units)
+        return self.known[again]
 
     def plan(self, chosen: frozenset[int], expected: Simulated) -> MemoryPlan:
         """The plan in which some units run again."""
@@ -173,15 +178,19 @@ def _least(survey: _Survey) -> tuple[frozenset[int], Simulated]:
     """The units whose running again has the lowest peak that is found, and that step."""
     candidates = dict.fromkeys((survey.model.every, survey.model.least(), frozenset[int]()))
     tried = [(chosen, survey.simulated(chosen)) for chosen in candidates]
-    return min(tried, key=lambda pair: pair[1].peak)
+    best = min(tried, key=lambda pair: pair[1].peak)
+    while (found := _fitting(survey, int(_LOWER * best[1].peak))) is not None:
+        best = found
+    return best
 
 
-def _too_small(survey: _Survey, least: int, budget: float | int | str) -> UtcError:
+def _too_small(survey: _Survey, least: int, budget: float | int | str, *, is_share: bool) -> UtcError:
     possible = f"{shown_up(least + survey.others)}, of which {shown(survey.others)} are parameters, buffers and inputs"
-    if isinstance(budget, float):
-        possible = f"{ceil(1000 * least / survey.before.peak) / 1000:.3f}"
+    share = ceil(1000 * least / survey.before.peak) / 1000
+    if is_share and share <= 1:
+        possible = f"{share:.3f}"
     return UtcError(
-        f"a step does not fit the memory budget {budget!r}",
+        f"a step does not fit the memory budget {budget if isinstance(budget, Real) else repr(budget)}",
         why=f"the least possible with these inputs is {possible}",
         fix="give a larger budget, or example inputs with a smaller batch",
         code="memory/budget",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from contextvars import ContextVar, Token
 
 import torch
 from torch import fx, nn
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from utcompile.errors import UtcError
 from utcompile.graph import function_of, info, module_operation
 from utcompile.memory.functions import bit_relu
+from utcompile.memory.parameters import ReadParameters
 
 _IS_AGAIN: ContextVar[bool] = ContextVar("is_again", default=False)
 
@@ -140,17 +141,24 @@ def gathers(layer: nn.Module) -> bool:
     return isinstance(layer, _NormBase) and layer.training and layer.track_running_stats
 
 
-@contextmanager
-def _once_more() -> Iterator[None]:
-    token = _IS_AGAIN.set(True)
-    try:
-        yield
-    finally:
-        _IS_AGAIN.reset(token)
+class _OnceMore:
+    """The context in which a unit runs again. A second backward enters it again.
 
+    Args:
+        parameters: what the unit read the first time.
+    """
 
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _once_more()
+    def __init__(self, parameters: ReadParameters) -> None:
+        self.parameters = parameters
+        self.tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self.parameters.__enter__()
+        self.tokens.append(_IS_AGAIN.set(True))
+
+    def __exit__(self, *_: object) -> None:
+        _IS_AGAIN.reset(self.tokens.pop())
+        self.parameters.__exit__()
 
 
 def _part(results: tuple[object, ...], i: int) -> object:
@@ -165,7 +173,10 @@ def _again(inner: fx.GraphModule, number: int) -> Callable[..., object]:
             return forward(*given)
         if torch.compiler.is_compiling():  # its partitioner reads nothing else
             return checkpoint(forward, *given, use_reentrant=False)
-        return checkpoint(forward, *given, use_reentrant=False, context_fn=_contexts)
+        read = ReadParameters(given)
+        return checkpoint(
+            read.bound(forward), *read.values, use_reentrant=False, context_fn=lambda: (nullcontext(), _OnceMore(read))
+        )
 
     call.__name__ = call.__qualname__ = f"again_{number}"
     call.__module__ = __name__

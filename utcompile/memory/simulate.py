@@ -33,6 +33,8 @@ class Moment:
         peak: the most in between.
         flops: of products and convolutions in it.
         result: bytes of what it yields, where it ends with one value.
+        lead: the most between the unit before it and its beginning.
+        freed: bytes that the unit before it yields, where they are freed by its end: it reads them, and keeps them not.
     """
 
     before: int
@@ -40,6 +42,8 @@ class Moment:
     peak: int
     flops: int
     result: int = 0
+    lead: int = 0
+    freed: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class _Ledger(TorchDispatchMode):
 def simulate(
     tuned: UtcGraphModule,
     arguments: Mapping[str, object],
-    marks: Sequence[str] = (),
+    units: Sequence[tuple[str, str]] = (),
     again: Sequence[tuple[str, str]] = (),
     *,
     as_it_is: bool = False,
@@ -131,7 +135,7 @@ def simulate(
     Args:
         tuned: the module; nothing is computed with its numbers.
         arguments: its inputs by name.
-        marks: names of nodes after which a unit ends, in order.
+        units: the names of the first and last nodes of units, in order; each becomes a `Moment`.
         again: the units that run again in backward.
         as_it_is: nothing is planned.
 
@@ -147,7 +151,7 @@ def simulate(
         try:
             there = [mode.from_tensor(t) for t in (*tuned.parameters(), *tuned.buffers())]
             with _statistics_apart(tuned, mode), _silent():
-                return _run(tuned, graph, given, marks, there).with_aside(len(again) * RANDOM_STATE)
+                return _run(tuned, graph, given, units, there).with_aside(len(again) * RANDOM_STATE)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise UtcError(
                 "the memory of this model cannot be planned",
@@ -168,7 +172,7 @@ def _run(
     tuned: UtcGraphModule,
     graph: fx.Graph,
     given: Mapping[str, object],
-    marks: Sequence[str],
+    units: Sequence[tuple[str, str]],
     there: Sequence[torch.Tensor],
 ) -> Simulated:
     trained = [p for p in tuned.parameters() if p.requires_grad]
@@ -182,14 +186,15 @@ def _run(
     ledger = _Ledger()
     ledger.ignore([*there, *tensors(given)])
     with ledger, torch.enable_grad():
-        run = _Marked(tuned, graph, ledger, {name: i for i, name in enumerate(marks)})
-        loss = _total(run.run(*_in_order(graph, given)))
+        run = _Marked(tuned, graph, ledger, units)
+        result = run.run(*_in_order(graph, given))  # alive to the end of the step, as in a loop that names it
+        loss = _total(result)
         run.end_forward()
         kept = ledger.alive
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         run.end_backward()
         peak = max(run.peaks)
-    del gradients, loss
+    del gradients, loss, result
     return Simulated(kept, peak, ledger.flops, tuple(run.forward), run.backward)
 
 
@@ -228,44 +233,74 @@ def _total(result: object) -> torch.Tensor:
     return torch.stack([t.sum(dtype=torch.float32) for t in floats]).sum()
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What a unit yields: its bytes, and its memory as long as that is alive."""
+
+    size: int = 0
+    storage: weakref.ref[torch.UntypedStorage] | None = None
+
+    @classmethod
+    def of(cls, value: object) -> _Result:
+        """That of a value; nothing, where it is no tensor."""
+        return cls(value.nbytes, weakref.ref(value.untyped_storage())) if isinstance(value, torch.Tensor) else cls()
+
+    def freed(self) -> int:
+        """Its bytes, if they are freed."""
+        return self.size if self.storage is not None and self.storage() is None else 0
+
+
 class _Marked(fx.Interpreter):
     """Runs a graph and notes, at the end of each unit, what is alive; in backward likewise."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, ledger: _Ledger, marks: Mapping[str, int]) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, ledger: _Ledger, units: Sequence[tuple[str, str]]) -> None:
         super().__init__(module, garbage_collect_values=True, graph=graph)
-        self.ledger, self.marks = ledger, marks
+        self.ledger, self.firsts = ledger, {first for first, _ in units}
+        self.lasts = {last: i for i, (_, last) in enumerate(units)}
         self.forward: list[Moment] = []
         self.backward: dict[int, Moment] = {}
         self.peaks: list[int] = []
+        self.ended: _Result | None = None  # of the unit whose last node has just run
+        self.given = _Result()  # of the unit before it
         self._begin()
 
     def _begin(self) -> None:
         self.start, self.work = self.ledger.alive, self.ledger.flops
-        self.ledger.since()
+        self.lead = self.ledger.since()
 
-    def _moment(self, result: object = None) -> Moment:
+    def _moment(self, result: int = 0) -> Moment:
         peak = self.ledger.since()
-        self.peaks.append(peak)
-        size = result.nbytes if isinstance(result, torch.Tensor) else 0
-        found = Moment(self.start, self.ledger.alive, peak, self.ledger.flops - self.work, size)
+        self.peaks += [self.lead, peak]
+        work, freed = self.ledger.flops - self.work, self.given.freed()
+        found = Moment(self.start, self.ledger.alive, peak, work, result, self.lead, freed)
         self._begin()
         return found
 
+    def _end_unit(self) -> None:
+        """Note a unit that has ended: when its last node has run, and what only that node read is freed."""
+        if self.ended is not None:
+            self.forward.append(self._moment(self.ended.size))
+            self.given, self.ended = self.ended, None
+
     def run_node(self, n: fx.Node) -> object:
+        self._end_unit()
+        if n.name in self.firsts:  # what came before it is of no unit
+            self._begin()
         if info(n).check:
             with suppress(DataDependentOutputException):  # a guard on values, which are not there
                 super().run_node(n)
             return None
         result = super().run_node(n)
-        if (unit := self.marks.get(n.name)) is not None:
-            self.forward.append(self._moment(result))
+        if (unit := self.lasts.get(n.name)) is not None:
+            self.ended = _Result.of(result)
             if isinstance(result, torch.Tensor) and result.requires_grad:
                 result.register_hook(lambda grad: self._enter(unit))
         return result
 
     def end_forward(self) -> None:
+        self._end_unit()
         self.forward.append(self._moment())
-        self.unit = len(self.marks)
+        self.unit = len(self.lasts)
 
     def _enter(self, unit: int) -> None:
         """The gradient of a unit's result is there: backward leaves the next one and enters this one."""

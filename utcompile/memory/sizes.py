@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from numbers import Integral, Real
 
 from utcompile.errors import UtcError
 
@@ -13,26 +14,61 @@ _FIX = "say a share of the step without a plan, as 0.5, or a size, as '8GB' or '
 def read_budget(budget: float | int | str) -> float | int:
     """A budget as a share (a float up to 1) or as bytes (an int); the text '0.5' is the share too.
 
+    Numbers of numpy are read as those of Python.
+
     Raises:
         UtcError: it is neither.
 
     Example:
-        >>> read_budget("8GB"), read_budget("1.5 GiB"), read_budget(0.5), read_budget("0.5")
-        (8000000000, 1610612736, 0.5, 0.5)
+        >>> read_budget("8GB"), read_budget("1.5 GiB"), read_budget(0.5), read_budget("0.5"), read_budget("1.0B")
+        (8000000000, 1610612736, 0.5, 0.5, 1)
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
-        raise UtcError(f"a memory budget is {type(budget).__name__}", fix=_FIX, code="memory/budget")
+    given, what = _amount(budget), f"a memory budget is {_text(budget)}"
+    if given is None:
+        raise UtcError(what, fix=_FIX, code="memory/budget")
+    if given <= 0 or (isinstance(given, float) and not given <= 1):
+        why = "a share is a float above 0 and up to 1; bytes are a whole number above 0"
+        raise UtcError(what, why=why, fix=_FIX, code="memory/budget")
+    return given
+
+
+def read_bound(bound: int | str) -> int:
+    """The most bytes that something may take: a budget that is no share.
+
+    Raises:
+        UtcError: it is no such size.
+
+    Example:
+        >>> read_bound("4GB")
+        4000000000
+    """
+    given = _amount(bound)
+    if given is None or isinstance(given, float) or given <= 0:
+        what, fix = f"a bound of memory is {_text(bound)}", "say a size, as '4GB' or '900MiB', or none"
+        raise UtcError(what, fix=fix, code="memory/budget")
+    return given
+
+
+def _text(budget: object) -> str:
+    """A budget in a message: numbers and short texts as they are written."""
+    if isinstance(budget, str) or budget is None:
+        return f"{budget!r:.80}"
+    is_number = isinstance(budget, Real) and not isinstance(budget, bool)
+    return str(budget) if is_number else f"of type {type(budget).__name__}"
+
+
+def _amount(budget: object) -> float | int | None:
+    """The number that a budget is, whatever its size; None where it is none."""
     if isinstance(budget, str):
-        found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]*)?)\s*([KMGT]?I?)B?\s*", budget.upper())
+        found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]*)?)\s*([KMGT]?I?)(B?)\s*", budget.upper(), re.ASCII)
         if found is None or found[2] not in _UNITS:
-            raise UtcError(f"a memory budget is {budget!r}", fix=_FIX, code="memory/budget")
+            return None
         amount = float(found[1])
-        return amount if 0 < amount <= 1 and "." in found[1] and not found[2] else int(amount * _UNITS[found[2]])
-    if budget <= 0 or (isinstance(budget, float) and not budget <= 1):
-        raise UtcError(
-            f"a memory budget is {budget}", why="a share is above 0 and up to 1", fix=_FIX, code="memory/budget"
-        )
-    return budget
+        is_share = 0 < amount <= 1 and "." in found[1] and not found[2] and not found[3]
+        return amount if is_share else int(amount * _UNITS[found[2]])
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        return None
+    return int(budget) if isinstance(budget, Integral) else float(budget)
 
 
 def shown_up(count: int) -> str:

@@ -47,8 +47,9 @@ def note_forms(whole: Whole, manifest: Manifest | Format1, folder: str) -> Notes
     ]
     if not others:
         return []
+    first = f"{others[0]}: {whole.ruleset.measured[others[0]].form} here, {theirs[others[0]].form} there"
     return [
-        f"{counted(len(others), 'site')} of `how: measured` ({others[0]} …) have another form here than in training: "
+        f"{counted(len(others), 'site')} of `how: measured` with another form here than in training ({first}): "
         f"the results are equal up to rounding; for the same graph, compile with utc.RuleSet.load({folder!r})"
     ]
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from utcompile.errors import UtcError, check_type
-from utcompile.memory import read_budget, split_prefix
+from utcompile.memory import read_bound, split_prefix
 from utcompile.modes import evaluating
 from utcompile.rewrite import TunedModule
 from utcompile.train.dataset import Data
@@ -195,7 +195,7 @@ def keep_prefix(
         UtcError: the bound is no size; or the run to be resumed kept them, and here it is not possible.
     """
     check_type(bound, (int, str, NoneType), "prefix_cache", 'a size, as "4GB", or None')
-    size = None if bound is None else int(read_budget(bound))
+    size = None if bound is None else read_bound(bound)
     began_kept = resume and _was_kept(out)
     wanted = size is not None and epochs > 1 and (began_kept or not resume)
     found = _kept(model, data, how, size or 0, out) if wanted else "it is switched off, or there is one epoch"
