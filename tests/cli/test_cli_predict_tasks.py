@@ -117,4 +117,4 @@ def test_from_runs_to_masks_and_numbers(tmp_path: Path) -> None:
     measured = json.loads(passed("evaluate", run, "--trust", "-d", table, "--json").stdout)
     assert measured["figures"]["mae"] < 200 and all(800 < a["values"][0]["value"] < 1400 for a in of_file)
     assert utc("predict", file, pictures[0], "--csv").stdout.splitlines()[0] == "input,label,value,mask"
-    refused("predict", file, tmp_path / "nowhere.png", says=("it is no image",))
+    refused("predict", file, tmp_path / "nowhere.png", says=("there is no such file",))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from support import models as zoo
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 
 import utcompile as utc
@@ -122,3 +123,18 @@ def test_what_lies_above_a_frozen_prefix_follows_the_plan_too() -> None:
     assert sizes[0] < 0.8 * sizes[1]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [MemoryPlan(), None])
+def test_other_sizes_do_not_void_what_was_compiled(memory: MemoryPlan | None) -> None:
+    tuned = utc.compile(nn.Sequential(_Block(32)), "lora/all_linear", torch.randn(8, 16, 16), verify="shapes")
+    tuned.memory = memory
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(tuned, backend=counter, fullgraph=True)
+    for batch in (2, 1, 2, 1):
+        compiled(torch.randn(batch, 16, 16)).sum().backward()
+    assert counter.frame_count == 2
+    tuned.get_parameter("0.up.weight").requires_grad_(True)
+    compiled(torch.randn(2, 16, 16)).sum().backward()
+    assert tuned.get_parameter("0.up.weight").grad is not None and counter.frame_count == 3

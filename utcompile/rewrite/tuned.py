@@ -275,16 +275,24 @@ class TunedModule(TunedState):
 
 
 def for_compiler(of: weakref.ref[UtcGraphModule]) -> Callable[[object], bool]:
-    """Called by `torch.compile` while it compiles, once per plan: whether there is a `_compiled_forward` to compile."""
+    """Called by `torch.compile` while it compiles, once per plan: whether there is a `_compiled_forward` to compile.
+
+    It is made anew where the plan, or which parameters train, has changed: another function would void what was
+    compiled for other sizes.
+    """
+    known: list[tuple[object, bool]] = []
 
     def prepared(again: object) -> bool:
         tuned = of()
         memory: Memory | None = getattr(tuned, "memory", None)
         if tuned is None or memory is None or torch._C._are_functorch_transforms_active():
             return False
-        found = memory.compiled_forward_of(tuned)
-        tuned.__dict__["_compiled_forward"] = found
-        return found is not None
+        key = (again, tuple(p.requires_grad for p in tuned.parameters()))
+        if not known or known[0][0] != key:
+            found = memory.compiled_forward_of(tuned)
+            tuned.__dict__["_compiled_forward"] = found
+            known[:] = [(key, found is not None)]
+        return known[0][1]
 
     asked: Callable[[object], bool] = torch.compiler.assume_constant_result(prepared)
     return asked
