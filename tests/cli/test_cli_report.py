@@ -51,8 +51,8 @@ def test_other_data_and_damaged_runs_leave_a_page_with_a_note(tmp_path):
     said = parsed("report", run, "--no-fold", "-d", write_data(tmp_path / "five.npz", 50, 5))
     assert "the data are not those that the run was trained on" in said["notes"][0]
     manifest = json.loads((run / "manifest.json").read_text())
-    del manifest["held_out"]  # as runs of earlier versions, which say the seed alone
-    (run / "manifest.json").write_text(json.dumps({**manifest, "training": {"seed": "x"}}))
-    assert "Predictions are left out" in parsed("report", run, "--no-fold")["notes"][0]
+    for damage in ({"held_out": {"seed": "x"}}, {"held_out": 5}, {"held_out": None, "training": {"seed": -1}}):
+        (run / "manifest.json").write_text(json.dumps({**manifest, **damage}))
+        assert "Predictions are left out" in parsed("report", run, "--no-fold")["notes"][0]
     (run / "history.jsonl").write_text('{"epoch": 1, "train_loss": NaN}\n{"epoch": 2, "train_loss": 1}\n')
     assert parsed("report", run, "--no-fold")["epochs"] == 2

@@ -37,12 +37,25 @@ def held_out(data: Data, seed: int) -> dict[str, object]:
 
 
 def seed_of_split(manifest: Mapping[str, object]) -> int:
-    """With which seed the split of a run was drawn."""
-    training, drawn = manifest.get("training"), manifest.get(KEY)
-    for entry in (drawn, training):
-        found = entry.get("seed") if isinstance(entry, Mapping) else None
+    """With which seed the split of a run was drawn; 0 where the run does not say it.
+
+    Raises:
+        UtcError: what the run says is no seed.
+    """
+    for key in (KEY, "training"):
+        entry = manifest.get(key)
+        if entry is None or (isinstance(entry, Mapping) and "seed" not in entry):
+            continue
+        found = entry["seed"] if isinstance(entry, Mapping) else entry
         if type(found) is int and found >= 0:
             return found
+        raise UtcError(
+            f"the manifest has {found!r} as the seed of the run",
+            where=f"manifest.json, {key}",
+            why="the samples that the run held out are drawn with it",
+            fix="restore the manifest, or name data that were not trained on with -d",
+            code="checkpoint/damaged",
+        )
     return 0
 
 
