@@ -46,13 +46,13 @@ def seed_of_split(manifest: Mapping[str, object]) -> int:
         entry = manifest.get(key)
         if entry is None or (isinstance(entry, Mapping) and "seed" not in entry):
             continue
-        found = entry["seed"] if isinstance(entry, Mapping) else entry
+        found = entry["seed"] if isinstance(entry, Mapping) else None
         if type(found) is int and found >= 0:
             return found
         raise UtcError(
-            f"the manifest has {found!r} as the seed of the run",
+            "the manifest does not have the seed of the run",
             where=f"manifest.json, {key}",
-            why="the samples that the run held out are drawn with it",
+            why=f"it has {found!r}, and the samples that the run held out are drawn with it",
             fix="restore the manifest, or name data that were not trained on with -d",
             code="checkpoint/damaged",
         )
