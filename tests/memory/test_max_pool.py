@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import utcompile as utc
-from utcompile.memory import functions
+from utcompile.memory import MemoryPlan, functions
 from utcompile.memory.max_pool import small_index_pool
+from utcompile.memory.units import units_of
 
 SETTINGS = {
     "overlapping": (3, 2, 1, 1, False),
@@ -62,7 +63,7 @@ class Stem(nn.Module):
         x = self.norm(self.conv(x))
         if self.how == "a view":
             return self.last(self.pool(self.act(x[:, :, :]))) + x.mean()  # type: ignore[no-any-return]
-        y = self.act(x)
+        y = torch.relu_(x) if self.how == "a function" else self.act(x)
         result: Tensor = self.last(self.pool(y))
         if self.how == "read twice":
             return result + y.mean()
@@ -74,6 +75,7 @@ class Stem(nn.Module):
     [
         ("in place", ["index"]),
         ("new", ["index"]),
+        ("a function", ["index"]),
         ("read twice", ["bits", "index"]),
         ("read before", ["bits", "index"]),
         ("a view", ["bits", "index"]),
@@ -96,5 +98,9 @@ def test_the_relu_before_a_pool_keeps_nothing(how: str, ways: list[str], monkeyp
     assert all(map(torch.equal, step(tuned), step(plain)))
     savings = tuned.__dict__["_planned"].savings
     assert sorted(s.how for s in savings if s.how in ("bits", "index")) == ways
+    units = units_of(tuned.graph, tuned, tuned.follows_mode)
+    again = copy.deepcopy(tuned)
+    again.memory = MemoryPlan(again=tuple((u.first, u.last) for u in units))
+    assert units and all(map(torch.equal, step(again), step(plain)))
     kept, before = (saved_bytes(m, lambda m=m: m(x).sum()) for m in (tuned, plain))
     assert kept < before

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from utcompile.errors import UtcError
 from utcompile.graph import function_of, info, module_operation
 from utcompile.memory.functions import bit_relu
+from utcompile.memory.one_call import as_it_is
 from utcompile.memory.parameters import ReadParameters
 
 _IS_AGAIN: ContextVar[bool] = ContextVar("is_again", default=False)
@@ -119,7 +120,7 @@ def _plain(node: fx.Node, root: nn.Module) -> tuple[str, Target, tuple[Argument,
     written = info(node).inplace
     if target is bit_relu:
         return how, target, (args[0], False), kwargs
-    if written is None:
+    if written is None or target is as_it_is:
         return how, target, args, kwargs
     if how == "call_module":
         name, attributes = module_operation(root.get_submodule(str(target)))
