@@ -20,7 +20,7 @@ from benchmarks.rivals import R, by_peft
 
 def run(quick: bool) -> Iterator[Row]:
     """Each case in turns in this process."""
-    yield from compare(_small(), 2 if quick else 15, time.thread_time, "PEFT")
+    yield from compare(_small(), 2 if quick else 40, time.thread_time, "PEFT")
     for case in (_prefixes(), *cases(4, quick=False)):
         if not quick:
             of = "PEFT" if case.peft is not None else "as torch keeps things"
