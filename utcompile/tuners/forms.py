@@ -23,7 +23,7 @@ TimedForm = Literal["branch", "reparametrised", "one"]  # `one`: the branch, as 
 TIMED_FORMS: tuple[TimedForm, ...] = get_args(TimedForm)
 BATCH = 8  # the batch of the count; only the cost of `BA` does not grow with it
 _THIN = 3.0  # thin products (r of 4 to 64) reach about a third of the FLOPs per second of a thick one
-_THIN_ALONE = 2.5  # those of one operation, which makes no gradient of x of them: 39 of 100 GFLOPs per second in ViT-S/16
+_THIN_ALONE = 2.5  # those of one operation, of which x has no gradient: 39 of 100 GFLOPs per second in ViT-S/16
 _BYTE = 8.0  # FLOPs in the time in which one byte is moved
 
 
