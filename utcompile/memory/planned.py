@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -214,7 +214,7 @@ class Planner:
         if node.op == "call_function":
             return node.target, node.args, dict(node.kwargs)  # type: ignore[return-value]
         if node.op == "call_method":
-            return getattr(torch.Tensor, str(node.target)), node.args, dict(node.kwargs)
+            return _method(str(node.target)), node.args, dict(node.kwargs)
         op = self.reading.operations[node]
         if op.name in having(Trait.NORM):
             return self._norm(node)
@@ -356,6 +356,17 @@ class Planner:
         if node.op == "call_module":
             self.layers.add(str(node.target))
         node.op, node.target, node.args, node.kwargs = "call_function", function, args, kwargs or {}
+
+
+@cache
+def _method(name: str) -> Callable[..., torch.Tensor]:
+    """A method of tensors as a function; torch 2.11 does not compile `torch.Tensor.mul` that a recipe has."""
+
+    def method(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        found: torch.Tensor = getattr(tensor, name)(*args, **kwargs)
+        return found
+
+    return method
 
 
 def _nodes_in(value: Argument) -> list[fx.Node]:
