@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from utcompile.memory import MemoryPlan, functions
 from utcompile.memory.max_pool import small_index_pool
 from utcompile.memory.units import units_of
 
-SETTINGS = {
+SETTINGS: dict[str, tuple[Any, ...]] = {
     "overlapping": (3, 2, 1, 1, False),
     "apart": (2, 2, 0, 1, False),
     "rounded up": (3, 2, 0, 1, True),
@@ -32,9 +33,9 @@ def test_bits_of_results_and_gradients(kind: str, rectified: bool, layout: torch
     for channels in (3, 16):  # few channels, and those that are laid next to each other
         x = torch.randn(2, channels, 13, 11).round(decimals=1)  # there are equal numbers in windows
         x = x.contiguous(memory_format=layout).requires_grad_()
-        kept = small_index_pool(x, *SETTINGS[kind], rectified)  # type: ignore[arg-type]
+        kept = small_index_pool(x, *SETTINGS[kind], rectified)
         kernel, stride, padding, dilation, ceil = SETTINGS[kind]
-        own = F.max_pool2d(x.relu() if rectified else x, kernel, stride, padding, dilation, ceil)  # type: ignore[arg-type]
+        own = F.max_pool2d(x.relu() if rectified else x, kernel, stride, padding, dilation, ceil)
         assert torch.equal(kept, own) and kept.stride() == own.stride()
         grad = torch.randn_like(own)
         assert torch.equal(torch.autograd.grad(kept, x, grad)[0], torch.autograd.grad(own, x, grad)[0])
@@ -62,7 +63,8 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
         if self.how == "a view":
-            return self.last(self.pool(self.act(x[:, :, :]))) + x.mean()  # type: ignore[no-any-return]
+            seen: Tensor = self.last(self.pool(self.act(x[:, :, :])))
+            return seen + x.mean()
         y = torch.relu_(x) if self.how == "a function" else self.act(x)
         result: Tensor = self.last(self.pool(y))
         if self.how == "read twice":

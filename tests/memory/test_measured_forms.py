@@ -57,7 +57,7 @@ class Net(nn.Module):
 
 @dataclass(eq=False)
 class Clock:
-    """A clock that yields what it is told, and counts how often it was read."""
+    """A clock with given times, which counts how often it was read."""
 
     fastest: str = "branch"
     asked: list[tuple[str, ...]] = field(default_factory=list)

@@ -32,7 +32,8 @@ class Twice(nn.Module):
         x = self.norms[0](torch.tanh(self.first(x)).sin().exp())
         x = self.norms[1](torch.tanh(self.shared(x)).sin().exp())
         x = self.norms[2](torch.tanh(self.last(x)).sin().exp())
-        return self.norms[3](torch.tanh(self.shared(x)).sin().exp())  # type: ignore[no-any-return]
+        result: Tensor = self.norms[3](torch.tanh(self.shared(x)).sin().exp())
+        return result
 
 
 def _linears() -> nn.Module:

@@ -22,8 +22,9 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 class Formulas(Protocol):
     """One operation on a weight, with its settings and the scaling s of the update."""
 
-    def changed(self, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """`W + s·BA`."""
+    @property
+    def scaling(self) -> float:
+        """s."""
 
     def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The operation."""
@@ -40,6 +41,11 @@ class Formulas(Protocol):
         """The gradients of x, A and B; `needed` says of which."""
 
 
+def changed(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`W + s·BA`."""
+    return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=scaling).view(weight.shape)
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear over the last axis.
@@ -49,10 +55,6 @@ class Linear:
     """
 
     scaling: float
-
-    def changed(self, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """`W + s·BA`."""
-        return torch.addmm(weight, b, a, alpha=self.scaling)
 
     def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The linear."""
@@ -69,7 +71,7 @@ class Linear:
     ) -> Gradients:
         """The gradients of x, A and B."""
         flat, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        of_x = (g @ self.changed(weight, a, b)).view(x.shape) if needed[0] else None
+        of_x = (g @ changed(weight, a, b, self.scaling)).view(x.shape) if needed[0] else None
         of_a = (b.t() @ g.t()) * self.scaling @ flat if needed[1] else None
         of_b = ((a @ flat.t()) @ g).t() * self.scaling if needed[2] else None
         return of_x, of_a, of_b
@@ -86,10 +88,6 @@ class Convolution:
 
     settings: tuple[list[int], ...]
     scaling: float
-
-    def changed(self, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """`W + s·BA`."""
-        return torch.addmm(weight.flatten(1), b, a.flatten(1), alpha=self.scaling).view(weight.shape)
 
     def run(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The convolution."""
@@ -111,7 +109,7 @@ class Convolution:
         read = x if positions is None else positions.read(x)
         of_x = of_a = of_b = None
         if needed[0]:
-            of_x, _, _ = call._backward(grad, read, self.changed(weight, a, b), [True, False, False])
+            of_x, _, _ = call._backward(grad, read, changed(weight, a, b, self.scaling), [True, False, False])
             of_x = of_x if positions is None else positions.put(of_x, x.shape)
         if needed[1] or needed[2]:
             of_a, of_b = call._of_factors(grad, read, a, b)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from utcompile.graph import Context, autocast_dtype, function_of, runs_plainly
 from utcompile.memory.branch import remade_branch
 from utcompile.memory.calls import remade_call
-from utcompile.memory.formulas import Convolution, Formulas, Linear
+from utcompile.memory.formulas import Convolution, Formulas, Linear, changed
 from utcompile.memory.functions import frozen_conv
 from utcompile.memory.recipe import Recipe, Remade
 from utcompile.tuners import Lora, recomputed
@@ -149,7 +149,7 @@ class _Tuned(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, a, b, *kept)
         ctx.call, ctx.made = call, made
-        return no_view(call.run(x, call.changed(weight, a, b), bias))
+        return no_view(call.run(x, changed(weight, a, b, call.scaling), bias))
 
     @staticmethod
     def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
